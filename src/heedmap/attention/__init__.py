@@ -1,0 +1,94 @@
+"""Attention: modules that take features and give back what they made of them, with the very map that they used.
+
+Two kinds, not forced through one meaning. A *readout* turns features (and a query) into a vector; its map is
+(B, 1, H, W). A *gate* multiplies the features; its map is the factor, (B, C, H, W). Both return
+:class:`heedmap.records.Attended`. :data:`ATTENTIONS` lists all that the command line knows by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heedmap.attention.compatibility import SCORES, WEIGHTS, CompatibilityReadout, MeanReadout, Readout
+from heedmap.attention.feature import FeatureAttention
+from heedmap.errors import ModelError, nearest
+
+__all__ = [
+    "ATTENTIONS",
+    "SCORES",
+    "WEIGHTS",
+    "AttentionKind",
+    "CompatibilityReadout",
+    "FeatureAttention",
+    "MeanReadout",
+    "Readout",
+    "attention_kind",
+    "build_attention",
+]
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """One line of the table of attentions.
+
+    Attributes:
+        sentence: what it does, for ``heedmap list``.
+        is_gate: it multiplies the features (one map a channel) rather than reading them into a vector.
+        weights: the weights it can make of its scores; the first is the default.
+    """
+
+    sentence: str
+    is_gate: bool = False
+    weights: tuple[str, ...] = WEIGHTS
+
+
+ATTENTIONS: dict[str, AttentionKind] = {
+    "parametrised": AttentionKind("score <u, l + g> with a learned u (Learn to Pay Attention, pc)"),
+    "dot": AttentionKind("score <l, g>: how well a place agrees with the whole picture (Learn to Pay Attention, dp)"),
+    "additive": AttentionKind("score <v, tanh(W l + U g)>: learned, and aware of the query under softmax too"),
+    "feature": AttentionKind("soft feature attention: a gate on every feature, scored by a 1x1 convolution", True),
+    "feature-dense": AttentionKind("soft feature attention as published: a full matrix over all features", True),
+    "none": AttentionKind("no attention: the same taps averaged, the matched control", weights=("softmax",)),
+}
+
+
+def attention_kind(name: str) -> AttentionKind:
+    """Return the table's line for ``name``.
+
+    Raises:
+        ModelError: there is none; the message lists those that exist.
+    """
+    if name not in ATTENTIONS:
+        raise ModelError(f"Unknown attention {name!r}; it can be {', '.join(ATTENTIONS)}.{nearest(name, ATTENTIONS)}")
+    return ATTENTIONS[name]
+
+
+def build_attention(
+    name: str,
+    channels: int,
+    query_channels: int,
+    *,
+    height: int = 1,
+    width: int = 1,
+    weights: str = "softmax",
+) -> Readout | FeatureAttention:
+    """Build the attention of that name for one tap.
+
+    Args:
+        name: a key of :data:`ATTENTIONS`.
+        channels: C of the tapped features.
+        query_channels: D of the query.
+        height, width: H and W of the tapped features; only ``feature-dense`` is bound to them.
+        weights: ``softmax`` or ``sigmoid``.
+
+    Raises:
+        ModelError: an unknown name, weights that this attention does not have, or a dense matrix that does not fit.
+    """
+    known = attention_kind(name).weights
+    if weights not in known:
+        raise ModelError(f"Attention {name!r} has no weights {weights!r}; it can be {', '.join(known)}.")
+    if name == "none":
+        return MeanReadout(channels)
+    if name in ("feature", "feature-dense"):
+        return FeatureAttention(channels, height, width, "conv" if name == "feature" else "dense", weights)
+    return CompatibilityReadout(channels, query_channels, score=name, weights=weights)
