@@ -42,12 +42,15 @@ class AttentionKind:
     weights: tuple[str, ...] = WEIGHTS
 
 
+# The original of soft feature attention has the sigmoid.
+GATE_WEIGHTS = ("sigmoid", "softmax")
+
 ATTENTIONS: dict[str, AttentionKind] = {
     "parametrised": AttentionKind("score <u, l + g> with a learned u (Learn to Pay Attention, pc)"),
     "dot": AttentionKind("score <l, g>: how well a place agrees with the whole picture (Learn to Pay Attention, dp)"),
     "additive": AttentionKind("score <v, tanh(W l + U g)>: learned, and aware of the query under softmax too"),
-    "feature": AttentionKind("soft feature attention: a gate on every feature, scored by a 1x1 convolution", True),
-    "feature-dense": AttentionKind("soft feature attention as published: a full matrix over all features", True),
+    "feature": AttentionKind("soft feature attention: a gate on every feature, scored by a 1x1 convolution", True, GATE_WEIGHTS),
+    "feature-dense": AttentionKind("soft feature attention as published: a full matrix over all features", True, GATE_WEIGHTS),
     "none": AttentionKind("no attention: the same taps averaged, the matched control", weights=("softmax",)),
 }
 
@@ -70,7 +73,7 @@ def build_attention(
     *,
     height: int = 1,
     width: int = 1,
-    weights: str = "softmax",
+    weights: str | None = None,
 ) -> Readout | FeatureAttention:
     """Build the attention of that name for one tap.
 
@@ -79,12 +82,13 @@ def build_attention(
         channels: C of the tapped features.
         query_channels: D of the query.
         height, width: H and W of the tapped features; only ``feature-dense`` is bound to them.
-        weights: ``softmax`` or ``sigmoid``.
+        weights: ``softmax`` or ``sigmoid``; None takes the default of that attention.
 
     Raises:
         ModelError: an unknown name, weights that this attention does not have, or a dense matrix that does not fit.
     """
     known = attention_kind(name).weights
+    weights = weights or known[0]
     if weights not in known:
         raise ModelError(f"Attention {name!r} has no weights {weights!r}; it can be {', '.join(known)}.")
     if name == "none":
