@@ -1,0 +1,1 @@
+"""The numbers that judge a classifier and its maps; nothing here touches the disk or draws."""

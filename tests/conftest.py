@@ -1,0 +1,99 @@
+"""Small things that several test files share."""
+
+import os
+
+# Before torch is imported: its thread pools take their size from here, and other work may share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+CUE_CLASSES = ("blue", "green", "red")
+CUE_COLOURS = {"blue": (30, 60, 230), "green": (30, 200, 60), "red": (230, 40, 30)}
+CUE_SIDE = 10
+CUE_PICTURE_SIDE = 40
+
+Box = tuple[int, int, int, int]
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of randomness on the CPU; no test touches the global one."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def images(generator: torch.Generator) -> torch.Tensor:
+    """(4, 3, 32, 32) float32 in [0, 1]: a batch of noise."""
+    return torch.rand(4, 3, 32, 32, generator=generator)
+
+
+def cue_picture(name: str, seed: int, side: int = CUE_PICTURE_SIDE) -> tuple[Image.Image, Box]:
+    """Draw a picture of class ``name`` and return it with its cue's box, (left, top, right, bottom) in pixels.
+
+    Grey noise all over, and a square of the class's colour at a random place: only the square tells the class.
+    """
+    random = np.random.default_rng([seed, CUE_CLASSES.index(name)])
+    pixels = np.repeat(random.integers(60, 196, (side, side, 1), dtype=np.uint8), 3, axis=2)
+    left, top = (int(place) for place in random.integers(0, side - CUE_SIDE + 1, 2))
+    pixels[top : top + CUE_SIDE, left : left + CUE_SIDE] = CUE_COLOURS[name]
+    return Image.fromarray(pixels), (left, top, left + CUE_SIDE, top + CUE_SIDE)
+
+
+def write_cue_part(folder: Path, count: int, first_seed: int, classes: tuple[str, ...] = CUE_CLASSES) -> dict[str, Box]:
+    """Write ``count`` cue pictures per class to ``folder/CLASS/NNN.png``; return "CLASS/NNN.png" -> the cue's box."""
+    boxes: dict[str, Box] = {}
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture, box = cue_picture(name, first_seed + number)
+            picture.save(folder / name / f"{number:03d}.png", compress_level=1)
+            boxes[f"{name}/{number:03d}.png"] = box
+    return boxes
+
+
+@pytest.fixture(scope="session")
+def _cue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cue")
+    write_cue_part(folder / "train", 12, first_seed=0)
+    write_cue_part(folder / "test", 12, first_seed=1000)
+    return folder
+
+
+@pytest.fixture
+def cue_folder(_cue_folder: Path) -> Path:
+    """A folder with ``train`` and ``test``: three classes (blue, green, red), twelve 40x40 PNG of each in each part.
+
+    One copy serves the whole run of the suite: read it, do not change it; ``make_cue_folder`` gives one to change.
+    """
+    return _cue_folder
+
+
+@pytest.fixture
+def make_cue_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A function ``make(train=12, test=12, classes=...) -> Path``: a fresh cue folder; 0 leaves a part out."""
+
+    def make(train: int = 12, test: int = 12, classes: tuple[str, ...] = CUE_CLASSES) -> Path:
+        folder = tmp_path / "pictures"
+        for part, count, first_seed in (("train", train, 0), ("test", test, 1000)):
+            if count:
+                write_cue_part(folder / part, count, first_seed, classes)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures and weights that may lie beside the repository; the test is skipped without it."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    return folder
