@@ -1,0 +1,376 @@
+"""Map and picture in, picture out; knows no model.
+
+A heatmap is the picture of a map. Three rules hold here: the numbers are drawn on the scale that the caller names and
+on no other; that scale is printed beside the picture; NaN and infinity are refused rather than painted.
+
+Colours are matplotlib's *inferno* (CC0; S. van der Walt and N. Smith, 2015), whose luminance rises all the way, so a
+hotter place is also a lighter one and the picture survives a grey printer and colour-blind eyes. Between the grid's
+cell centres the values are interpolated linearly, as ``torch.nn.functional.interpolate(mode="bilinear",
+align_corners=False)`` does; ``smooth=False`` shows the grid's cells as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from heedmap.records import AttentionMap
+
+Values: TypeAlias = Tensor | NDArray[np.floating]
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Colour: TypeAlias = tuple[int, int, int]
+
+_INFERNO = (  # every eighth of the 256 colours; the 7 between are interpolated, off by at most 3 of 255
+    "0000040403120b0724150b37210c4a2f0a5b3d09654a0c6b57106e64156e71196e7d1e6d8a226a972766a32c61b0315bbc3754"
+    "c63d4dd04545da4e3ce35933eb6429f1711ff67e14f98c0afb9b06fcaa0ffbba1ff9c932f5d949f2e865f3f586fcffa4"
+)
+
+PAPER: Colour = (247, 247, 245)
+INK: Colour = (28, 29, 31)
+GREY: Colour = (110, 112, 116)
+FAINT: Colour = (222, 222, 218)
+RIGHT: Colour = (26, 127, 55)
+WRONG: Colour = (192, 38, 28)
+OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
+
+
+def _colour_table() -> NDArray[np.uint8]:
+    anchors = np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(-1, 3).astype(np.float64)
+    places = np.linspace(0, len(anchors) - 1, 256)
+    columns = [np.interp(places, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
+    return np.stack(columns, axis=1).round().astype(np.uint8)
+
+
+COLOURS = _colour_table()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The headline of a panel.
+
+    Attributes:
+        predicted: the class that the network names.
+        probability: its probability, 0 to 1.
+        label: the truth where it is known, else None.
+        name: where the picture came from, printed small.
+        top: (class, probability) of the likeliest classes, drawn as bars under the picture; best first.
+    """
+
+    predicted: str
+    probability: float
+    label: str | None = None
+    name: str = ""
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a panel: a square picture with its maps.
+
+    Attributes:
+        picture: RGB, square; drawn first and under every map.
+        title: what the picture is, such as ``picture`` or ``query``.
+        maps: each with the ends of its scale.
+        over_picture: False draws the maps alone, as features are best seen.
+        top: bars under the picture, see :class:`Caption`.
+    """
+
+    picture: Image.Image
+    title: str
+    maps: tuple[AttentionMap, ...]
+    over_picture: bool = True
+    top: tuple[tuple[str, float], ...] = ()
+
+
+def grid_of(values: Values) -> NDArray[np.float64]:
+    """Return a map's (h, w) values as float64.
+
+    Raises:
+        ValueError: not two axes, empty, or a value that is NaN or infinite.
+    """
+    grid = (values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)).astype(float)
+    if grid.ndim != 2 or grid.size == 0:
+        raise ValueError(f"A map has the shape (h, w), not {tuple(grid.shape)}.")
+    if not np.isfinite(grid).all():
+        raise ValueError("The map holds NaN or infinity; it cannot be drawn.")
+    return grid
+
+
+def scale_of(values: Values) -> tuple[float, float]:
+    """Return the scale a map is drawn on when none is named: zero (or its smallest value, if negative) to its largest.
+
+    A map that is zero everywhere gets (0, 1): it is drawn cold.
+    """
+    grid = grid_of(values)
+    low, high = min(0.0, float(grid.min())), float(grid.max())
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def hottest(values: Values) -> tuple[float, float]:
+    """Return the centre of the hottest cell as (x, y) shares of the picture; the first in raster order among equals."""
+    grid = grid_of(values)
+    row, column = np.unravel_index(int(grid.argmax()), grid.shape)
+    return (float(column) + 0.5) / grid.shape[1], (float(row) + 0.5) / grid.shape[0]
+
+
+def _heat(values: Values, low: float, high: float, size: tuple[int, int] | None, smooth: bool) -> NDArray[np.float32]:
+    """Heat in [0, 1] on the picture's pixels: 0 at ``low`` and below, 1 at ``high`` and above."""
+    grid = grid_of(values)
+    if not high > low:
+        raise ValueError(f"A scale runs from low to high, not from {low} to {high}.")
+    if size is not None:
+        way = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        grid = np.asarray(Image.fromarray(grid.astype(np.float32)).resize(size, way))
+    return ((grid - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def heatmap(values: Values, low: float, high: float, size: int | None = None, *, smooth: bool = True) -> Image.Image:
+    """Draw a map by itself.
+
+    Args:
+        values: (h, w), finite.
+        low: the value that gets the first, darkest colour; what is lower gets it too.
+        high: the value that gets the last, lightest colour; what is higher gets it too.
+        size: side of the square picture in pixels; None draws one pixel for each value.
+        smooth: interpolate linearly between cell centres; otherwise show the cells.
+
+    Raises:
+        ValueError: NaN or infinity in the map, not two axes, or ``high`` not above ``low``.
+    """
+    heat = _heat(values, low, high, None if size is None else (size, size), smooth)
+    return Image.fromarray(COLOURS[(heat * 255).round().astype(np.uint8)])
+
+
+def overlay(
+    picture: Image.Image, values: Values, low: float, high: float, opacity: float = 0.8, *, smooth: bool = True
+) -> Image.Image:
+    """Draw a map over its picture, each place as opaque as it is hot, so that cold places stay the photograph.
+
+    The photograph under the map is paled to a quarter of its colour: a red saucer must not be taken for heat.
+
+    Args:
+        picture: RGB of any size; the map covers all of it.
+        values: (h, w), finite.
+        low: the value drawn fully transparent.
+        high: the value drawn in the last colour at ``opacity``.
+        opacity: 0 to 1, how much of the picture the hottest colour hides.
+        smooth: see :func:`heatmap`.
+
+    Raises:
+        ValueError: as :func:`heatmap`; ``opacity`` outside 0 to 1.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity lies between 0 and 1, not at {opacity}.")
+    heat = _heat(values, low, high, picture.size, smooth)
+    colours = COLOURS[(heat * 255).round().astype(np.uint8)].astype(np.float32)
+    share = (opacity * np.sqrt(heat))[..., None]  # the root lifts the middle, which would drown in a bright picture
+    ground = np.asarray(ImageEnhance.Color(picture.convert("RGB")).enhance(0.25), np.float32)
+    mixed = ground * (1 - share) + colours * share
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def peak_text(values: Values) -> str:
+    """Say how the largest value compares with an even spread, such as ``peak 0.0547 = 14 x uniform``."""
+    grid = grid_of(values)
+    peak, mean = float(grid.max()), float(grid.mean())
+    if mean <= 0:
+        return f"peak {peak:.3g}"
+    against = "uniform" if abs(grid.sum() - 1) < 1e-3 else "its mean"
+    return f"peak {peak:.3g} = {_times(peak / mean)} x {against}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+
+
+def legend(low: float, high: float, text: str, width: int = 256) -> Image.Image:
+    """Draw the colour bar with the numbers at its ends and a line of text under it; (width, 44) pixels."""
+    sheet = Image.new("RGB", (width, 44), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    ramp = Image.fromarray(COLOURS[None]).resize((width, 8), Image.Resampling.BILINEAR)
+    sheet.paste(ramp, (0, 0))
+    _write(pen, (0, 12), f"{low:.3g}", 12, GREY)
+    _write(pen, (width, 12), f"{high:.3g}", 12, GREY, anchor="ra")
+    _write(pen, (0, 28), text, 12, INK, width=width)
+    return sheet
+
+
+def panel(
+    rows: Sequence[Row],
+    caption: Caption,
+    note: str = "",
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    tile: int = 256,
+) -> Image.Image:
+    r"""Draw everything about one picture: headline, the picture, each map with its legend, and what the numbers mean.
+
+    Args:
+        rows: at least one; they may differ in their number of maps.
+        caption: the headline; a known truth is shown as right or wrong, by colour and by word.
+        note: printed at the foot, one line for each ``\n``.
+        box: (left, top, right, bottom) as shares of the square picture, outlined where given.
+        tile: side of each square in pixels.
+    """
+    columns = 1 + max(len(row.maps) for row in rows)
+    lines = note.split("\n") if note else []
+    width = columns * tile + (columns - 1) * _GAP + 2 * _EDGE
+    row_height = _TITLE + tile + _LEGEND
+    sheet = Image.new("RGB", (width, _HEAD + len(rows) * row_height + 18 * len(lines) + _EDGE), PAPER)
+    _draw_headline(sheet, caption)
+    for number, row in enumerate(rows):
+        _draw_row(sheet, row, _HEAD + number * row_height, tile, box)
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        top = _HEAD + len(rows) * row_height + 18 * number
+        _write(pen, (_EDGE, top), line, 12, GREY, width=width - 2 * _EDGE)
+    return sheet
+
+
+_EDGE, _GAP, _HEAD, _TITLE, _LEGEND = 22, 16, 68, 24, 66
+
+
+def _draw_headline(sheet: Image.Image, caption: Caption) -> None:
+    pen, right = ImageDraw.Draw(sheet), sheet.width - _EDGE
+    end = _write(pen, (_EDGE, 20), caption.predicted, 26, INK, width=sheet.width // 2)
+    end = _write(pen, (end + 10, 20), f"{100 * caption.probability:.0f} %", 26, GREY)
+    if caption.label is not None:
+        is_right = caption.label == caption.predicted
+        end = _badge(sheet, (end + 16, 24), "right" if is_right else "wrong", RIGHT if is_right else WRONG)
+        if not is_right:
+            end = _write(pen, (end + 10, 27), f"truth: {caption.label}", 16, WRONG, width=right - end - 10)
+    if caption.name and right - end > 100:
+        _write(pen, (right, 31), _fit(caption.name, 12, right - end - 24), 12, GREY, anchor="ra")
+
+
+def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour) -> int:
+    """A rounded label with a word on it; returns where it ends."""
+    width, height = round(_font(word, 14).getlength(word)) + 18, 25
+    large = Image.new("L", (4 * width, 4 * height), 0)  # drawn large and shrunk: Pillow's shapes have rough edges
+    ImageDraw.Draw(large).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=4 * height // 2, fill=255)
+    mask = large.resize((width, height), Image.Resampling.LANCZOS)
+    sheet.paste(Image.new("RGB", mask.size, colour), place, mask)
+    middle = (place[0] + width / 2, place[1] + height / 2)
+    ImageDraw.Draw(sheet).text(middle, word, (255, 255, 255), _font(word, 14), anchor="mm")
+    return place[0] + width
+
+
+def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, box: tuple[float, float, float, float] | None) -> None:
+    pen = ImageDraw.Draw(sheet)
+    picture = row.picture.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
+    _write(pen, (_EDGE, top), row.title, 15, INK, width=tile)
+    sheet.paste(_outlined(picture, box), (_EDGE, top + _TITLE))
+    _draw_bars(pen, row.top, (_EDGE, top + _TITLE + tile + 7), tile)
+    for number, drawn in enumerate(row.maps):
+        left = _EDGE + (number + 1) * (tile + _GAP)
+        height, width = drawn.values.shape
+        end = _write(pen, (left, top), drawn.tap, 15, INK, width=tile - 70)
+        _write(pen, (end, top), f",  {height} x {width}", 15, GREY)
+        scale = (drawn.low, drawn.high)
+        heated = overlay(picture, drawn.values, *scale) if row.over_picture else heatmap(drawn.values, *scale, tile)
+        sheet.paste(_marked(_outlined(heated, box), hottest(drawn.values)), (left, top + _TITLE))
+        sheet.paste(legend(*scale, peak_text(drawn.values), tile), (left, top + _TITLE + tile + 8))
+
+
+def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place: tuple[int, int], width: int) -> None:
+    """The likeliest classes: name, bar, per cent."""
+    for number, (name, probability) in enumerate(top[:3]):
+        line, start, full = place[1] + 16 * number, place[0] + width // 2, width // 2 - 44
+        _write(pen, (place[0], line), name, 12, INK, width=width // 2 - 8)
+        pen.rectangle((start, line + 4, start + full, line + 10), fill=FAINT)
+        if probability * full >= 1:
+            pen.rectangle((start, line + 4, start + round(full * probability), line + 10), fill=GREY)
+        _write(pen, (place[0] + width, line), f"{100 * probability:.1f} %", 12, GREY, anchor="ra")
+
+
+def _outlined(picture: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """The picture with the box's outline, light inside dark so that it shows on any ground."""
+    if box is None:
+        return picture
+    outlined = picture.copy()
+    left, top, right, bottom = (round(share * (side - 1)) for share, side in zip(box, picture.size * 2, strict=True))
+    pen = ImageDraw.Draw(outlined)
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
+    pen.rectangle((left, top, right, bottom), outline=(255, 255, 255))
+    return outlined
+
+
+def _marked(picture: Image.Image, place: tuple[float, float]) -> Image.Image:
+    """The picture with a small ring round the hottest place; the ring's inside shows the heat itself."""
+    marked, ring = picture.copy(), _ring()
+    x, y = (round(share * side - ring.width / 2) for share, side in zip(place, picture.size, strict=True))
+    marked.paste(ring, (x, y), ring)
+    return marked
+
+
+@functools.cache
+def _ring(side: int = 19) -> Image.Image:
+    large = Image.new("RGBA", (side * 4, side * 4), (255, 255, 255, 0))
+    pen = ImageDraw.Draw(large)
+    pen.ellipse((2, 2, side * 4 - 3, side * 4 - 3), outline=(0, 0, 0, 200), width=12)
+    pen.ellipse((6, 6, side * 4 - 7, side * 4 - 7), outline=(255, 255, 255, 255), width=5)
+    return large.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    colour: Colour,
+    *,
+    anchor: str = "la",
+    width: int | None = None,
+) -> int:
+    """Write a line, shortened to ``width`` pixels; returns the x at which it ends."""
+    text = text if width is None else _fit(text, size, width)
+    font, text = _font(text, size), _drawable(text)
+    pen.text(place, text, colour, font, anchor=anchor)
+    return place[0] + round(font.getlength(text))
+
+
+def _fit(text: str, size: int, width: int) -> str:
+    """The text, cut in its middle where it is wider than ``width`` pixels; both ends of a path tell something."""
+    keep = len(text)
+    shown = text
+    while keep > 4 and _font(shown, size).getlength(_drawable(shown)) > width:
+        keep -= 1
+        shown = text[: keep - keep // 2] + "..." + text[len(text) - keep // 2 :]
+    return shown
+
+
+@functools.cache
+def _default_font(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+@functools.cache
+def _other_font(size: int) -> Font | None:
+    for name in OTHER_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return None
+
+
+def _font(text: str, size: int) -> Font:
+    """Pillow's own font, which has ASCII only; for other writing a font of the system where one of the usual is."""
+    return _default_font(size) if text.isascii() else _other_font(size) or _default_font(size)
+
+
+def _drawable(text: str) -> str:
+    """The text itself where a font for it is at hand; else without accents, and ``?`` for what then is not ASCII."""
+    if text.isascii() or _other_font(12) is not None:
+        return text
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return plain.encode("ascii", "replace").decode("ascii")
