@@ -1,0 +1,1 @@
+"""Pictures: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit."""

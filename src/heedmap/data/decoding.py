@@ -1,0 +1,214 @@
+"""One picture file in, RGB as a person sees it out; and the square view that every classifier gets.
+
+Only formats that Pillow decodes by itself are tried. In particular EPS, which would start Ghostscript on a file that
+somebody downloaded, is not. Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formula.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from heedmap.errors import PictureError
+
+__all__ = ["MAX_PIXELS", "crop_box", "read_picture", "square", "to_tensor"]
+
+MAX_PIXELS = 100_000_000
+"""Pictures whose header promises more pixels than this are refused before anything is decoded."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_ORIENTATION_TAG = 0x0112
+_WHITE_IS_ZERO = 0
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+
+# EXIF orientation -> what turns the stored picture into the upright one (EXIF 2.32, section 4.6.4, tag 274).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_picture(path: str | Path | IO[bytes], *, short_side: int | None = None) -> Image.Image:
+    """Decode one picture to RGB as a person sees it.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK is
+    converted (Adobe's inverted CMYK too), and of an animation the first frame is taken.
+
+    Args:
+        path: a file, or an open binary stream.
+        short_side: where only this many pixels along the short side are needed, a JPEG is decoded at 1/2, 1/4 or 1/8
+            of its size, never below ``short_side``. None decodes at full size.
+
+    Returns:
+        An ``RGB`` picture, detached from the file.
+
+    Raises:
+        PictureError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no picture, one
+            above ``MAX_PIXELS``, or one whose samples have no agreed black and white (32-bit and floating point).
+    """
+    try:
+        with _pillow_quiet(), Image.open(path, formats=_FORMATS) as opened:
+            _check_size(opened)
+            if short_side is not None and opened.format in ("JPEG", "MPO"):
+                opened.draft(None, (short_side, short_side))
+            opened.load()
+            return _upright(_rgb(opened), _orientation(opened))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise anything: struct.error, IndexError, zlib.error ...
+        raise PictureError(f"{_name(path)}: {_reason(error, path)}") from error
+
+
+def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) in pixels: the centred square that :func:`square` keeps of a picture."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """Return the centred square of a picture at ``size`` x ``size`` pixels (bilinear, antialiased).
+
+    The same as resizing the short side to ``size`` and cropping the centre, in one pass.
+    """
+    box = crop_box(*picture.size)
+    if picture.size == (size, size):
+        return picture
+    return picture.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Return an RGB picture as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _check_size(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        return _from_16_bit(picture)
+    if picture.mode in ("I", "F"):
+        return _from_wide(picture)
+    if not _has_transparency(picture):
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _has_transparency(picture: Image.Image) -> bool:
+    if picture.mode == "P" and picture.palette is not None and picture.palette.mode.endswith("A"):
+        return True
+    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+
+
+def _from_16_bit(picture: Image.Image) -> Image.Image:
+    """Pillow's own conversion clips or cuts bits, depending on its version; 65535 must become 255, 257 become 1."""
+    samples = np.asarray(picture).astype(np.float32)
+    tags = getattr(picture, "tag_v2", {})
+    grey = samples * (255.0 / (2 ** tags.get(_BITS_TAG, (16,))[0] - 1))
+    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+        grey = 255.0 - grey
+    if "transparency" in picture.info:
+        grey = np.where(samples == picture.info["transparency"], 255.0, grey)
+    return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _from_wide(picture: Image.Image) -> Image.Image:
+    # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
+    if picture.mode == "I" and picture.format in ("PNG", "PPM"):
+        grey = np.rint(np.asarray(picture) / 257.0).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
+
+
+def _orientation(picture: Image.Image) -> int:
+    # Read after loading: Pillow has turned a TIFF upright by then, and a PNG's EXIF may follow its pixels.
+    try:
+        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block: every viewer shows the picture as stored
+        return 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _name(path: str | Path | IO[bytes]) -> str:
+    return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "picture"))
+
+
+def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it claims {_claimed(error)}, above the guard of {MAX_PIXELS // 10**6} million; shrink it"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is empty (0 bytes)" if _is_empty(path) else "it is not a picture that heedmap reads"
+    for kind, reason in _FILE_TROUBLE.items():
+        if isinstance(error, kind):
+            return reason
+    return f"it is damaged or cannot be decoded ({str(error).strip().splitlines()[0] if str(error) else repr(error)})"
+
+
+_FILE_TROUBLE: dict[type[Exception], str] = {
+    FileNotFoundError: "there is no such file",
+    IsADirectoryError: "it is a folder",
+    PermissionError: "no permission to read it",
+}
+
+
+def _claimed(error: Exception) -> str:
+    # Pillow's sentence is "Image size (N pixels) exceeds limit of ...", ours is "W x H pixels".
+    text = str(error)
+    return text.partition("(")[2].partition(")")[0] if "(" in text else text
+
+
+def _is_empty(path: str | Path | IO[bytes]) -> bool:
+    if isinstance(path, str | Path):
+        return Path(path).stat().st_size == 0
+    return path.seek(0, 2) == 0
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _pillow_quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (corrupt EXIF, large picture ...) from leaking, or from becoming errors half way.
+
+    ``catch_warnings`` swaps a global and is not safe between threads, so all decoding threads share one: the first in
+    installs the filter and the last out takes it away.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                _quiet_filters.__exit__(None, None, None)
