@@ -1,0 +1,100 @@
+"""The default backbone: a small residual net for training from scratch, quick on two cores.
+
+Four stages of residual blocks. The stem's stride follows the picture, so that the deepest tap keeps about 8 x 8
+positions whether the pictures are 32 or 160 pixels wide: a map with fewer positions says little, one with more costs
+more than it tells.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from heedmap.backbones.chain import Backbone, Trunk
+from heedmap.errors import ModelError
+from heedmap.records import Stage
+
+WIDTHS = (32, 64, 128, 256)
+
+
+def conv_norm(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias, then batch normalisation, which has one."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels_out)
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2015), shortcut D: pooling, then a 1x1 convolution.
+
+    The last normalisation starts at zero, so that each block starts as its shortcut.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = conv_norm(channels_in, channels_out, stride=stride)
+        self.second = conv_norm(channels_out, channels_out)
+        nn.init.zeros_(self.second[1].weight)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut.append(nn.AvgPool2d(stride))
+        if channels_in != channels_out:
+            self.shortcut.append(conv_norm(channels_in, channels_out, kernel=1))
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels_in, H, W) to (B, channels_out, H / stride, W / stride)."""
+        change = self.second(self.activation(self.first(features)))
+        return self.activation(change + self.shortcut(features))
+
+
+class Compact(Backbone):
+    """Stem, then three stages of residual blocks; query: the mean of the last stage's features.
+
+    Args:
+        stem_stride: 1, 2 or 4: how much the stem shrinks the picture before the first stage.
+        widths: channels of the stem and of the three stages.
+        blocks: residual blocks in each stage.
+    """
+
+    name = "compact"
+    mean = (0.45, 0.45, 0.45)
+    std = (0.25, 0.25, 0.25)
+
+    def __init__(
+        self, stem_stride: int = 1, widths: tuple[int, ...] = WIDTHS, blocks: tuple[int, ...] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        if stem_stride not in (1, 2, 4):
+            raise ModelError(f"stem_stride {stem_stride} is not 1, 2 or 4.")
+        self.stem = nn.Sequential(conv_norm(3, widths[0], stride=min(stem_stride, 2)), nn.ReLU(inplace=True))
+        if stem_stride == 4:
+            self.stem.append(nn.MaxPool2d(2))
+        stages, channels, stride = [], widths[0], stem_stride
+        names = [f"stage{number}" for number in range(1, len(blocks) + 1)]
+        for name, width, depth in zip(names, widths[1:], blocks, strict=True):
+            body = [ResidualBlock(channels if i == 0 else width, width, 2 if i == 0 else 1) for i in range(depth)]
+            self.add_module(name, nn.Sequential(*body))
+            channels, stride = width, stride * 2
+            stages.append(Stage(name, width, stride))
+        self.stages = tuple(stages)
+        self.query_channels = channels
+        self.default_taps = tuple(names[-2:])
+        self.least_size = stride
+
+    @classmethod
+    def for_size(cls, size: int) -> Compact:
+        """The net for pictures ``size`` pixels wide: the deepest tap has 4 x 4 positions at 32, 8 x 8 at 64 and 128."""
+        return cls(1 if size <= 80 else 2 if size <= 176 else 4)
+
+    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
+        """See :class:`heedmap.backbones.chain.Backbone`."""
+        x, features = self.stem(images), {}
+        for stage in self.stages:
+            x = getattr(self, stage.name)(x)
+            if stage.name in taps:
+                features[stage.name] = x
+        return Trunk(features, x.mean(dim=(2, 3)) if need_query else None, None)
+
+    def query_parameters(self) -> list[nn.Parameter]:
+        """None: every stage feeds the last one, which is a tap or feeds one."""
+        return []

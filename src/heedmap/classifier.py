@@ -1,0 +1,283 @@
+"""The classifier: normalisation, backbone, attention at the taps, head; its forward is a loop that can be read.
+
+Pictures enter as RGB in [0, 1] and the normalisation is part of the model, so an attack is in pixel units, an exported
+model is complete, and no map depends on a line of preprocessing that somebody forgot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heedmap.attention import FeatureAttention, Readout, attention_kind, build_attention
+from heedmap.attention.heads import ConcatHead, IndepHead, ReadoutHead, ResidualHead
+from heedmap.backbones import OWN_BACKBONES
+from heedmap.backbones.chain import Backbone
+from heedmap.backbones.compact import Compact
+from heedmap.errors import ModelError
+from heedmap.records import AttentionMap, Output
+
+HEADS = {"concat": ConcatHead, "indep": IndepHead, "residual": ResidualHead}
+
+
+class AttentionClassifier(nn.Module):
+    """A backbone whose taps are read by attention, and a head that makes logits of what was read.
+
+    Args:
+        backbone: see :class:`heedmap.backbones.chain.Backbone`.
+        attentions: tap name -> readout or gate, in the order of the head's input.
+        head: maps tap name -> (B, C) to logits; a :class:`ResidualHead` also takes the backbone's own logits.
+        classes: class names.
+        image_size: side in pixels of the pictures it was made for.
+        attention_name: key of :data:`heedmap.attention.ATTENTIONS`, for legends.
+        weights: ``softmax`` or ``sigmoid``, for legends.
+
+    Raises:
+        ModelError: a tap that the backbone does not have, or pictures too small for it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        attentions: dict[str, Readout | FeatureAttention],
+        head: ReadoutHead,
+        *,
+        classes: Sequence[str],
+        image_size: int,
+        attention_name: str,
+        weights: str,
+    ) -> None:
+        super().__init__()
+        backbone.check_taps(tuple(attentions))
+        backbone.check_size(image_size, image_size)
+        self.backbone, self.head = backbone, head
+        self.taps = tuple(attentions)
+        self.attentions = nn.ModuleList(attentions.values())  # a list: no module's name may hold the dot of "layer4.1"
+        self.classes = tuple(classes)
+        self.image_size = image_size
+        self.attention_name, self.weights = attention_name, weights
+        self.uses_query = any(attention.uses_query for attention in attentions.values())
+        self.is_gate = attention_kind(attention_name).is_gate
+        self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
+        if not self.uses_query:  # weights that can never get a gradient would stop distributed training
+            for parameter in backbone.query_parameters():
+                parameter.requires_grad_(False)
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Output:
+        """Classify pictures and give the attention that was used.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            query: (B, D) or (1, D) from :meth:`query`, to attend with another picture's global feature; None takes
+                each picture's own.
+
+        Returns:
+            See :class:`heedmap.records.Output`. For a gate, ``attention`` holds its mean over channels.
+        """
+        needs_own = self.uses_query and query is None
+        trunk = self.backbone((images - self.mean) / self.std, self.taps, needs_own)
+        query = trunk.query if needs_own else query
+        vectors: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
+        merged: dict[str, Tensor] = {}
+        for tap, attention in zip(self.taps, self.attentions, strict=True):
+            features = trunk.features[tap]
+            attended, weights = attention(features, query)
+            if self.is_gate:
+                merged = {"before": features.amax(1, keepdim=True).float(), "after": attended.amax(1, keepdim=True).float()}
+                attended, weights = attended.mean(dim=(2, 3)), weights.mean(1, keepdim=True)
+            vectors[tap], maps[tap] = attended, weights
+        logits = self.head(vectors, trunk.logits) if isinstance(self.head, ResidualHead) else self.head(vectors)
+        return Output(logits.to(maps[self.taps[0]].dtype), maps, merged)
+
+    def query(self, images: Tensor) -> Tensor:
+        """Return the global features (B, D) of pictures (B, 3, H, W) in [0, 1], to attend to other pictures with."""
+        found = self.backbone((images - self.mean) / self.std, self.taps, True).query
+        assert found is not None  # asked for
+        return found
+
+
+def combined_map(attention: dict[str, Tensor]) -> Tensor:
+    """Join the taps' maps into one: their geometric mean, on the grid of the finest tap.
+
+    Jetley et al. (2018) multiply the maps of two taps and take the root; the geometric mean is that for two taps and
+    goes on for more. Coarser maps are upsampled bilinearly. The values are not rescaled.
+
+    Args:
+        attention: tap -> (B, 1, h, w), each not negative.
+
+    Returns:
+        (B, 1, h, w) with the largest h and w among the taps.
+    """
+    finest = max((values.shape[-2:] for values in attention.values()), key=lambda size: size[0] * size[1])
+    total = torch.zeros((), device=next(iter(attention.values())).device)
+    for values in attention.values():
+        resized = values if values.shape[-2:] == finest else F.interpolate(values, finest, mode="bilinear")
+        total = total + resized.clamp_min(torch.finfo(resized.dtype).tiny).log()
+    return (total / len(attention)).exp()
+
+
+def attention_maps(classifier: AttentionClassifier, output: Output, row: int) -> dict[str, AttentionMap]:
+    """Return the maps of one picture of a batch: each tap's, then ``combined`` where there are several taps.
+
+    The scale of softmax weights runs from 0 to the map's largest value, that of sigmoid weights from 0 to 1.
+    """
+    values = {tap: weights[row, 0] for tap, weights in output.attention.items()}
+    if len(values) > 1:
+        values["combined"] = combined_map({tap: weights[row : row + 1] for tap, weights in output.attention.items()})[0, 0]
+    method = f"{classifier.attention_name}, {classifier.weights}"
+    tops = {tap: 1.0 if classifier.weights == "sigmoid" else float(grid.max()) for tap, grid in values.items()}
+    return {tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, tops[tap]) for tap, grid in values.items()}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a classifier is made of; all that is needed to make it again before its weights are loaded.
+
+    Attributes:
+        model: ``compact``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
+        attention, weights, head, taps: as in :class:`heedmap.options.TrainOptions`.
+        image_size: side in pixels.
+        classes: class names.
+    """
+
+    model: str
+    attention: str
+    weights: str | None
+    head: str
+    taps: tuple[str, ...] | None
+    image_size: int
+    classes: tuple[str, ...]
+
+
+def build_classifier(architecture: Architecture, pretrained: str | None = None) -> AttentionClassifier:
+    """Make the classifier; its weights are random unless ``pretrained`` says where others are.
+
+    Args:
+        architecture: what to make.
+        pretrained: ``hub`` or a file, for timm and torchvision backbones.
+
+    Raises:
+        ModelError: an unknown model, attention or tap, a picture size that does not fit, or weights that cannot be had.
+    """
+    if architecture.model in ("paper-vgg", "paper-resnet"):
+        return _paper_classifier(architecture, pretrained)
+    if architecture.model == "compact":
+        if pretrained:
+            raise ModelError(f"compact has no pretrained weights ({pretrained!r}); name a timm or torchvision model.")
+        if architecture.head == "residual":
+            raise ModelError("head 'residual' adds to an already trained network's answer; compact has none. Use concat.")
+        backbone: Backbone = Compact.for_size(architecture.image_size)
+    else:
+        from heedmap.backbones.foreign import build_foreign
+
+        backbone = build_foreign(
+            architecture.model,
+            pretrained=pretrained,
+            taps=architecture.taps,
+            keep_head=architecture.head == "residual",
+            num_classes=len(architecture.classes),
+        )
+    return _assemble(backbone, architecture)
+
+
+def _paper_classifier(architecture: Architecture, pretrained: str | None) -> AttentionClassifier:
+    from heedmap.backbones.paper_resnet import paper_resnet_att
+    from heedmap.backbones.paper_vgg import paper_vgg_att
+
+    name = architecture.model
+    if pretrained:
+        raise ModelError(f"{name} has no pretrained weights ({pretrained!r}); leave --pretrained out.")
+    if attention_kind(architecture.attention).is_gate or architecture.head == "residual":
+        raise ModelError(f"{name} takes a readout with head concat or indep, not {architecture.attention} {architecture.head}.")
+    make = paper_vgg_att if name == "paper-vgg" else paper_resnet_att
+    parts = make(
+        len(architecture.classes),
+        taps=architecture.taps,
+        score=architecture.attention,
+        weights=architecture.weights or "softmax",
+        head=architecture.head,
+    )
+    return AttentionClassifier(
+        parts.backbone,
+        parts.readouts,
+        parts.head,
+        classes=architecture.classes,
+        image_size=architecture.image_size,
+        attention_name=architecture.attention,
+        weights=architecture.weights or "softmax",
+    )
+
+
+def _assemble(backbone: Backbone, architecture: Architecture) -> AttentionClassifier:
+    """Put attention and head on a backbone that is not bound to a paper's form."""
+    kind = attention_kind(architecture.attention)
+    taps = architecture.taps or backbone.default_taps
+    if kind.is_gate and architecture.taps is None:
+        taps = taps[-1:]  # soft feature attention gates the last features
+    backbone.check_taps(taps)
+    backbone.check_size(architecture.image_size, architecture.image_size)
+    weights = architecture.weights or kind.weights[0]
+    attentions = {}
+    for tap in taps:
+        stage = backbone.stage(tap)
+        side = -(-architecture.image_size // stage.stride)
+        attentions[tap] = build_attention(
+            architecture.attention, stage.channels, backbone.query_channels, height=side, width=side, weights=weights
+        )
+    widths = {tap: attention.channels for tap, attention in attentions.items()}
+    head = HEADS[architecture.head](widths, len(architecture.classes))
+    return AttentionClassifier(
+        backbone,
+        attentions,
+        head,
+        classes=architecture.classes,
+        image_size=architecture.image_size,
+        attention_name=architecture.attention,
+        weights=weights,
+    )
+
+
+def attach(
+    module: nn.Module,
+    *,
+    classes: Sequence[str],
+    image_size: int = 224,
+    taps: Sequence[str] | None = None,
+    attention: str = "parametrised",
+    weights: str | None = None,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+) -> AttentionClassifier:
+    """Put attention into a network that is already trained, without moving its answer.
+
+    The readouts enter through a linear layer that starts at zero and is added to the network's own logits, so before
+    the first step of training the logits are the network's own.
+
+    Args:
+        module: any ``nn.Module`` from normalised pictures (B, 3, H, W) to logits (B, K).
+        classes: the K class names.
+        image_size: side of the pictures.
+        taps: names of submodules with (B, C, H, W) outputs; None takes two deep ones.
+        attention, weights: see :data:`heedmap.attention.ATTENTIONS`.
+        mean, std: the normalisation that the network was trained with.
+
+    Raises:
+        ModelError: a tap that does not exist, or a network without features that can be tapped.
+    """
+    from heedmap.backbones.foreign import ForeignBackbone
+
+    chosen = tuple(taps) if taps is not None else None
+    backbone = ForeignBackbone(module, taps=chosen, keep_head=True, mean=mean, std=std, probe_size=image_size)
+    names = tuple(classes)
+    return _assemble(backbone, Architecture("custom", attention, weights, "residual", chosen, image_size, names))
+
+
+def list_models() -> dict[str, str]:
+    """Names and one line each of heedmap's own backbones."""
+    return dict(OWN_BACKBONES)

@@ -1,0 +1,115 @@
+"""Random views of whole batches, drawn on the device that trains.
+
+All randomness of a step comes from ``draw`` and the generator it is given, for the whole batch of all processes at
+once; each process then applies its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed run and
+a run on several processes see the pictures that one uninterrupted process sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHIFT_UP_TO = 64  # pixels; wider pictures are cropped at random places and sizes instead
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures are varied.
+
+    Attributes:
+        kind: ``none``, ``shift`` (reflected borders, up to an eighth of the side: small pictures), or ``crop`` (random
+            place, size and shape, and colour: photographs).
+        flip: mirror every picture in every other epoch (K. Jordan, arXiv 2404.00498, section 3.6), which covers both
+            views evenly where a coin would not.
+        least_area: smallest share of the picture that a crop keeps.
+        colour: largest change of brightness, contrast and saturation, as a factor 1 ± colour.
+    """
+
+    kind: str
+    flip: bool
+    least_area: float = 0.35
+    colour: float = 0.3
+
+
+def choose(size: int, flippable: bool) -> Augmentation:
+    """The augmentation that suits pictures ``size`` pixels wide."""
+    return Augmentation("shift" if size <= SHIFT_UP_TO else "crop", flippable)
+
+
+def stored_size(size: int, augmentation: Augmentation) -> int:
+    """Side at which training pictures are kept: crops are cut from somewhat larger ones."""
+    return size if augmentation.kind != "crop" else -(-size * 9 // 8)
+
+
+def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Tensor:
+    """(count, 7) random numbers of a batch: place, size, shape and colours of each view, in [0, 1)."""
+    del augmentation, size
+    return torch.rand(count, 7, generator=generator)
+
+
+def flips(indices: Tensor, epoch: int, seed: int) -> Tensor:
+    """(B,) bool: whether each picture is mirrored in this epoch; alternates from epoch to epoch."""
+    coin = (indices * 2654435761 + (seed * 2 + 1) * 40503) >> 7
+    return ((coin + epoch) % 2).bool()
+
+
+def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
+    """(B, 3, R, R) uint8 to (B, 3, size, size) float32 in [0, 1].
+
+    Args:
+        images: stored pictures.
+        numbers: this batch's rows of :func:`draw`.
+        mirrored: (B,) bool from :func:`flips`.
+        augmentation: what to do with them.
+        size: side of the views.
+    """
+    mirrored = mirrored & augmentation.flip
+    if augmentation.kind == "crop":
+        return _colours(_crop(images, numbers, mirrored, augmentation, size), numbers, augmentation.colour)
+    reach = size // 8 if augmentation.kind == "shift" else 0
+    return _shift(images, numbers, mirrored, reach)
+
+
+def plain(images: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def _shift(images: Tensor, numbers: Tensor, mirrored: Tensor, reach: int) -> Tensor:
+    side = images.shape[-1]
+    places = torch.arange(side, device=images.device)
+    offsets = (numbers[:, :2] * (2 * reach + 1)).floor().long() - reach  # (B, 2)
+    rows, columns = (_reflect(places + offset[:, None], side) for offset in offsets.unbind(1))  # (B, side) each
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (B, side, side, 3)
+    return plain(moved).permute(0, 3, 1, 2)
+
+
+def _reflect(places: Tensor, side: int) -> Tensor:
+    places = places.abs()
+    return torch.where(places >= side, 2 * (side - 1) - places, places)
+
+
+def _crop(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
+    area = augmentation.least_area + (1 - augmentation.least_area) * numbers[:, 0]
+    aspect = ((numbers[:, 1] * 2 - 1) * 0.2877).exp()  # 3/4 .. 4/3
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    across, down = (numbers[:, 2] * 2 - 1) * (1 - width), (numbers[:, 3] * 2 - 1) * (1 - height)
+    width = torch.where(mirrored, -width, width)
+    zero = torch.zeros_like(width)
+    theta = torch.stack([torch.stack([width, zero, across], 1), torch.stack([zero, height, down], 1)], 1)
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(plain(images), grid, padding_mode="reflection", align_corners=False)
+
+
+def _colours(images: Tensor, numbers: Tensor, reach: float) -> Tensor:
+    brightness, contrast, saturation = (1 + reach * (numbers[:, 4:7] * 2 - 1)).T[..., None, None, None]
+    grey = images.mean(dim=1, keepdim=True)
+    images = torch.lerp(grey, images, saturation)
+    mean = grey.mean(dim=(2, 3), keepdim=True)
+    return (torch.lerp(mean, images, contrast) * brightness).clamp_(0, 1)

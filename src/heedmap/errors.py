@@ -1,0 +1,50 @@
+"""Every way heedmap says no.
+
+    HeedmapError
+    ├── DataError        a folder, a named set or a picture that cannot be used
+    │   └── PictureError     one picture file that cannot be decoded
+    ├── ModelError       a model, tap, attention or weights file that cannot be built or loaded
+    ├── OptionError      an option or a config key that is unknown or out of range
+    ├── RunError         a run folder that is missing, incomplete, newer, or changed by another hand
+    └── TrainingError    training that cannot go on (loss not finite, nothing to train)
+
+Each message is one line: what is wrong, the file or value, and the way out. The command line prints the
+message alone and exits with status 2; a traceback means a defect of heedmap.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HeedmapError(Exception):
+    """Base of all errors that heedmap raises on purpose."""
+
+
+class DataError(HeedmapError):
+    """A folder, a named set or a picture that cannot be used."""
+
+
+class PictureError(DataError):
+    """One picture file that cannot be decoded; the message names the file and the reason."""
+
+
+class ModelError(HeedmapError):
+    """A model, tap, attention or weights file that cannot be built or loaded."""
+
+
+class OptionError(HeedmapError):
+    """An option or a config key that is unknown or out of range."""
+
+
+class RunError(HeedmapError):
+    """A run folder that is missing, incomplete, from a newer heedmap, or changed by another hand."""
+
+
+class TrainingError(HeedmapError):
+    """Training that cannot go on."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known word closest to ``word``, or an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,186 @@
+"""The options of training: one dataclass is the command's flags, the config file and the Python argument.
+
+Where a default is ``None`` the value is derived from the data (``train.derive``), and what was derived is written into
+the run's ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from heedmap.errors import OptionError, nearest
+
+AttentionName = Literal["parametrised", "dot", "additive", "feature", "feature-dense", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Everything that ``heedmap train`` can be told.
+
+    Attributes:
+        data: A folder of pictures (DIR/train/CLASS/* with a test part beside it, or DIR/CLASS/*), ``digit-scenes``, or
+            a named set: cifar10, cifar100, svhn, stl10, mnist, fashion-mnist.
+        out: The run's folder; made, and refused where something is in it already. Default: the next free
+            runs/DATA-MODEL-ATTENTION-NUMBER.
+        root: Where named sets lie or are put.
+        download: Fetch a named set that is not there yet.
+        image_size: Side in pixels of the square that the network sees. Default: from the pictures.
+        validation: Share of the training part kept apart to choose the weights by.
+        test: Share kept apart as the test part where the folder has none.
+        allow_unreadable: Go on when more than one picture in fifty cannot be read.
+        model: compact, paper-vgg, paper-resnet, or any timm or torchvision name.
+        attention: How the score of a place is made, or feature (soft feature attention), or none (the matched control).
+        weights: How scores become weights. Default: softmax, and sigmoid for feature attention.
+        head: How readouts become logits: concat, indep, or residual (added to an already trained network's own answer).
+        taps: Names of the stages that attention reads. Default: the two deepest that suit.
+        pretrained: hub, or a file of weights (.safetensors, .pt).
+        epochs: Passes over the training part. Default: from its size.
+        batch_size: Pictures a step, over all processes.
+        learning_rate: Highest learning rate of the schedule.
+        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations).
+        schedule: Course of the learning rate.
+        label_smoothing: Share of the target that is spread over all classes.
+        averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off.
+        augment: How pictures are varied: shift (small pictures), crop (photographs), none. Default: by size.
+        flip: Mirror pictures. Default: yes, but not for digits.
+        cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
+            augmentation.
+        patience: Stop when validation has not improved for this many epochs; 0 never stops early.
+        precision: Arithmetic of the network. auto takes bf16 where the machine computes in it.
+        workers: Processes or threads that decode pictures. Default: the machine's cores.
+        memory: Gigabytes of decoded pictures to keep in memory; a larger set streams from disk. Default: a quarter of
+            what is free.
+        seed: Of the split, the order, the views and the weights.
+        tensorboard: Write TensorBoard events into the run too.
+        save_every: Seconds between checkpoints (one is also written after each epoch).
+    """
+
+    data: str = "digit-scenes"
+    out: str | None = None
+    root: str = "data"
+    download: bool = True
+    image_size: int | None = None
+    validation: float = 0.1
+    test: float = 0.2
+    allow_unreadable: bool = False
+    model: str = "compact"
+    attention: AttentionName = "parametrised"
+    weights: Literal["softmax", "sigmoid"] | None = None
+    head: Literal["concat", "indep", "residual"] = "concat"
+    taps: tuple[str, ...] | None = None
+    pretrained: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    label_smoothing: float = 0.1
+    averaging: float = 0.998
+    augment: Literal["shift", "crop", "none"] | None = None
+    flip: bool | None = None
+    cutmix: float | None = None
+    patience: int = 0
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    workers: int | None = None
+    memory: float | None = None
+    seed: int = 0
+    tensorboard: bool = False
+    save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            OptionError: a value out of its range, or not among the choices.
+        """
+        hints = typing.get_type_hints(type(self))
+        for name in ("attention", "weights", "head", "schedule", "augment", "precision"):
+            _check_choice(name, getattr(self, name), hints[name])
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high):
+                raise OptionError(f"{name} = {value!r} is out of range: give a value from {low:g} to {high:g}.")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (8, 2048),
+    "validation": (0, 0.9),
+    "test": (0.01, 0.9),
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "learning_rate": (1e-9, 1e3),
+    "weight_decay": (0, 10),
+    "label_smoothing": (0, 0.9),
+    "averaging": (0, 0.999999),
+    "cutmix": (0, 1),
+    "patience": (0, 100_000),
+    "workers": (0, 1024),
+    "memory": (0, 1e6),
+    "seed": (0, 2**31 - 1),
+    "save_every": (0, 1e9),
+}
+
+
+def _check_choice(name: str, value: Any, hint: Any) -> None:
+    choices = [c for part in (hint, *typing.get_args(hint)) for c in typing.get_args(part) or (part,)]
+    words = [c for c in choices if isinstance(c, str)]
+    if value is not None and value not in words:
+        raise OptionError(f"{name} = {value!r} is not one of {', '.join(words)}.{nearest(str(value), words)}")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of options; keys may be written with - or _.
+
+    Raises:
+        OptionError: no such file, not a mapping, a key that no option has, or a value of the wrong kind.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"Config file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"Config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise OptionError(f"Config file {path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
+    return {key: value for key, value in known_options(content, where=f" in {path}").items()}
+
+
+def known_options(values: dict[Any, Any], where: str = "") -> dict[str, Any]:
+    """Return ``values`` under the options' names, each checked and turned into the option's type.
+
+    Raises:
+        OptionError: an unknown name, with the nearest right one, or a value of the wrong kind.
+    """
+    hints = typing.get_type_hints(TrainOptions)
+    fields = {field.name for field in dataclasses.fields(TrainOptions)}
+    checked = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise OptionError(f"Unknown option {key!r}{where}.{nearest(name, fields)}")
+        checked[name] = _typed(name, value, hints[name], where)
+    return checked
+
+
+def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
+    kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, list | tuple) and tuple in {typing.get_origin(kind) for kind in kinds}:
+        return tuple(str(item) for item in value)
+    for kind in kinds:
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if kind in (int, bool, str) and type(value) is kind:
+            return value
+        if typing.get_origin(kind) is Literal and isinstance(value, str):
+            return value
+    raise OptionError(f"Option {name!r}{where} cannot be {value!r}.")
