@@ -49,8 +49,12 @@ ATTENTIONS: dict[str, AttentionKind] = {
     "parametrised": AttentionKind("score <u, l + g> with a learned u (Learn to Pay Attention, pc)"),
     "dot": AttentionKind("score <l, g>: how well a place agrees with the whole picture (Learn to Pay Attention, dp)"),
     "additive": AttentionKind("score <v, tanh(W l + U g)>: learned, and aware of the query under softmax too"),
-    "feature": AttentionKind("soft feature attention: a gate on every feature, scored by a 1x1 convolution", True, GATE_WEIGHTS),
-    "feature-dense": AttentionKind("soft feature attention as published: a full matrix over all features", True, GATE_WEIGHTS),
+    "feature": AttentionKind(
+        "soft feature attention: a gate on every feature, scored by a 1x1 convolution", True, GATE_WEIGHTS
+    ),
+    "feature-dense": AttentionKind(
+        "soft feature attention as published: a full matrix over all features", True, GATE_WEIGHTS
+    ),
     "none": AttentionKind("no attention: the same taps averaged, the matched control", weights=("softmax",)),
 }
 
@@ -81,7 +85,8 @@ def build_attention(
         name: a key of :data:`ATTENTIONS`.
         channels: C of the tapped features.
         query_channels: D of the query.
-        height, width: H and W of the tapped features; only ``feature-dense`` is bound to them.
+        height: H of the tapped features; only ``feature-dense`` is bound to the size.
+        width: W of the tapped features.
         weights: ``softmax`` or ``sigmoid``; None takes the default of that attention.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Soft feature attention: a gate of the feature's own size that multiplies the last features of a CNN, element by element.
+"""Soft feature attention: a gate of the feature's own size that multiplies the features, element by element.
 
 After the small CNN for scenes of Ugenteraan/Attention-CNN-Visualization (2021): with x the features flattened to
 F = C * H * W numbers,
@@ -119,8 +119,9 @@ def check_dense(channels: int, height: int, width: int, max_bytes: int = GIB) ->
     needed = BYTES_PER_WEIGHT * units * units
     if needed > max_bytes:
         raise ModelError(
-            f"Dense feature attention over {_size(channels, height, width)} = {units:,} features needs a matrix of "
-            f"{needed / GIB:.1f} GiB in training (limit {max_bytes / GIB:.1f} GiB); use form 'conv' or smaller pictures."
+            f"Dense feature attention over {_size(channels, height, width)} = {units:,} features takes "
+            f"{needed / GIB:.1f} GiB in training, above the limit of {max_bytes / GIB:.1f} GiB; use form 'conv' "
+            "(attention 'feature') or smaller pictures."
         )
 
 
