@@ -1,0 +1,396 @@
+"""Any network as a backbone: a name from timm or torchvision, or a module of your own.
+
+The features are caught by forward hooks on the tapped submodules. heedmap keeps hooks off the training path
+otherwise; here they are the smaller evil. Tracing with torch.fx bakes the train/eval branch and the control flow of
+one run into the graph and fails on networks that decide as they go; taking the network apart and writing it anew
+changes its state dict, so that its weights no longer load. The hooks are registered once, stay in the network under
+DistributedDataParallel, ``copy.deepcopy`` and ``torch.export``, and do nothing except during a forward pass of the
+backbone that owns them; what they caught is handed over and forgotten at its end, also when it raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heedmap.backbones.chain import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk
+from heedmap.backbones.probing import Survey, at_rest, choose_taps, made_up_picture, survey
+from heedmap.backbones.weights import load_weights
+from heedmap.errors import ModelError, nearest
+
+LIBRARIES = ("timm", "torchvision")
+
+
+class _Catch:
+    """What one forward pass is to catch, and has caught. Both are empty outside of it."""
+
+    def __init__(self) -> None:
+        self.wanted: frozenset[str] = frozenset()
+        self.caught: dict[str, Tensor] = {}
+
+    def clear(self) -> None:
+        self.wanted, self.caught = frozenset(), {}
+
+
+class _Listener:
+    """The hook on one tapped module.
+
+    An object and not a function: copy.deepcopy copies functions by reference, and the copy of the network (the
+    averaged weights are one) would then write into the original's catch. An object is copied together with its
+    catch, once for all who share it.
+    """
+
+    def __init__(self, name: str, catch: _Catch) -> None:
+        self.name, self.catch = name, catch
+
+    def __call__(self, _module: nn.Module, _given: tuple[Any, ...], output: Tensor) -> None:
+        if self.name in self.catch.wanted:
+            self.catch.caught[self.name] = output
+
+
+class ForeignBackbone(Backbone):
+    """Wraps a network so that it answers like any backbone.
+
+    ``net`` is the network itself, so the state dict has its keys behind the one prefix ``net.``. It is taken over,
+    not copied: without ``keep_head`` its classifier is replaced by an identity; pass ``copy.deepcopy(net)`` to keep
+    yours whole. Parameters that reach neither the taps, nor the query, nor a kept head are frozen, as
+    DistributedDataParallel demands.
+
+    A tap sees the tensor that the module returned, as the rest of the network sees it: where the next step works in
+    place (an in-place ReLU after a tapped normalisation), after that step. The whole network runs whatever is asked
+    for; layers behind the last tap are not skipped when no query is needed.
+
+    Attributes:
+        net: the network.
+        found: what probing found out about it.
+        dropped: names of the submodules that were taken off (relative to ``net``).
+        answer_channels: K of the kept head, or None without one.
+        left_out: keys of the weights file that belonged to what was dropped; filled by :func:`build_foreign`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        taps: Sequence[str] | None = None,
+        *,
+        keep_head: bool,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        name: str | None = None,
+        probe_size: int | None = None,
+    ) -> None:
+        """Probe the network and hang the hooks.
+
+        Args:
+            module: any network that takes (B, 3, H, W) and, with ``keep_head``, returns (B, K) logits or an object
+                with such ``.logits``.
+            taps: names of submodules to tap; None chooses by :func:`~heedmap.backbones.probing.choose_taps`.
+            keep_head: whether :attr:`Trunk.logits` is the network's own answer.
+            mean: per channel of RGB in [0, 1], that the network was trained with.
+            std: as ``mean``.
+            name: how messages call it; None is the class name.
+            probe_size: picture side to probe with; None tries 224 and then other usual ones.
+
+        Raises:
+            ModelError: the network does not run, has nothing to tap or no logits to keep; a tap does not exist.
+        """
+        super().__init__()
+        self.name = name or type(module).__name__
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.net = module
+        self.keep_head = keep_head
+        self.found = survey(module, self.name, probe_size)
+        self.fixed_size, self.least_size = self.found.fixed_size, self.found.least_size
+        self.stages = tuple(place.stage for place in self.found.places)
+        self.query_channels = self.stages[-1].channels
+        self.answer_channels = self._answer_channels() if keep_head else None
+        self.left_out: tuple[str, ...] = ()
+        self.dropped: tuple[str, ...] = ()
+        self.default_taps = self._checked(taps) if taps is not None else self._chosen()
+        self._catch = _Catch()
+        self._heard: frozenset[str] = frozenset()
+        self._listen((*self.default_taps, self.stages[-1].name))
+        self._drop_what_is_not_needed()
+
+    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
+        """Run the whole network on normalised pictures (B, 3, H, W); see :meth:`Backbone.forward`.
+
+        Raises:
+            ModelError: a tapped module did not run, or did not return (B, C, H, W), in this pass.
+        """
+        last = self.stages[-1].name
+        wanted = (*taps, last) if need_query else taps
+        if not self._heard.issuperset(wanted):
+            self._listen(self._checked(wanted))
+        try:
+            self._catch.wanted = frozenset(wanted)
+            answer = self.net(images)
+            caught = self._catch.caught
+        finally:
+            self._catch.clear()
+        self._check_caught(caught, wanted)
+        query = caught[last].mean(dim=(2, 3)) if need_query else None
+        return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(answer) if self.keep_head else None)
+
+    def query_parameters(self, taps: Sequence[str] | None = None) -> list[nn.Parameter]:
+        """Parameters that only the query needs, found by a backward pass; ``taps`` None are the default taps."""
+        own = self._reached(tuple(taps) if taps is not None else self.default_taps, need_query=False)
+        return [p for p in self._reached((), need_query=True) if not any(p is other for other in own)]
+
+    def taps_for(self, image_size: int) -> tuple[str, ...]:
+        """Taps for pictures of that size: the two deepest resolutions that have at least 4 x 4 positions there.
+
+        Raises:
+            ModelError: no stage has that many.
+        """
+        taps = choose_taps(self.found, image_size)
+        if not taps:
+            raise ModelError(
+                f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
+                "set a larger image size, or name the taps."
+            )
+        return taps
+
+    def check_taps(self, taps: Sequence[str]) -> None:
+        """As :meth:`Backbone.check_taps`; the message lists the outermost names, for there may be hundreds."""
+        known = [stage.name for stage in self.stages]
+        unknown = next((tap for tap in taps if tap not in known), None)
+        if unknown is None:
+            super().check_taps(taps)
+            return
+        outer = [name for name in known if name.count(".") <= min(1, min(n.count(".") for n in known) + 1)][-12:]
+        more = f" and {len(known) - len(outer)} more inside or before them" if len(outer) < len(known) else ""
+        raise ModelError(
+            f"No tap {unknown!r} in {self.name}; it has {', '.join(outer)}{more}.{nearest(unknown, known)}"
+        )
+
+    def _checked(self, taps: Sequence[str]) -> tuple[str, ...]:
+        # The query's stage may be among the taps; being asked for twice is no fault then.
+        self.check_taps(tuple(dict.fromkeys(taps)))
+        return tuple(taps)
+
+    def _chosen(self) -> tuple[str, ...]:
+        # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.
+        if self.found.places[-1].depth < 0.5:
+            raise ModelError(
+                f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
+                "which cannot be tapped; take a CNN, or name the taps to tap it there all the same."
+            )
+        return self.taps_for(self.found.size)
+
+    def _listen(self, names: Sequence[str]) -> None:
+        for name in dict.fromkeys(names):
+            if name not in self._heard:
+                self.net.get_submodule(name).register_forward_hook(_Listener(name, self._catch))
+        self._heard = self._heard.union(names)
+
+    def _check_caught(self, caught: dict[str, Tensor], wanted: Sequence[str]) -> None:
+        for name in wanted:
+            if name not in caught:
+                raise ModelError(
+                    f"The tapped module {name!r} of {self.name} did not run in this pass; tap another one."
+                )
+            if not isinstance(caught[name], Tensor) or caught[name].dim() != 4:
+                raise ModelError(
+                    f"The tapped module {name!r} of {self.name} returned no (B, C, H, W); tap another one."
+                )
+
+    def _answer_channels(self) -> int:
+        with at_rest(self.net), torch.no_grad():
+            answer = self._logits(self.net(made_up_picture(self.net, self.found.size)))
+        return answer.shape[1]
+
+    def _logits(self, answer: object) -> Tensor:
+        # In training torchvision's Inception and GoogLeNet return the logits beside those of their auxiliary heads.
+        logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
+            raise ModelError(
+                f"{self.name} returns {shape}, not logits (B, K), so there is no head to keep; set keep_head=False."
+            )
+        return logits
+
+    def _reached(self, taps: tuple[str, ...], *, need_query: bool) -> list[nn.Parameter]:
+        """The parameters that get a gradient from the taps, the query if asked for, and the kept head's logits."""
+        weights = [p for p in self.net.parameters() if p.is_floating_point()]
+        flags = [p.requires_grad for p in weights]
+        try:
+            with at_rest(self.net), torch.enable_grad():
+                for weight in weights:
+                    weight.requires_grad_(True)  # also for the frozen ones it must be known whether they matter
+                trunk = self(made_up_picture(self.net, self.least_size), taps, need_query)
+                outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
+                total = sum((out.float().sum() for out in outputs), torch.zeros(()))
+                slopes = (
+                    torch.autograd.grad(total, weights, allow_unused=True)
+                    if total.requires_grad
+                    else [None] * len(weights)
+                )
+        finally:
+            for weight, flag in zip(weights, flags, strict=True):
+                weight.requires_grad_(flag)
+        return [weight for weight, slope in zip(weights, slopes, strict=True) if slope is not None]
+
+    def _drop_what_is_not_needed(self) -> None:
+        """Replace modules of which nothing depends by identities, and freeze what cannot be taken off so."""
+        needed = {id(weight) for weight in self._reached(self.default_taps, need_query=True)}
+        if not self.keep_head:
+            # From the end backwards: a layer can only be an identity when the one after it no longer minds the width.
+            for name in reversed(self._outermost_without(needed)):
+                self._drop(name)
+            gone = tuple(f"{name}." for name in self.dropped)
+            self.stages = tuple(s for s in self.stages if s.name not in self.dropped and not s.name.startswith(gone))
+        for weight in self.net.parameters():
+            if id(weight) not in needed:
+                weight.requires_grad_(False)
+
+    def _outermost_without(self, needed: set[int]) -> list[str]:
+        """Names of the outermost modules that have parameters, none of them needed."""
+        names: list[str] = []
+        for name, part in self.net.named_modules():
+            inside = [id(weight) for weight in part.parameters()]
+            if (
+                name
+                and inside
+                and not needed.intersection(inside)
+                and not name.startswith(tuple(f"{n}." for n in names))
+            ):
+                names.append(name)
+        return names
+
+    def _drop(self, name: str) -> None:
+        """Replace a module by an identity, unless the network then fails or sees something else."""
+        above, _, own = name.rpartition(".")
+        parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._sight()
+        setattr(parent, own, nn.Identity())
+        try:
+            same = all(torch.equal(a, b) for a, b in zip(self._sight(), before, strict=True))
+        except Exception:  # the network's own code, which may count on the classifier being what it was
+            same = False
+        if same:
+            self.dropped += (name,)
+        else:
+            setattr(parent, own, part)
+
+    def _sight(self) -> list[Tensor]:
+        """The features and the query on the made-up picture."""
+        with at_rest(self.net), torch.no_grad():
+            trunk = self(made_up_picture(self.net, self.least_size), self.default_taps, need_query=True)
+        return [*trunk.features.values(), *([] if trunk.query is None else [trunk.query])]
+
+
+def build_foreign(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    taps: Sequence[str] | None = None,
+    keep_head: bool = False,
+    num_classes: int | None = None,
+) -> ForeignBackbone:
+    """Build a network of timm or torchvision as a backbone.
+
+    Args:
+        name: ``resnet18`` is timm's if timm knows the name, else torchvision's; ``timm/resnet18`` and
+            ``torchvision/squeezenet1_0`` say which. The backbone's ``name`` has the library in front, to be recorded.
+        pretrained: None for random weights; ``hub`` for the library's own; else a ``.safetensors``, ``.pt`` or
+            ``.pth`` file with the network's keys.
+        taps: see :class:`ForeignBackbone`.
+        keep_head: keep the network's own classifier. Its weights must then fit as well.
+        num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` it has no effect,
+            and the classifier in a weights file may have any shape (its keys are in ``left_out``).
+
+    Raises:
+        ModelError: unknown name; a library is missing or broken; the weights cannot be had, or do not fit. Nothing
+            ever falls back to random weights.
+    """
+    library, model = _resolve(name)
+    full = f"{library}/{model}"
+    net = _make(library, model, hub=pretrained == "hub", num_classes=num_classes if keep_head else None)
+    mean, std, size = _habits(net)
+    backbone = ForeignBackbone(net, taps, keep_head=keep_head, mean=mean, std=std, name=full, probe_size=size)
+    if pretrained not in (None, "hub"):
+        backbone.left_out = load_weights(backbone.net, pretrained, dropped=backbone.dropped)
+    if keep_head and num_classes not in (None, backbone.answer_channels):
+        raise ModelError(
+            f"The head of {full} tells {backbone.answer_channels} classes apart, not {num_classes}; "
+            "leave its head out (keep_head=False), or give weights made for these classes."
+        )
+    return backbone
+
+
+def list_foreign() -> tuple[str, ...]:
+    """Names that :func:`build_foreign` knows, timm's first, each with its library in front.
+
+    Raises:
+        ModelError: one of the libraries is missing or broken.
+    """
+    return tuple(f"{library}/{model}" for library in LIBRARIES for model in _models(library))
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as reason:  # a torchvision of another torch raises all three
+        why = (str(reason).splitlines() or [type(reason).__name__])[0]
+        raise ModelError(
+            f"{name} cannot be imported ({why}); install timm and the torchvision that belongs to torch "
+            f"{torch.__version__}, or take heedmap's own models, which need neither."
+        ) from reason
+
+
+def _models(library: str) -> list[str]:
+    if library == "timm":
+        return list(_library("timm").list_models())
+    models = _library("torchvision").models
+    return list(models.list_models(module=models))
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """Library and model of a name.
+
+    timm is asked first, and has to be there unless the name says torchvision: the same name must not mean one
+    network here and another one elsewhere.
+    """
+    library, slash, model = name.partition("/")
+    libraries = (library,) if slash else LIBRARIES
+    if slash and library not in LIBRARIES:
+        raise ModelError(
+            f"Unknown library {library!r} in {name!r}; it is timm/NAME or torchvision/NAME.{nearest(library, LIBRARIES)}"
+        )
+    model = model if slash else name
+    known: list[str] = []
+    for candidate in libraries:
+        models = _models(candidate)
+        if model in models or (candidate == "timm" and model in _library("timm").list_pretrained()):
+            return candidate, model
+        known += models
+    raise ModelError(f"Unknown model {name!r}.{nearest(model, known)} See all names with: heedmap list")
+
+
+def _make(library: str, model: str, *, hub: bool, num_classes: int | None) -> nn.Module:
+    options: dict[str, Any] = {} if num_classes is None or hub else {"num_classes": num_classes}
+    create = _library("timm").create_model if library == "timm" else _library("torchvision").models.get_model
+    if not hub:
+        net: nn.Module = create(model, **options)
+        return net
+    try:
+        net = create(model, pretrained=True) if library == "timm" else create(model, weights="DEFAULT")
+    except Exception as reason:  # urllib, httpx, huggingface_hub and timm each have their own
+        why = (str(reason).splitlines() or [type(reason).__name__])[0]
+        raise ModelError(
+            f"The weights of {library}/{model} cannot be had from the hub or its cache ({why}); "
+            "supply the file: --pretrained FILE.safetensors (or .pt)."
+        ) from reason
+    return net
+
+
+def _habits(net: nn.Module) -> tuple[Sequence[float], Sequence[float], int | None]:
+    """Mean, standard deviation and picture side that the network was made for; ImageNet's where it does not say."""
+    says = getattr(net, "pretrained_cfg", None) or {}
+    size = says.get("input_size")
+    return says.get("mean", IMAGENET_MEAN), says.get("std", IMAGENET_STD), size[-1] if size else None
