@@ -13,7 +13,7 @@ from heedmap.backbones.paper_resnet import PaperResNet
 from heedmap.backbones.paper_vgg import PaperVGG
 from heedmap.errors import ModelError, nearest
 
-HEADS = {"concat": ConcatHead, "indep": IndepHead}
+HEADS: dict[str, type[ConcatHead] | type[IndepHead]] = {"concat": ConcatHead, "indep": IndepHead}
 
 
 @dataclass(frozen=True)
