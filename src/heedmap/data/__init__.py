@@ -1,1 +1,84 @@
-"""Pictures: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit."""
+"""Pictures: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit.
+
+`open_data` is the door: whatever the data is, out come :class:`Splits`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
+from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
+from heedmap.data.named import NAMED, open_named
+from heedmap.data.pictures import FolderPictures, Pictures, Splits, TensorPictures, load_many
+from heedmap.errors import DataError, nearest
+
+__all__ = [
+    "DIGIT_SCENES",
+    "NAMED",
+    "FolderPictures",
+    "Pictures",
+    "Splits",
+    "TensorPictures",
+    "check_splits",
+    "crop_box",
+    "drop_unreadable",
+    "load_many",
+    "open_data",
+    "open_folder",
+    "open_named",
+    "read_picture",
+    "split_by_class",
+    "square",
+    "to_tensor",
+]
+
+DIGIT_SCENES = "digit-scenes"
+
+
+def open_data(
+    data: str | Path,
+    *,
+    root: str | Path = "data",
+    download: bool = True,
+    seed: int = 0,
+    test_share: float = 0.2,
+) -> Splits:
+    """Open a data set by what the user calls it.
+
+    Args:
+        data: ``digit-scenes``, a named set (``NAMED``), or a folder. A name wins over a folder of the same name; write
+            ``./cifar10`` for the folder.
+        root: where the files of named sets lie or are put.
+        download: fetch the files of a named set that are not there.
+        seed: of the digit scenes, and of the test part drawn from a folder that has none.
+        test_share: share of each class for that test part.
+
+    Returns:
+        The parts. Files are listed, not yet decoded: see :func:`check_splits`.
+
+    Raises:
+        DataError: see :func:`open_folder` and :func:`open_named`.
+        OptionError: ``test_share`` does not lie between 0 and 1.
+    """
+    name = str(data)
+    if name == DIGIT_SCENES:
+        from heedmap.data.digit_scenes import open_digit_scenes
+
+        return _say_which(open_digit_scenes(seed=seed))
+    if name in NAMED:
+        return _say_which(open_named(name, root, download))
+    if not Path(data).exists():
+        known = [DIGIT_SCENES, *NAMED]
+        hint = nearest(name, known)
+        if hint:
+            raise DataError(f"There is no folder {name!r}, and the named sets are {', '.join(known)}.{hint}")
+    return open_folder(data, test=test_share, seed=seed)
+
+
+def _say_which(splits: Splits) -> Splits:
+    if not Path(splits.name).is_dir():
+        return splits
+    note = f"There is also a folder {splits.name!r} here; write ./{splits.name} to mean it."
+    return replace(splits, notes=(*splits.notes, note))

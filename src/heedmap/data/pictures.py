@@ -225,16 +225,19 @@ def load_many(
         try:
             rows[row] = pictures.load(index, size).numpy()
         except PictureError as error:
-            return _reason(error, pictures, index)
+            path = pictures.path(index) if isinstance(pictures, FolderPictures) else pictures.names[index]
+            return reason_without_path(error, path)
         return None
 
+    reasons: list[str | None] = []
     with ThreadPoolExecutor(workers) as pool:
-        reasons = list(pool.map(load, range(len(chosen)), chosen.tolist()))
+        for block in torch.arange(len(chosen)).split(4096):  # Ctrl-C waits for one block, not for a million files
+            reasons += pool.map(load, block.tolist(), chosen[block].tolist())
     return images, [(index, reason) for index, reason in zip(chosen.tolist(), reasons, strict=True) if reason]
 
 
-def _reason(error: PictureError, pictures: Pictures, index: int) -> str:
-    path = pictures.path(index) if isinstance(pictures, FolderPictures) else pictures.names[index]
+def reason_without_path(error: PictureError, path: str | Path) -> str:
+    """Return the reason alone out of the ``<file>: <reason>`` of a picture that could not be decoded."""
     return str(error).removeprefix(f"{path}: ")
 
 
