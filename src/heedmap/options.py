@@ -40,11 +40,13 @@ class TrainOptions:
         pretrained: hub, or a file of weights (.safetensors, .pt).
         epochs: Passes over the training part. Default: from its size.
         batch_size: Pictures a step, over all processes.
+        optimizer: sgd (Nesterov momentum 0.9) or adamw. Default: adamw where pretrained weights are used, else sgd.
         learning_rate: Highest learning rate of the schedule.
         weight_decay: Decay of weight matrices and kernels (not of biases and normalisations).
         schedule: Course of the learning rate.
         label_smoothing: Share of the target that is spread over all classes.
-        averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off.
+        averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off. Default: a
+            horizon of one step in twenty-five.
         augment: How pictures are varied: shift (small pictures), crop (photographs), none. Default: by size.
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
@@ -75,11 +77,12 @@ class TrainOptions:
     pretrained: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    optimizer: Literal["sgd", "adamw"] | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     label_smoothing: float = 0.1
-    averaging: float = 0.998
+    averaging: float | None = None
     augment: Literal["shift", "crop", "none"] | None = None
     flip: bool | None = None
     cutmix: float | None = None
@@ -98,7 +101,7 @@ class TrainOptions:
             OptionError: a value out of its range, or not among the choices.
         """
         hints = typing.get_type_hints(type(self))
-        for name in ("attention", "weights", "head", "schedule", "augment", "precision"):
+        for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer"):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)

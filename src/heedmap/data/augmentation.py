@@ -45,9 +45,8 @@ def stored_size(size: int, augmentation: Augmentation) -> int:
     return size if augmentation.kind != "crop" else -(-size * 9 // 8)
 
 
-def draw(augmentation: Augmentation, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """(count, 7) random numbers of a batch: place, size, shape and colours of each view, in [0, 1)."""
-    del augmentation, size
+def draw(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 7) random numbers in [0, 1) for the views of a batch: place, size, shape and colours of each."""
     return torch.rand(count, 7, generator=generator)
 
 
@@ -113,3 +112,22 @@ def _colours(images: Tensor, numbers: Tensor, reach: float) -> Tensor:
     images = torch.lerp(grey, images, saturation)
     mean = grey.mean(dim=(2, 3), keepdim=True)
     return (torch.lerp(mean, images, contrast) * brightness).clamp_(0, 1)
+
+
+def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
+    """Paste a rectangle of each picture's neighbour in the batch into it (Yun et al., ICCV 2019, arXiv 1905.04899).
+
+    Args:
+        images: (B, 3, H, W); left as it is.
+        numbers: (3,) in [0, 1): area, row and column of the rectangle, the same for the whole batch.
+
+    Returns:
+        The mixed pictures, and the share of each that is still its own; the rest belongs to the picture one row up.
+    """
+    height, width = images.shape[-2:]
+    area, row, column = numbers.tolist()
+    tall, wide = int(height * area**0.5), int(width * area**0.5)
+    top, left = int(row * (height - tall + 1)), int(column * (width - wide + 1))
+    mixed = images.clone()
+    mixed[..., top : top + tall, left : left + wide] = images.roll(1, 0)[..., top : top + tall, left : left + wide]
+    return mixed, 1 - tall * wide / (height * width)

@@ -1,0 +1,140 @@
+"""Batches for training and judging, the same ones whether pictures lie in memory or stream from disk.
+
+Order and views of a training step are a function of (seed, epoch, step). So a run that was killed goes on exactly where
+it was without any saved state of a random generator, and every process of a distributed run can work out its own share
+without talking to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from heedmap.data import augmentation as views
+from heedmap.data.augmentation import Augmentation
+from heedmap.data.pictures import Pictures, load_many
+from heedmap.errors import DataError
+from heedmap.records import Batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this one is: it takes the rows ``rank``, ``rank + world``, ... of every batch."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class Store(Dataset[Tensor]):
+    """Pictures at one size: in memory when they fit, decoded when asked for otherwise.
+
+    Args:
+        pictures: what to hold.
+        size: side of the stored squares.
+        workers: threads (in memory) or processes (streaming) that decode.
+        memory: bytes that the decoded pictures may take.
+
+    Raises:
+        DataError: a picture that was readable before cannot be decoded now.
+    """
+
+    def __init__(self, pictures: Pictures, size: int, workers: int, memory: float) -> None:
+        self.pictures, self.size, self.workers = pictures, size, workers
+        self.resident: Tensor | None = None
+        if len(pictures) * 3 * size * size <= memory:
+            self.resident, failed = load_many(pictures, range(len(pictures)), size, max(1, workers))
+            if failed:
+                index, reason = failed[0]
+                raise DataError(f"{pictures.names[index]}: {reason}. Remove the file and start again.")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pictures.load(index, self.size)
+
+    def batches(self, order: list[Tensor]) -> Iterator[Tensor]:
+        """The stored pictures (uint8) of each tensor of places in ``order``."""
+        if self.resident is not None:
+            for places in order:
+                yield self.resident[places]
+        elif order:
+            # Workers forked after torch has started its threads can hang; a server forked early cannot.
+            context = "forkserver" if self.workers else None
+            yield from DataLoader(
+                self,
+                batch_sampler=[places.tolist() for places in order],
+                num_workers=self.workers,
+                multiprocessing_context=context,
+                prefetch_factor=4 if self.workers else None,
+            )
+
+
+def memory_to_use(gigabytes: float | None, world: int) -> float:
+    """Bytes of decoded pictures that this process may keep; by default a quarter of what is free, shared fairly."""
+    if gigabytes is not None:
+        return gigabytes * 1e9 / world
+    return float(psutil.virtual_memory().available) / 4 / world
+
+
+class TrainingBatches:
+    """Training pictures, shuffled and varied.
+
+    Args:
+        store: pictures at :func:`heedmap.data.augmentation.stored_size`.
+        size: side of the views that the network gets.
+        batch_size: pictures a step, over all processes; never more than there are pictures.
+        augmentation: how they are varied.
+        seed: of order and views.
+        share: which rows are this process's.
+    """
+
+    def __init__(
+        self, store: Store, size: int, batch_size: int, augmentation: Augmentation, seed: int, share: Share = Share()
+    ) -> None:
+        if batch_size < share.world:
+            raise DataError(f"batch_size {batch_size} cannot be shared by {share.world} processes; make it larger.")
+        self.store, self.size, self.augmentation, self.seed, self.share = store, size, augmentation, seed, share
+        self.batch_size = min(batch_size, len(store)) // share.world * share.world
+        self.steps = len(store) // self.batch_size
+
+    def epoch(self, epoch: int, first_step: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """Batches of one epoch from ``first_step`` on: this process's rows, varied on ``device``.
+
+        Every batch is full; the pictures left over after the last one are others in every epoch.
+        """
+        order = torch.randperm(len(self.store), generator=generator(self.seed, epoch))
+        mine = slice(self.share.rank, None, self.share.world)
+        steps = range(first_step, self.steps)
+        places = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
+        stored = self.store.batches([rows[mine] for rows in places])
+        for step, rows, images in zip(steps, places, stored, strict=True):
+            numbers = views.draw(len(rows), generator(self.seed, epoch, step))[mine].to(device)
+            rows = rows[mine]
+            mirrored = views.flips(rows, epoch, self.seed).to(device)
+            images = views.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, self.size)
+            yield Batch(images, self.store.pictures.labels[rows].to(device), rows)
+
+
+def plain_batches(
+    store: Store, batch_size: int, device: torch.device | str = "cpu", share: Share = Share()
+) -> Iterator[Batch]:
+    """Every picture of this process's share once, in order, unvaried."""
+    order = list(torch.arange(share.rank, len(store), share.world).split(batch_size))
+    for rows, images in zip(order, store.batches(order), strict=True):
+        labels = store.pictures.labels[rows].to(device)
+        yield Batch(views.plain(images.to(device, non_blocking=True)), labels, rows)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A generator that is a function of the numbers, mixed so that neighbours have nothing in common."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ (number + 0x7F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
+        state ^= state >> 29
+    return torch.Generator().manual_seed(state % 2**63)

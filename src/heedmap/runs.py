@@ -1,0 +1,340 @@
+"""A run is a folder; nothing else touches a run's files.
+
+    config.yaml             options as given and as derived, architecture, command, versions
+    metrics.jsonl           one line a record: steps now and then, every epoch
+    checkpoint.safetensors  all that is needed to go on; removed when the run is finished
+    audit.json  evaluation.json  panels/  tensorboard/
+    model.safetensors       the chosen weights
+    report.html             the page to look at
+    manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
+
+Every file is written beside its place and renamed into it, so a file is there whole or not at all. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.errors import RunError
+from heedmap.options import TrainOptions, known_options
+
+SCHEMA = 1
+CONFIG, METRICS, CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
+MODEL, REPORT, MANIFEST = "model.safetensors", "report.html", "manifest.json"
+AUDIT, EVALUATION = "audit.json", "evaluation.json"
+
+
+class Run:
+    """One run folder. Make one with :meth:`create`, open one with :meth:`open`.
+
+    Attributes:
+        path: the folder.
+        config: what config.yaml holds.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: str | Path) -> Run:
+        """Make an empty run folder.
+
+        Raises:
+            RunError: something is there already, or the folder cannot be made.
+        """
+        folder = Path(path)
+        with disk(folder):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise RunError(f"{folder} exists already; name another --out, or go on with --resume {folder}.")
+            folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, {})
+
+    @classmethod
+    def open(cls, path: str | Path, *, finished: bool = True) -> Run:
+        """Open a run folder.
+
+        Args:
+            path: the folder.
+            finished: insist on a finished run whose files are as they were written.
+
+        Raises:
+            RunError: no such folder, not a run, not finished, from a newer heedmap, or changed since.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise RunError(f"No run folder {folder}; `heedmap train DATA` makes one.")
+        if not (folder / CONFIG).is_file():
+            raise RunError(f"{folder} is not a run: it has no {CONFIG}.")
+        run = cls(folder, _read_mapping(folder / CONFIG))
+        if int(run.config.get("schema", 0)) > SCHEMA:
+            raise RunError(
+                f"{folder} was written by heedmap {run.config.get('heedmap')} with layout {run.config['schema']}; "
+                f"this one reads up to layout {SCHEMA}. Install a newer heedmap."
+            )
+        if finished:
+            run._check_manifest()
+        return run
+
+    @property
+    def options(self) -> TrainOptions:
+        """The options of the run, derived values filled in.
+
+        Raises:
+            RunError: config.yaml lacks them.
+        """
+        return TrainOptions(**known_options(self._part("options"), where=f" in {self.path / CONFIG}"))
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the classifier is made of.
+
+        Raises:
+            RunError: config.yaml lacks it.
+        """
+        part = self._part("architecture")
+        try:
+            taps = tuple(part["taps"]) if part["taps"] else None
+            return Architecture(**{**part, "taps": taps, "classes": tuple(str(name) for name in part["classes"])})
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{self.path / CONFIG} does not describe an architecture: {error}.") from None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.path / MANIFEST).is_file()
+
+    def classifier(self) -> AttentionClassifier:
+        """Build the classifier and load the chosen weights; it is in eval mode.
+
+        Raises:
+            RunError: the weights are missing, damaged, or do not fit.
+        """
+        classifier = build_classifier(self.architecture)
+        tensors, _ = self._load(MODEL)
+        try:
+            classifier.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise RunError(f"{self.path / MODEL} does not fit {CONFIG}: {' '.join(str(error).split())[:200]}") from None
+        return classifier.eval()
+
+    def write_config(self, options: TrainOptions, architecture: Architecture, **more: Any) -> None:
+        """Write config.yaml."""
+        from heedmap import __version__
+
+        self.config = {"heedmap": __version__, "schema": SCHEMA, **more}
+        self.config |= {"options": _plain(asdict(options)), "architecture": _plain(asdict(architecture))}
+        self.write(CONFIG, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file of the run, whole or not at all.
+
+        Raises:
+            RunError: the disk is full or the folder may not be written.
+        """
+        target = self.path / name
+        with disk(target):
+            write_whole(target, content)
+        return target
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run."""
+        self.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run, or None where there is none.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}.") from None
+
+    def save_model(self, classifier: AttentionClassifier) -> None:
+        """Write the chosen weights."""
+        self._save(MODEL, {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}, {})
+
+    def save_checkpoint(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Write what :meth:`heedmap.training.fit.Fitting.state` gave, replacing the last one."""
+        self._save(CHECKPOINT, tensors, progress)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the checkpoint, or None where training had not come to one.
+
+        Raises:
+            RunError: it is damaged, or a pickle.
+        """
+        return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl; numbers that are not finite become null."""
+        path = self.path / METRICS
+        with disk(path), path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(_finite(record)) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one cut off by a sudden death is passed over."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the lines after ``step``, which a resumed run will write again."""
+        kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+        self.write(METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def clean(self) -> None:
+        """Remove what a sudden death may have left half-written."""
+        for left in self.path.glob(".*.partial"):
+            left.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Remove the checkpoint and write the manifest; the run is finished from then on."""
+        with disk(self.path):
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+        names = [name for name in (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION) if (self.path / name).is_file()]
+        files = {name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names}
+        self.write_json(MANIFEST, {"schema": SCHEMA, "heedmap": self.config.get("heedmap"), "files": files})
+
+    def _check_manifest(self) -> None:
+        if not self.is_finished:
+            raise RunError(f"{self.path} is not finished; go on with `heedmap train --resume {self.path}`.")
+        files = (self.read_json(MANIFEST) or {}).get("files", {})
+        for name in (CONFIG, MODEL):
+            path = self.path / name
+            if name not in files or not path.is_file():
+                raise RunError(f"{self.path} is incomplete: {name} is missing. Train it again, or restore the file.")
+            if files[name]["sha256"] != _sha256(path):
+                raise RunError(f"{path} was changed since the run was finished (its SHA-256 is not the manifest's).")
+
+    def _part(self, name: str) -> dict[str, Any]:
+        part = self.config.get(name)
+        if not isinstance(part, dict):
+            raise RunError(f"{self.path / CONFIG} has no part {name!r}; the run is damaged.")
+        return part
+
+    def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        metadata = {"format": "pt", "schema": str(SCHEMA), "progress": json.dumps(progress)}
+        self.write(name, save(tensors, metadata))
+
+    def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.path / name
+        refuse_pickle(path)
+        try:
+            with safe_open(path, framework="pt") as content:
+                progress = json.loads((content.metadata() or {}).get("progress", "{}"))
+                return {key: content.get_tensor(key) for key in content.keys()}, progress  # noqa: SIM118
+        except (SafetensorError, ValueError, OSError) as error:
+            raise RunError(f"{path} is damaged: {error}.") from None
+
+
+def refuse_pickle(path: Path) -> None:
+    """Look at the first bytes of a file of weights.
+
+    Raises:
+        RunError: it is missing, or a pickle (bare, or in PyTorch's zip file).
+    """
+    try:
+        with path.open("rb") as content:
+            start = content.read(4)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """The first of ``stem-1``, ``stem-2``, ... in ``parent`` that does not exist."""
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it into its place."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn what a disk can answer into one line.
+
+    Raises:
+        RunError: full, read-only, or not permitted.
+    """
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space and go on with --resume",
+        errno.EDQUOT: "the disk quota is used up; free some space and go on with --resume",
+        errno.EACCES: "no permission to write there; name another --out",
+        errno.EPERM: "no permission to write there; name another --out",
+        errno.EROFS: "the disk is read-only; name another --out",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; name another --out",
+    }
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.") from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: it holds no 'name: value' lines.")
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays readable."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not -1e308 < value < 1e308 else value

@@ -1,0 +1,1 @@
+"""Training: ``for report in fit(...)``, its schedules, and what a checkpoint must hold."""

@@ -1,0 +1,321 @@
+"""The loop: ``for report in fit(classifier, train, validation, options)``.
+
+Fit knows no files and prints nothing; the caller does, from the reports and from :meth:`Fitting.state`. Accelerate
+places the model, joins several processes and averages their gradients. Autocast is set here, since Accelerate's own
+setting is one for the whole Python process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.data import augmentation as views
+from heedmap.data.loading import TrainingBatches, generator
+from heedmap.errors import OptionError, RunError, TrainingError
+from heedmap.options import TrainOptions
+from heedmap.records import Batch, EpochReport, StepReport
+from heedmap.training.precision import autocast, resolve
+from heedmap.training.schedules import SCHEDULES
+
+AVERAGING_STEPS = 25  # the average looks back over one step in so many of the whole run
+COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
+UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
+
+OnStep = Callable[[StepReport], None]
+
+
+@dataclass
+class Judgement:
+    """What the averaged weights came to on the validation part."""
+
+    accuracy: float = math.nan
+    loss: float = math.nan
+    peaks: dict[str, float] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def beats(self, other: Judgement) -> bool:
+        """Higher accuracy, or the same at a lower loss; a later epoch wins when nothing was judged."""
+        if math.isnan(self.accuracy) or math.isnan(other.accuracy):
+            return True
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+def fit(
+    classifier: AttentionClassifier,
+    train: TrainingBatches,
+    validation: Callable[[], Iterable[Batch]] | None,
+    options: TrainOptions,
+    *,
+    accelerator: Accelerator | None = None,
+    state: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
+    on_step: OnStep | None = None,
+) -> Fitting:
+    """Train; iterate over what is returned for one report an epoch.
+
+    After the last report ``classifier`` holds the best averaged weights, in eval mode. Random numbers of torch's global
+    generator (dropout) are seeded anew at every step from (seed, epoch, step).
+
+    Args:
+        classifier: is changed in place.
+        train: batches to learn from.
+        validation: called after every epoch, gives this process's share of the batches to judge by; None judges nothing
+            and keeps the last weights.
+        options: ``epochs``, ``learning_rate`` and ``weight_decay`` must be set.
+        accelerator: one for the whole process; None makes one.
+        state: what :meth:`Fitting.state` gave, to go on from there.
+        on_step: called after every step, with the state of that step at hand.
+
+    Raises:
+        OptionError: an option that must be set is not.
+        TrainingError: from the iteration, when the loss is not finite.
+        RunError: ``state`` does not belong to this classifier and these options.
+    """
+    return Fitting(classifier, train, validation, options, accelerator or Accelerator(), state, on_step)
+
+
+class Fitting:
+    """A training under way; see :func:`fit`.
+
+    Attributes:
+        averaged: the classifier with the moving average of the weights, in eval mode.
+        step, judged: steps taken and epochs judged so far.
+        best: what the best epoch so far came to.
+    """
+
+    def __init__(
+        self,
+        classifier: AttentionClassifier,
+        train: TrainingBatches,
+        validation: Callable[[], Iterable[Batch]] | None,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        state: tuple[dict[str, Tensor], dict[str, Any]] | None,
+        on_step: OnStep | None,
+    ) -> None:
+        if options.epochs is None or options.learning_rate is None or options.weight_decay is None:
+            raise OptionError("epochs, learning_rate and weight_decay must be set; train.derive fills them in.")
+        self.options, self.train, self.validation, self.on_step = options, train, validation, on_step
+        self.accelerator, self.epochs = accelerator, options.epochs
+        self.rate, self.precision = options.learning_rate, resolve(options.precision, accelerator.device)
+        self.total_steps = train.steps * options.epochs
+        self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        decay = 1 - AVERAGING_STEPS / max(self.total_steps, 2 * AVERAGING_STEPS)
+        self._averages = AveragedModel(
+            self.classifier, multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
+            use_buffers=True,
+        )
+        self.averaged: AttentionClassifier = self._averages.module.eval()
+        self.optimizer = make_optimizer(classifier, options, fused=accelerator.device.type in ("cpu", "cuda"))
+        self.best, self.best_epoch, self._best_weights = Judgement(), 0, {}
+        self.step, self.judged, self._loss_sum = 0, 0, 0.0
+        self._began, self._stepped = time.perf_counter(), 0
+        if state is not None:
+            self._restore(*state)
+        self._model = accelerator.prepare_model(self.classifier)
+
+    def __iter__(self) -> Iterator[EpochReport]:
+        """Train epoch after epoch; see :func:`fit`."""
+        for epoch in range(self.judged, self.epochs):
+            if self.options.patience and epoch - self.best_epoch >= self.options.patience:
+                break
+            began, first = time.perf_counter(), self.step - epoch * self.train.steps
+            self._train_epoch(epoch, first)
+            yield self._finish_epoch(epoch, self.train.steps - first, time.perf_counter() - began)
+        self.classifier.load_state_dict(self._best_weights)
+        self.classifier.eval()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a later :func:`fit` needs to go on from this very step: tensors by name, and numbers and words."""
+        tensors = {f"model.{name}": value for name, value in self.classifier.state_dict().items()}
+        tensors |= {f"averaged.{name}": value for name, value in self._averages.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self._best_weights.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        progress = {
+            "step": self.step,
+            "judged": self.judged,
+            "loss_sum": self._loss_sum,
+            "best_epoch": self.best_epoch,
+            "best_accuracy": self.best.accuracy,
+            "best_loss": self.best.loss,
+        }
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, progress
+
+    def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        try:
+            self.classifier.load_state_dict(parts["model"])
+            self._averages.load_state_dict(parts["averaged"])
+            self.optimizer.load_state_dict(_optimizer_state(self.optimizer, parts["optimizer"]))
+        except (RuntimeError, KeyError, IndexError, ValueError) as error:
+            raise RunError(f"The checkpoint does not fit this model: {str(error).splitlines()[0]}") from None
+        self._best_weights = {name: value.to(self.accelerator.device) for name, value in parts["best"].items()}
+        self.step, self.judged = int(progress["step"]), int(progress["judged"])
+        self._loss_sum = float(progress["loss_sum"])
+        self.best_epoch = int(progress["best_epoch"])
+        self.best = Judgement(float(progress["best_accuracy"]), float(progress["best_loss"]))
+
+    def _train_epoch(self, epoch: int, first: int) -> None:
+        self._model.train()
+        for index, batch in enumerate(self.train.epoch(epoch, first, self.accelerator.device), start=first):
+            if index == 0:
+                self._loss_sum = 0.0
+            loss = self._train_step(batch, epoch, index)
+            self._averages.update_parameters(self.classifier)
+            self.step += 1
+            self._stepped += 1
+            self._loss_sum += loss
+            if self.on_step is not None:
+                self.on_step(self._step_report(epoch, loss))
+
+    def _train_step(self, batch: Batch, epoch: int, index: int) -> float:
+        """One step of the optimiser; returns the loss."""
+        seed = self.options.seed
+        torch.manual_seed(generator(seed, epoch, index, 2 + self.train.share.rank).initial_seed())
+        images, own = batch.images, 1.0
+        if self.options.cutmix:
+            numbers = torch.rand(4, generator=generator(seed, epoch, index, 1))
+            if numbers[3] < self.options.cutmix:
+                images, own = views.cutmix(images, numbers[:3])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * SCHEDULES[self.options.schedule](self.step / self.total_steps)
+        with autocast(self.precision, self.accelerator.device):
+            logits = self._model(images.contiguous(memory_format=torch.channels_last)).logits
+        loss = self._loss(logits.float(), batch.labels, own)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The loss is {value} at epoch {epoch + 1}, step {index + 1}; training stopped and the last good state is "
+                f"kept. A lower --learning-rate (now {self.rate:g}) or --precision float32 helps most often."
+            )
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def _loss(self, logits: Tensor, labels: Tensor, own: float) -> Tensor:
+        smoothing = self.options.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if own == 1.0:
+            return loss
+        other = F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
+        return own * loss + (1 - own) * other
+
+    def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
+        judged = self._judge()
+        self.judged = epoch + 1
+        improved = judged.beats(self.best)
+        if improved:
+            self.best, self.best_epoch = judged, epoch + 1
+            self._best_weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
+        return EpochReport(
+            epoch=epoch + 1,
+            epochs=self.epochs,
+            train_loss=self._loss_sum / self.train.steps,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            validation_accuracy=judged.accuracy,
+            validation_loss=judged.loss,
+            images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
+            seconds=seconds,
+            attention_peak=judged.peaks,
+            warnings=tuple(attention_warnings(judged.peaks, judged.positions, (epoch + 1) / self.epochs)),
+            is_best=improved,
+        )
+
+    def _judge(self) -> Judgement:
+        """Judge the averaged weights on the validation part, all processes together."""
+        if self.validation is None:
+            return Judgement()
+        device = self.accelerator.device
+        softmax = self.classifier.weights == "softmax" and not self.classifier.is_gate
+        taps = self.classifier.taps if softmax else ()
+        sums, positions = torch.zeros(3 + len(taps), dtype=torch.float64, device=device), {}
+        for batch in self.validation():
+            with torch.no_grad(), autocast(self.precision, device):
+                output = self.averaged(batch.images.contiguous(memory_format=torch.channels_last))
+            logits = output.logits.float()
+            right = (logits.argmax(1) == batch.labels).sum()
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+            peaks = [output.attention[tap].flatten(1).amax(1).sum() for tap in taps]
+            positions = {tap: output.attention[tap][0].numel() for tap in taps}
+            sums += torch.stack([torch.tensor(float(len(batch.labels)), device=device), right, loss, *peaks]).double()
+        count, right, loss, *peaks = self.accelerator.reduce(sums).tolist()
+        return Judgement(right / count, loss / count, dict(zip(taps, (p / count for p in peaks), strict=True)), positions)
+
+    def _step_report(self, epoch: int, loss: float) -> StepReport:
+        seconds = time.perf_counter() - self._began
+        return StepReport(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=epoch + 1,
+            epochs=self.epochs,
+            loss=loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            images_per_second=self._stepped * self.train.batch_size / seconds,
+            seconds_left=seconds / self._stepped * (self.total_steps - self.step),
+        )
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
+    return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
+
+
+def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progress: float) -> Iterator[str]:
+    """Sentences about maps that say nothing, once half of training is over."""
+    if progress < 0.5:
+        return
+    for tap, peak in peaks.items():
+        if peak > COLLAPSED and positions[tap] > 1:
+            yield f"The attention of {tap} has collapsed: its largest weight is {peak:.2f} on average, one point of the map."
+        elif peak * positions[tap] < UNIFORM:
+            yield f"The attention of {tap} stays uniform: its largest weight is {peak * positions[tap]:.2f} x 1 / N."
+
+
+def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average whose horizon grows with the steps taken, so that it forgets the random start."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
+        taken = float(steps)
+        weight = 1 - min(decay, (1 + taken) / (10 + taken))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:
+    """A state dict from slots named ``INDEX.SLOT``, each in its parameter's memory format."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in slots.items():
+        index, _, slot = name.partition(".")
+        like = parameters[int(index)]
+        fits = value.shape == like.shape
+        state.setdefault(int(index), {})[slot] = torch.empty_like(like).copy_(value) if fits else value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
