@@ -10,20 +10,19 @@ backbone that owns them; what they caught is handed over and forgotten at its en
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from heedmap.backbones.chain import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk
-from heedmap.backbones.probing import Survey, at_rest, choose_taps, made_up_picture, survey
+from heedmap.backbones.probing import at_rest, choose_taps, made_up_picture, survey
 from heedmap.backbones.weights import load_weights
+from heedmap.backbones.zoo import find_model, habits, list_foreign, make_network
 from heedmap.errors import ModelError, nearest
 
-LIBRARIES = ("timm", "torchvision")
+__all__ = ["ForeignBackbone", "build_foreign", "list_foreign"]
 
 
 class _Catch:
@@ -83,6 +82,7 @@ class ForeignBackbone(Backbone):
         std: Sequence[float] = IMAGENET_STD,
         name: str | None = None,
         probe_size: int | None = None,
+        image_size: int | None = None,
     ) -> None:
         """Probe the network and hang the hooks.
 
@@ -95,6 +95,7 @@ class ForeignBackbone(Backbone):
             std: as ``mean``.
             name: how messages call it; None is the class name.
             probe_size: picture side to probe with; None tries 224 and then other usual ones.
+            image_size: side of the pictures to come, for which taps are chosen; None is the probe's.
 
         Raises:
             ModelError: the network does not run, has nothing to tap or no logits to keep; a tap does not exist.
@@ -111,7 +112,7 @@ class ForeignBackbone(Backbone):
         self.answer_channels = self._answer_channels() if keep_head else None
         self.left_out: tuple[str, ...] = ()
         self.dropped: tuple[str, ...] = ()
-        self.default_taps = self._checked(taps) if taps is not None else self._chosen()
+        self.default_taps = self._checked(taps) if taps is not None else self._chosen(image_size)
         self._catch = _Catch()
         self._heard: frozenset[str] = frozenset()
         self._listen((*self.default_taps, self.stages[-1].name))
@@ -139,8 +140,8 @@ class ForeignBackbone(Backbone):
 
     def query_parameters(self, taps: Sequence[str] | None = None) -> list[nn.Parameter]:
         """Parameters that only the query needs, found by a backward pass; ``taps`` None are the default taps."""
-        own = self._reached(tuple(taps) if taps is not None else self.default_taps, need_query=False)
-        return [p for p in self._reached((), need_query=True) if not any(p is other for other in own)]
+        own = {id(p) for p in self._reached(self.default_taps if taps is None else tuple(taps), need_query=False)}
+        return [p for p in self._reached((), need_query=True) if id(p) not in own]
 
     def taps_for(self, image_size: int) -> tuple[str, ...]:
         """Taps for pictures of that size: the two deepest resolutions that have at least 4 x 4 positions there.
@@ -155,6 +156,11 @@ class ForeignBackbone(Backbone):
                 "set a larger image size, or name the taps."
             )
         return taps
+
+    def grid_side(self, tap: str, image_size: int) -> int:
+        """Positions to a side at a tap for pictures of that size, by trying; borders make it differ from the stride."""
+        with at_rest(self.net), torch.no_grad():
+            return self(made_up_picture(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
 
     def check_taps(self, taps: Sequence[str]) -> None:
         """As :meth:`Backbone.check_taps`; the message lists the outermost names, for there may be hundreds."""
@@ -174,14 +180,14 @@ class ForeignBackbone(Backbone):
         self.check_taps(tuple(dict.fromkeys(taps)))
         return tuple(taps)
 
-    def _chosen(self) -> tuple[str, ...]:
+    def _chosen(self, image_size: int | None) -> tuple[str, ...]:
         # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.
         if self.found.places[-1].depth < 0.5:
             raise ModelError(
                 f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
                 "which cannot be tapped; take a CNN, or name the taps to tap it there all the same."
             )
-        return self.taps_for(self.found.size)
+        return self.taps_for(image_size or self.found.size)
 
     def _listen(self, names: Sequence[str]) -> None:
         for name in dict.fromkeys(names):
@@ -269,7 +275,7 @@ class ForeignBackbone(Backbone):
         parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._sight()
         setattr(parent, own, nn.Identity())
         try:
-            same = all(torch.equal(a, b) for a, b in zip(self._sight(), before, strict=True))
+            same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self._sight(), before, strict=True))
         except Exception:  # the network's own code, which may count on the classifier being what it was
             same = False
         if same:
@@ -291,6 +297,7 @@ def build_foreign(
     taps: Sequence[str] | None = None,
     keep_head: bool = False,
     num_classes: int | None = None,
+    image_size: int | None = None,
 ) -> ForeignBackbone:
     """Build a network of timm or torchvision as a backbone.
 
@@ -303,16 +310,19 @@ def build_foreign(
         keep_head: keep the network's own classifier. Its weights must then fit as well.
         num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` it has no effect,
             and the classifier in a weights file may have any shape (its keys are in ``left_out``).
+        image_size: see :class:`ForeignBackbone`.
 
     Raises:
         ModelError: unknown name; a library is missing or broken; the weights cannot be had, or do not fit. Nothing
             ever falls back to random weights.
     """
-    library, model = _resolve(name)
+    library, model = find_model(name)
     full = f"{library}/{model}"
-    net = _make(library, model, hub=pretrained == "hub", num_classes=num_classes if keep_head else None)
-    mean, std, size = _habits(net)
-    backbone = ForeignBackbone(net, taps, keep_head=keep_head, mean=mean, std=std, name=full, probe_size=size)
+    net = make_network(library, model, hub=pretrained == "hub", num_classes=num_classes if keep_head else None)
+    mean, std, size = habits(net)
+    backbone = ForeignBackbone(
+        net, taps, keep_head=keep_head, mean=mean, std=std, name=full, probe_size=size, image_size=image_size
+    )
     if pretrained not in (None, "hub"):
         backbone.left_out = load_weights(backbone.net, pretrained, dropped=backbone.dropped)
     if keep_head and num_classes not in (None, backbone.answer_channels):
@@ -321,76 +331,3 @@ def build_foreign(
             "leave its head out (keep_head=False), or give weights made for these classes."
         )
     return backbone
-
-
-def list_foreign() -> tuple[str, ...]:
-    """Names that :func:`build_foreign` knows, timm's first, each with its library in front.
-
-    Raises:
-        ModelError: one of the libraries is missing or broken.
-    """
-    return tuple(f"{library}/{model}" for library in LIBRARIES for model in _models(library))
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError, OSError) as reason:  # a torchvision of another torch raises all three
-        why = (str(reason).splitlines() or [type(reason).__name__])[0]
-        raise ModelError(
-            f"{name} cannot be imported ({why}); install timm and the torchvision that belongs to torch "
-            f"{torch.__version__}, or take heedmap's own models, which need neither."
-        ) from reason
-
-
-def _models(library: str) -> list[str]:
-    if library == "timm":
-        return list(_library("timm").list_models())
-    models = _library("torchvision").models
-    return list(models.list_models(module=models))
-
-
-def _resolve(name: str) -> tuple[str, str]:
-    """Library and model of a name.
-
-    timm is asked first, and has to be there unless the name says torchvision: the same name must not mean one
-    network here and another one elsewhere.
-    """
-    library, slash, model = name.partition("/")
-    libraries = (library,) if slash else LIBRARIES
-    if slash and library not in LIBRARIES:
-        raise ModelError(
-            f"Unknown library {library!r} in {name!r}; it is timm/NAME or torchvision/NAME.{nearest(library, LIBRARIES)}"
-        )
-    model = model if slash else name
-    known: list[str] = []
-    for candidate in libraries:
-        models = _models(candidate)
-        if model in models or (candidate == "timm" and model in _library("timm").list_pretrained()):
-            return candidate, model
-        known += models
-    raise ModelError(f"Unknown model {name!r}.{nearest(model, known)} See all names with: heedmap list")
-
-
-def _make(library: str, model: str, *, hub: bool, num_classes: int | None) -> nn.Module:
-    options: dict[str, Any] = {} if num_classes is None or hub else {"num_classes": num_classes}
-    create = _library("timm").create_model if library == "timm" else _library("torchvision").models.get_model
-    if not hub:
-        net: nn.Module = create(model, **options)
-        return net
-    try:
-        net = create(model, pretrained=True) if library == "timm" else create(model, weights="DEFAULT")
-    except Exception as reason:  # urllib, httpx, huggingface_hub and timm each have their own
-        why = (str(reason).splitlines() or [type(reason).__name__])[0]
-        raise ModelError(
-            f"The weights of {library}/{model} cannot be had from the hub or its cache ({why}); "
-            "supply the file: --pretrained FILE.safetensors (or .pt)."
-        ) from reason
-    return net
-
-
-def _habits(net: nn.Module) -> tuple[Sequence[float], Sequence[float], int | None]:
-    """Mean, standard deviation and picture side that the network was made for; ImageNet's where it does not say."""
-    says = getattr(net, "pretrained_cfg", None) or {}
-    size = says.get("input_size")
-    return says.get("mean", IMAGENET_MEAN), says.get("std", IMAGENET_STD), size[-1] if size else None
