@@ -62,14 +62,12 @@ class Caption:
         probability: its probability, 0 to 1.
         label: the truth where it is known, else None.
         name: where the picture came from, printed small.
-        top: (class, probability) of the likeliest classes, drawn as bars under the picture; best first.
     """
 
     predicted: str
     probability: float
     label: str | None = None
     name: str = ""
-    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,17 +75,19 @@ class Row:
     """One row of a panel: a square picture with its maps.
 
     Attributes:
-        picture: RGB, square; drawn first and under every map.
-        title: what the picture is, such as ``picture`` or ``query``.
-        maps: each with the ends of its scale.
-        over_picture: False draws the maps alone, as features are best seen.
-        top: bars under the picture, see :class:`Caption`.
+        picture: RGB, square; lies under every map.
+        title: what the first square is, such as ``picture``.
+        maps: drawn over the picture, each with the ends of its scale.
+        features: drawn alone, after the maps: under a photograph their detail would be lost.
+        first: shown first in place of ``picture``, such as the picture that the query came from.
+        top: (class, probability) of the likeliest classes, best first; drawn as bars under the first square.
     """
 
     picture: Image.Image
     title: str
     maps: tuple[AttentionMap, ...]
-    over_picture: bool = True
+    features: tuple[AttentionMap, ...] = ()
+    first: Image.Image | None = None
     top: tuple[tuple[str, float], ...] = ()
 
 
@@ -221,7 +221,7 @@ def panel(
         box: (left, top, right, bottom) as shares of the square picture, outlined where given.
         tile: side of each square in pixels.
     """
-    columns = 1 + max(len(row.maps) for row in rows)
+    columns = 1 + max(len(row.maps) + len(row.features) for row in rows)
     lines = note.split("\n") if note else []
     width = columns * tile + (columns - 1) * _GAP + 2 * _EDGE
     row_height = _TITLE + tile + _LEGEND
@@ -266,19 +266,24 @@ def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour
 
 def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, box: tuple[float, float, float, float] | None) -> None:
     pen = ImageDraw.Draw(sheet)
-    picture = row.picture.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
+    picture, first = _sized(row.picture, tile), row.first and _sized(row.first, tile)
     _write(pen, (_EDGE, top), row.title, 15, INK, width=tile)
-    sheet.paste(_outlined(picture, box), (_EDGE, top + _TITLE))
+    sheet.paste(first or _outlined(picture, box), (_EDGE, top + _TITLE))
     _draw_bars(pen, row.top, (_EDGE, top + _TITLE + tile + 7), tile)
-    for number, drawn in enumerate(row.maps):
+    for number, drawn in enumerate(row.maps + row.features):
         left = _EDGE + (number + 1) * (tile + _GAP)
         height, width = drawn.values.shape
         end = _write(pen, (left, top), drawn.tap, 15, INK, width=tile - 70)
         _write(pen, (end, top), f",  {height} x {width}", 15, GREY)
+        over = number < len(row.maps)
         scale = (drawn.low, drawn.high)
-        heated = overlay(picture, drawn.values, *scale) if row.over_picture else heatmap(drawn.values, *scale, tile)
+        heated = overlay(picture, drawn.values, *scale) if over else heatmap(drawn.values, *scale, tile)
         sheet.paste(_marked(_outlined(heated, box), hottest(drawn.values)), (left, top + _TITLE))
         sheet.paste(legend(*scale, peak_text(drawn.values), tile), (left, top + _TITLE + tile + 8))
+
+
+def _sized(picture: Image.Image, tile: int) -> Image.Image:
+    return picture.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
 
 
 def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place: tuple[int, int], width: int) -> None:

@@ -1,0 +1,343 @@
+"""Draw what a trained classifier attended to, for any number of pictures, into a folder to look through.
+
+    OUT/index.html           a page to look through: filter by class, sort by probability
+    OUT/predictions.csv      one line a picture
+    OUT/panels/NAME.png      the picture, each tap's map, the combined map, with their scales
+    OUT/maps/NAME.npz        the raw maps and probabilities, as the network gave them
+    OUT/thumbnails/NAME.jpg  what the page shows
+
+Pictures travel through in batches and are forgotten, so memory does not grow with their number. What cannot be read is
+named, counted and passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.data.decoding import crop_box, read_picture, square
+from heedmap.errors import DataError, PictureError
+from heedmap.render import hottest, overlay
+from heedmap.visualize.answers import (
+    TILE,
+    Answer,
+    Ends,
+    Scale,
+    Switched,
+    answer_of,
+    answer_panel,
+    common_ends,
+    on_scale,
+    packed,
+    rescaled,
+    unpacked,
+    without_values,
+)
+from heedmap.visualize.listing import expand_pictures
+from heedmap.visualize.reading import Read, batches, read, stacked
+
+__all__ = ["Answer", "Switched", "VisualizeResult", "answer_of", "answer_panel", "expand_pictures", "visualize"]
+
+MOST_ON_PAGE = 5000
+"""The page shows no more pictures than this, so that a browser can still open it; the CSV file has all."""
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class VisualizeResult:
+    """What became of the pictures.
+
+    Attributes:
+        count: pictures drawn.
+        unreadable: (path, reason) of those passed over.
+        index: the page to open.
+        notes: sentences for the user, such as why a query changes nothing.
+        seconds: from the first picture to the last file.
+    """
+
+    count: int
+    unreadable: tuple[tuple[str, str], ...]
+    index: Path
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Query:
+    """The other picture of query switching; ``vector`` (1, D) is None where a query cannot change the map."""
+
+    name: str
+    view: Image.Image
+    vector: Tensor | None
+    remark: str
+
+
+@dataclass
+class _Job:
+    """What stays the same from batch to batch, and what adds up."""
+
+    classifier: AttentionClassifier
+    out: Path
+    scale: Scale
+    query: _Query | None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    ends: Ends = field(default_factory=dict)
+    count: int = 0
+
+
+def visualize(
+    classifier: AttentionClassifier,
+    pictures: Iterable[str | Path],
+    out: str | Path,
+    *,
+    batch_size: int = 16,
+    query: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    scale: Scale = "picture",
+    overwrite: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> VisualizeResult:
+    """Draw the attention of a classifier for each picture.
+
+    Where a picture lies in a folder with the name of a class, that name is taken for the truth.
+
+    Args:
+        classifier: moved to ``device``; its train flags are left as they were.
+        pictures: files; :func:`expand_pictures` makes them of folders and patterns.
+        out: folder to write to.
+        batch_size: pictures per forward pass.
+        query: a picture whose global feature is used to attend to all the others; drawn beside the maps with each
+            picture's own. Where the attention does not depend on a query, the panels say so.
+        device: where the network runs.
+        scale: ``picture`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
+            its smallest to its largest, ``set`` on one scale for all pictures, ``(low, high)`` on a fixed one.
+        overwrite: write into a folder that has something in it.
+        on_progress: called with the number of pictures done, after each batch.
+
+    Raises:
+        DataError: no pictures, none that can be read, or an output folder that is not empty or cannot be written.
+        PictureError: the query cannot be read.
+    """
+    started, out = time.monotonic(), Path(out)
+    with _writing(out), _judging(classifier, device), ThreadPoolExecutor(_THREADS) as pool:
+        _make_folder(out, overwrite)
+        job = _Job(classifier, out, scale, None if query is None else _read_query(classifier, Path(query), device))
+        with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.DictWriter(file, _columns(classifier, job.query))
+            table.writeheader()
+            for batch, failures in batches(pool, pictures, classifier.image_size, batch_size):
+                job.unreadable += failures
+                table.writerows(_draw_batch(job, pool, batch, device) if batch else ())
+                if on_progress is not None:
+                    on_progress(job.count)
+        if job.count == 0:
+            raise DataError(_nothing_drawn(job.unreadable))
+        if scale == "set":
+            list(pool.map(lambda entry: _redraw(job, entry), job.entries))
+        notes = _notes(job)
+        _write_index(job, notes)
+    return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", notes, time.monotonic() - started)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    # What goes wrong in reading is a PictureError by then, so an OSError is about the output.
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"Cannot write to {error.filename or out}: {error.strerror}. Name another folder.") from error
+
+
+@contextmanager
+def _judging(classifier: AttentionClassifier, device: str | torch.device) -> Iterator[None]:
+    flags = [(module, module.training) for module in classifier.modules()]
+    classifier.to(device).eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _make_folder(out: Path, overwrite: bool) -> None:
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise DataError(f"Output folder {out} is not empty; name another one, or allow overwriting.")
+    for part in ("panels", "maps", "thumbnails"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+
+
+def _read_query(classifier: AttentionClassifier, path: Path, device: str | torch.device) -> _Query:
+    one = read(path, path.stem, classifier.image_size)
+    if isinstance(one, tuple):
+        raise PictureError(f"Query {one[0]}: {one[1]}")
+    if not classifier.uses_query:
+        return _Query(path.name, one.view, None, _why_no_query(classifier))
+    return _Query(path.name, one.view, classifier.query(stacked([one], device)), "")
+
+
+def _why_no_query(classifier: AttentionClassifier) -> str:
+    """Say why no query can change the map."""
+    if classifier.attention_name == "parametrised":
+        return (
+            "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
+            "every position, and the softmax over positions cancels it."
+        )
+    return f"The query cannot change this map: attention '{classifier.attention_name}' looks at no query."
+
+
+def _draw_batch(
+    job: _Job, pool: ThreadPoolExecutor, batch: list[Read], device: str | torch.device
+) -> list[dict[str, Any]]:
+    """Ask the network once (twice with a query), then draw and write in threads; returns the rows of the table."""
+    images = stacked(batch, device)
+    output = job.classifier(images)
+    own = [answer_of(job.classifier, output, row) for row in range(len(batch))]
+    other: list[Answer | None] = [None] * len(batch)
+    if job.query is not None and job.query.vector is not None:
+        output = job.classifier(images, query=job.query.vector)
+        other = [answer_of(job.classifier, output, row) for row in range(len(batch))]
+    if job.scale == "set":
+        job.ends = common_ends([*_held(job.ends, own[0]), *own, *(each for each in other if each is not None)])
+    drawn = list(pool.map(lambda one: _keep(job, *one), zip(batch, own, other, strict=True)))
+    job.count += len(batch)
+    room = len(drawn) if job.scale == "set" else max(0, MOST_ON_PAGE - len(job.entries))
+    job.entries += [entry for entry, _ in drawn[:room]]
+    return [row for _, row in drawn]
+
+
+def _held(ends: Ends, like: Answer) -> list[Answer]:
+    return [on_scale(like, ends)] if ends else []
+
+
+def _keep(job: _Job, one: Read, own: Answer, other: Answer | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a picture's files; returns its entry on the page and its row in the table."""
+    classes = job.classifier.classes
+    box = crop_box(*one.size)
+    arrays = packed(own) | (packed(other, "query_") if other is not None else {})
+    arrays |= {"predicted": np.array(own.predicted), "classes": np.array(classes)}
+    arrays |= {"crop_box": np.array(box), "size": np.array(one.size)}
+    target = job.out / "maps" / f"{one.name}.npz"
+    np.savez_compressed(target, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
+    label = one.path.parent.name if one.path.parent.name in classes else None
+    entry = {
+        "name": one.name,
+        "path": _printable(one.path),
+        "predicted": classes[own.predicted],
+        "probability": float(own.probabilities.max()),
+        "label": label,
+    }
+    if job.scale == "set":
+        entry |= {"source": one.path, "own": without_values(own), "other": other and without_values(other)}
+    else:
+        _draw(job, entry, one.view, own, other)
+    return entry, _row(one, own, other, classes, label, box)
+
+
+def _redraw(job: _Job, entry: dict[str, Any]) -> None:
+    """Draw a picture on the scale of the whole set, from the maps in its file."""
+    with np.load(job.out / "maps" / f"{entry['name']}.npz") as arrays:
+        own = on_scale(unpacked(arrays, entry["own"]), job.ends)
+        other = entry["other"] and on_scale(unpacked(arrays, entry["other"], "query_"), job.ends)
+    view = square(read_picture(entry["source"], short_side=TILE), TILE)
+    _draw(job, entry, view, own, other)
+
+
+def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, other: Answer | None) -> None:
+    switched = Switched(job.query.view, job.query.name, other) if job.query and other else None
+    drawn = answer_panel(
+        view,
+        own,
+        job.classifier.classes,
+        label=entry["label"],
+        name=entry["path"],
+        scale=job.scale,
+        switched=switched,
+        remark=job.query.remark if job.query else "",
+    )
+    drawn.save(job.out / "panels" / f"{entry['name']}.png", compress_level=3)
+    maps = rescaled([own], job.scale)[0].maps
+    shown = maps.get("combined") or next(iter(maps.values()))
+    thumbnail = overlay(view, shown.values, shown.low, shown.high)
+    thumbnail.save(job.out / "thumbnails" / f"{entry['name']}.jpg", quality=88)
+
+
+def _columns(classifier: AttentionClassifier, query: _Query | None) -> list[str]:
+    names = ["path", "label", "predicted", "probability", "second", "second_probability", "third", "third_probability"]
+    maps = (*classifier.taps, "combined") if len(classifier.taps) > 1 else classifier.taps
+    names += [f"{tap}_{axis}" for tap in maps for axis in "xy"]
+    return names + ["query_predicted", "query_probability"] * (query is not None and query.vector is not None)
+
+
+def _row(
+    one: Read, own: Answer, other: Answer | None, classes: tuple[str, ...], label: str | None, box: tuple[int, ...]
+) -> dict[str, Any]:
+    """A line of ``predictions.csv``; the hottest points are pixels of the original picture."""
+    row: dict[str, Any] = {"path": one.path, "label": label or ""}
+    for place, (name, probability) in zip(("", "second", "third"), own.top(classes), strict=False):
+        row |= {place or "predicted": name, f"{place}_probability".lstrip("_"): f"{probability:.6f}"}
+    for tap, drawn in own.maps.items():
+        x, y = hottest(drawn.values)
+        row |= {
+            f"{tap}_x": round(box[0] + x * (box[2] - box[0]), 1),
+            f"{tap}_y": round(box[1] + y * (box[3] - box[1]), 1),
+        }
+    if other is not None:
+        row |= {"query_predicted": classes[other.predicted], "query_probability": f"{other.probabilities.max():.6f}"}
+    return row
+
+
+def _printable(path: Path) -> str:
+    """The path as text that any encoding takes; a file's name may hold bytes that are no letters."""
+    return str(path).encode("utf-8", "replace").decode("utf-8")
+
+
+def _nothing_drawn(unreadable: list[tuple[str, str]]) -> str:
+    if not unreadable:
+        return "There are no pictures to draw; name some."
+    path, reason = unreadable[0]
+    return f"None of the {len(unreadable)} pictures can be read; the first is {path}: {reason}."
+
+
+def _notes(job: _Job) -> tuple[str, ...]:
+    notes = [job.query.remark] if job.query and job.query.remark else []
+    if job.unreadable:
+        notes.append(f"{len(job.unreadable)} of {len(job.unreadable) + job.count} pictures cannot be read.")
+    if job.count > len(job.entries[:MOST_ON_PAGE]):
+        notes.append(f"The page shows the first {MOST_ON_PAGE:,} of {job.count:,} pictures; predictions.csv has all.")
+    return tuple(notes)
+
+
+def _write_index(job: _Job, notes: tuple[str, ...]) -> None:
+    import jinja2
+
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("heedmap", "visualize"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    entries = job.entries[:MOST_ON_PAGE]
+    page = pages.get_template("index.html.jinja").render(
+        entries=entries,
+        count=job.count,
+        classes=sorted({entry["predicted"] for entry in entries}),
+        wrong=sum(entry["label"] not in (None, entry["predicted"]) for entry in entries),
+        known=sum(entry["label"] is not None for entry in entries),
+        method=f"{job.classifier.attention_name}, {job.classifier.weights}",
+        query=job.query.name if job.query else None,
+        unreadable=[(_printable(Path(path)), reason) for path, reason in job.unreadable],
+        notes=notes,
+    )
+    (job.out / "index.html").write_text(page, encoding="utf-8")

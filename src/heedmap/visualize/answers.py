@@ -1,0 +1,209 @@
+"""What the classifier said of a picture: as numbers in a file, and as a panel to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from heedmap.classifier import AttentionClassifier, attention_maps
+from heedmap.records import AttentionMap, Output
+from heedmap.render import Caption, Row, panel, scale_of
+
+Scale: TypeAlias = Literal["picture", "range", "set"] | tuple[float, float]
+Ends: TypeAlias = dict[str, tuple[float, float]]
+
+TILE = 256
+"""Side in pixels of each square of a panel."""
+
+_MEANINGS = {
+    "softmax": "share of the attention that each position gets (a map sums to 1)",
+    "sigmoid": "gate of each position, between 0 and 1",
+    "feature": "gate, mean over channels; an even gate is 0.5 with sigmoid, 1 with softmax",
+    "none": "every position weighs the same (the control without attention)",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the classifier said of one picture, on the CPU.
+
+    Attributes:
+        probabilities: (K,) float32.
+        maps: tap -> map, then ``combined`` where there are several taps.
+        features: ``before`` and ``after`` the gate, on one scale; empty but for soft feature attention.
+    """
+
+    probabilities: NDArray[np.float32]
+    maps: dict[str, AttentionMap]
+    features: dict[str, AttentionMap]
+
+    @property
+    def predicted(self) -> int:
+        """The class with the largest probability; the first among equals."""
+        return int(self.probabilities.argmax())
+
+    def top(self, classes: Sequence[str], count: int = 3) -> tuple[tuple[str, float], ...]:
+        """Return the likeliest classes with their probabilities, best first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return tuple((classes[place], float(self.probabilities[place])) for place in order)
+
+
+@dataclass(frozen=True)
+class Switched:
+    """The same picture attended to with another picture's query: that picture (square), its name, and the answer."""
+
+    picture: Image.Image
+    name: str
+    answer: Answer
+
+
+def answer_of(classifier: AttentionClassifier, output: Output, row: int) -> Answer:
+    """Take one picture's share of a batch's output."""
+    features = {name: values[row, 0].float().cpu() for name, values in output.features.items()}
+    high = max((scale_of(values)[1] for values in features.values()), default=1.0)
+    low = min((scale_of(values)[0] for values in features.values()), default=0.0)
+    return Answer(
+        output.probabilities[row].float().cpu().numpy(),
+        attention_maps(classifier, output, row),
+        {name: AttentionMap(values, name, "largest channel", low, high) for name, values in features.items()},
+    )
+
+
+def common_ends(answers: Iterable[Answer]) -> Ends:
+    """Return for each map the scale that holds it in all of the answers."""
+    ends: Ends = {}
+    for answer in answers:
+        for name, drawn in answer.maps.items():
+            low, high = ends.get(name, (drawn.low, drawn.high))
+            ends[name] = (min(low, drawn.low), max(high, drawn.high))
+    return ends
+
+
+def rescaled(answers: Sequence[Answer], scale: Scale) -> list[Answer]:
+    """Return the answers of one panel with the ends that the rule gives, the same for all of them."""
+    return [on_scale(each, _ends(answers, scale)) for each in answers]
+
+
+def _ends(answers: Sequence[Answer], scale: Scale) -> Ends:
+    if isinstance(scale, tuple):
+        return dict.fromkeys(answers[0].maps, scale)
+    if scale == "range":
+        values = {name: torch.stack([each.maps[name].values for each in answers]) for name in answers[0].maps}
+        return {name: _apart(float(stack.min()), float(stack.max())) for name, stack in values.items()}
+    return common_ends(answers)
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def on_scale(answer: Answer, ends: Ends) -> Answer:
+    """Return the answer with its maps on other scales; the values stay as they are."""
+    maps = {name: replace(drawn, low=ends[name][0], high=ends[name][1]) for name, drawn in answer.maps.items()}
+    return replace(answer, maps=maps)
+
+
+def answer_panel(
+    picture: Image.Image,
+    answer: Answer,
+    classes: Sequence[str],
+    *,
+    label: str | None = None,
+    name: str = "",
+    box: tuple[float, float, float, float] | None = None,
+    scale: Scale = "picture",
+    switched: Switched | None = None,
+    remark: str = "",
+) -> Image.Image:
+    """Draw the panel of one picture.
+
+    Args:
+        picture: the square view, RGB, of any size; shown at ``TILE`` pixels.
+        answer: its maps carry the ends of their scales.
+        classes: the K class names.
+        label: the truth, where it is known.
+        name: printed small in the headline.
+        box: (left, top, right, bottom) as shares of the square, outlined where given.
+        scale: ``picture`` keeps the ends that the maps carry; ``range`` runs from the smallest to the largest value of
+            each map; ``(low, high)`` is fixed; ``set`` says that the ends carried are those of a whole set.
+        switched: drawn as a second row, each map on one scale with the first row's.
+        remark: one more line at the foot.
+    """
+    answers = [answer] if switched is None else [answer, switched.answer]
+    answers = rescaled(answers, scale)
+    rows = [_row(answers[0], picture, "picture" if switched is None else "picture, own query", classes)]
+    if switched is not None:
+        row = _row(answers[1], picture, f"query: {switched.name}", classes)
+        rows.append(replace(row, first=switched.picture))
+    note = "\n".join(line for line in (*footnotes(answer, scale, switched is not None), remark) if line)
+    headline = Caption(classes[answer.predicted], float(answer.probabilities.max()), label, name)
+    return panel(rows, headline, note, box=box, tile=TILE)
+
+
+def _row(answer: Answer, picture: Image.Image, title: str, classes: Sequence[str]) -> Row:
+    maps = list(answer.maps.values())
+    if answer.features:
+        maps = [replace(drawn, tap=f"gate at {drawn.tap}") for drawn in maps]
+    features = [replace(drawn, tap=f"features {drawn.tap}") for drawn in answer.features.values()]
+    return Row(picture, title, tuple(maps), tuple(features), top=answer.top(classes))
+
+
+def footnotes(answer: Answer, scale: Scale, is_switched: bool = False) -> tuple[str, ...]:
+    """Say what the colours of a panel mean: the quantity, the scale, how it is drawn."""
+    method = next(iter(answer.maps.values())).method
+    name, _, weights = method.partition(", ")
+    kind = "feature" if name.startswith("feature") else "none" if name == "none" else weights
+    first = f"Colour ({method}): {_MEANINGS.get(kind, 'weight of each position')}. {_rule(answer, scale, is_switched)}"
+    second = "Drawn bilinearly between the centres of the grid's cells; the ring marks the hottest cell."
+    if "combined" in answer.maps:
+        second += " combined: geometric mean of the taps on the finest grid."
+    if answer.features:
+        second += " features: the largest channel at each position, before and after the gate on one scale."
+    return first, second
+
+
+def _rule(answer: Answer, scale: Scale, is_switched: bool) -> str:
+    if isinstance(scale, tuple):
+        return f"Scale: {scale[0]:g} to {scale[1]:g}, as asked."
+    if scale == "set":
+        return "Scale: one for all pictures of this folder, up to the largest value among them."
+    if scale == "picture" and all(drawn.high == 1.0 for drawn in answer.maps.values()):
+        return "Scale: 0 to 1 for every map."
+    rows = ", the same in both rows" if is_switched else ""
+    if scale == "range":
+        return f"Scale: each map from its smallest to its largest value{rows}, which makes small differences large."
+    return f"Scale: each map from 0 to its own largest value{rows}."
+
+
+def without_values(answer: Answer) -> Answer:
+    """Return the answer with its values left out; :func:`unpacked` fills them in from the file."""
+    blank = torch.zeros(0)
+    maps = {name: replace(drawn, values=blank) for name, drawn in answer.maps.items()}
+    return replace(answer, maps=maps, features={n: replace(d, values=blank) for n, d in answer.features.items()})
+
+
+def packed(answer: Answer, prefix: str = "") -> dict[str, NDArray[Any]]:
+    """Return the answer as named arrays for an ``.npz`` file: raw values, nothing rescaled."""
+    arrays: dict[str, NDArray[Any]] = {f"{prefix}probabilities": answer.probabilities}
+    arrays |= {f"{prefix}map_{name}": drawn.values.numpy() for name, drawn in answer.maps.items()}
+    arrays |= {f"{prefix}features_{name}": drawn.values.numpy() for name, drawn in answer.features.items()}
+    return arrays
+
+
+def unpacked(arrays: Mapping[str, NDArray[Any]], like: Answer, prefix: str = "") -> Answer:
+    """Return the answer that :func:`packed` made arrays of; ``like`` lends its scales and methods."""
+
+    def filled(maps: dict[str, AttentionMap], kind: str) -> dict[str, AttentionMap]:
+        return {
+            name: replace(drawn, values=torch.from_numpy(arrays[f"{prefix}{kind}_{name}"]))
+            for name, drawn in maps.items()
+        }
+
+    features = filled(like.features, "features")
+    return Answer(arrays[f"{prefix}probabilities"], filled(like.maps, "map"), features)

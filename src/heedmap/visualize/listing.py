@@ -1,0 +1,95 @@
+"""Which pictures are meant by what a user wrote, and what their drawings are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from heedmap.data.folders import PICTURE_SUFFIXES
+from heedmap.errors import DataError
+
+_PASSED_OVER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LONGEST_NAME = 120
+
+
+def expand_pictures(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
+    """Return the picture files that are meant, each once, in the order in which they were named.
+
+    Args:
+        arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns
+            with ``*``, ``?``, ``[]`` and ``**``; or ``-`` for a list read from ``stdin``.
+        stdin: lines, each one an argument; empty lines are passed over.
+
+    Raises:
+        DataError: a file that is not there, a folder or pattern without pictures, an address (URL), or nothing named.
+    """
+    found: dict[Path, None] = {}
+    for argument in arguments:
+        lines = (line.rstrip("\r\n") for line in stdin) if argument == "-" else iter((argument,))
+        for line in lines:
+            found.update(dict.fromkeys(_meant_by(line) if line.strip() else ()))
+    if not found:
+        raise DataError(
+            "No pictures were named; give files, folders, patterns such as 'photos/*.jpg', or - for a list."
+        )
+    return list(found)
+
+
+def _meant_by(argument: str) -> list[Path]:
+    if _ADDRESS.match(argument):
+        raise DataError(f"{argument} is an address; heedmap reads files only. Download it and name the file.")
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(argument):
+        return _fitting(argument)
+    raise DataError(f"There is no file or folder {argument}.")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if _is_wanted(name))
+        found += [Path(parent, name) for name in sorted(files) if _is_wanted(name) and _has_suffix(name)]
+    if not found:
+        raise DataError(f"Folder {folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+    return found
+
+
+def _fitting(pattern: str) -> list[Path]:
+    names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    found = [Path(name) for name in names if _has_suffix(name) and _is_picture_place(Path(name))]
+    if not found:
+        raise DataError(f"No picture fits {pattern}.")
+    return found
+
+
+def _is_picture_place(path: Path) -> bool:
+    return path.is_file() and not any(part.lower() in _PASSED_OVER for part in path.parts)
+
+
+def _is_wanted(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _PASSED_OVER
+
+
+def _has_suffix(name: str) -> bool:
+    return Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def drawing_names(pictures: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Give each picture with a name for its drawings: its own stem, made safe for a link, with a number where taken."""
+    taken: set[str] = set()
+    for path in pictures:
+        stem = re.sub(r"[^\w.-]+", "_", path.stem)[:_LONGEST_NAME].lstrip("-.") or "picture"
+        name, number = stem, 1
+        while name.casefold() in taken:  # a file system may not tell A.png from a.png
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        yield path, name

@@ -1,0 +1,279 @@
+"""Pictures in, a folder of panels, maps, predictions and a page out; with a classifier whose answer is known."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from heedmap.classifier import combined_map
+from heedmap.data.decoding import crop_box, read_picture
+from heedmap.errors import DataError, PictureError
+from heedmap.records import Output
+from heedmap.visualize import expand_pictures, visualize
+from heedmap.visualize.answers import TILE
+
+
+class Fake(nn.Module):
+    """Looks where the picture is red and says red; else says other. Its query is the picture's mean colour."""
+
+    classes = ("red", "other")
+    image_size = 32
+
+    def __init__(
+        self, taps: tuple[str, ...] = ("fine", "coarse"), attention_name: str = "dot", weights: str = "softmax"
+    ):
+        super().__init__()
+        self.taps, self.attention_name, self.weights = taps, attention_name, weights
+        self.uses_query = attention_name in ("dot", "additive")
+        self.batches: list[int] = []
+
+    def query(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Output:
+        assert not self.training
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+        self.batches.append(len(images))
+        like = torch.tensor([1.0, -0.5, -0.5]) if query is None else query[0] - 0.5
+        redness = (images * like[:, None, None]).sum(1, keepdim=True)
+        maps = {}
+        for tap, side in zip(self.taps, (8, 4), strict=False):
+            score = 8 * nn.functional.adaptive_avg_pool2d(redness, side)
+            maps[tap] = score.sigmoid() if self.weights == "sigmoid" else score.flatten(1).softmax(1).view_as(score)
+        logits = torch.stack([redness.amax(dim=(1, 2, 3)) * 4 - 2, torch.zeros(len(images))], 1)
+        features = {"before": redness + 1, "after": redness * 3 + 3} if self.attention_name == "feature" else {}
+        return Output(logits, maps, features)
+
+
+def red_spot(path: Path, size: tuple[int, int] = (60, 40), centre: tuple[int, int] = (42, 12)) -> Path:
+    picture = Image.new("RGB", size, (90, 120, 120))
+    x, y = centre
+    picture.paste((255, 0, 0), (x - 3, y - 3, x + 3, y + 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_picture_gets_a_panel_raw_maps_a_thumbnail_and_a_line(tmp_path: Path) -> None:
+    pictures = [red_spot(tmp_path / "in" / f"{number}.png") for number in range(5)]
+    result = visualize(Fake(), pictures, tmp_path / "out", batch_size=2)
+    assert (result.count, result.unreadable) == (5, ())
+    assert result.index == tmp_path / "out" / "index.html"
+    for part, suffix in (("panels", "png"), ("maps", "npz"), ("thumbnails", "jpg")):
+        assert sorted(file.name for file in (tmp_path / "out" / part).iterdir()) == [f"{n}.{suffix}" for n in range(5)]
+    assert [row["path"] for row in table(tmp_path / "out")] == [str(path) for path in pictures]
+
+
+def test_the_network_gets_batches_and_keeps_its_train_flag(tmp_path: Path) -> None:
+    classifier = Fake().train()
+    visualize(classifier, [red_spot(tmp_path / f"{n}.png") for n in range(5)], tmp_path / "out", batch_size=2)
+    assert classifier.batches == [2, 2, 1]
+    assert classifier.training
+
+
+def test_the_raw_maps_are_what_the_network_gave(tmp_path: Path) -> None:
+    classifier = Fake()
+    path = red_spot(tmp_path / "spot.png")
+    visualize(classifier, [path], tmp_path / "out")
+    with np.load(tmp_path / "out" / "maps" / "spot.npz") as arrays, torch.inference_mode():
+        assert arrays["map_fine"].shape == (8, 8)
+        assert arrays["map_coarse"].shape == (4, 4)
+        assert arrays["map_fine"].sum() == pytest.approx(1, abs=1e-5)
+        maps = {tap: torch.from_numpy(arrays[f"map_{tap}"])[None, None] for tap in classifier.taps}
+        assert np.allclose(arrays["map_combined"], combined_map(maps)[0, 0].numpy())
+        assert arrays["probabilities"].sum() == pytest.approx(1)
+        assert arrays["classes"][arrays["predicted"]] == "red"
+        assert tuple(arrays["crop_box"]) == crop_box(60, 40)
+        assert tuple(arrays["size"]) == (60, 40)
+
+
+def test_the_hottest_point_is_in_pixels_of_the_original_picture(tmp_path: Path) -> None:
+    visualize(Fake(), [red_spot(tmp_path / "spot.png", (60, 40), (42, 12))], tmp_path / "out")
+    (row,) = table(tmp_path / "out")
+    assert abs(float(row["fine_x"]) - 42) <= 40 / 8
+    assert abs(float(row["fine_y"]) - 12) <= 40 / 8
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_crop_box_counts_pixels_of_the_whole_jpeg_turned_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (2000, 1200), (200, 30, 30)).save(tmp_path / "large.jpg", exif=exif)
+    visualize(Fake(), [tmp_path / "large.jpg"], tmp_path / "out")
+    upright = (2000, 1200) if orientation == 1 else (1200, 2000)
+    with np.load(tmp_path / "out" / "maps" / "large.npz") as arrays:
+        assert tuple(arrays["size"]) == upright
+        assert tuple(arrays["crop_box"]) == crop_box(*upright)
+
+
+def test_an_unreadable_picture_is_named_counted_and_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    result = visualize(Fake(), [tmp_path / "broken.jpg", red_spot(tmp_path / "good.png")], tmp_path / "out")
+    assert result.count == 1
+    ((path, reason),) = result.unreadable
+    assert path == str(tmp_path / "broken.jpg")
+    assert "0 bytes" in reason
+    assert "1 of 2 pictures cannot be read" in result.notes[0]
+    assert "broken.jpg" in result.index.read_text()
+
+
+def test_no_readable_picture_at_all_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"None of the 1 pictures can be read; the first is .*broken\.jpg"):
+        visualize(Fake(), [tmp_path / "broken.jpg"], tmp_path / "out")
+    with pytest.raises(DataError, match="no pictures to draw"):
+        visualize(Fake(), [], tmp_path / "other")
+
+
+def test_names_that_collide_are_made_unique(tmp_path: Path) -> None:
+    pictures = [red_spot(tmp_path / part) for part in ("a/x.png", "b/x.png", "c/X.png", "c/x-2.png", "odd # name?.png")]
+    visualize(Fake(), pictures, tmp_path / "out")
+    names = sorted(path.stem for path in (tmp_path / "out" / "panels").iterdir())
+    assert len({name.casefold() for name in names}) == 5
+    assert "odd_name_" in names
+
+
+def test_a_folder_named_like_a_class_is_the_truth(tmp_path: Path) -> None:
+    pictures = [
+        red_spot(tmp_path / "red" / "a.png"),
+        red_spot(tmp_path / "other" / "b.png"),
+        red_spot(tmp_path / "c.png"),
+    ]
+    result = visualize(Fake(), pictures, tmp_path / "out")
+    assert [row["label"] for row in table(tmp_path / "out")] == ["red", "other", ""]
+    assert "1 right, 1 wrong" in result.index.read_text()
+
+
+def test_an_output_folder_with_something_in_it_is_refused_unless_allowed(tmp_path: Path) -> None:
+    path = red_spot(tmp_path / "spot.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty"):
+        visualize(Fake(), [path], out)
+    visualize(Fake(), [path], out, overwrite=True)
+    assert (out / "precious.txt").read_text() == "mine"
+
+
+def test_an_output_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError, match="Cannot write to"):
+        visualize(Fake(), [red_spot(tmp_path / "spot.png")], tmp_path / "out")
+
+
+def test_another_pictures_query_changes_the_map_and_is_drawn_as_a_second_row(tmp_path: Path) -> None:
+    path = red_spot(tmp_path / "spot.png")
+    Image.new("RGB", (50, 50), (0, 255, 255)).save(tmp_path / "cyan.png")
+    visualize(Fake(), [path], tmp_path / "plain")
+    result = visualize(Fake(), [path], tmp_path / "out", query=tmp_path / "cyan.png")
+    assert result.notes == ()
+    with np.load(tmp_path / "out" / "maps" / "spot.npz") as arrays:
+        assert arrays["map_fine"].argmax() != arrays["query_map_fine"].argmax()
+    assert table(tmp_path / "out")[0]["query_predicted"] in Fake.classes
+    heights = [read_picture(tmp_path / out / "panels" / "spot.png").height for out in ("plain", "out")]
+    assert heights[1] > heights[0] + TILE
+
+
+def test_a_query_that_cannot_change_the_map_is_said_to_with_the_reason(tmp_path: Path) -> None:
+    path = red_spot(tmp_path / "spot.png")
+    result = visualize(Fake(attention_name="parametrised"), [path], tmp_path / "out", query=path)
+    assert "cannot change" in result.notes[0]
+    assert "softmax over positions cancels it" in result.notes[0]
+    assert "query_predicted" not in table(tmp_path / "out")[0]
+    result = visualize(Fake(attention_name="feature", weights="sigmoid"), [path], tmp_path / "gate", query=path)
+    assert "looks at no query" in result.notes[0]
+
+
+def test_a_query_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"Query .*none\.png: there is no such file"):
+        visualize(Fake(), [red_spot(tmp_path / "spot.png")], tmp_path / "out", query=tmp_path / "none.png")
+
+
+def test_one_scale_for_the_set_draws_a_cooler_picture_cooler(tmp_path: Path) -> None:
+    hot = red_spot(tmp_path / "hot.png")
+    Image.new("RGB", (60, 40), (90, 120, 120)).save(tmp_path / "flat.png")  # an even map: at its own scale all hot
+    for scale in ("picture", "set"):
+        visualize(Fake(("fine",)), [hot, tmp_path / "flat.png"], tmp_path / scale, scale=scale, batch_size=1)
+    flat = {
+        scale: np.asarray(read_picture(tmp_path / scale / "thumbnails" / "flat.jpg")).mean()
+        for scale in ("picture", "set")
+    }
+    assert flat["set"] < flat["picture"] - 40
+    pixels = [np.asarray(read_picture(tmp_path / scale / "thumbnails" / "hot.jpg")) for scale in ("picture", "set")]
+    assert np.array_equal(*pixels)
+
+
+def test_features_before_and_after_a_gate_share_one_scale(tmp_path: Path) -> None:
+    from heedmap.visualize import answer_of
+
+    classifier = Fake(("fine",), "feature", "sigmoid").eval()
+    answer = answer_of(classifier, classifier(torch.rand(1, 3, 32, 32)), 0)
+    before, after = answer.features["before"], answer.features["after"]
+    assert (before.low, before.high) == (after.low, after.high)
+    assert before.high == max(before.values.max(), after.values.max())
+    visualize(classifier, [red_spot(tmp_path / "spot.png")], tmp_path / "out")
+    with np.load(tmp_path / "out" / "maps" / "spot.npz") as arrays:
+        assert {"features_before", "features_after", "map_fine"} <= set(arrays)
+
+
+def test_the_page_needs_no_network_and_escapes_names(tmp_path: Path) -> None:
+    result = visualize(Fake(), [red_spot(tmp_path / "a<b>&'c.png")], tmp_path / "out")
+    page = result.index.read_text()
+    assert "http" not in page
+    assert "<b>&'c.png" not in page
+    assert 'loading="lazy"' in page
+
+
+def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
+    told: list[int] = []
+    pictures = [red_spot(tmp_path / f"{n}.png") for n in range(3)]
+    visualize(Fake(), pictures, tmp_path / "out", batch_size=2, on_progress=told.append)
+    assert told == [2, 3]
+
+
+def test_files_folders_patterns_and_lists_become_paths_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "deep/er/b.JPG", ".hidden/c.png", "__MACOSX/d.png", "notes.txt", "deep/e.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    assert expand_pictures(["."]) == [Path("a.png"), Path("deep/e.gif"), Path("deep/er/b.JPG")]
+    assert expand_pictures(["**/*"]) == [Path("a.png"), Path("deep/e.gif"), Path("deep/er/b.JPG")]
+    assert expand_pictures(["deep", "a.png", "deep/e.gif"]) == [
+        Path("deep/e.gif"),
+        Path("deep/er/b.JPG"),
+        Path("a.png"),
+    ]
+    assert expand_pictures(["-"], io.StringIO("a.png\n\ndeep\n")) == expand_pictures(["a.png", "deep"])
+    assert expand_pictures(["notes.txt"]) == [Path("notes.txt")]
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("https://example.org/a.png", "is an address; heedmap reads files only"),
+        ("nowhere.png", "There is no file or folder nowhere.png"),
+        ("*.nothing", r"No picture fits \*.nothing"),
+        ("empty", "Folder empty holds no pictures"),
+        ("-", "No pictures were named"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_one_line(
+    argument: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=line):
+        expand_pictures([argument], io.StringIO(""))
