@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from heedmap.attention import MeanReadout
 from heedmap.backbones.chain import Backbone
 from heedmap.backbones.paper_resnet import PaperResNet
 from heedmap.backbones.paper_vgg import LEVELS, PaperVGG, PlainVGG
@@ -163,6 +164,25 @@ def test_one_step_of_the_vgg_reaches_every_parameter_that_is_not_dead(head, scor
     for readout in pieces.readouts.values():
         assert all((p.grad is not None) == p.requires_grad for p in readout.parameters())
     assert all(parameter.grad is not None for parameter in pieces.head.parameters())
+
+
+@pytest.mark.parametrize(("make", "taps"), [(PaperVGG, ("conv4", "conv2")), (lambda: PaperResNet(11), ("stage1",))])
+def test_what_no_tap_reads_is_told_exactly(make, taps):
+    network = make()
+    trunk = network(torch.rand(2, 3, 16, 16), taps, False)
+    sum(features.square().sum() for features in trunk.features.values()).backward()
+    unread = {id(parameter) for parameter in network.unread_parameters(taps)}
+    assert {id(parameter) for parameter in network.parameters() if parameter.grad is None} == unread
+    assert {id(parameter) for parameter in network.query_parameters()} < unread
+
+
+def test_taps_can_be_named_and_the_control_averages_them():
+    with torch.device("meta"):
+        control = paper_vgg_att(10, taps=("conv10", "conv13"), score="none")
+        attentive = paper_vgg_att(10, taps=2)
+        assert tuple(paper_resnet_att(10, 11, taps=["stage3"]).readouts) == ("stage3",)
+    assert attentive.parameter_count() - control.parameter_count() == 2 * 513
+    assert all(isinstance(readout, MeanReadout) for readout in control.readouts.values())
 
 
 def test_the_resnet_has_164_layers_by_default_and_taps_the_raw_sums_of_its_last_two_stages():

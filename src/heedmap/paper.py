@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from heedmap.attention.compatibility import CompatibilityReadout
+from heedmap.attention.compatibility import CompatibilityReadout, MeanReadout, Readout
 from heedmap.attention.heads import ConcatHead, IndepHead
 from heedmap.backbones.chain import Backbone
 from heedmap.backbones.paper_resnet import PaperResNet
@@ -27,7 +28,7 @@ class PaperPieces:
     """
 
     backbone: Backbone
-    readouts: dict[str, CompatibilityReadout]
+    readouts: dict[str, Readout]
     head: ConcatHead | IndepHead
 
     def parameter_count(self) -> int:
@@ -38,7 +39,7 @@ class PaperPieces:
 
 def paper_vgg_att(
     num_classes: int,
-    taps: int = 3,
+    taps: int | Sequence[str] = 3,
     score: str = "parametrised",
     weights: str = "softmax",
     head: str = "concat",
@@ -48,8 +49,9 @@ def paper_vgg_att(
 
     Args:
         num_classes: K.
-        taps: levels of attention, 1 to 3.
-        score: ``parametrised`` (pc), ``dot`` (dp), or ``additive``, which is not in the paper.
+        taps: levels of attention, 1 to 3; or the names of any of the thirteen convs.
+        score: ``parametrised`` (pc), ``dot`` (dp); not in the paper are ``additive`` and ``none``, the matched control,
+            which averages each tap.
         weights: ``softmax``, as in the paper, or ``sigmoid``.
         head: ``concat`` or ``indep``.
         project: at the one level whose size differs from the query's (conv7), bring the ``query`` down as the published
@@ -58,12 +60,15 @@ def paper_vgg_att(
     Raises:
         ModelError: an unknown word or number of taps.
     """
-    return _pieces(PaperVGG(taps), num_classes, score, weights, head, project, dropout=0.5)
+    backbone = PaperVGG(taps) if isinstance(taps, int) else PaperVGG()
+    names = backbone.default_taps if isinstance(taps, int) else tuple(taps)
+    return _pieces(backbone, names, num_classes, score, weights, head, project, dropout=0.5)
 
 
 def paper_resnet_att(
     num_classes: int,
     depth: int = 164,
+    taps: Sequence[str] = PaperResNet.default_taps,
     score: str = "parametrised",
     weights: str = "softmax",
     head: str = "concat",
@@ -74,6 +79,7 @@ def paper_resnet_att(
     Args:
         num_classes: K; the published code has 100 written in.
         depth: 9 n + 2 layers; the paper has 164.
+        taps: names among ``stage1``, ``stage2``, ``stage3``.
         score: as in :func:`paper_vgg_att`, and so are the rest.
         weights: ``softmax`` or ``sigmoid``.
         head: ``concat`` or ``indep``.
@@ -82,19 +88,28 @@ def paper_resnet_att(
     Raises:
         ModelError: an unknown word or depth.
     """
-    return _pieces(PaperResNet(depth), num_classes, score, weights, head, project, dropout=0.3)
+    return _pieces(PaperResNet(depth), tuple(taps), num_classes, score, weights, head, project, dropout=0.3)
 
 
 def _pieces(
-    backbone: Backbone, num_classes: int, score: str, weights: str, head: str, project: str, dropout: float
+    backbone: Backbone,
+    taps: tuple[str, ...],
+    num_classes: int,
+    score: str,
+    weights: str,
+    head: str,
+    project: str,
+    dropout: float,
 ) -> PaperPieces:
+    backbone.check_taps(taps)
     if head not in HEADS:
         raise ModelError(f"Unknown head {head!r}; it can be {', '.join(HEADS)}.{nearest(head, HEADS)}")
-    readouts = {
-        tap: CompatibilityReadout(
-            backbone.stage(tap).channels, backbone.query_channels, score, weights, project, paper=True
-        )
-        for tap in backbone.default_taps
-    }
+    readouts: dict[str, Readout] = {}
+    for tap in taps:
+        channels = backbone.stage(tap).channels
+        if score == "none":
+            readouts[tap] = MeanReadout(channels)
+        else:
+            readouts[tap] = CompatibilityReadout(channels, backbone.query_channels, score, weights, project, paper=True)
     widths = {tap: readout.channels for tap, readout in readouts.items()}
     return PaperPieces(backbone, readouts, HEADS[head](widths, num_classes, "paper", dropout))

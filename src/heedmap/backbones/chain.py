@@ -67,6 +67,13 @@ class Backbone(nn.Module):
         """Parameters that only the query needs; without a readout that uses the query they get no gradient."""
         return []
 
+    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
+        """Parameters that get no gradient when only these taps are read, and no query: frozen by the classifier.
+
+        A subclass that does not run the stages behind the last tap adds theirs to the query's.
+        """
+        return self.query_parameters()
+
     def stage(self, name: str) -> Stage:
         """Return the stage of that name.
 

@@ -61,12 +61,10 @@ class PaperResNet(Backbone):
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """Run the network; see :meth:`heedmap.backbones.chain.Backbone.forward`."""
-        deepest = max((int(tap.removeprefix("stage")) for tap in taps), default=0)
         features, found = self.stem(images), {}
-        for number, block in enumerate(self.blocks, start=1):
-            if number > deepest and not need_query:
-                break
-            features = block(features)
+        last = len(self.blocks) if need_query else _deepest(taps)
+        for number in range(1, last + 1):
+            features = self.blocks[number - 1](features)
             found[f"stage{number}"] = features
         return Trunk(ordered(found, taps), self._query(features) if need_query else None, None)
 
@@ -77,6 +75,14 @@ class PaperResNet(Backbone):
     def query_parameters(self) -> list[nn.Parameter]:
         """Parameters of the query's own layers, behind stage 3."""
         return [*self.before_pool.parameters(), *self.to_query.parameters()]
+
+    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
+        """Parameters of the stages behind the last tap, and of the query."""
+        return [*self.blocks[_deepest(taps) :].parameters(), *self.query_parameters()]
+
+
+def _deepest(taps: tuple[str, ...]) -> int:
+    return max((int(tap.removeprefix("stage")) for tap in taps), default=0)
 
 
 class _Bottleneck(nn.Module):

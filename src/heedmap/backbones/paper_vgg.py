@@ -113,8 +113,7 @@ class PaperVGG(_VGG):
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """Run the network; see :meth:`heedmap.backbones.chain.Backbone.forward`."""
-        deepest = max((int(tap.removeprefix("conv")) for tap in taps), default=0)
-        features, found = self._trunk(images, taps, len(_CONVS) if need_query else deepest)
+        features, found = self._trunk(images, taps, len(_CONVS) if need_query else _deepest(taps))
         return Trunk(found, self._query(features) if need_query else None, None)
 
     def _query(self, features: Tensor) -> Tensor:
@@ -126,6 +125,10 @@ class PaperVGG(_VGG):
     def query_parameters(self) -> list[nn.Parameter]:
         """Parameters of conv 14, conv 15 and FC-1."""
         return [*self.added.parameters(), *self.to_query.parameters()]
+
+    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
+        """Parameters of the convs behind the last tap, and of the query."""
+        return [*self.convs[_deepest(taps) :].parameters(), *self.query_parameters()]
 
 
 class PlainVGG(_VGG):
@@ -152,6 +155,10 @@ class PlainVGG(_VGG):
         features, found = self._trunk(images, taps, len(_CONVS))
         query = self.to_query(features.amax((2, 3)))
         return Trunk(found, query if need_query else None, self.linear(query))
+
+
+def _deepest(taps: tuple[str, ...]) -> int:
+    return max((int(tap.removeprefix("conv")) for tap in taps), default=0)
 
 
 def _conv(width: int, out: int) -> nn.Sequential:
