@@ -112,7 +112,9 @@ class ForeignBackbone(Backbone):
         self.answer_channels = self._answer_channels() if keep_head else None
         self.left_out: tuple[str, ...] = ()
         self.dropped: tuple[str, ...] = ()
-        self.default_taps = self._checked(taps) if taps is not None else self._chosen(image_size)
+        if taps is not None:
+            self.check_taps(taps)
+        self.default_taps = tuple(taps) if taps is not None else self._chosen(image_size)
         self._catch = _Catch()
         self._heard: frozenset[str] = frozenset()
         self._listen((*self.default_taps, self.stages[-1].name))
@@ -127,7 +129,8 @@ class ForeignBackbone(Backbone):
         last = self.stages[-1].name
         wanted = (*taps, last) if need_query else taps
         if not self._heard.issuperset(wanted):
-            self._listen(self._checked(wanted))
+            self.check_taps(tuple(dict.fromkeys(wanted)))  # the query's stage may be a tap as well
+            self._listen(wanted)
         try:
             self._catch.wanted = frozenset(wanted)
             answer = self.net(images)
@@ -174,11 +177,6 @@ class ForeignBackbone(Backbone):
         raise ModelError(
             f"No tap {unknown!r} in {self.name}; it has {', '.join(outer)}{more}.{nearest(unknown, known)}"
         )
-
-    def _checked(self, taps: Sequence[str]) -> tuple[str, ...]:
-        # The query's stage may be among the taps; being asked for twice is no fault then.
-        self.check_taps(tuple(dict.fromkeys(taps)))
-        return tuple(taps)
 
     def _chosen(self, image_size: int | None) -> tuple[str, ...]:
         # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.

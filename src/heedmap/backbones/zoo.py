@@ -101,7 +101,7 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
 
 
 def habits(net: nn.Module) -> tuple[Sequence[float], Sequence[float], int | None]:
-    """Return the mean, standard deviation and picture side that the network was made for; ImageNet's where it does not say."""
+    """Return the mean, standard deviation and picture side a network was made for; ImageNet's where it does not say."""
     says = getattr(net, "pretrained_cfg", None) or {}
     size = says.get("input_size")
     return says.get("mean", IMAGENET_MEAN), says.get("std", IMAGENET_STD), size[-1] if size else None
