@@ -74,7 +74,7 @@ def read_picture(path: str | Path | IO[bytes], *, short_side: int | None = None)
 
 
 def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) in pixels: the centred square that :func:`square` keeps of a picture."""
+    """Return (left, top, right, bottom) in pixels: the centred square that :func:`square` keeps, to half a pixel."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
@@ -85,9 +85,12 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
     The same as resizing the short side to ``size`` and cropping the centre, in one pass.
     """
-    box = crop_box(*picture.size)
-    if picture.size == (size, size):
-        return picture
+    side = min(picture.size)
+    if side == size:
+        return picture.crop(crop_box(*picture.size))
+    # Half pixels count here: in a JPEG decoded at an eighth, half a pixel is four of the original.
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    box = (left, top, left + side, top + side)
     return picture.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 

@@ -326,7 +326,8 @@ def _instead(listing: _Listing, classes: Sequence[str] | None = None) -> str:
 
 
 def _tally(endings: Counter[str]) -> str:
-    return ", ".join(f"{count} {ending or 'without ending'}" for ending, count in endings.most_common(4))
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {ending or 'without ending'}" for ending, count in ordered[:4])
 
 
 def _check_part(listing: _Listing, classes: tuple[str, ...]) -> None:

@@ -1,0 +1,309 @@
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heedmap.data import FolderPictures, TensorPictures, crop_box, load_many, read_picture, square, to_tensor
+from heedmap.data.decoding import MAX_PIXELS
+from heedmap.errors import DataError, PictureError
+
+
+def save(folder: Path, name: str, picture: Image.Image, **options: object) -> Path:
+    picture.save(folder / name, **options)
+    return folder / name
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth picture, such as JPEG is made for."""
+    noise = np.random.default_rng(seed).integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.png", Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8)))
+    assert to_tensor(read_picture(path)).tolist() == [[[0, 100, 255]]] * 3
+
+
+def test_bilevel_becomes_black_and_white(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.png", Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1"))
+    assert to_tensor(read_picture(path)).tolist() == [[[0, 255]]] * 3
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 128]]], dtype=np.uint8)
+    seen = to_tensor(read_picture(save(tmp_path, "a.png", Image.fromarray(pixels))))
+    assert seen[:, 0, 0].tolist() == [10, 20, 30]
+    assert seen[:, 0, 1].tolist() == [255, 255, 255]
+    assert seen[:, 0, 2].tolist() == [127, 127, 127]  # 255 * (1 - 128 / 255)
+
+
+def test_grey_with_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    pixels = np.array([[[40, 255], [40, 0]]], dtype=np.uint8)
+    assert to_tensor(read_picture(save(tmp_path, "a.png", Image.fromarray(pixels, "LA"))))[0].tolist() == [[40, 255]]
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_palettes_transparent_entry_becomes_white(tmp_path: Path, ending: str) -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([200, 0, 0, 0, 0, 90])
+    picture.putpixel((1, 0), 1)
+    seen = to_tensor(read_picture(save(tmp_path, f"a.{ending}", picture, transparency=1)))
+    assert seen[:, 0, 0].tolist() == [200, 0, 0]
+    assert seen[:, 0, 1].tolist() == [255, 255, 255]
+
+
+def test_a_palettes_alpha_per_entry_is_laid_over_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (1, 1))
+    picture.putpalette([0, 0, 0])
+    seen = to_tensor(read_picture(save(tmp_path, "a.png", picture, transparency=bytes([51]))))
+    assert seen.flatten().tolist() == [204, 204, 204]  # 255 * (1 - 51 / 255)
+
+
+def test_adobes_inverted_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
+    cyan_ink = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    path = save(tmp_path, "a.jpg", cyan_ink, quality=95)
+    assert b"Adobe" in path.read_bytes()
+    red, green, blue = to_tensor(read_picture(path)).float().mean((1, 2)).tolist()
+    assert red < 5
+    assert green > 250
+    assert blue > 250
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
+    samples = np.array([[0, 257, 300, 32896, 65535]], dtype=np.uint16)
+    path = save(tmp_path, f"a.{ending}", Image.fromarray(samples))
+    assert to_tensor(read_picture(path))[1].tolist() == [[0, 1, 1, 128, 255]]
+
+
+def test_sixteen_bit_pgm_is_scaled(tmp_path: Path) -> None:
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 257, 65535))
+    assert to_tensor(read_picture(path))[0].tolist() == [[1, 255]]
+
+
+def test_floating_point_samples_are_refused_for_want_of_a_white(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
+    with pytest.raises(PictureError, match=r"a\.tif: .*no agreed black and white; save it with 8 or 16 bits"):
+        read_picture(path)
+
+
+# EXIF orientation n: where the stored pixels [[1, 2], [3, 4]] belong in the upright picture (EXIF 2.32, tag 274).
+UPRIGHT = {
+    1: [[1, 2], [3, 4]],
+    2: [[2, 1], [4, 3]],
+    3: [[4, 3], [2, 1]],
+    4: [[3, 4], [1, 2]],
+    5: [[1, 3], [2, 4]],
+    6: [[3, 1], [4, 2]],
+    7: [[4, 2], [3, 1]],
+    8: [[2, 4], [1, 3]],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.array([[1, 2], [3, 4]], dtype=np.uint8))
+    path = save(tmp_path, f"a.{ending}", stored, exif=exif)
+    assert to_tensor(read_picture(path))[0].tolist() == UPRIGHT[orientation]
+
+
+def test_a_jpeg_from_a_turned_camera_is_upright_at_draft_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored top is the upright right side
+    stored = np.zeros((64, 96, 3), dtype=np.uint8)
+    stored[:32] = 255
+    path = save(tmp_path, "a.jpg", Image.fromarray(stored), exif=exif)
+    seen = to_tensor(read_picture(path, short_side=16)).float()
+    assert seen.shape == (3, 24, 16)
+    assert seen[:, :, :7].max() < 10
+    assert seen[:, :, 9:].min() > 245
+
+
+def test_a_broken_exif_block_leaves_the_picture_as_stored(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.jpg", photograph(20, 10), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken")
+    assert read_picture(path).size == (20, 10)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if ending == "webp" else {}
+    path = save(tmp_path, f"a.{ending}", frames[0], save_all=True, append_images=frames[1:], **options)
+    assert to_tensor(read_picture(path))[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_single_pixel_is_a_picture(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.png", Image.new("RGB", (1, 1), (7, 8, 9)))
+    assert to_tensor(square(read_picture(path, short_side=4), 4)).flatten(1).unique(dim=1).tolist() == [[7], [8], [9]]
+
+
+def test_a_stream_is_read_like_a_file() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 3), "blue").save(stream, "PNG")
+    assert read_picture(stream).size == (2, 3)
+
+
+def test_an_empty_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(PictureError, match=r"a\.jpg: the file is empty \(0 bytes\)"):
+        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(PictureError, match="picture: the file is empty"):
+        read_picture(io.BytesIO())
+
+
+def test_text_that_is_called_a_jpeg_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("dear diary")
+    with pytest.raises(PictureError, match=r"a\.jpg: it is not a picture that heedmap reads"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_postscript_is_never_given_to_ghostscript(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.eps", photograph(8, 8)).rename(tmp_path / "a.jpg")
+    with pytest.raises(PictureError, match="not a picture that heedmap reads"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("short_side", [None, 8])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_a_truncated_file_is_named_with_the_reason(tmp_path: Path, ending: str, short_side: int | None) -> None:
+    path = save(tmp_path, f"a.{ending}", photograph(256, 256))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PictureError, match=rf"a\.{ending}: it is (damaged|not a picture)"):
+        read_picture(path, short_side=short_side)
+
+
+@pytest.mark.parametrize("side", [12_000, 200_000])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    assert side**2 > MAX_PIXELS
+    (tmp_path / "a.png").write_bytes(png_claiming(side, side))
+    with pytest.raises(PictureError, match=r"a\.png: it claims .* pixels, above the guard of 100 million"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"gone\.jpg: there is no such file"):
+        read_picture(tmp_path / "gone.jpg")
+    with pytest.raises(PictureError, match="it is a folder"):
+        read_picture(tmp_path)
+
+
+def test_pillows_warnings_neither_leak_nor_stop_a_picture_between_the_guards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # Pillow warns above this, and refuses above twice this
+    path = save(tmp_path, "a.png", Image.new("RGB", (10, 10)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        sizes = {picture.size for picture in pool.map(read_picture, [path] * 64)}
+    assert sizes == {(10, 10)}
+    assert warnings.filters == before
+
+
+def test_a_draft_is_never_smaller_than_asked_and_close_to_the_full_picture(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.jpg", photograph(500, 400), quality=92)
+    draft = read_picture(path, short_side=90)
+    assert draft.size == (125, 100)
+    near, full = (to_tensor(square(picture, 90)).float() for picture in (draft, read_picture(path)))
+    assert (near - full).abs().mean() < 2.0  # grey levels of 255; half a pixel off makes 10
+
+
+def test_the_square_is_what_the_crop_box_says(tmp_path: Path) -> None:
+    picture = photograph(31, 20)
+    assert crop_box(31, 20) == (5, 0, 25, 20)
+    assert crop_box(20, 31) == (0, 5, 20, 25)
+    torch.testing.assert_close(
+        to_tensor(square(picture, 20)), to_tensor(picture.crop(crop_box(31, 20))), rtol=0, atol=0
+    )
+
+
+def test_the_square_is_antialiased() -> None:
+    stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (64, 32))).convert("RGB")
+    seen = to_tensor(square(stripes, 8)).float()
+    assert (seen - 127.5).abs().max() < 10
+
+
+def test_folder_pictures_load_and_subset_by_place(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path, f"{number}.png", Image.new("RGB", (6, 4), (number, 0, 0)))
+    pictures = FolderPictures(tmp_path, ["0.png", "1.png", "2.png"], torch.tensor([0, 1, 0]), ["a", "b"])
+    part = pictures.subset([2, 1])
+    assert part.names == ("2.png", "1.png")
+    assert part.labels.tolist() == [0, 1]
+    assert part.load(0, 5).shape == (3, 5, 5)
+    assert part.load(0, 5)[0].unique().tolist() == [2]
+    assert part.load(0, 5).dtype == torch.uint8
+
+
+def test_tensor_pictures_share_their_pixels_between_subsets() -> None:
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 3, 2, 2).contiguous()
+    boxes = torch.rand(4, 4)
+    pictures = TensorPictures(images, torch.tensor([0, 0, 1, 1]), ["a", "b"], list("wxyz"), boxes)
+    part = pictures.subset([3, 0]).subset(torch.tensor([1, 0]))
+    assert part.images.data_ptr() == images.data_ptr()
+    assert part.names == ("w", "z")
+    assert part.load(1, 2).unique().tolist() == [3]
+    assert part.boxes is not None
+    assert torch.equal(part.boxes, boxes[[0, 3]])
+
+
+def test_tensor_pictures_of_another_size_are_resized_as_pillow_does() -> None:
+    picture = photograph(40, 24)
+    pictures = TensorPictures(to_tensor(picture)[None], torch.tensor([0]), ["a"], ["0"])
+    difference = pictures.load(0, 12).float() - to_tensor(square(picture, 12)).float()
+    assert difference.abs().max() <= 1
+
+
+def test_tensor_pictures_refuse_what_does_not_fit() -> None:
+    images = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    with pytest.raises(DataError, match="uint8"):
+        TensorPictures(images.float(), torch.tensor([0, 0]), ["a"], ["0", "1"])
+    with pytest.raises(DataError, match=r"labels must lie in 0 \.\. 0"):
+        TensorPictures(images, torch.tensor([0, 1]), ["a"], ["0", "1"])
+    with pytest.raises(DataError, match="1 names do not fit 2 labels"):
+        TensorPictures(images, torch.tensor([0, 0]), ["a"], ["0"])
+    with pytest.raises(DataError, match="square"):
+        TensorPictures(images, torch.tensor([0, 0]), ["a"], ["0", "1"], boxes=torch.zeros(2, 4))
+    with pytest.raises(DataError, match="labels must be int64"):
+        FolderPictures("x", ["a.png"], torch.tensor([0, 1]), ["a"])
+
+
+def test_many_pictures_come_in_order_with_failures_named(tmp_path: Path) -> None:
+    for number in range(5):
+        save(tmp_path, f"{number}.png", Image.new("RGB", (9, 9), (number, 0, 0)))
+    (tmp_path / "3.png").write_bytes(b"")
+    pictures = FolderPictures(tmp_path, [f"{n}.png" for n in range(5)], torch.zeros(5, dtype=torch.int64), ["a"])
+    images, failures = load_many(pictures, [4, 3, 0], 7, workers=2)
+    assert images.shape == (3, 3, 7, 7)
+    assert images[:, 0, 3, 3].tolist() == [4, 0, 0]
+    assert failures == [(3, "the file is empty (0 bytes)")]
+
+
+def test_many_pictures_in_memory_equal_each_one_loaded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (300, 3, 6, 6), dtype=torch.uint8, generator=generator)
+    pictures = TensorPictures(images, torch.zeros(300, dtype=torch.int64), ["a"], [str(n) for n in range(300)])
+    many, failures = load_many(pictures, range(299, -1, -1), 4, workers=1)
+    assert failures == []
+    assert torch.equal(many[7], pictures.load(292, 4))
+    assert load_many(pictures, [], 4, workers=1)[0].shape == (0, 3, 4, 4)
