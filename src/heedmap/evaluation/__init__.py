@@ -1,1 +1,1 @@
-"""The numbers that judge a classifier and its maps; nothing here touches the disk or draws."""
+"""How good a classifier and its maps are, in numbers."""

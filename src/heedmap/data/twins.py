@@ -1,0 +1,220 @@
+"""Find pictures that are the same picture: resized, recompressed, a little cropped, brighter, grey, or mirrored.
+
+How it works, and why. Photographs share their coarse light (sky above, ground below), so plain differences of small
+pictures take one sea for another. Here each picture is a 32x32 thumbnail, described by its lowest cosine coefficients
+(DCT-II) with each weighted by its frequency: that flattens the 1/f spectrum of natural pictures, so that different
+pictures come out nearly uncorrelated, and leaves out the mean; scaling to unit length takes out the contrast.
+A crop moves high frequencies far, so each picture is described by ten windows of itself as well.
+
+1. Candidates: products of 8x8-coefficient descriptors, all pairs, in blocks (the windows of one, all of the other).
+2. Each candidate is looked at closer: 12x12 coefficients over 126 windows, the best correlation counts; in that window
+   the two must agree in each of 4x4 tiles too (two horizons agree in one edge only), and in colour, unless one is grey.
+
+The thresholds were set on 4,500 scene photographs: of 200 altered copies of each kind (half and double size, JPEG
+quality 10 and 20, brightness x1.4 and x0.6, contrast x0.6, grey, crops of 2 to 8 % a side) at least 98 % pass, and the
+best pair that is not a twin fails. A picture without contrast (one colour) has no twins here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["Thumbnail", "Twin", "find_twins", "thumbnail"]
+
+SIDE = 32
+COARSE, FINE = 8, 12  # cosine coefficients per axis for candidates and for the closer look
+LIKELY, SURE, LOCAL = 0.80, 0.90, 0.85  # correlations: of a candidate; of twins as a whole; of their tiles on average
+COLOUR = 0.10  # RMS difference of Cb and Cr (0..1) of twins; a blue sea and the same waves at sunset differ by 0.3
+GREY = 0.02  # RMS of Cb and Cr about the middle below which a picture is grey
+NEIGHBOURS = 8  # candidates kept a picture; exact copies are taken out beforehand
+LEAST_CONTRAST = 0.02  # a descriptor shorter than this holds no picture, only noise
+TILE_FLOOR = (2 / 255) ** 2  # variance under which a tile is flat; two flat tiles agree
+BLOCK = 2**24  # numbers of a similarity block held at a time: 64 MB, whatever the number of pictures
+PAIRS = 2048  # candidates looked at together
+
+Interval = tuple[float, float]
+Window = tuple[Interval, Interval]  # of x and of y, in shares of the picture
+WHOLE: Window = ((0.0, 1.0), (0.0, 1.0))
+
+
+class Thumbnail(NamedTuple):
+    """What is kept of a picture: grey uint8 (32, 32), and colour float32 (2, 4, 4), Cb and Cr about 0."""
+
+    grey: NDArray[np.uint8]
+    colour: NDArray[np.float32]
+
+    @property
+    def is_grey(self) -> bool:
+        """The picture has no colour."""
+        return bool(np.sqrt(np.square(self.colour).mean()) < GREY)
+
+    @property
+    def is_plain(self) -> bool:
+        """The picture is of one colour."""
+        return bool(self.grey.std() < 1.0)
+
+
+class Twin(NamedTuple):
+    """Two pictures that show the same; ``mirrored`` where one is the other's mirror image."""
+
+    first: int
+    second: int
+    likeness: float
+    mirrored: bool
+
+
+def thumbnail(picture: Image.Image) -> Thumbnail:
+    """Shrink an RGB picture; the whole of it, stretched to a square, so that cropping differences stay small."""
+    small = picture.resize((SIDE, SIDE), Image.Resampling.BOX if min(picture.size) >= 2 * SIDE else _SMOOTH)
+    light, *chroma = small.convert("YCbCr").split()
+    colour = [np.asarray(part.resize((4, 4), Image.Resampling.BOX), np.float32) / 255 - 128 / 255 for part in chroma]
+    return Thumbnail(np.array(light), np.stack(colour))
+
+
+_SMOOTH = Image.Resampling.BILINEAR
+
+
+def _windows(scales: tuple[float, ...], steps: int) -> list[Window]:
+    """The whole picture and, for each scale, steps x steps windows of that share of its sides."""
+    windows = [WHOLE]
+    for scale in scales:
+        starts = [(1 - scale) * step / (steps - 1) for step in range(steps)]
+        windows += [((x, x + scale), (y, y + scale)) for x in starts for y in starts]
+    return windows
+
+
+FEW = _windows((0.92,), 3)
+MANY = _windows((0.97, 0.94, 0.91, 0.88, 0.85), 5)
+
+
+@lru_cache(maxsize=256)
+def _cosines(count: int, interval: Interval) -> Tensor:
+    """(count, 32) matrix that takes a row of pixels to its cosine coefficients over an interval of the row."""
+    sub = 8  # points a pixel, because windows begin between pixels
+    place = (torch.arange(SIDE * sub) + 0.5) / (SIDE * sub)
+    within = (place - interval[0]) / (interval[1] - interval[0])
+    inside = (within >= 0) & (within <= 1)
+    waves = torch.cos(torch.pi * torch.arange(count)[:, None] * within) * inside * _norms(count)[:, None]
+    return waves.reshape(count, SIDE, sub).sum(2) / inside.sum()
+
+
+def _norms(count: int) -> Tensor:
+    norms = torch.full((count,), 2.0).sqrt()
+    norms[0] = 1.0
+    return norms
+
+
+def _coefficients(grey: Tensor, count: int, window: Window) -> Tensor:
+    """(n, count, count) cosine coefficients of thumbnails (n, 32, 32) float32 in 0..1 over a window of them."""
+    return _cosines(count, window[1]) @ grey @ _cosines(count, window[0]).T
+
+
+def _frequency(count: int) -> Tensor:
+    """(count, count) length of the frequency vector, 0 from ``count`` on, so that no direction is favoured."""
+    axis = torch.arange(count, dtype=torch.float32)
+    length = torch.hypot(axis[:, None], axis[None])
+    return length * (length < count)
+
+
+def _described(coefficients: Tensor) -> Tensor:
+    """Weight coefficients (n, k, k) by frequency and scale to unit length: (n, k * k)."""
+    weighted = (coefficients * _frequency(coefficients.shape[-1])).flatten(1)
+    return weighted / weighted.norm(dim=1, keepdim=True).clamp_min(LEAST_CONTRAST)
+
+
+def _candidates(grey: Tensor, mirrored: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (i, j): some window of picture i (of its mirror image) looks like the whole of picture j."""
+    source = grey.flip(2) if mirrored else grey
+    whole = _described(_coefficients(grey, COARSE, WHOLE)).T.contiguous()
+    rows = max(1, BLOCK // len(grey))
+    for start in range(0, len(grey), rows):
+        part = source[start : start + rows]
+        alike = torch.full((len(part), len(grey)), -1.0)
+        for window in FEW:
+            torch.maximum(alike, _described(_coefficients(part, COARSE, window)) @ whole, out=alike)
+        alike[torch.arange(len(part)), torch.arange(start, start + len(part))] = -1.0
+        best = alike.topk(min(NEIGHBOURS, len(grey)), dim=1)
+        row, place = torch.nonzero(best.values > LIKELY, as_tuple=True)
+        yield row + start, best.indices[row, place]
+
+
+def _closer(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare thumbnails (n, 32, 32) by pairs: correlation (n,) in the best window of ``first``, and of its tiles."""
+    target = _coefficients(second, FINE, WHOLE)
+    described = _described(target)
+    best, kept = torch.full((len(first),), -2.0), torch.zeros_like(target)
+    for window in MANY:
+        coefficients = _coefficients(first, FINE, window)
+        likeness = (_described(coefficients) * described).sum(1)
+        better = likeness > best
+        best = torch.where(better, likeness, best)
+        kept = torch.where(better[:, None, None], coefficients, kept)
+    return best, _tile_agreement(kept, target)
+
+
+def _tile_agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over 4x4 tiles of the correlation inside each tile, of pictures given as coefficients (n, k, k): (n,)."""
+    tiles = []
+    for coefficients in (first, second):
+        pixels = _waves().T @ (coefficients * (_frequency(FINE) > 0)) @ _waves()
+        tile = pixels.unflatten(2, (4, 6)).unflatten(1, (4, 6)).transpose(2, 3).flatten(3).flatten(1, 2)
+        tiles.append(tile - tile.mean(2, keepdim=True))
+    one, other = tiles
+    energy = (one.square().mean(2) + TILE_FLOOR) * (other.square().mean(2) + TILE_FLOOR)
+    return (((one * other).mean(2) + TILE_FLOOR) / energy.sqrt()).mean(1)
+
+
+@lru_cache(maxsize=1)
+def _waves() -> Tensor:
+    """(12, 24) cosine waves: the way back from coefficients to a row of 24 smooth pixels."""
+    place = (torch.arange(24) + 0.5) / 24
+    return torch.cos(torch.pi * torch.arange(FINE)[:, None] * place) * _norms(FINE)[:, None]
+
+
+def _same_colour(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) whether colours (n, 2, 4, 4) agree, or one of the two has none."""
+    energy = [colour.square().mean((1, 2, 3)) for colour in (first - second, first, second)]
+    return (energy[0] < COLOUR**2) | (energy[1] < GREY**2) | (energy[2] < GREY**2)
+
+
+def find_twins(thumbnails: list[Thumbnail], *, mirrored: bool = True) -> list[Twin]:
+    """Find all pairs that show the same picture; see the module for how.
+
+    Args:
+        thumbnails: one for each picture, see :func:`thumbnail`.
+        mirrored: look for mirror images too.
+
+    Returns:
+        Twins with ``first < second``, the likest first. Memory: 4 KB a picture and 64 MB; time grows with the square of
+        the number of pictures: a second for 4,500, some minutes for 100,000.
+    """
+    if len(thumbnails) < 2:
+        return []
+    grey = torch.from_numpy(np.stack([thumb.grey for thumb in thumbnails])).float() / 255
+    colour = torch.from_numpy(np.stack([thumb.colour for thumb in thumbnails]))
+    found: dict[tuple[int, int], Twin] = {}
+    for flip in (False, True) if mirrored else (False,):
+        for rows, columns in _candidates(grey, flip):
+            for twin in _confirmed(grey, colour, rows, columns, flip):
+                key = (twin.first, twin.second)
+                if key not in found or found[key].likeness < twin.likeness:
+                    found[key] = twin
+    return sorted(found.values(), key=lambda twin: (-twin.likeness, twin.first, twin.second))
+
+
+def _confirmed(grey: Tensor, colour: Tensor, rows: Tensor, columns: Tensor, flip: bool) -> Iterator[Twin]:
+    """Those candidates that stand up to the closer look."""
+    for i, j in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True):
+        one, tint = (grey[i].flip(2), colour[i].flip(3)) if flip else (grey[i], colour[i])
+        whole, local = _closer(one, grey[j])
+        sure = (whole > SURE) & (local > LOCAL) & _same_colour(tint, colour[j])
+        for a, b, likeness in zip(i[sure].tolist(), j[sure].tolist(), whole[sure].tolist(), strict=True):
+            yield Twin(min(a, b), max(a, b), likeness, flip)
