@@ -175,10 +175,10 @@ def _rule(answer: Answer, scale: Scale, is_switched: bool) -> str:
         return "Scale: one for all pictures of this folder, up to the largest value among them."
     if scale == "picture" and all(drawn.high == 1.0 for drawn in answer.maps.values()):
         return "Scale: 0 to 1 for every map."
-    rows = ", the same in both rows" if is_switched else ""
+    rows = " in the two rows" if is_switched else ""
     if scale == "range":
         return f"Scale: each map from its smallest to its largest value{rows}, which makes small differences large."
-    return f"Scale: each map from 0 to its own largest value{rows}."
+    return f"Scale: each map from 0 to its largest value{rows}."
 
 
 def without_values(answer: Answer) -> Answer:

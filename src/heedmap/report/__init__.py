@@ -1,0 +1,234 @@
+"""One self-contained page about a run: result, maps, curves, tables, audit, and how it was made.
+
+The page loads nothing: style, charts (SVG) and pictures are inside it, and there is no script. It can be mailed.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heedmap.errors import DataError
+from heedmap.records import Audit, EpochReport
+from heedmap.report.charts import Series, line_chart, matrix
+
+__all__ = ["TEST_ONCE", "ReportData", "ReportPanel", "write_report"]
+
+TEST_ONCE = (
+    "The test part was touched once, after training; "
+    "the weights were chosen on pictures set apart from the training part."
+)
+
+MOST_CLASSES_IN_TABLE = 24
+MOST_FINDINGS = 12
+
+
+@dataclass(frozen=True)
+class ReportPanel:
+    """A panel of maps on the page.
+
+    Attributes:
+        path: the picture's name.
+        label: the truth.
+        predicted: the answer.
+        probability: of the answer, 0 to 1.
+        image: a PNG or JPEG file's bytes.
+    """
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+    image: bytes
+
+    @property
+    def source(self) -> str:
+        """The picture as a ``data:`` address."""
+        kind = "png" if self.image.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.image).decode('ascii')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """All that the page tells.
+
+    Attributes:
+        title: such as ``intel_scenes, compact with parametrised attention``.
+        command: the exact command line of the run.
+        classes: class names, in the order of the logits.
+        splits: part -> number of pictures.
+        options: option -> value, as used.
+        versions: package or machine -> version.
+        epochs: one report an epoch; may be empty.
+        steps: (step, loss) pairs, thinned by the caller; may be empty.
+        evaluation: what ``ClassificationReport.as_dict()`` gives (count, classes, top1, top5, nll, ece, per_class,
+            confusion), with ``split`` (which part) and optionally ``images_per_second``; None before evaluation.
+        audit: None where none was made.
+        pointing: tap -> share of pictures whose hottest point lies in the object's box, with the baselines ``centre``
+            and ``random``; None where there are no boxes.
+        right, wrong: panels of right and wrong answers.
+        notes: sentences, such as how the data was split.
+        warnings: sentences that should be seen first.
+        test_sentence: what was done with the test part.
+        is_leakage_suspected: leakage would explain the accuracy.
+    """
+
+    title: str
+    command: str
+    classes: Sequence[str]
+    splits: Mapping[str, int]
+    options: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    epochs: Sequence[EpochReport] = ()
+    steps: Sequence[tuple[int, float]] = ()
+    evaluation: Mapping[str, Any] | None = None
+    audit: Audit | None = None
+    pointing: Mapping[str, float] | None = None
+    right: Sequence[ReportPanel] = ()
+    wrong: Sequence[ReportPanel] = ()
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    test_sentence: str = TEST_ONCE
+    is_leakage_suspected: bool = False
+
+
+def write_report(data: ReportData, path: str | Path) -> Path:
+    """Write the page.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    page = report_page(data)
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error.strerror}. Name another place.") from error
+    return Path(path)
+
+
+def report_page(data: ReportData) -> str:
+    """Return the page as text."""
+    import jinja2
+
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("heedmap", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["percent"] = percent
+    pages.filters["shown"] = _shown
+    evaluation = data.evaluation
+    return pages.get_template("page.html.jinja").render(
+        data=data,
+        interval=evaluation and wilson_interval(evaluation["top1"], evaluation["count"]),
+        charts=_charts(data),
+        worst=evaluation and most_confused(evaluation["confusion"], data.classes),
+        big_matrix=_big_matrix(data),
+        pointing=_pointing_rows(data.pointing),
+        kept=_kept_epoch(data.epochs),
+        seconds=sum(epoch.seconds for epoch in data.epochs),
+        findings=_findings(data.audit),
+        most_findings=MOST_FINDINGS,
+    )
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of ``count`` pictures (Wilson 1927, without continuity correction).
+
+    It says how far the figure might be off because the test part is small; not how much another seed would change it.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def most_confused(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 6
+) -> list[tuple[str, str, int]]:
+    """Return (truth, answer, count) of the most frequent mistakes, most frequent first."""
+    pairs = [
+        (classes[row], classes[column], count)
+        for row, line in enumerate(confusion)
+        for column, count in enumerate(line)
+        if row != column and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:most]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share as per cent; a thin space keeps the sign beside its number."""
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f}\u202f%"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(item) for item in value)
+    return {None: "-", True: "yes", False: "no"}.get(value, str(value)) if value in (None, True, False) else str(value)
+
+
+def _charts(data: ReportData) -> list[dict[str, Any]]:
+    """The curves that have something to show: title, sentence, names for the key, SVG."""
+    epochs, kept = data.epochs, _kept_epoch(data.epochs)
+    taps = list(dict.fromkeys(tap for epoch in epochs for tap in epoch.attention_peak))
+    loss = [_course(epochs, "training", "train_loss"), _course(epochs, "validation", "validation_loss")]
+    accuracy = [_course(epochs, "validation", "validation_accuracy")]
+    peaks = [Series(tap, tuple((e.epoch, e.attention_peak.get(tap, math.nan)) for e in epochs)) for tap in taps]
+    drawn = [
+        ("Loss", "Cross-entropy, in nats.", loss, line_chart("Loss by epoch", loss, mark=kept)),
+        ("Accuracy", "On the validation part.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=kept)),
+        (
+            "Attention peak",
+            "The largest weight of a map, mean over pictures: 1 is a single point; a flat low line stayed uniform.",
+            peaks,
+            line_chart("Attention peak by epoch", peaks, from_zero=True, mark=kept),
+        ),
+    ]
+    if data.steps:
+        steps = [Series("training", tuple((float(step), loss) for step, loss in data.steps))]
+        drawn.insert(1, ("Loss by step", "While training.", steps, line_chart("Loss by step", steps, x_name="step")))
+    return [
+        {"title": title, "sentence": sentence, "names": [one.name if one.known else "" for one in series], "svg": svg}
+        for title, sentence, series, svg in drawn
+        if svg
+    ]
+
+
+def _course(epochs: Sequence[EpochReport], name: str, attribute: str) -> Series:
+    return Series(name, tuple((epoch.epoch, float(getattr(epoch, attribute))) for epoch in epochs))
+
+
+def _kept_epoch(epochs: Sequence[EpochReport]) -> int | None:
+    """The epoch whose weights were kept: the last of those that were the best so far."""
+    return max((epoch.epoch for epoch in epochs if epoch.is_best), default=None)
+
+
+def _big_matrix(data: ReportData) -> str:
+    if data.evaluation is None or len(data.classes) <= MOST_CLASSES_IN_TABLE:
+        return ""
+    return matrix("Confusion matrix", data.evaluation["confusion"], data.classes)
+
+
+def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]:
+    """Taps first, then the two baselines that any map must beat."""
+    words = {"centre": "always the picture's centre", "random": "a random point"}
+    rows = [
+        {"name": words.get(key, key), "share": share, "base": key in words} for key, share in (pointing or {}).items()
+    ]
+    return sorted(rows, key=lambda row: row["base"])
+
+
+def _findings(audit: Audit | None) -> dict[str, list[Any]]:
+    """Findings by kind, those that touch two parts first within each."""
+    grouped: dict[str, list[Any]] = {}
+    for finding in audit.findings if audit is not None else ():
+        grouped.setdefault(finding.kind, []).append(finding)
+    return {kind: sorted(found, key=lambda one: len(set(one.splits)) < 2) for kind, found in grouped.items()}
