@@ -62,10 +62,12 @@ class AttentionClassifier(nn.Module):
         self.attention_name, self.weights = attention_name, weights
         self.uses_query = any(attention.uses_query for attention in attentions.values())
         self.is_gate = attention_kind(attention_name).is_gate
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
         if not self.uses_query:  # weights that can never get a gradient would stop distributed training
-            for parameter in backbone.query_parameters():
+            for parameter in backbone.unread_parameters(self.taps):
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor, query: Tensor | None = None) -> Output:
@@ -89,7 +91,10 @@ class AttentionClassifier(nn.Module):
             features = trunk.features[tap]
             attended, weights = attention(features, query)
             if self.is_gate:
-                merged = {"before": features.amax(1, keepdim=True).float(), "after": attended.amax(1, keepdim=True).float()}
+                merged = {
+                    "before": features.amax(1, keepdim=True).float(),
+                    "after": attended.amax(1, keepdim=True).float(),
+                }
                 attended, weights = attended.mean(dim=(2, 3)), weights.mean(1, keepdim=True)
             vectors[tap], maps[tap] = attended, weights
         logits = self.head(vectors, trunk.logits) if isinstance(self.head, ResidualHead) else self.head(vectors)
@@ -129,7 +134,9 @@ def attention_maps(classifier: AttentionClassifier, output: Output, row: int) ->
     """
     values = {tap: weights[row, 0] for tap, weights in output.attention.items()}
     if len(values) > 1:
-        values["combined"] = combined_map({tap: weights[row : row + 1] for tap, weights in output.attention.items()})[0, 0]
+        values["combined"] = combined_map({tap: weights[row : row + 1] for tap, weights in output.attention.items()})[
+            0, 0
+        ]
     method = f"{classifier.attention_name}, {classifier.weights}"
     tops = {tap: 1.0 if classifier.weights == "sigmoid" else float(grid.max()) for tap, grid in values.items()}
     return {tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, tops[tap]) for tap, grid in values.items()}
@@ -171,7 +178,9 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
         if pretrained:
             raise ModelError(f"compact has no pretrained weights ({pretrained!r}); name a timm or torchvision model.")
         if architecture.head == "residual":
-            raise ModelError("head 'residual' adds to an already trained network's answer; compact has none. Use concat.")
+            raise ModelError(
+                "head 'residual' adds to an already trained network's answer; compact has none. Use concat."
+            )
         backbone: Backbone = Compact.for_size(architecture.image_size)
     else:
         from heedmap.backbones.foreign import build_foreign
@@ -187,21 +196,23 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
 
 
 def _paper_classifier(architecture: Architecture, pretrained: str | None) -> AttentionClassifier:
-    from heedmap.backbones.paper_resnet import paper_resnet_att
-    from heedmap.backbones.paper_vgg import paper_vgg_att
+    from heedmap.paper import paper_resnet_att, paper_vgg_att
 
     name = architecture.model
     if pretrained:
         raise ModelError(f"{name} has no pretrained weights ({pretrained!r}); leave --pretrained out.")
     if attention_kind(architecture.attention).is_gate or architecture.head == "residual":
-        raise ModelError(f"{name} takes a readout with head concat or indep, not {architecture.attention} {architecture.head}.")
+        raise ModelError(
+            f"{name} takes a readout with head concat or indep, not {architecture.attention} {architecture.head}."
+        )
     make = paper_vgg_att if name == "paper-vgg" else paper_resnet_att
+    taps = {"taps": architecture.taps} if architecture.taps else {}
     parts = make(
         len(architecture.classes),
-        taps=architecture.taps,
         score=architecture.attention,
         weights=architecture.weights or "softmax",
         head=architecture.head,
+        **taps,
     )
     return AttentionClassifier(
         parts.backbone,

@@ -6,7 +6,8 @@
     ├── ModelError       a model, tap, attention or weights file that cannot be built or loaded
     ├── OptionError      an option or a config key that is unknown or out of range
     ├── RunError         a run folder that is missing, incomplete, newer, or changed by another hand
-    └── TrainingError    training that cannot go on (loss not finite, nothing to train)
+    ├── TrainingError    training that cannot go on (loss not finite, nothing to train)
+    └── Stopped          training was asked to stop and has saved its state
 
 Each message is one line: what is wrong, the file or value, and the way out. The command line prints the
 message alone and exits with status 2; a traceback means a defect of heedmap.
@@ -42,6 +43,10 @@ class RunError(HeedmapError):
 
 class TrainingError(HeedmapError):
     """Training that cannot go on."""
+
+
+class Stopped(HeedmapError):
+    """Training was asked to stop (SIGINT, SIGTERM), has saved its state, and can go on."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

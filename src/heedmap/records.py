@@ -165,4 +165,3 @@ class Audit:
     leaked: int
     seconds: float
     depth: str
-

@@ -57,12 +57,23 @@ class Run:
         Raises:
             RunError: something is there already, or the folder cannot be made.
         """
+        cls.refuse_existing(path)
+        folder = Path(path)
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, {})
+
+    @staticmethod
+    def refuse_existing(path: str | Path) -> None:
+        """Check that a new run may be put there.
+
+        Raises:
+            RunError: something is there already.
+        """
         folder = Path(path)
         with disk(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise RunError(f"{folder} exists already; name another --out, or go on with --resume {folder}.")
-            folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, {})
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> Run:
@@ -118,6 +129,11 @@ class Run:
         """Whether the manifest is there."""
         return (self.path / MANIFEST).is_file()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.path / CHECKPOINT).is_file()
+
     def classifier(self) -> AttentionClassifier:
         """Build the classifier and load the chosen weights; it is in eval mode.
 
@@ -148,6 +164,7 @@ class Run:
         """
         target = self.path / name
         with disk(target):
+            target.parent.mkdir(exist_ok=True)
             write_whole(target, content)
         return target
 
@@ -183,7 +200,7 @@ class Run:
         Raises:
             RunError: it is damaged, or a pickle.
         """
-        return self._load(CHECKPOINT) if (self.path / CHECKPOINT).is_file() else None
+        return self._load(CHECKPOINT) if self.has_checkpoint else None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl; numbers that are not finite become null."""
@@ -209,7 +226,7 @@ class Run:
 
     def clean(self) -> None:
         """Remove what a sudden death may have left half-written."""
-        for left in self.path.glob(".*.partial"):
+        for left in self.path.rglob(".*.partial"):
             left.unlink(missing_ok=True)
 
     def finish(self) -> None:
@@ -217,7 +234,9 @@ class Run:
         with disk(self.path):
             (self.path / CHECKPOINT).unlink(missing_ok=True)
         names = [name for name in (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION) if (self.path / name).is_file()]
-        files = {name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names}
+        files = {
+            name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names
+        }
         self.write_json(MANIFEST, {"schema": SCHEMA, "heedmap": self.config.get("heedmap"), "files": files})
 
     def _check_manifest(self) -> None:

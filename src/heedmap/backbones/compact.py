@@ -7,6 +7,8 @@ more than it tells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from heedmap.backbones.chain import Backbone, Trunk
@@ -33,7 +35,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = conv_norm(channels_in, channels_out, stride=stride)
         self.second = conv_norm(channels_out, channels_out)
-        nn.init.zeros_(self.second[1].weight)
+        norm = self.second[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.zeros_(norm.weight)
         self.shortcut = nn.Sequential()
         if stride > 1:
             self.shortcut.append(nn.AvgPool2d(stride))
@@ -90,11 +94,19 @@ class Compact(Backbone):
         """See :class:`heedmap.backbones.chain.Backbone`."""
         x, features = self.stem(images), {}
         for stage in self.stages:
+            if len(features) == len(taps) and not need_query:
+                break  # nothing that is asked for lies deeper
             x = getattr(self, stage.name)(x)
             if stage.name in taps:
                 features[stage.name] = x
         return Trunk(features, x.mean(dim=(2, 3)) if need_query else None, None)
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """None: every stage feeds the last one, which is a tap or feeds one."""
+        """None: the query is a mean of the last stage."""
         return []
+
+    def unread_parameters(self, taps: Sequence[str]) -> list[nn.Parameter]:
+        """Parameters of the stages behind the last tap."""
+        names = [stage.name for stage in self.stages]
+        last = max(names.index(tap) for tap in taps)
+        return [parameter for name in names[last + 1 :] for parameter in getattr(self, name).parameters()]

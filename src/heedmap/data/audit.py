@@ -203,7 +203,8 @@ def _equal_pixels_joined(
     entries: Sequence[_Entry], copies: list[list[int]], near: list[Twin]
 ) -> tuple[list[list[int]], list[Twin]]:
     """Near twins that are equal pixel for pixel (the same picture saved anew) join the copies; the others stay near."""
-    equal, left = [], []
+    equal: list[Twin] = []
+    left: list[Twin] = []
     for twin in near:
         same = twin.likeness > 0.98 and not twin.mirrored and _equal_pixels(entries[twin.first], entries[twin.second])
         (equal if same else left).append(twin)

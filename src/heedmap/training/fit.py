@@ -112,7 +112,8 @@ class Fitting:
         self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = 1 - AVERAGING_STEPS / max(self.total_steps, 2 * AVERAGING_STEPS)
         self._averages = AveragedModel(
-            self.classifier, multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
+            self.classifier,
+            multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
             use_buffers=True,
         )
         self.averaged: AttentionClassifier = self._averages.module.eval()
@@ -254,7 +255,9 @@ class Fitting:
             positions = {tap: output.attention[tap][0].numel() for tap in taps}
             sums += torch.stack([torch.tensor(float(len(batch.labels)), device=device), right, loss, *peaks]).double()
         count, right, loss, *peaks = self.accelerator.reduce(sums).tolist()
-        return Judgement(right / count, loss / count, dict(zip(taps, (p / count for p in peaks), strict=True)), positions)
+        return Judgement(
+            right / count, loss / count, dict(zip(taps, (p / count for p in peaks), strict=True)), positions
+        )
 
     def _step_report(self, epoch: int, loss: float) -> StepReport:
         seconds = time.perf_counter() - self._began

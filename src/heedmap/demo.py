@@ -1,0 +1,37 @@
+"""The demonstration: the whole way from pictures to maps, with what the package carries itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from heedmap.data.digit_scenes import digit_scenes
+from heedmap.listener import Listener
+from heedmap.options import TrainOptions
+from heedmap.runs import Run, disk
+from heedmap.train import train
+from heedmap.visualize import visualize
+
+EPOCHS = 12
+DRAWN = 24  # unseen scenes drawn
+
+
+def demo(out: str | Path, *, seed: int = 0, listener: Listener | None = None) -> tuple[Run, Path]:
+    """Train on digit scenes into OUT/run, and draw unseen scenes (OUT/scenes) with their maps into OUT/maps.
+
+    Raises:
+        RunError: OUT/run has something in it already, or the disk cannot be written.
+        Stopped: SIGINT or SIGTERM came; the run can go on.
+    """
+    folder = Path(out)
+    run = train(TrainOptions(data="digit-scenes", out=str(folder / "run"), epochs=EPOCHS, seed=seed), listener=listener)
+    scenes = digit_scenes("test", DRAWN, seed=seed + 1)
+    files = []
+    with disk(folder / "scenes"):
+        for index, label in enumerate(scenes.labels.tolist()):
+            path = folder / "scenes" / scenes.classes[label] / f"scene-{index:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scenes.load(index, 64).permute(1, 2, 0).numpy()).save(path)
+            files.append(path)
+    return run, visualize(run.classifier(), files, folder / "maps", overwrite=True).index

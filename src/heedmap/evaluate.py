@@ -1,0 +1,247 @@
+"""Judge a run on pictures, and finish a run: test part once, weights, evaluation, report, manifest."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.data import Pictures, Splits, check_splits, open_data
+from heedmap.data.augmentation import plain
+from heedmap.data.audit import leakage_flag
+from heedmap.data.loading import Store, memory_to_use, plain_batches
+from heedmap.errors import DataError, nearest
+from heedmap.evaluation.classification import ClassificationReport, classification_report
+from heedmap.evaluation.judging import Judged, judge
+from heedmap.evaluation.localisation import pointing_table
+from heedmap.records import Audit, Finding
+from heedmap.report import ReportData, ReportPanel, write_report
+from heedmap.runs import AUDIT, EVALUATION, REPORT, Run
+from heedmap.training.precision import resolve
+from heedmap.visualize import answer_of, answer_panel
+
+BATCH = 100
+PANELS = 8  # right answers, and as many wrong ones, in the report
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a classifier came to on one part of the data.
+
+    Attributes:
+        part: ``test``, or the folder that was judged.
+        report: accuracy, calibration, classes, confusion.
+        pointing: share of pictures whose hottest point lies in the object's box, by map, with ``centre`` and
+            ``random`` beside; None where no boxes are known.
+        images_per_second: network and decoding together.
+    """
+
+    part: str
+    report: ClassificationReport
+    pointing: dict[str, float] | None
+    images_per_second: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "part": self.part,
+            **self.report.as_dict(),
+            "pointing": self.pointing,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def evaluate(
+    run: Run,
+    data: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    root: str | None = None,
+    download: bool = True,
+) -> Evaluation:
+    """Judge a finished run on the test part of its own data, or on other data with the same classes.
+
+    Args:
+        run: the run.
+        data: a folder or a named set; its test part is judged. None takes the run's own.
+        device: where to compute.
+        precision: ``auto``, ``bf16`` or ``float32``.
+        root: where named sets lie; None takes the run's.
+        download: fetch a named set that is not there.
+
+    Raises:
+        DataError: data that cannot be used, or classes that the run does not know.
+        RunError: a run that cannot be used.
+    """
+    options = run.options
+    splits = open_data(
+        data or options.data,
+        root=root or options.root,
+        download=download,
+        seed=options.seed,
+        test_share=options.test,
+    )
+    splits = check_splits(splits, options.workers or 2)
+    classifier = run.classifier().to(device)
+    pictures = test_part(splits)
+    check_classes(splits.classes, classifier.classes)
+    device = torch.device(device)
+    judged = run_over(classifier, pictures, device, resolve(precision, device), options.memory)
+    return assess(judged, pictures, classifier.classes, data or "test")
+
+
+def test_part(splits: Splits) -> Pictures:
+    """The test part.
+
+    Raises:
+        DataError: there is none.
+    """
+    if splits.test is None:
+        raise DataError(f"{splits.name} has no test part; add a folder 'test' beside 'train'.")
+    return splits.test
+
+
+def check_classes(found: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Check that the data has the run's classes, in the run's order.
+
+    Raises:
+        DataError: a class that the run was not trained on, or one that is missing.
+    """
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise DataError(
+            f"Class {unknown[0]!r} is unknown to the run, which has {', '.join(known)}.{nearest(unknown[0], known)}"
+        )
+    if found != known:
+        missing = [name for name in known if name not in found]
+        raise DataError(
+            f"The data has no class {missing[0]!r}, which the run was trained on; add a folder of that name."
+        )
+
+
+def run_over(
+    classifier: AttentionClassifier,
+    pictures: Pictures,
+    device: torch.device,
+    precision: str,
+    memory: float | None = None,
+) -> Judged:
+    """Answer all pictures; the attention is kept where the objects' boxes are known."""
+    store = Store(pictures, classifier.image_size, 2, memory_to_use(memory, 1))
+    batches = plain_batches(store, BATCH, device)
+    return judge(classifier, batches, precision=precision, device=device, keep_attention=pictures.boxes is not None)
+
+
+def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: str) -> Evaluation:
+    """Turn answers into measures."""
+    report = classification_report(judged.logits, judged.labels, classes)
+    pointing = None
+    if pictures.boxes is not None and judged.attention:
+        pointing = pointing_table(judged.attention, pictures.boxes)
+    return Evaluation(part, report, pointing, len(judged.labels) / max(judged.seconds, 1e-9))
+
+
+def complete(
+    run: Run, classifier: AttentionClassifier, splits: Splits, *, device: torch.device, precision: str
+) -> Evaluation:
+    """Finish a run: keep the weights, judge the test part once, write evaluation, report and manifest."""
+    run.save_model(classifier)
+    pictures = test_part(splits)
+    judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
+    evaluation = assess(judged, pictures, splits.classes, "test")
+    run.write_json(EVALUATION, evaluation.as_dict())
+    panels = report_panels(classifier, pictures, judged, device)
+    write_report(report_data(run, splits, evaluation, panels), run.path / REPORT)
+    run.finish()
+    return evaluation
+
+
+def report_panels(
+    classifier: AttentionClassifier, pictures: Pictures, judged: Judged, device: torch.device
+) -> list[ReportPanel]:
+    """Panels of right answers spread over the classes, and of the wrong answers that were surest."""
+    predicted = judged.logits.argmax(1)
+    surety = judged.logits.softmax(1).amax(1)
+    right = (predicted == judged.labels).nonzero().flatten().tolist()
+    wrong = (predicted != judged.labels).nonzero().flatten().tolist()
+    right = [right[i] for i in torch.linspace(0, len(right) - 1, min(PANELS, len(right))).long().tolist()]
+    wrong = sorted(wrong, key=lambda row: -float(surety[row]))[:PANELS]
+    return [_report_panel(classifier, pictures, row, device) for row in right + wrong]
+
+
+@torch.no_grad()
+def _report_panel(classifier: AttentionClassifier, pictures: Pictures, row: int, device: torch.device) -> ReportPanel:
+    view = pictures.load(row, classifier.image_size)
+    answer = answer_of(classifier, classifier(plain(view[None]).to(device)), 0)
+    label, name = pictures.classes[int(pictures.labels[row])], pictures.names[row]
+    box = None if pictures.boxes is None else tuple(pictures.boxes[row].tolist())
+    picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
+    sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, box=box)  # type: ignore[arg-type]
+    content = io.BytesIO()
+    sheet.save(content, "PNG", optimize=True)
+    return ReportPanel(
+        path=name,
+        label=label,
+        predicted=classifier.classes[answer.predicted],
+        probability=float(answer.probabilities.max()),
+        image=content.getvalue(),
+    )
+
+
+@torch.no_grad()
+def panel_sheet(classifier: AttentionClassifier, views: Tensor) -> bytes:
+    """A JPEG of the panels of a few pictures (uint8 (n, 3, S, S)), one below the other."""
+    device = next(classifier.parameters()).device
+    output = classifier(plain(views).to(device))
+    sheets = []
+    for row, view in enumerate(views):
+        picture = Image.fromarray(view.permute(1, 2, 0).numpy())
+        sheets.append(answer_panel(picture, answer_of(classifier, output, row), classifier.classes))
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    content = io.BytesIO()
+    whole.save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+def report_data(run: Run, splits: Splits, evaluation: Evaluation, panels: list[ReportPanel]) -> ReportData:
+    """Gather what the report shows, from the run's own files."""
+    metrics = run.read_metrics()
+    epochs = [record for record in metrics if record.get("kind") == "epoch"]
+    audit = run.read_json(AUDIT)
+    warnings = [warning for record in epochs[-1:] for warning in record.get("warnings", [])]
+    flag = leakage_flag(evaluation.report.top1, read_audit(audit), evaluation.report.count) if audit else None
+    return ReportData(
+        title=run.path.name,
+        command=str(run.config.get("command", "")),
+        versions={"heedmap": str(run.config.get("heedmap")), **run.config.get("versions", {})},
+        options=run.config["options"],
+        classes=splits.classes,
+        sizes={name: len(part) for name, part in splits.parts.items()},
+        epochs=epochs,
+        steps=[record for record in metrics if record.get("kind") == "step"],
+        audit=audit,
+        evaluation=evaluation.as_dict(),
+        panels=panels,
+        notes=tuple(splits.notes),
+        warnings=tuple(warnings),
+        leakage=flag,
+    )
+
+
+def read_audit(content: dict[str, Any]) -> Audit:
+    """The audit as audit.json holds it."""
+    findings = tuple(
+        Finding(found["kind"], tuple(found["splits"]), tuple(found["paths"]), found["note"])
+        for found in content["findings"]
+    )
+    return Audit(**{**content, "findings": findings})

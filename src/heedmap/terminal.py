@@ -1,0 +1,149 @@
+"""What the command line shows: tables, and progress with throughput and time left."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
+    from heedmap.records import Audit, EpochReport, StepReport
+
+console = Console(highlight=False)
+complaints = Console(stderr=True, highlight=False)
+
+
+class Shown:
+    """A listener that draws a line of progress and prints a line an epoch."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("preparing", total=None, rest="")
+
+    def message(self, text: str) -> None:
+        """Print a sentence."""
+        self._bar.console.print(escape(text))
+
+    def step(self, report: StepReport) -> None:
+        """Move the bar."""
+        rest = f"loss {report.loss:.3f}  {report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
+        self._bar.update(
+            self._task,
+            total=report.total_steps,
+            completed=report.step,
+            description=f"epoch {report.epoch}/{report.epochs}",
+            rest=rest,
+        )
+
+    def epoch(self, report: EpochReport) -> None:
+        """Print what the epoch came to."""
+        judged = ""
+        if not math.isnan(report.validation_accuracy):
+            judged = f"  validation {report.validation_accuracy:.2%} (loss {report.validation_loss:.3f})"
+        best = "  [green]best[/]" if report.is_best and judged else ""
+        self._bar.console.print(
+            f"epoch {report.epoch:>3}/{report.epochs}  loss {report.train_loss:.3f}{judged}  "
+            f"{report.images_per_second:,.0f} images/s{best}"
+        )
+
+
+@contextmanager
+def progress() -> Iterator[Shown]:
+    """A listener with a live bar, where the terminal can draw one."""
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Shown(bar)
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar for ``total`` things; call what is yielded with the number done."""
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def show_table(head: str, lines: Mapping[str, str]) -> None:
+    """Print names with a sentence each."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+    table.add_column(head, style="bold", no_wrap=True)
+    table.add_column("")
+    for name, sentence in lines.items():
+        table.add_row(escape(name), escape(sentence))
+    console.print(table)
+
+
+def show_evaluation(found: Mapping[str, Any]) -> None:
+    """Print accuracy, calibration, classes, and pointing."""
+    interval = wilson(found["top1"], found["count"])
+    show_table(
+        f"{found['part']}, {found['count']:,} pictures",
+        {
+            "top-1": f"{found['top1']:.2%}  (95 % interval {interval[0]:.2%} - {interval[1]:.2%})",
+            "top-5": f"{found['top5']:.2%}",
+            "calibration": f"ECE {found['ece']:.3f}, NLL {found['nll']:.3f}",
+            "throughput": f"{found['images_per_second']:,.0f} images/s",
+        },
+    )
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+    for name in ("class", "pictures", "precision", "recall", "F1"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in found["per_class"][:40]:
+        shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
+        table.add_row(escape(row["name"]), f"{row['count']:,}", *shares)
+    console.print(table)
+    if found.get("pointing"):
+        shown = {name: f"{share:.1%}" for name, share in found["pointing"].items()}
+        show_table("hottest point inside the object's box", shown)
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share that was seen in ``count`` trials (Wilson 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def show_audit(found: Audit, most: int) -> None:
+    """Print counts, and the first findings of each kind."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in found.pictures.items())
+    console.print(f"{counts} pictures; {found.depth} audit in {found.seconds:.1f} s")
+    kinds = defaultdict(list)
+    for finding in found.findings:
+        kinds[finding.kind].append(finding)
+    for kind, findings in kinds.items():
+        console.print(f"[bold]{kind}[/]: {len(findings)}")
+        for finding in findings[:most]:
+            console.print(f"  {escape(finding.note)}", soft_wrap=True)
+        if len(findings) > most:
+            console.print(f"  and {len(findings) - most} more (--show N, --json FILE)")
+    if not found.findings:
+        console.print("[green]Nothing found.[/]")
+    if found.leaked:
+        console.print(f"[yellow]{found.leaked} test pictures have a twin in train.[/]")
+
+
+def show_result(run: Path) -> None:
+    """Print what a finished run came to, and the next useful command."""
+    show_evaluation(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
+    console.print(f"Report: [bold]{escape(str(run / 'report.html'))}[/]")
+    console.print(f"Next: [bold]heedmap visualize {escape(str(run))} PICTURES[/]")

@@ -1,0 +1,384 @@
+"""From options to a finished run: data, audit, model, training, the one look at the test part, report.
+
+The steps stand in :func:`train` in the order in which they happen. What the user sees of it while it happens goes
+through a :class:`Listener`, so the command line draws and a script stays silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import math
+import os
+import platform
+import shlex
+import shutil
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check_splits, open_data, split_by_class
+from heedmap.data import augmentation as views
+from heedmap.data.audit import audit
+from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
+from heedmap.errors import DataError, HeedmapError, OptionError, RunError, Stopped
+from heedmap.evaluate import complete, panel_sheet
+from heedmap.listener import Listener
+from heedmap.options import TrainOptions
+from heedmap.records import Audit, EpochReport, StepReport
+from heedmap.runs import AUDIT, Run, free_name
+from heedmap.training.fit import Fitting, fit
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
+MOST_VALIDATION = 5000  # pictures; more tell no more about which epoch was best
+UNREADABLE_SHARE = 0.02
+RECORD_STEPS = 20  # steps between two lines of metrics.jsonl
+PANEL_SECONDS = 20.0  # between two panels of maps while training goes
+JUDGED_BATCH = 200  # pictures judged at a time
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before the first step."""
+
+    options: TrainOptions
+    splits: Splits
+    validation: Pictures | None
+    audit: Audit
+    architecture: Architecture
+
+
+def train(
+    options: TrainOptions, *, resume: str | Path | None = None, listener: Listener | None = None, command: str = ""
+) -> Run:
+    """Train a classifier and return its finished run.
+
+    Args:
+        options: what to do; with ``resume`` the run's own options are taken instead.
+        resume: an unfinished run to go on with.
+        listener: is told of every step.
+        command: the command line, for the record; made up from the options where empty.
+
+    Raises:
+        DataError, ModelError, OptionError, RunError, TrainingError: see :mod:`heedmap.errors`.
+        Stopped: SIGINT or SIGTERM came; the state is saved.
+    """
+    from accelerate import Accelerator
+
+    run = None
+    if resume is not None:
+        run = Run.open(resume, finished=False)
+        if run.is_finished:
+            raise RunError(f"{resume} is finished already; `heedmap visualize {resume} PICTURES` draws its maps.")
+        options, command = run.options, str(run.config.get("command", command))
+        run.clean()
+    elif options.out is not None:
+        Run.refuse_existing(options.out)
+    accelerator = Accelerator()
+    listener = (listener or Listener()) if accelerator.is_main_process else Listener()
+    prepared = prepare(options, listener)
+    torch.manual_seed(options.seed)
+    classifier = build_classifier(prepared.architecture, None if run else options.pretrained)
+    if run is None:
+        run = _start(prepared, accelerator, command or made_up_command(options))
+    with _tidied(run, fresh=resume is None):
+        keeper = Keeper(run, prepared.options, accelerator, listener)
+        fitting = _fitting(prepared, classifier, keeper)
+        _follow(fitting, keeper, prepared.validation)
+        # The test part is judged by one process: it is done once, and the others have nothing else to do.
+        if accelerator.is_main_process:
+            listener.message("Judging the test part, once.")
+            complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
+        accelerator.wait_for_everyone()
+    return Run.open(run.path)
+
+
+def prepare(options: TrainOptions, listener: Listener) -> Prepared:
+    """Open, check and audit the data, and fill in what the options leave open."""
+    splits = open_data(
+        options.data, root=options.root, download=options.download, seed=options.seed, test_share=options.test
+    )
+    splits = check_splits(splits, workers_to_use(options))
+    _check_unreadable(splits, options)
+    for note in splits.notes:
+        listener.message(note)
+    found = audit(splits, depth="cheap")
+    for finding in found.findings[:5]:
+        listener.message(f"audit: {finding.note}")
+    if len(found.findings) > 5:
+        listener.message(f"audit: {len(found.findings) - 5} more findings; all are in the report.")
+    training, validation = splits.train, splits.validation
+    if validation is None and options.validation > 0:
+        kept, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
+        training, validation = splits.train.subset(kept), splits.train.subset(taken)
+        splits = replace(splits, train=training)
+    derived = derive(options, splits)
+    architecture = Architecture(
+        model=derived.model,
+        attention=derived.attention,
+        weights=derived.weights,
+        head=derived.head,
+        taps=derived.taps,
+        image_size=derived.image_size or 0,
+        classes=splits.classes,
+    )
+    return Prepared(derived, splits, validation, found, architecture)
+
+
+def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
+    """Fill in every option that was left open, from the pictures and their number.
+
+    Small pictures get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
+    more often than a large one. The constants were measured on CIFAR-10, the Intel scenes and the digit scenes
+    (LOG.md).
+    """
+    count = len(splits.train)
+    size = options.image_size or OWN_SIZES.get(options.model) or _usual_size(options, splits.train)
+    chosen = views.choose(size, splits.flippable)
+    kind = options.augment or chosen.kind
+    fine_tuned = options.pretrained is not None
+    small = size <= views.SHIFT_UP_TO
+    batch = options.batch_size or min(256 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
+    epochs = options.epochs or round(min(max((1000 if fine_tuned else 5200) / math.sqrt(count), 4), 200))
+    optimizer = options.optimizer or ("adamw" if fine_tuned else "sgd")
+    rate = options.learning_rate or (3e-4 if optimizer == "adamw" else 0.1) * math.sqrt(batch / 48)
+    decay = options.weight_decay
+    if decay is None:
+        decay = 0.02 if optimizer == "adamw" else 5e-4
+    return replace(
+        options,
+        image_size=size,
+        augment=kind,
+        flip=chosen.flip if options.flip is None else options.flip,
+        cutmix=(0.5 if kind == "crop" and not fine_tuned else 0.0) if options.cutmix is None else options.cutmix,
+        batch_size=batch,
+        epochs=epochs,
+        optimizer=optimizer,
+        learning_rate=rate,
+        weight_decay=decay,
+    )
+
+
+def workers_to_use(options: TrainOptions) -> int:
+    """Threads or processes that decode."""
+    return (os.cpu_count() or 1) if options.workers is None else options.workers
+
+
+def made_up_command(options: TrainOptions) -> str:
+    """The command line that means these options."""
+    words = ["heedmap", "train", options.data]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name == "data" or value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
+    """The side of the square that suits most pictures of the set."""
+    if isinstance(pictures, TensorPictures):
+        side = min(pictures.images.shape[-2:])
+    elif isinstance(pictures, FolderPictures):
+        side = statistics.median(
+            _short_side(pictures.path(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
+        )
+    else:
+        side = 128
+    if options.model != "compact":  # timm and torchvision networks are made for photographs
+        return 224 if side > 160 else max(64, int(side) // 32 * 32)
+    return max(16, int(side) // 8 * 8) if side <= 96 else 128 if side <= 176 else 160
+
+
+def _short_side(path: Path) -> int:
+    with Image.open(path) as picture:
+        return min(picture.size)
+
+
+def _check_unreadable(splits: Splits, options: TrainOptions) -> None:
+    if not splits.unreadable:
+        return
+    lost, total = len(splits.unreadable), sum(map(len, splits.parts.values()))
+    if lost > UNREADABLE_SHARE * (total + lost) and not options.allow_unreadable:
+        path, reason = splits.unreadable[0]
+        raise DataError(
+            f"{lost} of {total + lost} pictures cannot be read, the first is {path} ({reason}). `heedmap audit "
+            f"{options.data}` lists them; --allow-unreadable goes on without them."
+        )
+
+
+def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
+    """Make the run folder, on the first process, and tell the others where it is."""
+    from accelerate.utils import broadcast_object_list
+
+    where: list[str] = [""]
+    if accelerator.is_main_process:
+        options = prepared.options
+        stem = f"{Path(options.data).name}-{options.model.replace('/', '-')}-{options.attention}"
+        run = Run.create(options.out or free_name(Path("runs"), stem))
+        run.write_config(
+            options,
+            prepared.architecture,
+            command=command,
+            versions={"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
+            processes=accelerator.num_processes,
+            notes=list(prepared.splits.notes),
+        )
+        run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
+        where = [str(run.path)]
+    broadcast_object_list(where)
+    return Run.open(where[0], finished=False)
+
+
+def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper) -> Fitting:
+    """Join data, model and whatever checkpoint the run has."""
+    options, accelerator = prepared.options, keeper.accelerator
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    assert options.image_size and options.batch_size and options.augment is not None  # derive has set them
+    size, workers, memory = options.image_size, workers_to_use(options), memory_to_use(options.memory, share.world)
+    augmentation = views.Augmentation(options.augment, bool(options.flip))
+    store = Store(prepared.splits.train, views.stored_size(size, augmentation), workers, memory)
+    batches = TrainingBatches(store, size, options.batch_size, augmentation, options.seed, share)
+    judged = None
+    if prepared.validation is not None:
+        held_out = Store(prepared.validation, size, workers, memory)
+        judged = functools.partial(plain_batches, held_out, JUDGED_BATCH, accelerator.device, share)
+
+    state = keeper.run.load_checkpoint()
+    fitting = fit(classifier, batches, judged, options, accelerator=accelerator, state=state, on_step=keeper.on_step)
+    keeper.fitting = fitting
+    if state is not None and accelerator.is_main_process:
+        keeper.run.rewind_metrics(fitting.step)
+        keeper.listener.message(f"Going on after step {fitting.step} of {fitting.total_steps}.")
+    return fitting
+
+
+class Keeper:
+    """Keeps the run's files up to date while training goes, and stops it when the user asks."""
+
+    def __init__(self, run: Run, options: TrainOptions, accelerator: Accelerator, listener: Listener) -> None:
+        self.run, self.options, self.accelerator, self.listener = run, options, accelerator, listener
+        self.fitting: Fitting | None = None
+        self.saved = time.monotonic()
+        self.drawn = -math.inf
+        self.asked_to_stop = False
+        self.events = _tensorboard(run) if options.tensorboard and accelerator.is_main_process else None
+
+    def on_step(self, report: StepReport) -> None:
+        """Record, save now and then, stop if asked to."""
+        self.listener.step(report)
+        if report.step % RECORD_STEPS == 0:
+            self.record("step", dataclasses.asdict(report))
+        if self.asked_to_stop:
+            self.save()
+            raise Stopped(
+                f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `heedmap train --resume {self.run.path}`."
+            )
+        if time.monotonic() - self.saved >= self.options.save_every:
+            self.save()
+
+    def on_epoch(self, report: EpochReport, sample: Tensor | None) -> None:
+        """Record, draw a panel of maps, save."""
+        assert self.fitting is not None
+        self.record("epoch", {"step": self.fitting.step, **dataclasses.asdict(report)})
+        self.listener.epoch(report)
+        for warning in report.warnings:
+            self.listener.message(warning)
+        due = time.monotonic() - self.drawn > PANEL_SECONDS or report.epoch == report.epochs
+        if sample is not None and due and self.accelerator.is_main_process:
+            sheet = panel_sheet(self.fitting.averaged, sample)
+            self.run.write(f"panels/epoch-{report.epoch:04d}.jpg", sheet)
+            if self.events is not None:
+                pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(sheet))))
+                self.events.add_image("maps", pixels, self.fitting.step, dataformats="HWC")
+            self.drawn = time.monotonic()
+        self.save()
+
+    def record(self, kind: str, values: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, and to TensorBoard where that is wanted; on the first process only."""
+        if not self.accelerator.is_main_process:
+            return
+        self.run.append_metrics({"kind": kind, **values})
+        if self.events is not None:
+            for name, value in values.items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self.events.add_scalar(f"{kind}/{name}", value, values["step"])
+
+    def save(self) -> None:
+        """Write a checkpoint, on the first process."""
+        if self.accelerator.is_main_process and self.fitting is not None:
+            self.run.save_checkpoint(*self.fitting.state())
+        self.saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """While inside, SIGINT and SIGTERM stop training after the step under way, with its state saved.
+
+        A second signal of the same kind does what it always does.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: object) -> None:
+            self.asked_to_stop = True
+            signal.signal(number, before[number])
+
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _follow(fitting: Fitting, keeper: Keeper, validation: Pictures | None) -> None:
+    """Train to the end, keeping the run's files up to date."""
+    sample = None
+    if validation is not None and fitting.options.image_size:
+        rows = torch.linspace(0, len(validation) - 1, min(6, len(validation))).long().tolist()
+        sample = torch.stack([validation.load(row, fitting.options.image_size) for row in rows])
+    with keeper.heeding_signals():
+        for report in fitting:
+            keeper.on_epoch(report, sample)
+
+
+@contextlib.contextmanager
+def _tidied(run: Run, fresh: bool) -> Iterator[None]:
+    """Remove a new run that failed before it had anything worth keeping."""
+    try:
+        yield
+    except (HeedmapError, KeyboardInterrupt):
+        if fresh and not run.has_checkpoint:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _tensorboard(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise OptionError("--tensorboard needs the package: pip install 'heedmap[tensorboard]'.") from None
+    return SummaryWriter(str(run.path / "tensorboard"))
