@@ -29,7 +29,7 @@ Values: TypeAlias = Tensor | NDArray[np.floating]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour: TypeAlias = tuple[int, int, int]
 
-_INFERNO = (  # every eighth of the 256 colours; the 7 between are interpolated, off by at most 3 of 255
+_INFERNO = (  # every eighth of the 256 colours; the 7 between are interpolated, off by at most 2 of 255
     "0000040403120b0724150b37210c4a2f0a5b3d09654a0c6b57106e64156e71196e7d1e6d8a226a972766a32c61b0315bbc3754"
     "c63d4dd04545da4e3ce35933eb6429f1711ff67e14f98c0afb9b06fcaa0ffbba1ff9c932f5d949f2e865f3f586fcffa4"
 )

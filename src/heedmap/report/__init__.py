@@ -168,11 +168,13 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(_shown(item) for item in value)
-    return {None: "-", True: "yes", False: "no"}.get(value, str(value)) if value in (None, True, False) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _charts(data: ReportData) -> list[dict[str, Any]]:
