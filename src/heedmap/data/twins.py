@@ -115,7 +115,7 @@ def _norms(count: int) -> Tensor:
 def _coefficients(grey: Tensor, count: int, x: Interval, ys: tuple[Interval, ...]) -> Tensor:
     """Cosine coefficients of thumbnails (n, 32, 32) float32 in 0..1 over windows that share x: (n, W, count, count).
 
-    The axes of each block are x, y. Two plain products for all windows at once; a batch of small ones is 20 times slower.
+    The axes of each block are x, y. Two large products for all windows; a batch of small ones takes many times longer.
     """
     across = (grey.flatten(0, 1) @ _cosines(count, x).T).unflatten(0, grey.shape[:2]).transpose(1, 2)
     both = across.flatten(0, 1) @ torch.cat([_cosines(count, y) for y in ys]).T
