@@ -207,6 +207,30 @@ def test_a_container_that_holds_the_other_tap_is_passed_over() -> None:
     assert backbone.dropped == ("tail",)
 
 
+def test_the_stride_is_that_of_the_layers_although_unpadded_borders_shrink_the_grid() -> None:
+    backbone = build_foreign("torchvision/squeezenet1_0")  # 13 x 13 at 224, which is 17.2 pixels per position
+    assert [backbone.stage(tap).stride for tap in ("features.2", "features.10", "features.12")] == [4, 8, 16]
+
+
+def test_what_only_looks_like_features_cannot_be_tapped() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+            self.often = nn.ReLU()
+            self.nothing = nn.Identity()
+            self.weigh = nn.Softmax(dim=-1)
+            self.places = nn.Parameter(torch.zeros(16, 4))  # learned for 4 x 4 positions: one size only
+            self.fc = nn.Linear(4, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.nothing(self.often(self.often(self.conv(images))))
+            tokens = x.flatten(2).transpose(1, 2)[:, None] + self.places
+            return self.fc((self.weigh(tokens @ tokens.transpose(2, 3)) @ tokens).mean(dim=(1, 2)))
+
+    assert [place.stage.name for place in survey(Looks(), "net", 16).places] == ["conv"]
+
+
 def test_a_network_that_takes_one_size_only_says_so() -> None:
     backbone = ForeignBackbone(flat_net(), keep_head=True)
     assert backbone.fixed_size == 32
@@ -296,6 +320,18 @@ def test_probing_leaves_no_trace(pictures: Tensor) -> None:
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(weight.grad is None for weight in net.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_probing_a_network_that_draws_at_random_leaves_the_global_random_state_alone() -> None:
+    class Draws(Dynamic):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images + torch.rand_like(images))
+
+    before = torch.random.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        net = Draws()
+    ForeignBackbone(net, keep_head=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_without_the_head_every_trainable_parameter_gets_a_gradient(resnet: nn.Module, pictures: Tensor) -> None:
