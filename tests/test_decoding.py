@@ -26,14 +26,22 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def png_claiming(width: int, height: int) -> bytes:
+def png(header: tuple[int, int, int, int], *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG by hand: (width, height, bits, colour type) and then the chunks."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
-    )
+    every = [(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in every)
+
+
+def tiff(width: int, bits: int, photometric: int, samples: bytes) -> bytes:
+    """A grey little-endian TIFF of one row by hand."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1, 279: len(samples)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + samples
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
@@ -99,6 +107,23 @@ def test_sixteen_bit_pgm_is_scaled(tmp_path: Path) -> None:
     assert to_tensor(read_picture(path))[0].tolist() == [[1, 255]]
 
 
+def test_the_transparent_level_of_sixteen_bit_grey_becomes_white(tmp_path: Path) -> None:
+    row = zlib.compress(struct.pack(">BHHH", 0, 257, 258, 0))
+    (tmp_path / "a.png").write_bytes(png((3, 1, 16, 0), (b"tRNS", struct.pack(">H", 258)), (b"IDAT", row)))
+    assert to_tensor(read_picture(tmp_path / "a.png"))[0].tolist() == [[1, 255, 0]]
+
+
+def test_sixteen_bit_grey_whose_zero_is_white_is_turned_round(tmp_path: Path) -> None:
+    for photometric, seen in ((0, [[255, 254, 0]]), (1, [[0, 1, 255]])):
+        (tmp_path / "a.tif").write_bytes(tiff(3, 16, photometric, struct.pack("<HHH", 0, 257, 65535)))
+        assert to_tensor(read_picture(tmp_path / "a.tif"))[0].tolist() == seen
+
+
+def test_twelve_bit_grey_is_scaled_from_its_own_white(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(2, 12, 1, bytes([0xFF, 0xF8, 0x08])))  # 0xFFF and 0x808
+    assert to_tensor(read_picture(tmp_path / "a.tif"))[0].tolist() == [[255, 128]]
+
+
 def test_floating_point_samples_are_refused_for_want_of_a_white(tmp_path: Path) -> None:
     path = save(tmp_path, "a.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
     with pytest.raises(PictureError, match=r"a\.tif: .*no agreed black and white; save it with 8 or 16 bits"):
@@ -141,7 +166,7 @@ def test_a_jpeg_from_a_turned_camera_is_upright_at_draft_size(tmp_path: Path) ->
 
 
 def test_a_broken_exif_block_leaves_the_picture_as_stored(tmp_path: Path) -> None:
-    path = save(tmp_path, "a.jpg", photograph(20, 10), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken")
+    path = save(tmp_path, "a.jpg", photograph(20, 10), exif=b"Exif\0\0no such byte order")
     assert read_picture(path).size == (20, 10)
 
 
@@ -196,7 +221,7 @@ def test_a_truncated_file_is_named_with_the_reason(tmp_path: Path, ending: str, 
 @pytest.mark.parametrize("side", [12_000, 200_000])
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
     assert side**2 > MAX_PIXELS
-    (tmp_path / "a.png").write_bytes(png_claiming(side, side))
+    (tmp_path / "a.png").write_bytes(png((side, side, 8, 2), (b"IDAT", zlib.compress(b"\0" * 64))))
     with pytest.raises(PictureError, match=r"a\.png: it claims .* pixels, above the guard of 100 million"):
         read_picture(tmp_path / "a.png")
 
@@ -267,10 +292,11 @@ def test_tensor_pictures_share_their_pixels_between_subsets() -> None:
     assert torch.equal(part.boxes, boxes[[0, 3]])
 
 
-def test_tensor_pictures_of_another_size_are_resized_as_pillow_does() -> None:
-    picture = photograph(40, 24)
+@pytest.mark.parametrize("size", [12, 50])
+def test_tensor_pictures_of_another_size_are_resized_as_pillow_does(size: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     pictures = TensorPictures(to_tensor(picture)[None], torch.tensor([0]), ["a"], ["0"])
-    difference = pictures.load(0, 12).float() - to_tensor(square(picture, 12)).float()
+    difference = pictures.load(0, size).float() - to_tensor(square(picture, size)).float()
     assert difference.abs().max() <= 1
 
 

@@ -106,12 +106,8 @@ def open_named(name: str, root: str | Path, download: bool) -> Splits:
 def _constructor(name: str) -> Callable[..., Any]:
     try:
         from torchvision import datasets
-    except (
-        ImportError,
-        RuntimeError,
-        OSError,
-        AttributeError,
-    ) as error:  # a build for another torch fails in any of these
+    # A torchvision built for another torch fails in any of these ways.
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(
             f"{name} is read by torchvision, which cannot be imported ({_first_line(error)}); "
             "install the torchvision that fits your torch, or use a folder of pictures."
