@@ -347,7 +347,8 @@ def test_query_parameters_are_those_behind_the_last_tap(resnet: nn.Module) -> No
     backbone = ForeignBackbone(copy.deepcopy(resnet), ("layer2", "layer3"), keep_head=False, probe_size=64)
     only = {id(weight) for weight in backbone.net.layer4.parameters()}
     assert {id(weight) for weight in backbone.query_parameters()} == only
-    assert backbone.query_parameters(("layer4",)) == []
+    assert {id(weight) for weight in backbone.unread_parameters(("layer3",))} == only
+    assert backbone.unread_parameters(("layer4",)) == []
 
 
 def test_with_the_head_kept_no_parameter_is_the_querys_alone(wrapped: ForeignBackbone) -> None:

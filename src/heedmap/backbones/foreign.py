@@ -141,10 +141,15 @@ class ForeignBackbone(Backbone):
         query = caught[last].mean(dim=(2, 3)) if need_query else None
         return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(answer) if self.keep_head else None)
 
-    def query_parameters(self, taps: Sequence[str] | None = None) -> list[nn.Parameter]:
-        """Parameters that only the query needs, found by a backward pass; ``taps`` None are the default taps."""
-        own = {id(p) for p in self._reached(self.default_taps if taps is None else tuple(taps), need_query=False)}
-        return [p for p in self._reached((), need_query=True) if id(p) not in own]
+    def query_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the query needs and neither the default taps nor a kept head; found by a backward pass."""
+        own = {id(weight) for weight in self._reached(self.default_taps, need_query=False)}
+        return [weight for weight in self._reached((), need_query=True) if id(weight) not in own]
+
+    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
+        """See :meth:`Backbone.unread_parameters`; found by a backward pass from the taps and a kept head."""
+        own = {id(weight) for weight in self._reached(taps, need_query=False)}
+        return [weight for weight in self.net.parameters() if id(weight) not in own]
 
     def taps_for(self, image_size: int) -> tuple[str, ...]:
         """Taps for pictures of that size: the two deepest resolutions that have at least 4 x 4 positions there.
