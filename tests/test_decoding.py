@@ -165,8 +165,11 @@ def test_a_jpeg_from_a_turned_camera_is_upright_at_draft_size(tmp_path: Path) ->
     assert seen[:, :, 9:].min() > 245
 
 
-def test_a_broken_exif_block_leaves_the_picture_as_stored(tmp_path: Path) -> None:
-    path = save(tmp_path, "a.jpg", photograph(20, 10), exif=b"Exif\0\0no such byte order")
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0no such byte order", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02x\0\0\0"]
+)
+def test_a_broken_exif_block_leaves_the_picture_as_stored(tmp_path: Path, block: bytes) -> None:
+    path = save(tmp_path, "a.jpg", photograph(20, 10), exif=block)  # the second has an orientation that is a text
     assert read_picture(path).size == (20, 10)
 
 
