@@ -6,7 +6,7 @@ The names below are imported when they are first used, so that ``import heedmap`
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -29,20 +29,7 @@ _HOMES = {
     "visualize": "heedmap.visualize",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604  names of the table above
-
-if TYPE_CHECKING:
-    from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
-    from heedmap.data import open_data
-    from heedmap.data.audit import audit
-    from heedmap.errors import HeedmapError
-    from heedmap.evaluate import evaluate
-    from heedmap.options import TrainOptions
-    from heedmap.records import AttentionMap, Output
-    from heedmap.runs import Run
-    from heedmap.train import train
-    from heedmap.training.fit import fit
-    from heedmap.visualize import visualize
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

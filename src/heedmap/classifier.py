@@ -6,7 +6,8 @@ model is complete, and no map depends on a line of preprocessing that somebody f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ class AttentionClassifier(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        attentions: dict[str, Readout | FeatureAttention],
+        attentions: Mapping[str, Readout | FeatureAttention],
         head: ReadoutHead,
         *,
         classes: Sequence[str],
@@ -191,6 +192,7 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
             taps=architecture.taps,
             keep_head=architecture.head == "residual",
             num_classes=len(architecture.classes),
+            image_size=architecture.image_size,
         )
     return _assemble(backbone, architecture)
 
@@ -206,14 +208,14 @@ def _paper_classifier(architecture: Architecture, pretrained: str | None) -> Att
             f"{name} takes a readout with head concat or indep, not {architecture.attention} {architecture.head}."
         )
     make = paper_vgg_att if name == "paper-vgg" else paper_resnet_att
-    taps = {"taps": architecture.taps} if architecture.taps else {}
-    parts = make(
+    settings = functools.partial(
+        make,
         len(architecture.classes),
         score=architecture.attention,
         weights=architecture.weights or "softmax",
         head=architecture.head,
-        **taps,
     )
+    parts = settings(taps=architecture.taps) if architecture.taps else settings()
     return AttentionClassifier(
         parts.backbone,
         parts.readouts,
@@ -237,7 +239,7 @@ def _assemble(backbone: Backbone, architecture: Architecture) -> AttentionClassi
     attentions = {}
     for tap in taps:
         stage = backbone.stage(tap)
-        side = -(-architecture.image_size // stage.stride)
+        side = backbone.grid_side(tap, architecture.image_size)
         attentions[tap] = build_attention(
             architecture.attention, stage.channels, backbone.query_channels, height=side, width=side, weights=weights
         )
@@ -284,7 +286,7 @@ def attach(
     from heedmap.backbones.foreign import ForeignBackbone
 
     chosen = tuple(taps) if taps is not None else None
-    backbone = ForeignBackbone(module, taps=chosen, keep_head=True, mean=mean, std=std, probe_size=image_size)
+    backbone = ForeignBackbone(module, taps=chosen, keep_head=True, mean=mean, std=std, image_size=image_size)
     names = tuple(classes)
     return _assemble(backbone, Architecture("custom", attention, weights, "residual", chosen, image_size, names))
 

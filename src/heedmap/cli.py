@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.markup import escape
@@ -320,8 +320,9 @@ def _run(words: list[str]) -> None:
     command = COMMANDS[words[0]]
     _check_flags(words[0], words[1:])
     # A config file gives the defaults; tyro checks and fills in the rest.
-    default = _from_config(words) if command is Train else None
-    tyro.cli(command, prog=f"heedmap {words[0]}", args=words[1:], default=default).work()
+    default: Any = _from_config(words) if command is Train else None
+    made: Any = tyro.cli(command, prog=f"heedmap {words[0]}", args=words[1:], default=default)
+    made.work()
 
 
 def _check_flags(name: str, words: list[str]) -> None:

@@ -45,7 +45,7 @@ class TrainingError(HeedmapError):
     """Training that cannot go on."""
 
 
-class Stopped(HeedmapError):
+class Stopped(HeedmapError):  # noqa: N818  not an error of anybody's
     """Training was asked to stop (SIGINT, SIGTERM), has saved its state, and can go on."""
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +15,17 @@ from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
 from heedmap.data import Pictures, Splits, check_splits, open_data
-from heedmap.data.augmentation import plain
 from heedmap.data.audit import leakage_flag
+from heedmap.data.augmentation import plain
 from heedmap.data.loading import Store, memory_to_use, plain_batches
 from heedmap.errors import DataError, nearest
 from heedmap.evaluation.classification import ClassificationReport, classification_report
 from heedmap.evaluation.judging import Judged, judge
 from heedmap.evaluation.localisation import pointing_table
-from heedmap.records import Audit, Finding
-from heedmap.report import ReportData, ReportPanel, write_report
-from heedmap.runs import AUDIT, EVALUATION, REPORT, Run
+from heedmap.records import Audit, EpochReport, Finding
+from heedmap.render import heatmap
+from heedmap.report import ReportData, ReportPanel, report_page
+from heedmap.runs import AUDIT, EVALUATION, REPORT, Run, disk, write_whole
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_of, answer_panel
 
@@ -147,6 +151,23 @@ def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: s
     return Evaluation(part, report, pointing, len(judged.labels) / max(judged.seconds, 1e-9))
 
 
+def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
+    """Write evaluation.json and confusion.png (rows: truth, columns: answer; light is many) into a folder.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    confusion = evaluation.report.confusion.double()
+    shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
+    content = io.BytesIO()
+    heatmap(shares, 0.0, 1.0, max(320, 4 * len(shares)), smooth=False).save(content, "PNG")
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / EVALUATION, json.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False).encode())
+        write_whole(out / "confusion.png", content.getvalue())
+    return out
+
+
 def complete(
     run: Run, classifier: AttentionClassifier, splits: Splits, *, device: torch.device, precision: str
 ) -> Evaluation:
@@ -156,15 +177,16 @@ def complete(
     judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
     evaluation = assess(judged, pictures, splits.classes, "test")
     run.write_json(EVALUATION, evaluation.as_dict())
-    panels = report_panels(classifier, pictures, judged, device)
-    write_report(report_data(run, splits, evaluation, panels), run.path / REPORT)
+    right, wrong = report_panels(classifier, pictures, judged, device)
+    page = report_page(report_data(run, splits, evaluation, right, wrong))
+    run.write(REPORT, page.encode())
     run.finish()
     return evaluation
 
 
 def report_panels(
     classifier: AttentionClassifier, pictures: Pictures, judged: Judged, device: torch.device
-) -> list[ReportPanel]:
+) -> tuple[list[ReportPanel], list[ReportPanel]]:
     """Panels of right answers spread over the classes, and of the wrong answers that were surest."""
     predicted = judged.logits.argmax(1)
     surety = judged.logits.softmax(1).amax(1)
@@ -172,7 +194,8 @@ def report_panels(
     wrong = (predicted != judged.labels).nonzero().flatten().tolist()
     right = [right[i] for i in torch.linspace(0, len(right) - 1, min(PANELS, len(right))).long().tolist()]
     wrong = sorted(wrong, key=lambda row: -float(surety[row]))[:PANELS]
-    return [_report_panel(classifier, pictures, row, device) for row in right + wrong]
+    first, second = ([_report_panel(classifier, pictures, row, device) for row in rows] for rows in (right, wrong))
+    return first, second
 
 
 @torch.no_grad()
@@ -180,9 +203,12 @@ def _report_panel(classifier: AttentionClassifier, pictures: Pictures, row: int,
     view = pictures.load(row, classifier.image_size)
     answer = answer_of(classifier, classifier(plain(view[None]).to(device)), 0)
     label, name = pictures.classes[int(pictures.labels[row])], pictures.names[row]
-    box = None if pictures.boxes is None else tuple(pictures.boxes[row].tolist())
+    box = None
+    if pictures.boxes is not None:
+        left, top, right, bottom = pictures.boxes[row].tolist()
+        box = (left, top, right, bottom)
     picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
-    sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, box=box)  # type: ignore[arg-type]
+    sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, box=box)
     content = io.BytesIO()
     sheet.save(content, "PNG", optimize=True)
     return ReportPanel(
@@ -213,29 +239,50 @@ def panel_sheet(classifier: AttentionClassifier, views: Tensor) -> bytes:
     return content.getvalue()
 
 
-def report_data(run: Run, splits: Splits, evaluation: Evaluation, panels: list[ReportPanel]) -> ReportData:
+def report_data(
+    run: Run, splits: Splits, evaluation: Evaluation, right: list[ReportPanel], wrong: list[ReportPanel]
+) -> ReportData:
     """Gather what the report shows, from the run's own files."""
     metrics = run.read_metrics()
-    epochs = [record for record in metrics if record.get("kind") == "epoch"]
-    audit = run.read_json(AUDIT)
-    warnings = [warning for record in epochs[-1:] for warning in record.get("warnings", [])]
-    flag = leakage_flag(evaluation.report.top1, read_audit(audit), evaluation.report.count) if audit else None
+    epochs = [epoch_report(record) for record in metrics if record.get("kind") == "epoch"]
+    steps = [(int(record["step"]), float(record["loss"])) for record in metrics if record.get("kind") == "step"]
+    audit = read_audit(run.read_json(AUDIT))
+    flag = leakage_flag(evaluation.report.top1, audit, evaluation.report.count)
+    warnings = [*([flag] if flag else []), *(epochs[-1].warnings if epochs else ())]
+    name, attention = run.config["options"]["model"], run.config["options"]["attention"]
     return ReportData(
-        title=run.path.name,
+        title=f"{Path(splits.name).name}, {name} with {attention} attention",
         command=str(run.config.get("command", "")),
-        versions={"heedmap": str(run.config.get("heedmap")), **run.config.get("versions", {})},
-        options=run.config["options"],
         classes=splits.classes,
-        sizes={name: len(part) for name, part in splits.parts.items()},
+        splits=_sizes(run, splits),
+        options=run.config["options"],
+        versions={"heedmap": str(run.config.get("heedmap")), **run.config.get("versions", {})},
         epochs=epochs,
-        steps=[record for record in metrics if record.get("kind") == "step"],
+        steps=steps[:: max(1, len(steps) // 1000)],
+        evaluation={"split": evaluation.part, **evaluation.as_dict()},
         audit=audit,
-        evaluation=evaluation.as_dict(),
-        panels=panels,
-        notes=tuple(splits.notes),
-        warnings=tuple(warnings),
-        leakage=flag,
+        pointing=evaluation.pointing,
+        right=right,
+        wrong=wrong,
+        notes=splits.notes,
+        warnings=warnings,
+        is_leakage_suspected=flag is not None,
     )
+
+
+def _sizes(run: Run, splits: Splits) -> dict[str, int]:
+    """Pictures that were learned from, chosen by, and judged."""
+    sizes = run.config.get("sizes")
+    return dict(sizes) if sizes else {name: len(part) for name, part in splits.parts.items()}
+
+
+def epoch_report(record: dict[str, Any]) -> EpochReport:
+    """An epoch as metrics.jsonl holds it; null stands for what was not a number."""
+    names = {field.name for field in fields(EpochReport)}
+    values: dict[str, Any] = {
+        name: math.nan if value is None else value for name, value in record.items() if name in names
+    }
+    return EpochReport(**{**values, "warnings": tuple(values.get("warnings", ()))})
 
 
 def read_audit(content: dict[str, Any]) -> Audit:

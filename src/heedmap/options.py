@@ -153,7 +153,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise OptionError(f"Config file {path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
-    return {key: value for key, value in known_options(content, where=f" in {path}").items()}
+    return known_options(content, where=f" in {path}")
 
 
 def known_options(values: dict[Any, Any], where: str = "") -> dict[str, Any]:

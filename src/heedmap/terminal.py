@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
+    from heedmap.listener import Listener
     from heedmap.records import Audit, EpochReport, StepReport
 
 console = Console(highlight=False)
@@ -57,11 +58,12 @@ class Shown:
 
 
 @contextmanager
-def progress() -> Iterator[Shown]:
+def progress() -> Iterator[Listener]:
     """A listener with a live bar, where the terminal can draw one."""
+    # Shown has a listener's methods without being one: that class knows torch, which help must not wait for.
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        yield Shown(bar)
+        yield cast(Any, Shown(bar))
 
 
 @contextmanager

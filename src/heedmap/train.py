@@ -151,7 +151,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model) or _usual_size(options, splits.train)
     chosen = views.choose(size, splits.flippable)
-    kind = options.augment or chosen.kind
+    kind: Any = options.augment or chosen.kind
     fine_tuned = options.pretrained is not None
     small = size <= views.SHIFT_UP_TO
     batch = options.batch_size or min(256 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
@@ -198,7 +198,7 @@ def made_up_command(options: TrainOptions) -> str:
 def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
     """The side of the square that suits most pictures of the set."""
     if isinstance(pictures, TensorPictures):
-        side = min(pictures.images.shape[-2:])
+        side = float(min(pictures.images.shape[-2:]))
     elif isinstance(pictures, FolderPictures):
         side = statistics.median(
             _short_side(pictures.path(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
@@ -235,6 +235,9 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
     if accelerator.is_main_process:
         options = prepared.options
         stem = f"{Path(options.data).name}-{options.model.replace('/', '-')}-{options.attention}"
+        parts = prepared.splits.parts
+        if prepared.validation is not None:
+            parts = {"train": parts["train"], "validation": prepared.validation, **parts}
         run = Run.create(options.out or free_name(Path("runs"), stem))
         run.write_config(
             options,
@@ -242,6 +245,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
             command=command,
             versions={"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
             processes=accelerator.num_processes,
+            sizes={name: len(part) for name, part in parts.items()},
             notes=list(prepared.splits.notes),
         )
         run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
@@ -254,7 +258,9 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     """Join data, model and whatever checkpoint the run has."""
     options, accelerator = prepared.options, keeper.accelerator
     share = Share(accelerator.process_index, accelerator.num_processes)
-    assert options.image_size and options.batch_size and options.augment is not None  # derive has set them
+    assert options.image_size is not None  # derive has set these
+    assert options.batch_size is not None
+    assert options.augment is not None
     size, workers, memory = options.image_size, workers_to_use(options), memory_to_use(options.memory, share.world)
     augmentation = views.Augmentation(options.augment, bool(options.flip))
     store = Store(prepared.splits.train, views.stored_size(size, augmentation), workers, memory)
@@ -292,7 +298,8 @@ class Keeper:
         if self.asked_to_stop:
             self.save()
             raise Stopped(
-                f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `heedmap train --resume {self.run.path}`."
+                f"Stopped at epoch {report.epoch} of {report.epochs}; "
+                f"go on with `heedmap train --resume {self.run.path}`."
             )
         if time.monotonic() - self.saved >= self.options.save_every:
             self.save()
@@ -342,7 +349,7 @@ class Keeper:
 
         def ask(number: int, _frame: object) -> None:
             self.asked_to_stop = True
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:

@@ -83,6 +83,10 @@ class Backbone(nn.Module):
         self.check_taps((name,))
         return next(stage for stage in self.stages if stage.name == name)
 
+    def grid_side(self, tap: str, image_size: int) -> int:
+        """Positions to a side at a tap for square pictures of that size."""
+        return -(-image_size // self.stage(tap).stride)
+
     def check_taps(self, taps: Sequence[str]) -> None:
         """Check that every tap exists and none is named twice.
 

@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(norm.weight)
         self.shortcut = nn.Sequential()
         if stride > 1:
-            self.shortcut.append(nn.AvgPool2d(stride))
+            self.shortcut.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
         if channels_in != channels_out:
             self.shortcut.append(conv_norm(channels_in, channels_out, kernel=1))
         self.activation = nn.ReLU(inplace=True)
@@ -72,7 +72,7 @@ class Compact(Backbone):
             raise ModelError(f"stem_stride {stem_stride} is not 1, 2 or 4.")
         self.stem = nn.Sequential(conv_norm(3, widths[0], stride=min(stem_stride, 2)), nn.ReLU(inplace=True))
         if stem_stride == 4:
-            self.stem.append(nn.MaxPool2d(2))
+            self.stem.append(nn.MaxPool2d(2, ceil_mode=True))
         stages, channels, stride = [], widths[0], stem_stride
         names = [f"stage{number}" for number in range(1, len(blocks) + 1)]
         for name, width, depth in zip(names, widths[1:], blocks, strict=True):
@@ -92,7 +92,8 @@ class Compact(Backbone):
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """See :class:`heedmap.backbones.chain.Backbone`."""
-        x, features = self.stem(images), {}
+        x = self.stem(images)
+        features: dict[str, Tensor] = {}
         for stage in self.stages:
             if len(features) == len(taps) and not need_query:
                 break  # nothing that is asked for lies deeper

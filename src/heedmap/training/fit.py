@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,9 +116,10 @@ class Fitting:
             multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
             use_buffers=True,
         )
-        self.averaged: AttentionClassifier = self._averages.module.eval()
+        self.averaged = cast(AttentionClassifier, self._averages.module.eval())
         self.optimizer = make_optimizer(classifier, options, fused=accelerator.device.type in ("cpu", "cuda"))
-        self.best, self.best_epoch, self._best_weights = Judgement(), 0, {}
+        self.best, self.best_epoch = Judgement(), 0
+        self._best_weights: dict[str, Tensor] = {}
         self.step, self.judged, self._loss_sum = 0, 0, 0.0
         self._began, self._stepped = time.perf_counter(), 0
         if state is not None:
@@ -197,11 +198,11 @@ class Fitting:
         with autocast(self.precision, self.accelerator.device):
             logits = self._model(images.contiguous(memory_format=torch.channels_last)).logits
         loss = self._loss(logits.float(), batch.labels, own)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"The loss is {value} at epoch {epoch + 1}, step {index + 1}; training stopped and the last good state is "
-                f"kept. A lower --learning-rate (now {self.rate:g}) or --precision float32 helps most often."
+                f"The loss is {value} at epoch {epoch + 1}, step {index + 1}; training stopped and the last good state "
+                f"is kept. A lower --learning-rate (now {self.rate:g}) or --precision float32 helps most often."
             )
         self.accelerator.backward(loss)
         self.optimizer.step()
@@ -276,7 +277,7 @@ class Fitting:
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -292,7 +293,7 @@ def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progr
         return
     for tap, peak in peaks.items():
         if peak > COLLAPSED and positions[tap] > 1:
-            yield f"The attention of {tap} has collapsed: its largest weight is {peak:.2f} on average, one point of the map."
+            yield f"The attention of {tap} has collapsed: its largest weight is {peak:.2f} on average, one point."
         elif peak * positions[tap] < UNIFORM:
             yield f"The attention of {tap} stays uniform: its largest weight is {peak * positions[tap]:.2f} x 1 / N."
 
