@@ -143,6 +143,26 @@ def test_hundreds_of_drawn_scenes_raise_no_alarm():
     assert find_twins([thumbnail(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in scenes]) == []
 
 
+def horizon(seed, sky=(110, 110, 110)):
+    """Bright over dark, the same in every picture, with faint structure of its own in each."""
+    generator = torch.Generator().manual_seed(seed)
+    faint = torch.nn.functional.interpolate(torch.randn(1, 1, 12, 12, generator=generator), (128, 128), mode="bicubic")
+    light = faint[0] * 9 + torch.where(torch.arange(128) < 64, 60, -60)[None, :, None]
+    pixels = light + torch.tensor(sky)[:, None, None]
+    return Image.fromarray(pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def test_pictures_that_share_only_a_horizon_are_no_twins():
+    assert find_twins([thumbnail(horizon(seed)) for seed in range(20)]) == []
+    assert len(find_twins([thumbnail(horizon(1)), thumbnail(jpeg(horizon(1), 50))], mirrored=False)) == 1
+
+
+def test_pictures_of_other_colours_are_no_twins_but_a_grey_copy_is():
+    blue, orange = (thumbnail(horizon(1, sky)) for sky in ((70, 110, 180), (160, 100, 60)))
+    assert find_twins([blue, orange], mirrored=False) == []
+    assert len(find_twins([blue, thumbnail(horizon(1, (70, 110, 180)).convert("L").convert("RGB"))])) == 1
+
+
 def test_broken_files_are_named_with_their_reasons(folder):
     (folder / "train/oak/empty.jpg").touch()
     (folder / "train/oak/text.jpg").write_text("not a picture")

@@ -2,11 +2,12 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from heedmap.data.digit_scenes import CLASSES, FIRST_TEST_DIGIT, _digits, digit_scenes, open_digit_scenes
+from heedmap.data.digit_scenes import CLASSES, FIRST_TEST_DIGIT, _corner, _digits, digit_scenes, open_digit_scenes
 from heedmap.errors import DataError
 
 
@@ -21,7 +22,8 @@ def test_seed_part_and_index_change_the_scene():
     first = digit_scenes("train", 251)
     assert not torch.equal(first.images[0], first.images[250])  # the beginning of another chunk
     assert not torch.equal(first.images[:1], digit_scenes("train", 1, seed=1).images)
-    assert not torch.equal(first.images[:1], digit_scenes("test", 1).images)
+    # the ground is another as well, not only the digit
+    assert (first.images[0] != digit_scenes("test", 1).images[0]).float().mean() > 0.9
 
 
 def test_train_and_test_share_no_digit_and_each_has_every_class():
@@ -55,6 +57,14 @@ def test_the_digit_lies_wholly_inside_and_anywhere():
     assert boxes[:, 2:].max() > 0.97
     holds_the_middle = ((boxes[:, :2] <= 0.5) & (boxes[:, 2:] >= 0.5)).all(1).float().mean()
     assert 0.15 < holds_the_middle < 0.4
+
+
+def test_a_digit_reaches_every_edge_and_crosses_none():
+    inked = np.zeros((2000, 48), dtype=bool)
+    inked[:, 5:30] = True
+    corner = _corner(np.random.default_rng(0), inked, 64)
+    assert (corner + 5).min() == 0
+    assert (corner + 29).max() == 63
 
 
 def test_the_masked_pixels_are_the_digit_in_one_ink_that_stands_out():
