@@ -46,7 +46,7 @@ class TrainOptions:
         schedule: Course of the learning rate.
         label_smoothing: Share of the target that is spread over all classes.
         averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off. Default: a
-            horizon of one step in twenty-five.
+            horizon of one eighth of all steps.
         augment: How pictures are varied: shift (small pictures), crop (photographs), none. Default: by size.
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by

@@ -155,7 +155,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     fine_tuned = options.pretrained is not None
     small = size <= views.SHIFT_UP_TO
     batch = options.batch_size or min(256 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
-    epochs = options.epochs or round(min(max((1000 if fine_tuned else 5200) / math.sqrt(count), 4), 200))
+    epochs = options.epochs or round(min(max((1000 if fine_tuned else 3400) / math.sqrt(count), 4), 200))
     optimizer = options.optimizer or ("adamw" if fine_tuned else "sgd")
     rate = options.learning_rate or (3e-4 if optimizer == "adamw" else 0.1) * math.sqrt(batch / 48)
     decay = options.weight_decay
@@ -243,7 +243,11 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
             options,
             prepared.architecture,
             command=command,
-            versions={"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
+            versions={
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "system": platform.platform(),
+            },
             processes=accelerator.num_processes,
             sizes={name: len(part) for name, part in parts.items()},
             notes=list(prepared.splits.notes),
@@ -377,7 +381,7 @@ def _tidied(run: Run, fresh: bool) -> Iterator[None]:
     """Remove a new run that failed before it had anything worth keeping."""
     try:
         yield
-    except (HeedmapError, KeyboardInterrupt):
+    except BaseException:
         if fresh and not run.has_checkpoint:
             shutil.rmtree(run.path, ignore_errors=True)
         raise

@@ -28,7 +28,7 @@ from heedmap.records import Batch, EpochReport, StepReport
 from heedmap.training.precision import autocast, resolve
 from heedmap.training.schedules import SCHEDULES
 
-AVERAGING_STEPS = 25  # the average looks back over one step in so many of the whole run
+AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -110,7 +110,7 @@ class Fitting:
         self.rate, self.precision = options.learning_rate, resolve(options.precision, accelerator.device)
         self.total_steps = train.steps * options.epochs
         self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        decay = 1 - AVERAGING_STEPS / max(self.total_steps, 2 * AVERAGING_STEPS)
+        decay = 1 - AVERAGING_SHARE / max(self.total_steps, 2 * AVERAGING_SHARE)
         self._averages = AveragedModel(
             self.classifier,
             multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
