@@ -11,7 +11,7 @@ from heedmap.data.audit import audit, leakage_flag
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
 from heedmap.data.pictures import Splits, TensorPictures
-from heedmap.data.twins import find_twins, thumbnail
+from heedmap.data.twins import _stands_out, find_twins, thumbnail
 from heedmap.errors import DataError
 from heedmap.records import Audit
 
@@ -141,6 +141,13 @@ def test_pictures_in_memory_are_audited_too():
 def test_hundreds_of_drawn_scenes_raise_no_alarm():
     scenes = digit_scenes("train", 500, seed=2).images
     assert find_twins([thumbnail(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in scenes]) == []
+
+
+def test_a_twin_must_stand_out_where_eight_pictures_are_near():
+    rows = torch.tensor([0] * 8 + [1] * 2)
+    near = torch.tensor([0.96, 0.94] + [0.91] * 5 + [0.90, 0.92, 0.91])
+    # picture 0: 1 - 0.96 is below half of 1 - 0.90, 1 - 0.94 is not; picture 1 has no eight candidates, so no rival
+    assert _stands_out(rows, near, 2).tolist() == [True] + [False] * 7 + [True, True]
 
 
 def horizon(seed, sky=(110, 110, 110)):
