@@ -210,7 +210,7 @@ def _report_panel(classifier: AttentionClassifier, pictures: Pictures, row: int,
     picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
     sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, box=box)
     content = io.BytesIO()
-    sheet.save(content, "PNG", optimize=True)
+    sheet.save(content, "JPEG", quality=88, subsampling=0)
     return ReportPanel(
         path=name,
         label=label,
