@@ -19,7 +19,7 @@ from heedmap.attention.heads import ConcatHead, IndepHead, ReadoutHead, Residual
 from heedmap.backbones import OWN_BACKBONES
 from heedmap.backbones.chain import Backbone
 from heedmap.backbones.compact import Compact
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, nearest
 from heedmap.records import AttentionMap, Output
 
 HEADS = {"concat": ConcatHead, "indep": IndepHead, "residual": ResidualHead}
@@ -200,10 +200,15 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
 def _paper_classifier(architecture: Architecture, pretrained: str | None) -> AttentionClassifier:
     from heedmap.paper import paper_resnet_att, paper_vgg_att
 
-    name = architecture.model
+    name, kind = architecture.model, attention_kind(architecture.attention)
     if pretrained:
         raise ModelError(f"{name} has no pretrained weights ({pretrained!r}); leave --pretrained out.")
-    if attention_kind(architecture.attention).is_gate or architecture.head == "residual":
+    if architecture.weights not in (None, *kind.weights):
+        raise ModelError(
+            f"Attention {architecture.attention!r} has no weights {architecture.weights!r}; "
+            f"it can be {', '.join(kind.weights)}."
+        )
+    if kind.is_gate or architecture.head == "residual":
         raise ModelError(
             f"{name} takes a readout with head concat or indep, not {architecture.attention} {architecture.head}."
         )
@@ -244,6 +249,10 @@ def _assemble(backbone: Backbone, architecture: Architecture) -> AttentionClassi
             architecture.attention, stage.channels, backbone.query_channels, height=side, width=side, weights=weights
         )
     widths = {tap: attention.channels for tap, attention in attentions.items()}
+    if architecture.head not in HEADS:
+        raise ModelError(
+            f"Unknown head {architecture.head!r}; it can be {', '.join(HEADS)}.{nearest(architecture.head, HEADS)}"
+        )
     head = HEADS[architecture.head](widths, len(architecture.classes))
     return AttentionClassifier(
         backbone,
@@ -281,13 +290,19 @@ def attach(
         mean, std: the normalisation that the network was trained with.
 
     Raises:
-        ModelError: a tap that does not exist, or a network without features that can be tapped.
+        ModelError: a tap that does not exist, a network without features that can be tapped, or another number of
+            classes than the network has.
     """
     from heedmap.backbones.foreign import ForeignBackbone
 
     chosen = tuple(taps) if taps is not None else None
     backbone = ForeignBackbone(module, taps=chosen, keep_head=True, mean=mean, std=std, image_size=image_size)
     names = tuple(classes)
+    if backbone.answer_channels != len(names):
+        raise ModelError(
+            f"{backbone.name} tells {backbone.answer_channels} classes apart, but {len(names)} class names were given; "
+            "name the classes it was trained on, in its order."
+        )
     return _assemble(backbone, Architecture("custom", attention, weights, "residual", chosen, image_size, names))
 
 

@@ -219,9 +219,13 @@ class Run:
                 records.append(json.loads(line))
         return records
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after ``step``, which a resumed run will write again."""
-        kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+    def rewind_metrics(self, step: int, epochs: int) -> None:
+        """Drop the lines after ``step``, and the epochs after the first ``epochs``: a resumed run writes them again."""
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record["epoch"] <= epochs)
+        ]
         self.write(METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def clean(self) -> None:
@@ -230,14 +234,14 @@ class Run:
             left.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Remove the checkpoint and write the manifest; the run is finished from then on."""
-        with disk(self.path):
-            (self.path / CHECKPOINT).unlink(missing_ok=True)
+        """Write the manifest; the run is finished from then on, and the checkpoint is removed."""
         names = [name for name in (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION) if (self.path / name).is_file()]
         files = {
             name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names
         }
         self.write_json(MANIFEST, {"schema": SCHEMA, "heedmap": self.config.get("heedmap"), "files": files})
+        with disk(self.path):  # last: a death before the manifest must find the state to go on from
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def _check_manifest(self) -> None:
         if not self.is_finished:

@@ -34,7 +34,7 @@ from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, HeedmapError, OptionError, RunError, Stopped
+from heedmap.errors import DataError, OptionError, RunError, Stopped
 from heedmap.evaluate import complete, panel_sheet
 from heedmap.listener import Listener
 from heedmap.options import TrainOptions
@@ -87,17 +87,21 @@ def train(
         if run.is_finished:
             raise RunError(f"{resume} is finished already; `heedmap visualize {resume} PICTURES` draws its maps.")
         options, command = run.options, str(run.config.get("command", command))
-        run.clean()
+        run.clean()  # before the processes meet: later another one may be writing
     elif options.out is not None:
         Run.refuse_existing(options.out)
     accelerator = Accelerator()
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
     prepared = prepare(options, listener)
+    if run is not None:
+        _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
     classifier = build_classifier(prepared.architecture, None if run else options.pretrained)
     if run is None:
         run = _start(prepared, accelerator, command or made_up_command(options))
-    with _tidied(run, fresh=resume is None):
+    if accelerator.is_main_process and not (run.path / AUDIT).is_file():
+        run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
+    with _tidied(run, fresh=resume is None and accelerator.is_main_process):
         keeper = Keeper(run, prepared.options, accelerator, listener)
         fitting = _fitting(prepared, classifier, keeper)
         _follow(fitting, keeper, prepared.validation)
@@ -126,8 +130,9 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
     training, validation = splits.train, splits.validation
     if validation is None and options.validation > 0:
         kept, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
-        training, validation = splits.train.subset(kept), splits.train.subset(taken)
-        splits = replace(splits, train=training)
+        if len(taken):  # nothing can be taken where every class has a single picture
+            training, validation = splits.train.subset(kept), splits.train.subset(taken)
+            splits = replace(splits, train=training)
     derived = derive(options, splits)
     architecture = Architecture(
         model=derived.model,
@@ -235,9 +240,6 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
     if accelerator.is_main_process:
         options = prepared.options
         stem = f"{Path(options.data).name}-{options.model.replace('/', '-')}-{options.attention}"
-        parts = prepared.splits.parts
-        if prepared.validation is not None:
-            parts = {"train": parts["train"], "validation": prepared.validation, **parts}
         run = Run.create(options.out or free_name(Path("runs"), stem))
         run.write_config(
             options,
@@ -249,13 +251,30 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
                 "system": platform.platform(),
             },
             processes=accelerator.num_processes,
-            sizes={name: len(part) for name, part in parts.items()},
+            sizes=_sizes(prepared),
             notes=list(prepared.splits.notes),
         )
-        run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
         where = [str(run.path)]
     broadcast_object_list(where)
     return Run.open(where[0], finished=False)
+
+
+def _sizes(prepared: Prepared) -> dict[str, int]:
+    """Pictures learned from, chosen by, and judged at the end."""
+    parts = prepared.splits.parts
+    if prepared.validation is not None:
+        parts = {"train": parts["train"], "validation": prepared.validation, **parts}
+    return {name: len(part) for name, part in parts.items()}
+
+
+def _check_unchanged(run: Run, prepared: Prepared) -> None:
+    """Refuse to go on with other pictures than the run began with: order and split would not be the same."""
+    before, now = run.config.get("sizes"), _sizes(prepared)
+    if (before, tuple(run.config["architecture"]["classes"])) != (now, prepared.splits.classes):
+        raise RunError(
+            f"{run.path} began with {before} pictures of {prepared.options.data}, which now holds {now}; put the "
+            "pictures back as they were, or start a new run."
+        )
 
 
 def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper) -> Fitting:
@@ -275,10 +294,11 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
         judged = functools.partial(plain_batches, held_out, JUDGED_BATCH, accelerator.device, share)
 
     state = keeper.run.load_checkpoint()
+    going_on = keeper.run.read_metrics() or state is not None
     fitting = fit(classifier, batches, judged, options, accelerator=accelerator, state=state, on_step=keeper.on_step)
     keeper.fitting = fitting
-    if state is not None and accelerator.is_main_process:
-        keeper.run.rewind_metrics(fitting.step)
+    if going_on and accelerator.is_main_process:  # a death before the first checkpoint leaves lines too
+        keeper.run.rewind_metrics(fitting.step, fitting.judged)
         keeper.listener.message(f"Going on after step {fitting.step} of {fitting.total_steps}.")
     return fitting
 
@@ -299,12 +319,9 @@ class Keeper:
         self.listener.step(report)
         if report.step % RECORD_STEPS == 0:
             self.record("step", dataclasses.asdict(report))
-        if self.asked_to_stop:
+        if self._stop_wanted():
             self.save()
-            raise Stopped(
-                f"Stopped at epoch {report.epoch} of {report.epochs}; "
-                f"go on with `heedmap train --resume {self.run.path}`."
-            )
+            raise self._stopped(report)
         if time.monotonic() - self.saved >= self.options.save_every:
             self.save()
 
@@ -324,6 +341,20 @@ class Keeper:
                 self.events.add_image("maps", pixels, self.fitting.step, dataformats="HWC")
             self.drawn = time.monotonic()
         self.save()
+        if self._stop_wanted():
+            raise self._stopped(report)
+
+    def _stop_wanted(self) -> bool:
+        """Whether any process was asked to stop; all must leave after the same step, or the rest wait for ever."""
+        if self.accelerator.num_processes == 1:
+            return self.asked_to_stop
+        asked = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked) > 0)
+
+    def _stopped(self, report: StepReport | EpochReport) -> Stopped:
+        return Stopped(
+            f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `heedmap train --resume {self.run.path}`."
+        )
 
     def record(self, kind: str, values: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and to TensorBoard where that is wanted; on the first process only."""

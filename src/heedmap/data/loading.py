@@ -97,8 +97,11 @@ class TrainingBatches:
     def __init__(
         self, store: Store, size: int, batch_size: int, augmentation: Augmentation, seed: int, share: Share = Share()
     ) -> None:
-        if batch_size < share.world:
-            raise DataError(f"batch_size {batch_size} cannot be shared by {share.world} processes; make it larger.")
+        if min(batch_size, len(store)) < share.world:
+            raise DataError(
+                f"batch_size {batch_size} of {len(store)} pictures cannot be shared by {share.world} processes; "
+                "take fewer processes, or make it larger."
+            )
         self.store, self.size, self.augmentation, self.seed, self.share = store, size, augmentation, seed, share
         self.batch_size = min(batch_size, len(store)) // share.world * share.world
         self.steps = len(store) // self.batch_size
@@ -125,7 +128,8 @@ def plain_batches(
     store: Store, batch_size: int, device: torch.device | str = "cpu", share: Share = Share()
 ) -> Iterator[Batch]:
     """Every picture of this process's share once, in order, unvaried."""
-    order = list(torch.arange(share.rank, len(store), share.world).split(batch_size))
+    mine = torch.arange(len(store))[share.rank :: share.world]
+    order = [places for places in mine.split(batch_size) if len(places)]  # nothing, split, is one empty piece
     for rows, images in zip(order, store.batches(order), strict=True):
         labels = store.pictures.labels[rows].to(device)
         yield Batch(views.plain(images.to(device, non_blocking=True)), labels, rows)

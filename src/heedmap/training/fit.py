@@ -108,6 +108,7 @@ class Fitting:
         self.options, self.train, self.validation, self.on_step = options, train, validation, on_step
         self.accelerator, self.epochs = accelerator, options.epochs
         self.rate, self.precision = options.learning_rate, resolve(options.precision, accelerator.device)
+        _check_batch(classifier, train)
         self.total_steps = train.steps * options.epochs
         self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = 1 - AVERAGING_SHARE / max(self.total_steps, 2 * AVERAGING_SHARE)
@@ -138,21 +139,36 @@ class Fitting:
         self.classifier.eval()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a later :func:`fit` needs to go on from this very step: tensors by name, and numbers and words."""
+        """All that a later :func:`fit` needs to go on from this very step: tensors by name, and numbers and words.
+
+        The tensors are copies on the CPU; training on does not change them.
+
+        Raises:
+            TrainingError: the last step left weights that are not finite, so this is no state to go on from.
+        """
         tensors = {f"model.{name}": value for name, value in self.classifier.state_dict().items()}
         tensors |= {f"averaged.{name}": value for name, value in self._averages.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self._best_weights.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        tensors = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+        }
+        if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
+            raise TrainingError(
+                f"The weights are not finite after step {self.step}; training stopped and the last good state is kept. "
+                f"A lower --learning-rate (now {self.rate:g}) helps most often."
+            )
         progress = {
             "step": self.step,
+            "total_steps": self.total_steps,
             "judged": self.judged,
             "loss_sum": self._loss_sum,
             "best_epoch": self.best_epoch,
             "best_accuracy": self.best.accuracy,
             "best_loss": self.best.loss,
         }
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, progress
+        return tensors, progress
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "best": {}, "optimizer": {}}
@@ -165,6 +181,11 @@ class Fitting:
             self.optimizer.load_state_dict(_optimizer_state(self.optimizer, parts["optimizer"]))
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
             raise RunError(f"The checkpoint does not fit this model: {str(error).splitlines()[0]}") from None
+        if progress["total_steps"] != self.total_steps:
+            raise RunError(
+                f"The checkpoint is of a training of {progress['total_steps']} steps, this one has {self.total_steps}: "
+                "the pictures, or the number of processes, are not those it began with."
+            )
         self._best_weights = {name: value.to(self.accelerator.device) for name, value in parts["best"].items()}
         self.step, self.judged = int(progress["step"]), int(progress["judged"])
         self._loss_sum = float(progress["loss_sum"])
@@ -198,7 +219,8 @@ class Fitting:
         with autocast(self.precision, self.accelerator.device):
             logits = self._model(images.contiguous(memory_format=torch.channels_last)).logits
         loss = self._loss(logits.float(), batch.labels, own)
-        value = float(loss.detach())
+        # The mean over all processes, so that all see the same number and all stop where it is not finite.
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise TrainingError(
                 f"The loss is {value} at epoch {epoch + 1}, step {index + 1}; training stopped and the last good state "
@@ -245,7 +267,7 @@ class Fitting:
         device = self.accelerator.device
         softmax = self.classifier.weights == "softmax" and not self.classifier.is_gate
         taps = self.classifier.taps if softmax else ()
-        sums, positions = torch.zeros(3 + len(taps), dtype=torch.float64, device=device), {}
+        sums = torch.zeros(3 + 2 * len(taps), dtype=torch.float64)
         for batch in self.validation():
             with torch.no_grad(), autocast(self.precision, device):
                 output = self.averaged(batch.images.contiguous(memory_format=torch.channels_last))
@@ -253,12 +275,17 @@ class Fitting:
             right = (logits.argmax(1) == batch.labels).sum()
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             peaks = [output.attention[tap].flatten(1).amax(1).sum() for tap in taps]
-            positions = {tap: output.attention[tap][0].numel() for tap in taps}
-            sums += torch.stack([torch.tensor(float(len(batch.labels)), device=device), right, loss, *peaks]).double()
-        count, right, loss, *peaks = self.accelerator.reduce(sums).tolist()
-        return Judgement(
-            right / count, loss / count, dict(zip(taps, (p / count for p in peaks), strict=True)), positions
-        )
+            found = torch.stack([right.float(), loss, *peaks]).cpu()  # in double only there: an Apple GPU has none
+            count = len(batch.labels)
+            positions = [float(count * output.attention[tap].shape[2:].numel()) for tap in taps]
+            sums += torch.tensor([count, *found.tolist(), *positions], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:  # a process may have had no picture to judge, and still joins in
+            sums = self.accelerator.reduce(sums.to(device)).cpu()
+        if sums[0] == 0:
+            return Judgement()
+        right, loss, *rest = (sums[1:] / sums[0]).tolist()
+        peaks, numbers = rest[: len(taps)], map(round, rest[len(taps) :])
+        return Judgement(right, loss, dict(zip(taps, peaks, strict=True)), dict(zip(taps, numbers, strict=True)))
 
     def _step_report(self, epoch: int, loss: float) -> StepReport:
         seconds = time.perf_counter() - self._began
@@ -271,6 +298,16 @@ class Fitting:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             images_per_second=self._stepped * self.train.batch_size / seconds,
             seconds_left=seconds / self._stepped * (self.total_steps - self.step),
+        )
+
+
+def _check_batch(classifier: nn.Module, train: TrainingBatches) -> None:
+    """Refuse one picture a step where that cannot be normalised over the batch."""
+    alone = train.batch_size // train.share.world < 2
+    if alone and any(isinstance(module, nn.BatchNorm1d) for module in classifier.modules()):
+        raise OptionError(
+            "batch_size: each process needs at least 2 pictures a step, since the head normalises over the batch; "
+            "make it larger, or give more pictures."
         )
 
 
