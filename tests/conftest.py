@@ -1,6 +1,7 @@
 """Small things that several test files share."""
 
 import os
+import shutil
 
 # Before torch is imported: its thread pools take their size from here, and other work may share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -97,3 +98,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def _finished_run(_cue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from heedmap import TrainOptions, train
+
+    out = tmp_path_factory.mktemp("run") / "run"
+    options = TrainOptions(
+        data=str(_cue_folder), out=str(out), image_size=32, epochs=2, batch_size=16, validation=0.2, workers=0
+    )
+    return train(options, command=f"heedmap train {_cue_folder}").path
+
+
+@pytest.fixture
+def finished_run(_finished_run: Path) -> Path:
+    """A finished run of ``compact`` on ``cue_folder`` at 32 pixels, two epochs.
+
+    One serves the whole run of the suite: read it, do not change it; ``copied_run`` is one to change.
+    """
+    return _finished_run
+
+
+@pytest.fixture
+def copied_run(_finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of ``finished_run`` that a test may damage."""
+    return Path(shutil.copytree(_finished_run, tmp_path / "copied-run"))

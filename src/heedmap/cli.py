@@ -28,9 +28,11 @@ from heedmap.terminal import (
     progress,
     show_audit,
     show_evaluation,
+    show_next,
     show_result,
     show_table,
 )
+from heedmap.usage import parse, show_help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,8 @@ class Train(TrainOptions):
     Attributes:
         data: A folder of pictures (DIR/train/CLASS/* with a test part beside it, or DIR/CLASS/*), digit-scenes, or a
             named set: cifar10, cifar100, svhn, stl10, mnist, fashion-mnist.
-        config: A YAML file of options; flags given beside it win.
-        resume: An unfinished run folder to go on with; its own options are used.
+        config: A YAML file of options, as config.yaml of a run has them; options given beside it win.
+        resume: An unfinished run folder to go on with, by its own options.
     """
 
     data: tyro.conf.Positional[str] = ""
@@ -58,10 +60,13 @@ class Train(TrainOptions):
             )
         names = [field.name for field in dataclasses.fields(TrainOptions)]
         options = TrainOptions(**{name: getattr(self, name) for name in names})
+        if self.resume is not None:
+            refuse_changes(self.resume, options)
         with progress() as listener:
             run = train(options, resume=self.resume, listener=listener, command=shlex.join(["heedmap", *sys.argv[1:]]))
         if int(os.environ.get("RANK", "0")) == 0:
             show_result(run.path)
+            show_next(f"heedmap visualize {shlex.quote(str(run.path))} PICTURES")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,8 @@ class Demo:
         with progress() as listener:
             run, page = demo(self.out, seed=self.seed, listener=listener)
         show_result(run.path)
-        console.print(f"Maps of unseen scenes: [bold]{escape(str(page))}[/]")
+        console.print(f"Maps of unseen scenes: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        show_next("heedmap train DIR, with DIR/CLASS/* your own pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +138,11 @@ class Visualize:
                 on_progress=advance,
             )
         for path, reason in result.unreadable:
-            complaints.print(f"[yellow]passed over[/] {escape(path)}: {escape(reason)}")
+            complaints.print(f"[yellow]passed over[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
         for note in result.notes:
             console.print(escape(note))
         console.print(f"{result.count} pictures drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
-        console.print(f"Next: open [bold]{escape(str(result.index))}[/]")
+        show_next(f"open {result.index}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +183,8 @@ class Evaluate:
         )
         show_evaluation(found.as_dict())
         if self.out:
-            console.print(f"Written to {escape(str(write_evaluation(found, Path(self.out))))}")
-        console.print(f"Next: [bold]heedmap visualize {escape(self.run)} PICTURES[/]")
+            console.print(f"Written to {escape(str(write_evaluation(found, Path(self.out))))}", soft_wrap=True)
+        show_next(f"heedmap visualize {shlex.quote(self.run)} PICTURES")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +228,8 @@ class AuditData:
             target = Path(self.json)
             with disk(target):
                 write_whole(target, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False).encode())
-            console.print(f"All findings: {escape(self.json)}")
-        console.print(f"Next: [bold]heedmap train {escape(self.data)}[/]")
+            console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
+        show_next(f"heedmap train {shlex.quote(self.data)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +258,7 @@ class List:
         if self.what in (None, "models"):
             show_table("model", OWN_BACKBONES)
             self._show_foreign()
+        show_next("heedmap train DIR --model NAME --attention NAME")
 
     def _show_foreign(self) -> None:
         from heedmap.backbones.foreign import list_foreign
@@ -259,9 +266,13 @@ class List:
         if self.what is None and self.match is None:
             console.print("and any timm or torchvision name: [bold]heedmap list models --match resnet[/]")
             return
-        for name in list_foreign():
-            if self.match is None or self.match in name:
-                console.print(escape(name))
+        names = list_foreign()
+        fitting = [name for name in names if self.match is None or self.match in name]
+        if not fitting:
+            hint = nearest(str(self.match), [name.partition("/")[2] for name in names])
+            raise OptionError(f"No timm or torchvision model has {self.match!r} in its name.{hint}")
+        for name in fitting:
+            console.print(escape(name), soft_wrap=True)
 
 
 def pick_device(name: str | None) -> str:
@@ -290,25 +301,38 @@ COMMANDS = {
     "list": List,
 }
 
+# The help of train is long; what most people need comes first.
+TRAIN_GROUPS = {
+    "run": ("out", "config", "resume", "seed"),
+    "model": ("model", "attention", "weights", "head", "taps", "pretrained"),
+    "pictures": ("image_size", "augment", "flip", "cutmix", "validation", "test", "allow_unreadable"),
+    "training": (
+        *("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
+        *("label_smoothing", "averaging", "patience"),
+    ),
+    "machine": ("precision", "workers", "memory", "save_every", "tensorboard", "root", "download"),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _run(words)
+        sys.stdout.flush()
     except HeedmapError as error:
-        complaints.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        complaints.print(f"[red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         raise SystemExit(130 if isinstance(error, Stopped) else 2) from None
     except KeyboardInterrupt:
         complaints.print("Stopped.")
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of a pipe has seen enough; Python must not complain of it again on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
 
 
 def _run(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         _overview()
         return
     if words[0] in ("-V", "--version"):
@@ -317,24 +341,14 @@ def _run(words: list[str]) -> None:
     if words[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise OptionError(f"Unknown command {words[0]!r}; there are {known}.{nearest(words[0], COMMANDS)}")
-    command = COMMANDS[words[0]]
-    _check_flags(words[0], words[1:])
-    # A config file gives the defaults; tyro checks and fills in the rest.
-    default: Any = _from_config(words) if command is Train else None
-    made: Any = tyro.cli(command, prog=f"heedmap {words[0]}", args=words[1:], default=default)
+    name, rest = words[0], words[1:]
+    if "-h" in rest or "--help" in rest:
+        show_help(COMMANDS[name], name, TRAIN_GROUPS if name == "train" else {})
+        return
+    # A config file gives the values of what is not named.
+    default: Any = _from_config(rest) if name == "train" else None
+    made: Any = parse(COMMANDS[name], name, rest, default)
     made.work()
-
-
-def _check_flags(name: str, words: list[str]) -> None:
-    """Refuse an unknown flag in one line that names the nearest."""
-    fields = [field.name.replace("_", "-") for field in dataclasses.fields(COMMANDS[name])]
-    known = [f"--{field}" for field in fields] + [f"--no-{field}" for field in fields] + ["--help"]
-    for word in words:
-        flag = word.split("=")[0].replace("_", "-")
-        if word == "--":
-            return
-        if flag.startswith("--") and flag not in known:
-            raise OptionError(f"Unknown option {word.split('=')[0]} of heedmap {name}.{nearest(flag, known)}")
 
 
 def _overview() -> None:
@@ -345,10 +359,30 @@ def _overview() -> None:
 
 
 def _from_config(words: list[str]) -> Train | None:
-    """The defaults that a config file gives, where one is named."""
+    """The values that a config file gives, where one is named."""
     for place, word in enumerate(words):
         if word == "--config" and place + 1 < len(words):
             return Train(**read_config(words[place + 1]))
         if word.startswith("--config="):
             return Train(**read_config(word.removeprefix("--config=")))
     return None
+
+
+def refuse_changes(run: str, options: TrainOptions) -> None:
+    """Check that what is told beside ``--resume`` is what the run was told, since its own options are taken.
+
+    Raises:
+        OptionError: an option that would be passed over.
+        RunError: the run cannot be read.
+    """
+    from heedmap.runs import Run
+
+    own = Run.open(run, finished=False).options
+    for field in dataclasses.fields(TrainOptions):
+        value, kept = getattr(options, field.name), getattr(own, field.name)
+        is_told = value not in (field.default, "", None)
+        if is_told and value != kept and field.name != "out":
+            flag = field.name.replace("_", "-")
+            raise OptionError(
+                f"{run} goes on by its own options: --{flag} is {kept!r} there, not {value!r}. Leave it out."
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.data import Pictures, Splits, check_splits, open_data
+from heedmap.data import FolderPictures, Pictures, Splits, check_splits, open_data
 from heedmap.data.audit import leakage_flag
 from heedmap.data.augmentation import plain
+from heedmap.data.folders import find_splits
 from heedmap.data.loading import Store, memory_to_use, plain_batches
 from heedmap.errors import DataError, nearest
 from heedmap.evaluation.classification import ClassificationReport, classification_report
@@ -38,7 +39,7 @@ class Evaluation:
     """What a classifier came to on one part of the data.
 
     Attributes:
-        part: ``test``, or the folder that was judged.
+        part: ``test``, or what was judged instead.
         report: accuracy, calibration, classes, confusion.
         pointing: share of pictures whose hottest point lies in the object's box, by map, with ``centre`` and
             ``random`` beside; None where no boxes are known.
@@ -73,7 +74,8 @@ def evaluate(
 
     Args:
         run: the run.
-        data: a folder or a named set; its test part is judged. None takes the run's own.
+        data: a named set or a folder, whose test part is judged; a folder without parts (``DIR/CLASS/*``) is judged
+            as a whole. None takes the run's own data.
         device: where to compute.
         precision: ``auto``, ``bf16`` or ``float32``.
         root: where named sets lie; None takes the run's.
@@ -83,7 +85,8 @@ def evaluate(
         DataError: data that cannot be used, or classes that the run does not know.
         RunError: a run that cannot be used.
     """
-    options = run.options
+    options, device = run.options, torch.device(device)
+    classifier = run.classifier().to(device)
     splits = open_data(
         data or options.data,
         root=root or options.root,
@@ -91,13 +94,29 @@ def evaluate(
         seed=options.seed,
         test_share=options.test,
     )
-    splits = check_splits(splits, options.workers or 2)
-    classifier = run.classifier().to(device)
-    pictures = test_part(splits)
     check_classes(splits.classes, classifier.classes)
-    device = torch.device(device)
+    splits = check_splits(splits, options.workers or 2)
+    whole = None if data is None or _is_same(data, options.data) else whole_folder(splits)
+    pictures = whole or test_part(splits)
     judged = run_over(classifier, pictures, device, resolve(precision, device), options.memory)
-    return assess(judged, pictures, classifier.classes, data or "test")
+    places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
+    judged = replace(judged, labels=places[judged.labels])
+    part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
+    return assess(judged, pictures, classifier.classes, part)
+
+
+def whole_folder(splits: Splits) -> FolderPictures | None:
+    """All pictures of a folder that has no parts of its own; None where the data came in parts."""
+    train, test = splits.train, splits.test
+    if not isinstance(train, FolderPictures) or not isinstance(test, FolderPictures) or find_splits(train.root):
+        return None
+    labels = torch.cat((train.labels, test.labels))
+    return FolderPictures(train.root, train.names + test.names, labels, splits.classes)
+
+
+def _is_same(data: str, other: str) -> bool:
+    # The rest of the run's own folder is what it learned from; judged as a whole it would flatter.
+    return data == other or Path(data).resolve() == Path(other).resolve()
 
 
 def test_part(splits: Splits) -> Pictures:
@@ -112,7 +131,7 @@ def test_part(splits: Splits) -> Pictures:
 
 
 def check_classes(found: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Check that the data has the run's classes, in the run's order.
+    """Check that the data has the run's classes, in whatever order.
 
     Raises:
         DataError: a class that the run was not trained on, or one that is missing.
@@ -122,8 +141,8 @@ def check_classes(found: tuple[str, ...], known: tuple[str, ...]) -> None:
         raise DataError(
             f"Class {unknown[0]!r} is unknown to the run, which has {', '.join(known)}.{nearest(unknown[0], known)}"
         )
-    if found != known:
-        missing = [name for name in known if name not in found]
+    missing = [name for name in known if name not in found]
+    if missing:
         raise DataError(
             f"The data has no class {missing[0]!r}, which the run was trained on; add a folder of that name."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +38,12 @@ class TrainOptions:
         weights: How scores become weights. Default: softmax, and sigmoid for feature attention.
         head: How readouts become logits: concat, indep, or residual (added to an already trained network's own answer).
         taps: Names of the stages that attention reads. Default: the two deepest that suit.
-        pretrained: hub, or a file of weights (.safetensors, .pt).
+        pretrained: hub, or a file of weights (.safetensors, .pt). Default: none; training starts from scratch.
         epochs: Passes over the training part. Default: from its size.
-        batch_size: Pictures a step, over all processes.
+        batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
         optimizer: sgd (Nesterov momentum 0.9) or adamw. Default: adamw where pretrained weights are used, else sgd.
-        learning_rate: Highest learning rate of the schedule.
-        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations).
+        learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
+        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer.
         schedule: Course of the learning rate.
         label_smoothing: Share of the target that is spread over all classes.
         averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off. Default: a
@@ -135,8 +136,18 @@ def _check_choice(name: str, value: Any, hint: Any) -> None:
         raise OptionError(f"{name} = {value!r} is not one of {', '.join(words)}.{nearest(str(value), words)}")
 
 
+def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
+    """Say in one line what a training with these options, all of them derived, is going to do."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    return (
+        f"{options.model}, {parameters / 1e6:.2f} M parameters, {options.attention} attention at {', '.join(taps)}; "
+        f"{options.image_size} px, {options.epochs} epochs of {options.batch_size} pictures a step, "
+        f"{options.optimizer} up to learning rate {options.learning_rate:.3g}; pictures: {parts}."
+    )
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of options; keys may be written with - or _.
+    """Read a YAML file of options; keys may be written with - or _. A run's config.yaml is one too.
 
     Raises:
         OptionError: no such file, not a mapping, a key that no option has, or a value of the wrong kind.
@@ -153,6 +164,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise OptionError(f"Config file {path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
+    if "schema" in content and isinstance(content.get("options"), dict):  # a run's config.yaml: train that again
+        content = content["options"]
     return known_options(content, where=f" in {path}")
 
 

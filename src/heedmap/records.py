@@ -145,6 +145,12 @@ class Finding:
     paths: tuple[str, ...]
     note: str
 
+    @property
+    def sentence(self) -> str:
+        """The files, the first few of many, and the note."""
+        more = f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
+        return f"{', '.join(self.paths[:3])}{more}: {self.note}" if self.paths else self.note
+
 
 @dataclass(frozen=True)
 class Audit:

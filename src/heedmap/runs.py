@@ -92,9 +92,12 @@ class Run:
         if not (folder / CONFIG).is_file():
             raise RunError(f"{folder} is not a run: it has no {CONFIG}.")
         run = cls(folder, _read_mapping(folder / CONFIG))
-        if int(run.config.get("schema", 0)) > SCHEMA:
+        schema = run.config.get("schema")
+        if not isinstance(schema, int):
+            raise RunError(f"{folder / CONFIG} is damaged: it does not say which layout the run has (schema).")
+        if schema > SCHEMA:
             raise RunError(
-                f"{folder} was written by heedmap {run.config.get('heedmap')} with layout {run.config['schema']}; "
+                f"{folder} was written by heedmap {run.config.get('heedmap')} with layout {schema}; "
                 f"this one reads up to layout {SCHEMA}. Install a newer heedmap."
             )
         if finished:
@@ -246,13 +249,23 @@ class Run:
     def _check_manifest(self) -> None:
         if not self.is_finished:
             raise RunError(f"{self.path} is not finished; go on with `heedmap train --resume {self.path}`.")
-        files = (self.read_json(MANIFEST) or {}).get("files", {})
+        sums = self._sums()
         for name in (CONFIG, MODEL):
             path = self.path / name
-            if name not in files or not path.is_file():
+            if not path.is_file():
                 raise RunError(f"{self.path} is incomplete: {name} is missing. Train it again, or restore the file.")
-            if files[name]["sha256"] != _sha256(path):
-                raise RunError(f"{path} was changed since the run was finished (its SHA-256 is not the manifest's).")
+            if sums.get(name) != _sha256(path):
+                raise RunError(
+                    f"{path} was changed since the run was finished: its SHA-256 is not the one in {MANIFEST}. "
+                    "Restore the file, or train the run again."
+                )
+
+    def _sums(self) -> dict[str, str]:
+        """File name -> SHA-256, as the manifest has them."""
+        try:
+            return {name: kept["sha256"] for name, kept in self.read_json(MANIFEST)["files"].items()}
+        except (TypeError, KeyError, AttributeError):
+            raise RunError(f"{self.path / MANIFEST} is damaged; restore the file, or train the run again.") from None
 
     def _part(self, name: str) -> dict[str, Any]:
         part = self.config.get(name)
@@ -283,10 +296,12 @@ def refuse_pickle(path: Path) -> None:
     """
     try:
         with path.open("rb") as content:
-            start = content.read(4)
+            start = content.read(9)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+    # A safetensors file starts with the length of its header in eight bytes, and any byte may come first there; what
+    # tells is the header's brace behind them.
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
 
 

@@ -32,7 +32,7 @@ class Shown:
 
     def message(self, text: str) -> None:
         """Print a sentence."""
-        self._bar.console.print(escape(text))
+        self._bar.console.print(escape(text), soft_wrap=True)
 
     def step(self, report: StepReport) -> None:
         """Move the bar."""
@@ -82,10 +82,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def show_table(head: str, lines: Mapping[str, str]) -> None:
-    """Print names with a sentence each."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-    table.add_column(head, style="bold", no_wrap=True)
+def show_table(head: str, lines: Mapping[str, str], width: int | None = None) -> None:
+    """Print names with a sentence each; ``width`` keeps several tables in line."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2), show_header=bool(head))
+    table.add_column(head, style="bold", no_wrap=True, min_width=width)
     table.add_column("")
     for name, sentence in lines.items():
         table.add_row(escape(name), escape(sentence))
@@ -135,7 +135,7 @@ def show_audit(found: Audit, most: int) -> None:
     for kind, findings in kinds.items():
         console.print(f"[bold]{kind}[/]: {len(findings)}")
         for finding in findings[:most]:
-            console.print(f"  {escape(finding.note)}", soft_wrap=True)
+            console.print(f"  {escape(finding.sentence)}", soft_wrap=True)
         if len(findings) > most:
             console.print(f"  and {len(findings) - most} more (--show N, --json FILE)")
     if not found.findings:
@@ -145,7 +145,11 @@ def show_audit(found: Audit, most: int) -> None:
 
 
 def show_result(run: Path) -> None:
-    """Print what a finished run came to, and the next useful command."""
+    """Print what a finished run came to."""
     show_evaluation(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
-    console.print(f"Report: [bold]{escape(str(run / 'report.html'))}[/]")
-    console.print(f"Next: [bold]heedmap visualize {escape(str(run))} PICTURES[/]")
+    console.print(f"Report: [bold]{escape(str(run / 'report.html'))}[/]", soft_wrap=True)
+
+
+def show_next(command: str) -> None:
+    """Print what is useful to do now."""
+    console.print(f"Next: [bold]{escape(command)}[/]", soft_wrap=True)

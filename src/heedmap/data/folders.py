@@ -157,7 +157,7 @@ def check_pictures(pictures: FolderPictures, workers: int) -> tuple[tuple[str, s
 
     Args:
         pictures: the files.
-        workers: threads, 1 or more.
+        workers: threads; 0 is taken for one.
 
     Returns:
         (name, reason) of each that cannot be decoded.
@@ -206,7 +206,7 @@ def _failures(pictures: FolderPictures, workers: int) -> list[tuple[int, str]]:
         return None
 
     found: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
         for block in torch.arange(len(pictures)).split(4096):  # Ctrl-C waits for one block, not for a million files
             reasons = zip(block.tolist(), pool.map(check, block.tolist()), strict=True)
             found += [(index, reason) for index, reason in reasons if reason is not None]
