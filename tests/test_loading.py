@@ -1,0 +1,204 @@
+"""Batches: the same ones in memory and from disk, in one process and in several, from the start and in the middle."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from heedmap.data import augmentation as views
+from heedmap.data import open_data
+from heedmap.data.augmentation import Augmentation
+from heedmap.data.loading import Share, Store, TrainingBatches, generator, memory_to_use, plain_batches
+from heedmap.data.pictures import FolderPictures, Pictures, TensorPictures
+from heedmap.errors import DataError
+from heedmap.records import Batch
+
+CROP = Augmentation("crop", flip=True)
+MUCH = 1e9
+
+
+@pytest.fixture
+def pictures() -> TensorPictures:
+    """23 pictures, each of one value: its place times ten."""
+    values = torch.arange(23).mul(10).to(torch.uint8)[:, None, None, None].expand(23, 3, 16, 16)
+    return TensorPictures(values, torch.arange(23) % 3, ("a", "b", "c"), [f"{i}.png" for i in range(23)])
+
+
+def batches_of(pictures: Pictures, batch_size: int = 5, share: Share = Share(), seed: int = 0) -> TrainingBatches:
+    store = Store(pictures, 16, workers=0, memory=MUCH)
+    return TrainingBatches(store, 16, batch_size, Augmentation("shift", flip=True), seed, share)
+
+
+def indices(batches: Iterator[Batch]) -> list[int]:
+    return torch.cat([batch.indices for batch in batches]).tolist()
+
+
+def assert_same(one: Iterator[Batch], other: Iterator[Batch]) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.images, b.images)
+        count += 1
+    return count
+
+
+def test_pictures_streamed_from_disk_make_the_same_batches_as_pictures_in_memory(cue_folder: Path) -> None:
+    pictures = open_data(str(cue_folder)).train
+    resident, streaming = Store(pictures, 36, 1, MUCH), Store(pictures, 36, 0, 0)
+    assert resident.resident is not None
+    assert streaming.resident is None
+    one, other = (TrainingBatches(store, 32, 8, CROP, 3) for store in (resident, streaming))
+    assert assert_same(one.epoch(1), other.epoch(1)) == 4
+    assert assert_same(plain_batches(resident, 10), plain_batches(streaming, 10)) == 4
+
+
+@pytest.mark.slow
+def test_a_worker_process_makes_the_same_batches(cue_folder: Path) -> None:
+    pictures = open_data(str(cue_folder)).train
+    one = TrainingBatches(Store(pictures, 36, 1, MUCH), 32, 8, CROP, 3)
+    other = TrainingBatches(Store(pictures, 36, 1, 0), 32, 8, CROP, 3)
+    assert assert_same(one.epoch(2, 1), other.epoch(2, 1)) == 3
+
+
+def test_labels_and_pictures_belong_together(pictures: TensorPictures) -> None:
+    for batch in batches_of(pictures).epoch(0):
+        assert torch.equal(batch.labels, batch.indices % 3)
+        torch.testing.assert_close(batch.images.mean((1, 2, 3)) * 255, batch.indices * 10.0)
+
+
+def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(pictures: TensorPictures) -> None:
+    batches = batches_of(pictures)
+    assert batches.steps == 4
+    shown = [indices(batches.epoch(epoch)) for epoch in range(30)]
+    assert all(len(set(rows)) == len(rows) == 20 for rows in shown)
+    assert len({tuple(rows) for rows in shown}) == 30
+    assert {row for rows in shown for row in rows} == set(range(23))
+    left_out = {row for rows in shown for row in set(range(23)) - set(rows)}
+    assert len(left_out) > 15  # others in every epoch
+
+
+def test_where_batches_fit_evenly_an_epoch_is_a_permutation(pictures: TensorPictures) -> None:
+    batches = batches_of(pictures.subset(range(20)))
+    assert sorted(indices(batches.epoch(7))) == list(range(20))
+
+
+def test_a_batch_is_never_larger_than_the_set(pictures: TensorPictures) -> None:
+    batches = batches_of(pictures.subset(range(3)), batch_size=64)
+    assert (batches.batch_size, batches.steps) == (3, 1)
+    assert sorted(indices(batches.epoch(0))) == [0, 1, 2]
+
+
+def test_the_seed_decides_order_and_views(pictures: TensorPictures) -> None:
+    one, same, other = (next(batches_of(pictures, seed=seed).epoch(0)) for seed in (1, 1, 2))
+    assert torch.equal(one.images, same.images)
+    assert not torch.equal(one.indices, other.indices)
+
+
+def test_views_differ_from_epoch_to_epoch(cue_folder: Path) -> None:
+    pictures = open_data(str(cue_folder)).train
+    batches = TrainingBatches(Store(pictures, 40, 1, MUCH), 40, 36, Augmentation("shift", flip=True), 0)
+    first, second = (next(batches.epoch(epoch)) for epoch in (0, 1))
+    first, second = (batch.images[batch.indices.argsort()] for batch in (first, second))
+    changed = (first != second).flatten(1).any(1)
+    assert changed.sum() >= 35
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4])
+def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_batches_it_would_have_had(
+    pictures: TensorPictures, step: int
+) -> None:
+    batches = batches_of(pictures)
+    rest = list(batches.epoch(5))[step:]
+    assert assert_same(batches.epoch(5, step), iter(rest)) == 4 - step
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_of_all_processes_are_the_batches_of_one(cue_folder: Path, world: int) -> None:
+    pictures = open_data(str(cue_folder)).train
+    store = Store(pictures, 36, 1, MUCH)
+    whole = list(TrainingBatches(store, 32, 6, CROP, 4).epoch(2))
+    shares = [list(TrainingBatches(store, 32, 6, CROP, 4, Share(rank, world)).epoch(2)) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        for rank in range(world):
+            part = shares[rank][step]
+            assert torch.equal(part.indices, batch.indices[rank::world])
+            assert torch.equal(part.labels, batch.labels[rank::world])
+            torch.testing.assert_close(part.images, batch.images[rank::world], atol=1e-6, rtol=0)
+
+
+def test_every_process_gets_as_many_pictures_a_step(pictures: TensorPictures) -> None:
+    shares = [batches_of(pictures, batch_size=8, share=Share(rank, 3)) for rank in range(3)]
+    assert {share.batch_size for share in shares} == {6}
+    assert {tuple(len(batch.labels) for batch in share.epoch(0)) for share in shares} == {(2, 2, 2)}
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(23, 2), (2, 8)])
+def test_fewer_pictures_a_step_than_processes_are_refused(
+    pictures: TensorPictures, count: int, batch_size: int
+) -> None:
+    with pytest.raises(DataError, match="cannot be shared by 3 processes"):
+        batches_of(pictures.subset(range(count)), batch_size, Share(0, 3))
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_judging_covers_every_picture_once(pictures: TensorPictures, world: int) -> None:
+    store = Store(pictures, 16, 0, MUCH)
+    shares = [indices(plain_batches(store, 4, share=Share(rank, world))) for rank in range(world)]
+    assert sorted(row for share in shares for row in share) == list(range(23))
+    assert all(share == sorted(share) for share in shares)
+
+
+@pytest.mark.parametrize("memory", [0, MUCH])
+def test_a_process_with_nothing_to_judge_gets_no_batch(pictures: TensorPictures, memory: float) -> None:
+    store = Store(pictures.subset([0, 1]), 16, 0, memory)
+    assert list(plain_batches(store, 4, share=Share(2, 3))) == []
+    assert list(plain_batches(Store(pictures.subset([]), 16, 0, MUCH), 4)) == []
+
+
+def test_pictures_are_judged_as_they_are(pictures: TensorPictures) -> None:
+    (batch,) = plain_batches(Store(pictures, 16, 0, MUCH), 100)
+    assert torch.equal(batch.images, pictures.images.float() / 255)
+    assert torch.equal(batch.labels, pictures.labels)
+
+
+def test_a_set_larger_than_the_memory_allowed_streams(pictures: TensorPictures) -> None:
+    needed = 23 * 3 * 16 * 16
+    assert Store(pictures, 16, 0, needed).resident is not None
+    assert Store(pictures, 16, 0, needed - 1).resident is None
+
+
+def test_memory_is_shared_between_processes() -> None:
+    assert memory_to_use(2.0, 4) == 0.5e9
+    assert 0 < memory_to_use(None, 2) == pytest.approx(memory_to_use(None, 1) / 2, rel=0.2)
+
+
+def test_a_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+    with pytest.raises(DataError, match=r"^gone\.png: .*Remove the file"):
+        Store(pictures, 16, 1, MUCH)
+
+
+def test_a_streamed_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+    with pytest.raises(DataError, match=r"gone\.png"):
+        list(plain_batches(Store(pictures, 16, 0, 0), 4))
+
+
+def test_generators_of_neighbouring_numbers_have_nothing_in_common() -> None:
+    keys = [(seed, epoch, step) for seed in range(4) for epoch in range(5) for step in range(5)]
+    keys += [(0, 1), (1, 0), (0, 0, 0, 1), (0, 0, 0, 2)]
+    drawn: list[Tensor] = [torch.randn(500, generator=generator(*key)) for key in keys]
+    alike = torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0).abs().max()
+    assert alike < 0.25  # the largest of 5,000 correlations of unrelated numbers, standard deviation 0.045
+    assert torch.equal(drawn[7], torch.randn(500, generator=generator(*keys[7])))
+
+
+def test_the_numbers_of_a_view_are_drawn_for_the_whole_batch() -> None:
+    drawn = views.draw(6, generator(0, 0, 0))
+    assert drawn.shape == (6, 7)
+    assert torch.equal(drawn[:4], views.draw(4, generator(0, 0, 0)))
