@@ -1,19 +1,19 @@
-"""The documentation runs: Python blocks print what the page says, shell lines name commands and options that exist."""
+"""The documentation runs: Python blocks print what the page says, command lines parse, paths and rooms exist."""
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from heedmap.options import TrainOptions
+from conftest import cue_picture, write_cue_part
+from heedmap.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
-COMMANDS = {"demo", "train", "visualize", "evaluate", "audit", "list"}
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,26 +35,80 @@ def python_blocks() -> list:
     return blocks
 
 
-def test_there_are_pages_and_blocks_to_run() -> None:
-    assert "docs/attention-maps.md" in PAGES
-    assert len(python_blocks()) >= 4
+def command_lines() -> list:
+    """Return every heedmap command of every page: the lines of shell blocks, and what stands in backquotes."""
+    lines = []
+    for page in PAGES:
+        shell = [line for language, content, _ in fences(page) if not language for line in content.splitlines()]
+        quoted = re.findall(r"`(heedmap [a-z]+ [^`\n]+)`", FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))
+        found = [line for line in shell if re.match(r"(heedmap|torchrun .*-m heedmap) ", line)] + quoted
+        # A word in capitals before --help stands for any command.
+        lines += [pytest.param(line, id=f"{page}: {line[:60]}") for line in found if "COMMAND" not in line]
+    return lines
+
+
+def text_without_code(page: str) -> str:
+    return FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+
+
+def test_there_are_pages_blocks_and_lines_to_try() -> None:
+    assert {"README.md", "docs/attention-maps.md", "docs/learn-to-pay-attention.md"} <= set(PAGES)
+    assert len(python_blocks()) >= 6
+    assert len(command_lines()) >= 20
 
 
 @pytest.mark.parametrize(("code", "expected"), python_blocks())
-def test_a_python_block_prints_what_the_page_says(code: str, expected: str) -> None:
+def test_a_python_block_prints_what_the_page_says(code, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "pictures" in code:  # a block that trains finds a folder of pictures and two more to draw
+        for part, seed in (("train", 0), ("test", 1000)):
+            write_cue_part(tmp_path / "pictures" / part, 12, first_seed=seed)
+        for name in ("cat", "dog"):
+            cue_picture("red", 7)[0].save(tmp_path / f"{name}.jpg")
     printed = io.StringIO()
+    scope = {"__name__": "block"}
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "block", "exec"), {"__name__": "block"})
+        exec(compile(code, "block", "exec"), scope)
     assert printed.getvalue().splitlines() == [line.rstrip() for line in expected.splitlines()]
+    assert "page" not in scope or scope["page"].is_file()
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_a_command_line_names_a_command_options_and_values_that_exist(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("data: pictures\nattention: dot\n")  # for the line with --config
+    made = []
+    for command in COMMANDS.values():
+        monkeypatch.setattr(command, "work", lambda command: made.append(command))
+    words = shlex.split(line, comments=True)
+    main(words[words.index("heedmap") + 1 :])  # exits with 2 where the words do not fit
+    assert len(made) == 1
+
+
+def test_the_readme_names_every_room_once_and_no_other():
+    tree = next(content for _, content, _ in fences("README.md") if content.startswith("src/heedmap/"))
+    named = re.findall(r"^    (\w+)(?:\.py|/) ", tree, re.MULTILINE)
+    home = ROOT / "src" / "heedmap"
+    rooms = [path.stem for path in home.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    assert sorted(named) == sorted(room for room in rooms if not room.startswith("__"))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_shell_lines_name_commands_and_train_options_that_exist(page: str) -> None:
-    known = {field.name.replace("_", "-") for field in dataclasses.fields(TrainOptions)} | {"config", "resume"}
-    lines = [line for _, content, _ in fences(page) for line in content.splitlines() if line.startswith("heedmap ")]
-    for line in lines:
-        command = line.split()[1]
-        assert command in COMMANDS, line
-        if command == "train":
-            named = {option.removeprefix("no-") for option in re.findall(r"--([a-z][a-z-]*)", line)}
-            assert named <= known, line
+def test_links_to_files_and_headings_lead_somewhere(page):
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", text_without_code(page)):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        found = (ROOT / page).parent / path if path else ROOT / page
+        assert found.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+        assert not heading or heading in anchors, target
+
+
+def test_the_page_on_the_paper_names_files_that_exist():
+    text = text_without_code("docs/learn-to-pay-attention.md")
+    paths = re.findall(r"`((?:\w+/)*\w+\.py)`", text)
+    assert len(set(paths)) >= 8
+    for path in paths:
+        assert (ROOT / "src" / "heedmap" / path).is_file() or (ROOT / path).is_file(), path
