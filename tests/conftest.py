@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -124,3 +125,28 @@ def finished_run(_finished_run: Path) -> Path:
 def copied_run(_finished_run: Path, tmp_path: Path) -> Path:
     """A copy of ``finished_run`` that a test may damage."""
     return Path(shutil.copytree(_finished_run, tmp_path / "copied-run"))
+
+
+class Refusal(Protocol):
+    """See :func:`refusal`."""
+
+    def __call__(self, *words: object, status: int = 2) -> str: ...
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """A function ``refusal("train", folder, ...) -> str``: the one line with which the command line refuses."""
+    from heedmap.cli import main
+
+    def refused(*words: object, status: int = 2) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        line = capsys.readouterr().err.removesuffix("\n")
+        assert stop.value.code == status, line
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        assert "Traceback" not in line
+        return line.removeprefix("error: ")
+
+    return refused

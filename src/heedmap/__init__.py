@@ -6,7 +6,22 @@ The names below are imported when they are first used, so that ``import heedmap`
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
+    from heedmap.data import open_data
+    from heedmap.data.audit import audit
+    from heedmap.errors import HeedmapError
+    from heedmap.evaluate import evaluate
+    from heedmap.options import TrainOptions
+    from heedmap.records import AttentionMap, Output
+    from heedmap.runs import Run
+    from heedmap.train import train
+    from heedmap.training.fit import fit
+    from heedmap.visualize import visualize
 
 __version__ = "0.1.0"
 
@@ -29,7 +44,40 @@ _HOMES = {
     "visualize": "heedmap.visualize",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "Architecture",
+    "AttentionClassifier",
+    "AttentionMap",
+    "HeedmapError",
+    "Output",
+    "Run",
+    "TrainOptions",
+    "__version__",
+    "attach",
+    "audit",
+    "build_classifier",
+    "combined_map",
+    "evaluate",
+    "fit",
+    "open_data",
+    "train",
+    "visualize",
+]
+
+
+class _Door(types.ModuleType):
+    """This module, where ``train``, ``evaluate`` and ``visualize`` are functions although rooms have these names.
+
+    Python puts each submodule under its name into the package as soon as anything imports it. Without this class
+    ``heedmap.evaluate`` would be a function or a module, depending on what was imported before.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,96 @@
+"""What other people's code and scripts hold on to: names and flags. A change here is a change for them."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import heedmap
+from heedmap.cli import COMMANDS
+from heedmap.options import TrainOptions
+
+NAMES = [
+    "Architecture",
+    "AttentionClassifier",
+    "AttentionMap",
+    "HeedmapError",
+    "Output",
+    "Run",
+    "TrainOptions",
+    "__version__",
+    "attach",
+    "audit",
+    "build_classifier",
+    "combined_map",
+    "evaluate",
+    "fit",
+    "open_data",
+    "train",
+    "visualize",
+]
+
+FIELDS = {
+    "demo": "out seed",
+    "train": (
+        "data out root download image_size validation test allow_unreadable model attention weights head taps "
+        "pretrained epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment "
+        "flip cutmix patience precision workers memory seed tensorboard save_every config resume"
+    ),
+    "visualize": "run pictures out query scale batch_size device overwrite",
+    "evaluate": "run data out device precision root download",
+    "audit": "data depth json show root download seed test",
+    "list": "what match",
+}
+
+
+def test_all_is_what_was_promised() -> None:
+    assert heedmap.__all__ == NAMES
+    assert set(dir(heedmap)) == set(NAMES)
+
+
+def test_every_public_name_can_be_had_and_says_what_it_is() -> None:
+    for name in set(NAMES) - {"__version__"}:
+        thing = getattr(heedmap, name)
+        assert inspect.isclass(thing) or inspect.isfunction(thing), name
+        assert inspect.getdoc(thing), name
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    assert not hasattr(heedmap, "Trainer")
+
+
+def test_the_commands_and_their_options_are_as_promised() -> None:
+    real = {name: " ".join(field.name for field in dataclasses.fields(command)) for name, command in COMMANDS.items()}
+    assert real == FIELDS
+
+
+def test_train_takes_every_option_there_is() -> None:
+    assert {field.name for field in dataclasses.fields(TrainOptions)} == set(FIELDS["train"].split()) - {
+        "config",
+        "resume",
+    }
+
+
+def test_importing_heedmap_and_asking_for_help_load_nothing_heavy() -> None:
+    script = (
+        "import sys, heedmap\n"
+        "from heedmap.cli import COMMANDS, main\n"
+        "main([])\n"
+        "for name in COMMANDS: main([name, '--help'])\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'torchvision', 'timm', 'accelerate', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "heedmap train [DATA]" in done.stdout
+
+
+def test_the_names_are_functions_whatever_was_imported_before() -> None:
+    script = (
+        "import heedmap.train, heedmap.evaluate, heedmap.visualize\n"
+        "from heedmap import evaluate, train, visualize\n"
+        "from heedmap.evaluate import Evaluation\n"
+        "assert callable(evaluate) and callable(train) and callable(visualize) and callable(heedmap.train)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
