@@ -26,7 +26,10 @@ def pictures() -> TensorPictures:
     return TensorPictures(values, torch.arange(23) % 3, ("a", "b", "c"), [f"{i}.png" for i in range(23)])
 
 
-def batches_of(pictures: Pictures, batch_size: int = 5, share: Share = Share(), seed: int = 0) -> TrainingBatches:
+ALONE = Share()
+
+
+def batches_of(pictures: Pictures, batch_size: int = 5, share: Share = ALONE, seed: int = 0) -> TrainingBatches:
     store = Store(pictures, 16, workers=0, memory=MUCH)
     return TrainingBatches(store, 16, batch_size, Augmentation("shift", flip=True), seed, share)
 
@@ -61,6 +64,14 @@ def test_a_worker_process_makes_the_same_batches(cue_folder: Path) -> None:
     one = TrainingBatches(Store(pictures, 36, 1, MUCH), 32, 8, CROP, 3)
     other = TrainingBatches(Store(pictures, 36, 1, 0), 32, 8, CROP, 3)
     assert assert_same(one.epoch(2, 1), other.epoch(2, 1)) == 3
+
+
+@pytest.mark.slow
+def test_a_picture_that_a_worker_cannot_decode_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no picture")
+    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+    with pytest.raises(DataError, match=r"^\S*gone\.png: [^\n]*Remove the file and start again\.$"):
+        list(plain_batches(Store(pictures, 16, 1, 0), 4))
 
 
 def test_labels_and_pictures_belong_together(pictures: TensorPictures) -> None:
@@ -185,8 +196,9 @@ def test_a_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> N
 def test_a_streamed_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone.png").write_bytes(b"no picture")
     pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
-    with pytest.raises(DataError, match=r"gone\.png"):
+    with pytest.raises(DataError, match=r"^\S*gone\.png: [^\n]*Remove the file") as caught:
         list(plain_batches(Store(pictures, 16, 0, 0), 4))
+    assert "\n" not in str(caught.value)
 
 
 def test_generators_of_neighbouring_numbers_have_nothing_in_common() -> None:

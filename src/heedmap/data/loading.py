@@ -7,6 +7,7 @@ without talking to the others.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from heedmap.data import augmentation as views
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.pictures import Pictures, load_many
-from heedmap.errors import DataError
+from heedmap.errors import DataError, PictureError
 from heedmap.records import Batch
 
 
@@ -64,15 +65,28 @@ class Store(Dataset[Tensor]):
             for places in order:
                 yield self.resident[places]
         elif order:
-            # Workers forked after torch has started its threads can hang; a server forked early cannot.
-            context = "forkserver" if self.workers else None
-            yield from DataLoader(
+            loader = DataLoader(
                 self,
                 batch_sampler=[places.tolist() for places in order],
                 num_workers=self.workers,
-                multiprocessing_context=context,
+                multiprocessing_context=_forkserver() if self.workers else None,
                 prefetch_factor=4 if self.workers else None,
             )
+            try:
+                yield from loader
+            except PictureError as error:  # from a worker it comes with the worker's traceback, the reason last
+                reason = str(error).strip().splitlines()[-1].split("PictureError: ")[-1]
+                raise DataError(f"{reason.rstrip('.')}. Remove the file and start again.") from None
+
+
+def _forkserver() -> multiprocessing.context.BaseContext:
+    """Where workers come from: forked after torch has started its threads they can hang, forked by a server not.
+
+    The server imports torch once, and not each worker of each epoch anew.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def memory_to_use(gigabytes: float | None, world: int) -> float:
