@@ -89,7 +89,7 @@ def test_an_empty_config_file_is_all_defaults(tmp_path: Path) -> None:
 
 def test_a_whole_number_may_stand_for_a_fraction_but_not_the_other_way() -> None:
     assert known_options({"learning_rate": 1}) == {"learning_rate": 1.0}
-    with pytest.raises(OptionError, match="epochs.*2.5"):
+    with pytest.raises(OptionError, match=r"epochs.*2\.5"):
         known_options({"epochs": 2.5})
 
 

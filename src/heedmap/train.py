@@ -37,7 +37,7 @@ from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, p
 from heedmap.errors import DataError, OptionError, RunError, Stopped
 from heedmap.evaluate import complete, panel_sheet
 from heedmap.listener import Listener
-from heedmap.options import TrainOptions
+from heedmap.options import TrainOptions, plan_sentence
 from heedmap.records import Audit, EpochReport, StepReport
 from heedmap.runs import AUDIT, Run, free_name
 from heedmap.training.fit import Fitting, fit
@@ -97,6 +97,8 @@ def train(
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
     classifier = build_classifier(prepared.architecture, None if run else options.pretrained)
+    parameters = sum(each.numel() for each in classifier.parameters())
+    listener.message(plan_sentence(prepared.options, _sizes(prepared), classifier.taps, parameters))
     if run is None:
         run = _start(prepared, accelerator, command or made_up_command(options))
     if accelerator.is_main_process and not (run.path / AUDIT).is_file():
@@ -124,7 +126,7 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         listener.message(note)
     found = audit(splits, depth="cheap")
     for finding in found.findings[:5]:
-        listener.message(f"audit: {finding.note}")
+        listener.message(f"audit: {finding.sentence}")
     if len(found.findings) > 5:
         listener.message(f"audit: {len(found.findings) - 5} more findings; all are in the report.")
     training, validation = splits.train, splits.validation
@@ -241,19 +243,21 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
         options = prepared.options
         stem = f"{Path(options.data).name}-{options.model.replace('/', '-')}-{options.attention}"
         run = Run.create(options.out or free_name(Path("runs"), stem))
-        run.write_config(
-            options,
-            prepared.architecture,
-            command=command,
-            versions={
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "system": platform.platform(),
-            },
-            processes=accelerator.num_processes,
-            sizes=_sizes(prepared),
-            notes=list(prepared.splits.notes),
-        )
+        versions = {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "system": platform.platform(),
+        }
+        with _tidied(run, fresh=True):
+            run.write_config(
+                options,
+                prepared.architecture,
+                command=command,
+                versions=versions,
+                processes=accelerator.num_processes,
+                sizes=_sizes(prepared),
+                notes=list(prepared.splits.notes),
+            )
         where = [str(run.path)]
     broadcast_object_list(where)
     return Run.open(where[0], finished=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -93,7 +94,10 @@ def _read_safetensors(path: Path) -> dict[str, object]:
 
 def _read_torch(path: Path) -> dict[str, object]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch wonders aloud about pickles that it did not write; whether it can read them is told below.
+            warnings.simplefilter("ignore", UserWarning)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
         raise ModelError(
             f"{path} is a pickle that holds more than tensors, or is damaged; heedmap loads no pickles, since they can "

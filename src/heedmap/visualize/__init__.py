@@ -13,6 +13,7 @@ named, counted and passed over.
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -156,9 +157,14 @@ def visualize(
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
     # What goes wrong in reading is a PictureError by then, so an OSError is about the output.
+    is_new = not out.exists()
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
+        if is_new and not any(out.glob("panels/*")):  # nothing was drawn, so an empty folder would only be in the way
+            shutil.rmtree(out, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise DataError(f"Cannot write to {error.filename or out}: {error.strerror}. Name another folder.") from error
 
 
