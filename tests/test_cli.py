@@ -1,0 +1,259 @@
+"""The command line: help at once, every option told, each command ends with the next one."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import Refusal
+from heedmap import __version__
+from heedmap.cli import COMMANDS, TRAIN_GROUPS, Train, main
+from heedmap.errors import Stopped
+from heedmap.options import TrainOptions
+from heedmap.runs import Run
+from heedmap.usage import parse
+
+Captured = pytest.CaptureFixture[str]
+SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0)
+
+
+def told(capsys: Captured, *words: object) -> str:
+    """What a command that succeeds prints."""
+    capsys.readouterr()
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+# ---- help
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_tells_every_option_in_words(capsys: Captured, name: str) -> None:
+    text = told(capsys, name, "--help")
+    assert text == told(capsys, name, "-h")
+    for field in dataclasses.fields(COMMANDS[name]):
+        word, lines = field.name.replace("_", "-"), text.splitlines()
+        (line,) = [line for line in lines if re.match(rf"(--{word}|\[?{word.upper()})[\] ,]", line)]
+        assert len(line.strip().split("  ")[-1].split()) > 2, line
+    assert "None" not in text
+
+
+@pytest.mark.usefixtures("wide")
+def test_the_choices_and_defaults_of_an_option_are_told(capsys: Captured) -> None:
+    text = told(capsys, "train", "--help")
+    for name, hint in typing.get_type_hints(TrainOptions).items():
+        (line,) = [line for line in text.splitlines() if re.match(rf"(--|\[){name.replace('_', '-')}\b", line, re.I)]
+        choices = [c for part in (hint, *typing.get_args(hint)) for c in typing.get_args(part) if isinstance(c, str)]
+        assert all(choice in line for choice in choices), line
+        value = TrainOptions.__dataclass_fields__[name].default
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and name != "data":
+            assert f"Default: {value}." in line
+        if value is None:
+            assert "Default: " in line
+
+
+def test_the_groups_of_help_name_options_that_exist_and_each_once() -> None:
+    named = [name for members in TRAIN_GROUPS.values() for name in members]
+    assert sorted(named) == sorted({field.name for field in dataclasses.fields(Train)} - {"data"})
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_command(capsys: Captured, words: list[str]) -> None:
+    text = told(capsys, *words)
+    assert all(f"heedmap {name} " in text for name in COMMANDS)
+
+
+def test_the_version_is_told(capsys: Captured) -> None:
+    assert told(capsys, "--version") == f"heedmap {__version__}\n"
+
+
+def test_help_is_not_cut_by_a_narrow_window_or_eaten_as_markup(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = told(capsys, "train", "--help")
+    assert text.startswith("heedmap train [DATA] --OPTION ...\n")
+    assert "--allow-unreadable" in text
+
+
+# ---- options
+
+
+def test_options_beside_a_config_file_win(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({"data": "pictures", "epochs": 9, "seed": 4, "taps": ["a", "b"], "flip": True}))
+    from heedmap.cli import _from_config
+
+    for words in (["--config", str(path)], [f"--config={path}"]):
+        words += ["--epochs", "2", "--no-flip", "--taps", "c"]
+        made = parse(Train, "train", words, _from_config(words))
+        assert (made.data, made.epochs, made.seed, made.taps, made.flip) == ("pictures", 2, 4, ("c",), False)
+    assert parse(Train, "train", ["other", *words], _from_config(words)).data == "other"
+
+
+def test_a_switch_that_is_open_takes_yes_no_and_nothing() -> None:
+    assert parse(Train, "train", ["d"]).flip is None
+    assert parse(Train, "train", ["d", "--flip"]).flip is True
+    assert parse(Train, "train", ["d", "--no-flip"]).flip is False
+
+
+def test_options_may_be_written_with_underscores_and_stand_before_the_data() -> None:
+    made = parse(Train, "train", ["--batch_size=8", "--learning-rate", "1e-3", "d"])
+    assert (made.batch_size, made.learning_rate, made.data) == (8, 1e-3, "d")
+
+
+# ---- commands
+
+
+def test_train_says_what_it_will_do_and_ends_with_the_next_command(
+    cue_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "my run"
+    words = [str(word) for word in ("train", cue_folder, "--out", out, *SMALL)]
+    monkeypatch.setattr(sys, "argv", ["heedmap", *words])
+    text = told(capsys, *words)
+    plan = text.splitlines()[0]
+    assert re.match(r"compact, \d\.\d\d M parameters, parametrised attention at stage2, stage3; 32 px, 1 epochs", plan)
+    assert "pictures: train 33, validation 3, test 36." in plan
+    assert "epoch   1/1" in text
+    assert "36 pictures" in text
+    assert last_line(text) == f"Next: heedmap visualize '{out}' PICTURES"
+    assert Run.open(out).config["command"].startswith("heedmap train ")
+
+
+def test_train_writes_to_the_next_free_folder(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        main([str(word) for word in ("train", cue_folder, *SMALL)])
+        assert (tmp_path / "runs" / f"{cue_folder.name}-compact-parametrised-{number}" / "manifest.json").is_file()
+
+
+def test_a_resumed_run_keeps_its_own_options_and_says_so(copied_run: Path, cue_folder: Path, refusal: Refusal) -> None:
+    (copied_run / "manifest.json").unlink()
+    line = refusal("train", "--resume", copied_run, "--epochs", 50)
+    assert "goes on by its own options: --epochs is 2 there, not 50. Leave it out." in line
+    line = refusal("train", cue_folder, "--resume", copied_run, "--seed", 3)
+    assert "--seed is 0 there, not 3" in line
+
+
+def test_evaluate_prints_and_writes_the_same(
+    finished_run: Path, tmp_path: Path, capsys: Captured, cue_folder: Path
+) -> None:
+    text = told(capsys, "evaluate", finished_run, "--out", tmp_path / "judged")
+    kept = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert kept["top1"] == Run.open(finished_run).read_json("evaluation.json")["top1"]
+    assert f"{kept['top1']:.2%}" in text
+    assert "test, 36 pictures" in text
+    assert (tmp_path / "judged" / "confusion.png").is_file()
+    assert last_line(text) == f"Next: heedmap visualize {finished_run} PICTURES"
+    assert f"{cue_folder}, test, 36 pictures" in told(capsys, "evaluate", finished_run, cue_folder).replace("\n", " ")
+
+
+def test_audit_prints_and_writes_its_findings(cue_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+    text = told(capsys, "audit", cue_folder, "--json", tmp_path / "findings.json")
+    assert "train 36, test 36 pictures; full audit" in text
+    assert json.loads((tmp_path / "findings.json").read_text())["pictures"] == {"train": 36, "test": 36}
+    assert last_line(text) == f"Next: heedmap train {cue_folder}"
+
+
+def test_audit_names_the_files(make_cue_folder: typing.Any, capsys: Captured) -> None:
+    folder = make_cue_folder(train=4, test=2)
+    (folder / "train" / "red" / "broken.png").write_bytes(b"")
+    (folder / "test" / "red" / "copy.png").write_bytes((folder / "train" / "red" / "000.png").read_bytes())
+    text = told(capsys, "audit", folder, "--depth", "cheap").replace("\n", " ")
+    assert "train/red/broken.png: the file is empty (0 bytes)" in text
+    assert "train/red/000.png, test/red/copy.png: " in text
+    assert "1 test pictures have a twin in train" in text
+
+
+def test_visualize_takes_a_list_from_standard_input(
+    finished_run: Path, cue_folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = sorted((cue_folder / "test" / "red").iterdir())[:3]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(str, files)) + "\n"))
+    text = told(capsys, "visualize", finished_run, "-")
+    assert "3 pictures drawn" in text
+    assert last_line(text) == "Next: open maps-1/index.html"
+    assert len(list((tmp_path / "maps-1" / "panels").iterdir())) == 3
+    picture, pattern = files[0], cue_folder / "test" / "blue" / "00[01].png"
+    assert "3 pictures drawn" in told(capsys, "visualize", finished_run, picture, pattern)
+    assert (tmp_path / "maps-2" / "predictions.csv").is_file()
+
+
+def test_visualize_says_why_a_query_changes_nothing(
+    finished_run: Path, cue_folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    red, blue = (cue_folder / "test" / name / "000.png" for name in ("red", "blue"))
+    text = told(capsys, "visualize", finished_run, red, "--query", blue, "--out", tmp_path / "maps")
+    assert "The query cannot change this map" in text
+
+
+def test_list_shows_models_attentions_and_sets(capsys: Captured) -> None:
+    text = told(capsys, "list")
+    for word in ("compact", "paper-vgg", "parametrised", "feature-dense", "digit-scenes", "fashion-mnist", "Next: "):
+        assert word in text
+    assert "compact" not in told(capsys, "list", "sets")
+
+
+def test_list_finds_models_by_a_part_of_their_name(capsys: Captured, refusal: Refusal) -> None:
+    text = told(capsys, "list", "models", "--match", "squeezenet")
+    assert "torchvision/squeezenet1_1" in text
+    assert "resnet18" not in text
+    assert "No timm or torchvision model has 'resnt18' in its name. Did you mean 'resnet18'?" in refusal(
+        "list", "models", "--match", "resnt18"
+    )
+
+
+# ---- endings
+
+
+def test_a_stop_is_told_with_status_130(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise Stopped("Stopped at epoch 1 of 2; go on with `heedmap train --resume r`.")
+
+    monkeypatch.setattr(COMMANDS["list"], "work", stop)
+    assert "go on with `heedmap train --resume r`" in refusal("list", status=130)
+
+
+def test_an_impatient_user_sees_no_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS["list"], "work", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["list"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="pipes break otherwise on this system")
+def test_a_pipe_that_closes_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "heedmap"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # rich, from some version on, chooses 1

@@ -1,0 +1,168 @@
+"""Judging a run: on its own test part, on other folders, and what is kept of it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import CUE_CLASSES, write_cue_part
+from heedmap.data import open_data
+from heedmap.data.pictures import TensorPictures
+from heedmap.errors import DataError
+from heedmap.evaluate import (
+    assess,
+    check_classes,
+    epoch_report,
+    evaluate,
+    panel_sheet,
+    read_audit,
+    run_over,
+    write_evaluation,
+)
+from heedmap.evaluation.judging import Judged
+from heedmap.records import Audit, Finding
+from heedmap.runs import Run
+
+CPU = torch.device("cpu")
+
+
+def judged(logits: torch.Tensor, labels: list[int]) -> Judged:
+    return Judged(logits, torch.tensor(labels), {}, 2.0)
+
+
+def test_the_run_is_judged_on_its_test_part(finished_run: Path, cue_folder: Path) -> None:
+    run = Run.open(finished_run)
+    found = evaluate(run)
+    assert (found.part, found.report.count, found.pointing) == ("test", 36, None)
+    classifier, right = run.classifier(), 0
+    for index, name in enumerate(CUE_CLASSES):
+        for path in sorted((cue_folder / "test" / name).iterdir()):
+            picture = np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR))
+            image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255
+            with torch.no_grad():
+                right += int(classifier(image).logits.argmax()) == index
+    # resizing here is not the package's own, so a picture on the edge may fall to the other side
+    assert found.report.top1 == pytest.approx(right / 36, abs=0.06)
+
+
+def test_the_same_folder_is_not_judged_on_what_was_learned_from_it(finished_run: Path, cue_folder: Path) -> None:
+    assert evaluate(Run.open(finished_run), str(cue_folder)).report.count == 36
+    assert evaluate(Run.open(finished_run), f"{cue_folder}/../{cue_folder.name}").report.count == 36
+
+
+def test_a_folder_without_parts_is_judged_as_a_whole(finished_run: Path, cue_folder: Path) -> None:
+    run, folder = Run.open(finished_run), str(cue_folder / "test")
+    whole = evaluate(run, folder)
+    assert whole.part == f"{folder}, all"
+    assert whole.report.count == 36
+    assert whole.report.top1 == evaluate(run).report.top1
+
+
+def test_a_flat_folder_that_the_run_learned_from_is_split_as_it_was_then(tmp_path: Path) -> None:
+    from heedmap import TrainOptions, train
+
+    write_cue_part(tmp_path / "flat", 10, 0)
+    options = TrainOptions(
+        data=str(tmp_path / "flat"), out=str(tmp_path / "run"), image_size=32, epochs=1, workers=0, seed=3
+    )
+    run = train(options)
+    kept = run.read_json("evaluation.json")
+    found = evaluate(run, str(tmp_path / "flat"))
+    assert found.report.count == kept["count"] == 6
+    assert found.report.nll == pytest.approx(kept["nll"], abs=1e-6)
+
+
+def test_classes_are_told_apart_by_name_not_by_place(finished_run: Path, cue_folder: Path) -> None:
+    # Whatever order the data's classes come in, the answers must be compared with the right ones.
+    run = Run.open(finished_run)
+    config = run.config["architecture"]
+    config["classes"] = ["red", "blue", "green"]
+    turned = Run(run.path, run.config)
+    classifier_classes = turned.classifier().classes
+    assert classifier_classes == ("red", "blue", "green")
+    moved = evaluate(turned, str(cue_folder))
+    plain = evaluate(Run.open(finished_run))
+    confusion = plain.report.confusion  # rows blue, green, red; columns: outputs 0, 1, 2
+    rows = confusion[[2, 0, 1]]
+    assert torch.equal(moved.report.confusion, rows)
+
+
+def test_unknown_and_missing_classes_are_named() -> None:
+    check_classes(("b", "a"), ("a", "b"))
+    with pytest.raises(DataError, match=r"Class 'caat' is unknown to the run, which has cat, dog\. Did you mean 'cat'"):
+        check_classes(("caat", "dog"), ("cat", "dog"))
+    with pytest.raises(DataError, match="no class 'dog', which the run was trained on"):
+        check_classes(("cat",), ("cat", "dog"))
+
+
+def test_measures_come_from_the_answers() -> None:
+    logits = torch.tensor([[0.0, 9.0], [9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+    pictures = TensorPictures(
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 1, 1]), ("a", "b"), "wxyz"
+    )
+    found = assess(judged(logits, [1, 0, 1, 1]), pictures, ("a", "b"), "test")
+    assert found.report.top1 == 0.75
+    assert found.images_per_second == 2.0
+    assert found.pointing is None
+    assert json.loads(json.dumps(found.as_dict()))["top1"] == 0.75
+
+
+def test_maps_are_kept_and_pointing_is_measured_where_boxes_are_known(finished_run: Path) -> None:
+    classifier = Run.open(finished_run).classifier()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
+    pictures = TensorPictures(images, torch.tensor([0, 1]), classifier.classes, ("a", "b"), boxes=boxes)
+    found = assess(run_over(classifier, pictures, CPU, "float32"), pictures, classifier.classes, "test")
+    assert found.pointing is not None
+    assert set(found.pointing) >= {"centre", "random", *classifier.taps}
+    assert found.pointing["random"] == pytest.approx((1 + 0.25) / 2)
+
+
+def test_what_is_written_is_what_was_found(finished_run: Path, tmp_path: Path) -> None:
+    found = evaluate(Run.open(finished_run))
+    out = write_evaluation(found, tmp_path / "deep" / "folder")
+    assert json.loads((out / "evaluation.json").read_text())["confusion"] == found.report.confusion.tolist()
+    with Image.open(out / "confusion.png") as picture:
+        assert picture.width == picture.height == 320
+    assert not list(out.glob(".*"))
+
+
+def test_the_audit_comes_back_as_it_was_written(finished_run: Path) -> None:
+    run = Run.open(finished_run)
+    kept = read_audit(run.read_json("audit.json"))
+    assert kept.pictures == {"train": 36, "test": 36}
+    audit = Audit({"train": 1}, {"train": {"a": 1}}, (Finding("odd", ("train",), ("p",), "n"),), 0, 0.5, "full")
+    from dataclasses import asdict
+
+    assert read_audit(json.loads(json.dumps(asdict(audit)))) == audit
+
+
+def test_an_epoch_comes_back_with_what_was_not_a_number(finished_run: Path) -> None:
+    record = next(each for each in Run.open(finished_run).read_metrics() if each["kind"] == "epoch")
+    assert epoch_report(record).epoch == 1
+    assert math.isnan(epoch_report({**record, "validation_loss": None}).validation_loss)
+
+
+def test_a_sheet_of_panels_is_one_picture_a_row(finished_run: Path, cue_folder: Path) -> None:
+    import io
+
+    classifier = Run.open(finished_run).classifier()
+    pictures = open_data(str(cue_folder)).train
+    heights = []
+    for count in (1, 3):
+        views = torch.stack([pictures.load(row, 32) for row in range(count)])
+        with Image.open(io.BytesIO(panel_sheet(classifier, views))) as sheet:
+            heights.append(sheet.height)
+    assert heights[1] == 3 * heights[0]
+
+
+def test_the_report_of_a_run_says_that_the_test_part_was_touched_once(finished_run: Path) -> None:
+    page = (finished_run / "report.html").read_text()
+    assert "once" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    for name in CUE_CLASSES:
+        assert name in page
