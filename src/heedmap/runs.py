@@ -274,7 +274,8 @@ class Run:
         return part
 
     def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        metadata = {"format": "pt", "schema": str(SCHEMA), "progress": json.dumps(progress)}
+        # One entry only: safetensors writes several in an order of its own, and equal weights make equal files.
+        metadata = {"progress": json.dumps(progress)} if progress else {"format": "pt"}
         self.write(name, save(tensors, metadata))
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
