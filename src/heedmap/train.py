@@ -40,7 +40,7 @@ from heedmap.listener import Listener
 from heedmap.options import TrainOptions, plan_sentence
 from heedmap.records import Audit, EpochReport, StepReport
 from heedmap.runs import AUDIT, Run, free_name
-from heedmap.training.fit import Fitting, fit
+from heedmap.training.fit import Fitting, fit, make_accelerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,8 +79,6 @@ def train(
         DataError, ModelError, OptionError, RunError, TrainingError: see :mod:`heedmap.errors`.
         Stopped: SIGINT or SIGTERM came; the state is saved.
     """
-    from accelerate import Accelerator
-
     run = None
     if resume is not None:
         run = Run.open(resume, finished=False)
@@ -90,7 +88,7 @@ def train(
         run.clean()  # before the processes meet: later another one may be writing
     elif options.out is not None:
         Run.refuse_existing(options.out)
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
     prepared = prepare(options, listener)
     if run is not None:

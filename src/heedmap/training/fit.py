@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,6 +31,7 @@ from heedmap.training.precision import autocast, resolve
 from heedmap.training.schedules import SCHEDULES
 
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
+WAIT = timedelta(hours=1)  # for the other processes
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -81,7 +84,15 @@ def fit(
         TrainingError: from the iteration, when the loss is not finite.
         RunError: ``state`` does not belong to this classifier and these options.
     """
-    return Fitting(classifier, train, validation, options, accelerator or Accelerator(), state, on_step)
+    return Fitting(classifier, train, validation, options, accelerator or make_accelerator(), state, on_step)
+
+
+def make_accelerator() -> Accelerator:
+    """What places the model and joins the processes that torchrun started: NCCL on GPUs, gloo on the CPU."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    # Where it is not told that the CPU is meant, Accelerate leaves several processes strangers to each other there.
+    # All others wait while the first one judges the test part, which may take longer than NCCL's ten minutes.
+    return Accelerator(cpu=not has_gpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
 
 
 class Fitting:
