@@ -35,8 +35,8 @@ class Told(Listener):
 
 
 def bomb(path: Path) -> None:
-    """A PNG of 60 bytes that promises 3.6 thousand million pixels."""
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    """A PNG of 68 bytes that promises 108 million pixels: more than heedmap allows, less than Pillow refuses."""
+    header = struct.pack(">IIBBBBB", 12000, 9000, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
@@ -212,11 +212,11 @@ def test_a_query_that_cannot_be_read_is_named(
     ("words", "said"),
     [
         (("--model", "resnt18"), "Unknown model 'resnt18'. Did you mean 'resnet18'?"),
-        (("--model", "compct"), "compct"),
+        (("--model", "compct"), "Unknown model 'compct'. Did you mean 'compact'?"),
         (("--taps", "stage9"), "No tap 'stage9'"),
         (("--model", "paper-vgg", "--image-size", 16, "--taps", "conv99"), "conv99"),
-        (("--image-size", 8, "--model", "paper-vgg"), "8"),
-        (("--image-size", 8, "--model", "resnet18"), "8"),
+        (("--image-size", 8, "--model", "paper-vgg"), "A picture of 8 x 8 is too small for paper-vgg"),
+        (("--image-size", 8, "--model", "resnet18"), "A picture of 8 x 8 is too small for timm/resnet18"),
         (("--pretrained", "hub"), "compact has no pretrained weights"),
         (("--model", "resnet18", "--pretrained", "absent.pt"), "No weights file absent.pt"),
         (("--head", "residual"), "head 'residual'"),
@@ -253,6 +253,32 @@ def test_weights_that_are_a_pickled_module_are_refused(cue_folder: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+class Trap:
+    """Leaves a file behind wherever it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[Path], object], tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_file_of_weights_runs_code(cue_folder: Path, copied_run: Path, tmp_path: Path, refusal: Refusal) -> None:
+    mark, trap = tmp_path / "ran", Trap(tmp_path / "ran")
+    pickle.loads(pickle.dumps(trap))
+    assert mark.exists()
+    mark.unlink()
+    (copied_run / "manifest.json").unlink()
+    places = (tmp_path / "trap.pt", copied_run / "checkpoint.safetensors")
+    for write in (lambda path: torch.save({"w": trap}, path), lambda path: path.write_bytes(pickle.dumps(trap))):
+        for path in places:
+            write(path)
+        words = ("--model", "resnet18", "--pretrained", places[0], "--out", tmp_path / "run")
+        assert "trap.pt" in refusal("train", cue_folder, *SMALL, *words)
+        assert "checkpoint.safetensors is a pickle, which can run code" in refusal("train", "--resume", copied_run)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -266,7 +292,7 @@ def test_weights_that_are_a_pickled_module_are_refused(cue_folder: Path, tmp_pat
         (("train", "x", "--attention", "dott"), "'dott'"),
         (("train", "x", "y"), "y"),
         (("train",), "Name the data"),
-        (("evaluate",), "RUN"),
+        (("evaluate",), "Missing from heedmap evaluate: STR The run folder."),
         (("list", "modles"), "modles"),
         (("train", "x", "--config", "absent.yaml"), "Config file absent.yaml cannot be read: No such file"),
         (("evaluate", "x", "--device", "warp"), "No run folder x"),

@@ -1,6 +1,7 @@
 """The command line: help at once, every option told, each command ends with the next one."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -208,6 +209,28 @@ def test_visualize_says_why_a_query_changes_nothing(
     red, blue = (cue_folder / "test" / name / "000.png" for name in ("red", "blue"))
     text = told(capsys, "visualize", finished_run, red, "--query", blue, "--out", tmp_path / "maps")
     assert "The query cannot change this map" in text
+
+
+def test_demo_draws_unseen_scenes_and_ends_with_the_next_command(
+    finished_run: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainOptions] = []
+
+    def trained(options: TrainOptions, **_: object) -> Run:
+        asked.append(options)
+        return Run.open(finished_run)
+
+    demo = importlib.import_module("heedmap.demo")
+    monkeypatch.setattr(demo, "train", trained)
+    monkeypatch.setattr(demo, "DRAWN", 3)
+    text = told(capsys, "demo", "--out", tmp_path / "demo", "--seed", 5)
+    assert [(options.data, options.out, options.seed) for options in asked] == [
+        ("digit-scenes", str(tmp_path / "demo" / "run"), 5)
+    ]
+    assert len(list((tmp_path / "demo" / "scenes").rglob("*.png"))) == 3
+    assert len(list((tmp_path / "demo" / "maps" / "panels").iterdir())) == 3
+    assert str(tmp_path / "demo" / "maps" / "index.html") in text
+    assert last_line(text).startswith("Next: heedmap train DIR")
 
 
 def test_list_shows_models_attentions_and_sets(capsys: Captured) -> None:

@@ -43,7 +43,7 @@ def process(rank: int, port: int, words: list[str], log: str, signal_at: int | N
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
     )  # fmt: skip
     from heedmap.cli import main
-    from heedmap.train import Keeper
+    from heedmap.keeper import Keeper
 
     torch.set_num_threads(1)
     if signal_at is not None and rank == 1:  # only one of the two is asked to stop

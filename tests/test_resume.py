@@ -255,6 +255,21 @@ def test_a_run_whose_audit_was_never_written_can_be_taken_up(cue_folder: Path, t
     assert train(options, resume=out).is_finished
 
 
+def test_tensorboard_has_every_step_once_after_a_death(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    options = options_for(cue_folder, out, epochs=6, tensorboard=True)
+    monkeypatch.setattr("heedmap.keeper.RECORD_STEPS", 1)
+    with pytest.raises(Death):
+        train(options, listener=StopsAt(15, die))  # its last checkpoint is that of epoch 3
+    train(options, resume=out)
+    events = accumulators.EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 25))
+    assert [event.step for event in events.Scalars("epoch/validation_accuracy")] == list(range(4, 25, 4))
+
+
 # --- processes that are killed --------------------------------------------------------------------------------------
 
 

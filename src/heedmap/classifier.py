@@ -62,6 +62,8 @@ class AttentionClassifier(nn.Module):
         self.image_size = image_size
         self.attention_name, self.weights = attention_name, weights
         self.uses_query = any(attention.uses_query for attention in attentions.values())
+        # Crops for training are smaller than the pictures judged, unless the network is bound to one size.
+        self.takes_any_size = backbone.fixed_size is None and attention_name != "feature-dense"
         self.is_gate = attention_kind(attention_name).is_gate
         self.mean: Tensor
         self.std: Tensor

@@ -9,36 +9,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import math
 import os
 import platform
 import shlex
 import shutil
-import signal
 import statistics
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check_splits, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, OptionError, RunError, Stopped
-from heedmap.evaluate import complete, panel_sheet
+from heedmap.errors import DataError, RunError
+from heedmap.evaluate import complete
+from heedmap.keeper import Keeper
 from heedmap.listener import Listener
 from heedmap.options import TrainOptions, plan_sentence
-from heedmap.records import Audit, EpochReport, StepReport
+from heedmap.records import Audit
 from heedmap.runs import AUDIT, Run, free_name
 from heedmap.training.fit import Fitting, fit, make_accelerator
 
@@ -48,8 +43,6 @@ if TYPE_CHECKING:
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
 MOST_VALIDATION = 5000  # pictures; more tell no more about which epoch was best
 UNREADABLE_SHARE = 0.02
-RECORD_STEPS = 20  # steps between two lines of metrics.jsonl
-PANEL_SECONDS = 20.0  # between two panels of maps while training goes
 JUDGED_BATCH = 200  # pictures judged at a time
 
 
@@ -212,7 +205,7 @@ def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
         side = 128
     if options.model != "compact":  # timm and torchvision networks are made for photographs
         return 224 if side > 160 else max(64, int(side) // 32 * 32)
-    return max(16, int(side) // 8 * 8) if side <= 96 else 128 if side <= 176 else 160
+    return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
 
 
 def _short_side(path: Path) -> int:
@@ -288,8 +281,10 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     assert options.augment is not None
     size, workers, memory = options.image_size, workers_to_use(options), memory_to_use(options.memory, share.world)
     augmentation = views.Augmentation(options.augment, bool(options.flip))
-    store = Store(prepared.splits.train, views.stored_size(size, augmentation), workers, memory)
-    batches = TrainingBatches(store, size, options.batch_size, augmentation, options.seed, share)
+    # A dense matrix, or a network for one size alone, must be trained at the size at which it judges.
+    view = views.view_size(size, augmentation) if classifier.takes_any_size else size
+    store = Store(prepared.splits.train, size, workers, memory)
+    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share)
     judged = None
     if prepared.validation is not None:
         held_out = Store(prepared.validation, size, workers, memory)
@@ -298,104 +293,11 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     state = keeper.run.load_checkpoint()
     going_on = keeper.run.read_metrics() or state is not None
     fitting = fit(classifier, batches, judged, options, accelerator=accelerator, state=state, on_step=keeper.on_step)
-    keeper.fitting = fitting
+    keeper.attend(fitting)
     if going_on and accelerator.is_main_process:  # a death before the first checkpoint leaves lines too
         keeper.run.rewind_metrics(fitting.step, fitting.judged)
         keeper.listener.message(f"Going on after step {fitting.step} of {fitting.total_steps}.")
     return fitting
-
-
-class Keeper:
-    """Keeps the run's files up to date while training goes, and stops it when the user asks."""
-
-    def __init__(self, run: Run, options: TrainOptions, accelerator: Accelerator, listener: Listener) -> None:
-        self.run, self.options, self.accelerator, self.listener = run, options, accelerator, listener
-        self.fitting: Fitting | None = None
-        self.saved = time.monotonic()
-        self.drawn = -math.inf
-        self.asked_to_stop = False
-        self.events = _tensorboard(run) if options.tensorboard and accelerator.is_main_process else None
-
-    def on_step(self, report: StepReport) -> None:
-        """Record, save now and then, stop if asked to."""
-        self.listener.step(report)
-        if report.step % RECORD_STEPS == 0:
-            self.record("step", dataclasses.asdict(report))
-        if self._stop_wanted():
-            self.save()
-            raise self._stopped(report)
-        if time.monotonic() - self.saved >= self.options.save_every:
-            self.save()
-
-    def on_epoch(self, report: EpochReport, sample: Tensor | None) -> None:
-        """Record, draw a panel of maps, save."""
-        assert self.fitting is not None
-        self.record("epoch", {"step": self.fitting.step, **dataclasses.asdict(report)})
-        self.listener.epoch(report)
-        for warning in report.warnings:
-            self.listener.message(warning)
-        due = time.monotonic() - self.drawn > PANEL_SECONDS or report.epoch == report.epochs
-        if sample is not None and due and self.accelerator.is_main_process:
-            sheet = panel_sheet(self.fitting.averaged, sample)
-            self.run.write(f"panels/epoch-{report.epoch:04d}.jpg", sheet)
-            if self.events is not None:
-                pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(sheet))))
-                self.events.add_image("maps", pixels, self.fitting.step, dataformats="HWC")
-            self.drawn = time.monotonic()
-        self.save()
-        if self._stop_wanted():
-            raise self._stopped(report)
-
-    def _stop_wanted(self) -> bool:
-        """Whether any process was asked to stop; all must leave after the same step, or the rest wait for ever."""
-        if self.accelerator.num_processes == 1:
-            return self.asked_to_stop
-        asked = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked) > 0)
-
-    def _stopped(self, report: StepReport | EpochReport) -> Stopped:
-        return Stopped(
-            f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `heedmap train --resume {self.run.path}`."
-        )
-
-    def record(self, kind: str, values: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and to TensorBoard where that is wanted; on the first process only."""
-        if not self.accelerator.is_main_process:
-            return
-        self.run.append_metrics({"kind": kind, **values})
-        if self.events is not None:
-            for name, value in values.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self.events.add_scalar(f"{kind}/{name}", value, values["step"])
-
-    def save(self) -> None:
-        """Write a checkpoint, on the first process."""
-        if self.accelerator.is_main_process and self.fitting is not None:
-            self.run.save_checkpoint(*self.fitting.state())
-        self.saved = time.monotonic()
-
-    @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """While inside, SIGINT and SIGTERM stop training after the step under way, with its state saved.
-
-        A second signal of the same kind does what it always does.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _frame: object) -> None:
-            self.asked_to_stop = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _follow(fitting: Fitting, keeper: Keeper, validation: Pictures | None) -> None:
@@ -404,7 +306,7 @@ def _follow(fitting: Fitting, keeper: Keeper, validation: Pictures | None) -> No
     if validation is not None and fitting.options.image_size:
         rows = torch.linspace(0, len(validation) - 1, min(6, len(validation))).long().tolist()
         sample = torch.stack([validation.load(row, fitting.options.image_size) for row in rows])
-    with keeper.heeding_signals():
+    with keeper.on_duty():
         for report in fitting:
             keeper.on_epoch(report, sample)
 
@@ -418,11 +320,3 @@ def _tidied(run: Run, fresh: bool) -> Iterator[None]:
         if fresh and not run.has_checkpoint:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-def _tensorboard(run: Run) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise OptionError("--tensorboard needs the package: pip install 'heedmap[tensorboard]'.") from None
-    return SummaryWriter(str(run.path / "tensorboard"))

@@ -42,7 +42,7 @@ def parse(command: type[Command], name: str, words: Sequence[str], default: Comm
     """
     _check_flags(command, name, words)
     said = io.StringIO()
-    config = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.HelptextFromCommentsOff)
+    config = (tyro.conf.DisallowNone, tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(said):
             made = tyro.cli(command, prog=f"heedmap {name}", args=list(words), default=default, config=config)

@@ -58,6 +58,7 @@ class Compact(Backbone):
         stem_stride: 1, 2 or 4: how much the stem shrinks the picture before the first stage.
         widths: channels of the stem and of the three stages.
         blocks: residual blocks in each stage.
+        strides: how much each stage shrinks its input, 1 or 2.
     """
 
     name = "compact"
@@ -65,7 +66,11 @@ class Compact(Backbone):
     std = (0.25, 0.25, 0.25)
 
     def __init__(
-        self, stem_stride: int = 1, widths: tuple[int, ...] = WIDTHS, blocks: tuple[int, ...] = (1, 1, 1)
+        self,
+        stem_stride: int = 1,
+        widths: tuple[int, ...] = WIDTHS,
+        blocks: tuple[int, ...] = (1, 1, 1),
+        strides: tuple[int, ...] = (2, 2, 2),
     ) -> None:
         super().__init__()
         if stem_stride not in (1, 2, 4):
@@ -75,10 +80,10 @@ class Compact(Backbone):
             self.stem.append(nn.MaxPool2d(2, ceil_mode=True))
         stages, channels, stride = [], widths[0], stem_stride
         names = [f"stage{number}" for number in range(1, len(blocks) + 1)]
-        for name, width, depth in zip(names, widths[1:], blocks, strict=True):
-            body = [ResidualBlock(channels if i == 0 else width, width, 2 if i == 0 else 1) for i in range(depth)]
+        for name, width, depth, shrink in zip(names, widths[1:], blocks, strides, strict=True):
+            body = [ResidualBlock(channels if i == 0 else width, width, shrink if i == 0 else 1) for i in range(depth)]
             self.add_module(name, nn.Sequential(*body))
-            channels, stride = width, stride * 2
+            channels, stride = width, stride * shrink
             stages.append(Stage(name, width, stride))
         self.stages = tuple(stages)
         self.query_channels = channels
@@ -87,8 +92,12 @@ class Compact(Backbone):
 
     @classmethod
     def for_size(cls, size: int) -> Compact:
-        """The net for pictures ``size`` pixels wide: the deepest tap has 4 x 4 positions at 32, 8 x 8 at 64 and 128."""
-        return cls(1 if size <= 80 else 2 if size <= 176 else 4)
+        """The net for pictures ``size`` pixels wide: the deepest tap has 8 x 8 positions at 32 and 64, 9 x 9 at 144."""
+        if size <= 48:
+            return cls(1, strides=(2, 2, 1))
+        if size <= 80:
+            return cls(2, strides=(2, 2, 1))
+        return cls(2 if size <= 176 else 4, blocks=(1, 2, 2))
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """See :class:`heedmap.backbones.chain.Backbone`."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from heedmap.backbones import OWN_BACKBONES
 from heedmap.backbones.chain import IMAGENET_MEAN, IMAGENET_STD
 from heedmap.errors import ModelError, nearest
 
@@ -69,7 +70,9 @@ def find_model(name: str) -> tuple[str, str]:
         if model in models or (candidate == "timm" and model in _library("timm").list_pretrained()):
             return candidate, model
         known += models
-    raise ModelError(f"Unknown model {name!r}.{nearest(model, known)} See all names with: heedmap list")
+    raise ModelError(
+        f"Unknown model {name!r}.{nearest(model, [*OWN_BACKBONES, *known])} See all names with: heedmap list"
+    )
 
 
 def make_network(library: str, model: str, *, hub: bool, num_classes: int | None) -> nn.Module:

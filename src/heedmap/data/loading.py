@@ -100,7 +100,7 @@ class TrainingBatches:
     """Training pictures, shuffled and varied.
 
     Args:
-        store: pictures at :func:`heedmap.data.augmentation.stored_size`.
+        store: pictures at the size at which the network will judge.
         size: side of the views that the network gets.
         batch_size: pictures a step, over all processes; never more than there are pictures.
         augmentation: how they are varied.
