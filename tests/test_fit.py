@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from conftest import CUE_CLASSES, CUE_PICTURE_SIDE, cue_picture
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.data import augmentation as views
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.decoding import to_tensor
 from heedmap.data.loading import Share, Store, TrainingBatches, plain_batches
@@ -162,7 +163,7 @@ def test_training_stops_early_when_validation_does_not_improve() -> None:
 
 def test_after_training_the_classifier_holds_the_weights_of_the_best_epoch() -> None:
     accuracies = [0.3, 0.7, 0.7, 0.7, 0.5]
-    losses = [1.0, 0.9, 0.8, 0.85, 0.1]
+    losses = [1.0, 0.9, 0.8, 0.8, 0.1]  # of two alike the first is kept
     classifier = probe()
     options = settings(epochs=5, averaging=0.0)
     fitting = fit(classifier, batches_of(cue_pictures(12, 0)), None, options)
@@ -297,12 +298,16 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels() -> None:
 
 
 def test_the_loss_of_mixed_pictures_is_shared_by_area_with_the_picture_one_row_up() -> None:
-    logits = torch.tensor([[math.log(2), 0.0, 0.0], [0.0, 0.0, math.log(6)]])
-    labels = torch.tensor([0, 2])
-    # Row 0 has probabilities 1/2, 1/4, 1/4 and row 1 has 1/8, 1/8, 6/8; the other's label is 2 and 0.
-    own = (math.log(2) + math.log(8 / 6)) / 2
-    other = (math.log(4) + math.log(8)) / 2
+    logits = torch.tensor([[math.log(4), math.log(2), 0.0], [0.0, 0.0, math.log(6)], [0.0, math.log(2), 0.0]])
+    labels = torch.tensor([0, 2, 1])
+    # Rows have probabilities 4:2:1, 1:1:6 and 1:2:1; the labels of the rows above are 1 (the last one's), 0 and 2.
+    own = (math.log(7 / 4) + math.log(8 / 6) + math.log(4 / 2)) / 3
+    other = (math.log(7 / 2) + math.log(8 / 1) + math.log(4 / 1)) / 3
     assert loss_of(settings(), logits, labels, 0.7) == pytest.approx(0.7 * own + 0.3 * other)
+    # The picture that is pasted in and the label that goes with it are of the same row.
+    pictures = labels.float()[:, None, None, None].expand(3, 3, 8, 8)
+    mixed, _ = views.cutmix(pictures, torch.tensor([0.5, 0.0, 0.0]))
+    assert mixed[:, 0, 0, 0].tolist() == [1, 0, 2]
 
 
 def test_cutmix_is_used_in_its_share_of_the_steps_and_mixes_as_the_loss_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class TrainOptions:
         pretrained: hub, or a file of weights (.safetensors, .pt). Default: none; training starts from scratch.
         epochs: Passes over the training part. Default: from its size.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
-        optimizer: sgd (Nesterov momentum 0.9) or adamw. Default: adamw where pretrained weights are used, else sgd.
+        optimizer: adamw, or sgd (Nesterov momentum 0.9). Default: adamw.
         learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
         weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer.
         schedule: Course of the learning rate.

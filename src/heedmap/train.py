@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
+RATES = {"adamw": (3e-3, 0.05), "sgd": (0.1, 5e-4)}  # learning rate at 48 pictures a step, and weight decay
 MOST_VALIDATION = 5000  # pictures; more tell no more about which epoch was best
 UNREADABLE_SHARE = 0.02
 JUDGED_BATCH = 200  # pictures judged at a time
@@ -152,13 +153,11 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     kind: Any = options.augment or chosen.kind
     fine_tuned = options.pretrained is not None
     small = size <= views.SHIFT_UP_TO
-    batch = options.batch_size or min(256 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
+    batch = options.batch_size or min(128 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
     epochs = options.epochs or round(min(max((1000 if fine_tuned else 3400) / math.sqrt(count), 4), 200))
-    optimizer = options.optimizer or ("adamw" if fine_tuned else "sgd")
-    rate = options.learning_rate or (3e-4 if optimizer == "adamw" else 0.1) * math.sqrt(batch / 48)
-    decay = options.weight_decay
-    if decay is None:
-        decay = 0.02 if optimizer == "adamw" else 5e-4
+    optimizer: Any = options.optimizer or "adamw"
+    rate, decay = RATES[optimizer]
+    rate *= math.sqrt(batch / 48) * (0.1 if fine_tuned else 1)
     return replace(
         options,
         image_size=size,
@@ -168,8 +167,8 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
         batch_size=batch,
         epochs=epochs,
         optimizer=optimizer,
-        learning_rate=rate,
-        weight_decay=decay,
+        learning_rate=rate if options.learning_rate is None else options.learning_rate,
+        weight_decay=decay if options.weight_decay is None else options.weight_decay,
     )
 
 

@@ -97,7 +97,7 @@ class Compact(Backbone):
             return cls(1, strides=(2, 2, 1))
         if size <= 80:
             return cls(2, strides=(2, 2, 1))
-        return cls(2 if size <= 176 else 4, blocks=(1, 2, 2))
+        return cls(2 if size <= 176 else 4)
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """See :class:`heedmap.backbones.chain.Backbone`."""

@@ -43,8 +43,8 @@ def choose(size: int, flippable: bool) -> Augmentation:
 def view_size(size: int, augmentation: Augmentation) -> int:
     """Side of the views to train on, for a network that will judge pictures ``size`` pixels wide.
 
-    Random crops show things larger than whole pictures do. A network trained on crops judges better at a somewhat larger
-    size than that of the crops (Touvron et al., NeurIPS 2019, arXiv 1906.06423): nine eighths here.
+    Random crops show things larger than whole pictures do. A network trained on crops judges better at a somewhat
+    larger size than that of the crops (Touvron et al., NeurIPS 2019, arXiv 1906.06423): nine eighths here.
     """
     return size if augmentation.kind != "crop" else max(16, round(size / 9) * 8)
 
