@@ -29,8 +29,9 @@ READOUTS = [(attention, weights) for attention, weights in ALL if not ATTENTIONS
 
 
 def made(attention: str = "parametrised", weights: str | None = None, **changes: Any) -> AttentionClassifier:
-    """A classifier for 32 pixels whose scores are not zero, in eval mode."""
-    settings = {"model": "compact", "head": "concat", "taps": None, "image_size": 32, "classes": CLASSES, **changes}
+    """A classifier whose scores are not zero, in eval mode: for 32 pixels, or 16 where a dense matrix would be large."""
+    size = 16 if attention == "feature-dense" else 32
+    settings = {"model": "compact", "head": "concat", "taps": None, "image_size": size, "classes": CLASSES, **changes}
     torch.manual_seed(0)
     classifier = build_classifier(Architecture(attention=attention, weights=weights, **settings)).eval()
     return awake(classifier)
@@ -43,6 +44,11 @@ def awake(classifier: AttentionClassifier) -> AttentionClassifier:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0, 0.3)
     return classifier
+
+
+def fitting(classifier: AttentionClassifier, images: Tensor) -> Tensor:
+    """The top left corner of the pictures, of the size that the classifier was made for."""
+    return images[..., : classifier.image_size, : classifier.image_size]
 
 
 class Trained(nn.Module):
@@ -76,14 +82,15 @@ def test_every_attention_and_head_answers_with_logits_and_the_maps_it_used(
 ) -> None:
     classifier = made(attention, weights, head=head)
     with torch.no_grad():
-        output = classifier(images)
+        output = classifier(fitting(classifier, images))
     assert output.logits.shape == (4, 3)
     assert output.logits.dtype == torch.float32
     torch.testing.assert_close(output.probabilities.sum(1), torch.ones(4))
-    grids = {"stage2": 8, "stage3": 4}
-    assert tuple(output.attention) == classifier.taps == (("stage3",) if classifier.is_gate else tuple(grids))
-    for tap, weight in output.attention.items():
-        assert weight.shape == (4, 1, grids[tap], grids[tap])
+    assert tuple(output.attention) == classifier.taps
+    assert classifier.taps == (("stage3",) if classifier.is_gate else ("stage2", "stage3"))
+    side = 4 if attention == "feature-dense" else 8
+    for weight in output.attention.values():
+        assert weight.shape == (4, 1, side, side)
         assert weight.dtype == torch.float32
         assert weight.min() >= 0
         if classifier.is_gate and weights == "softmax":  # softmax over all features, times their number
@@ -102,7 +109,7 @@ def test_maps_stay_float32_under_bf16_and_softmax_still_sums_to_one(
 ) -> None:
     classifier = made(attention, weights)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        output = classifier(images)
+        output = classifier(fitting(classifier, images))
     assert output.logits.dtype == torch.float32
     for weight in output.attention.values():
         assert weight.dtype == torch.float32
@@ -113,8 +120,9 @@ def test_maps_stay_float32_under_bf16_and_softmax_still_sums_to_one(
 @pytest.mark.parametrize(("attention", "weights"), ALL)
 def test_a_picture_is_answered_the_same_alone_and_in_a_batch(attention: str, weights: str, images: Tensor) -> None:
     classifier = made(attention, weights).double()
+    pictures = fitting(classifier, images.double())
     with torch.no_grad():
-        together, alone = classifier(images.double()), classifier(images[2:3].double())
+        together, alone = classifier(pictures), classifier(pictures[2:3])
     torch.testing.assert_close(together.logits[2:3], alone.logits, atol=1e-9, rtol=0)
     for tap in classifier.taps:
         torch.testing.assert_close(together.attention[tap][2:3], alone.attention[tap], atol=1e-9, rtol=0)
@@ -151,7 +159,7 @@ def test_one_query_may_serve_a_whole_batch(images: Tensor) -> None:
     with torch.no_grad():
         query = classifier.query(images[:1])
         one, many = classifier(images, query=query), classifier(images, query=query.expand(4, -1))
-    assert torch.equal(one.logits, many.logits)
+    torch.testing.assert_close(one.logits, many.logits, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("head", ["concat", "indep"])
@@ -166,7 +174,7 @@ def test_the_control_has_the_trunk_and_the_head_of_the_net_with_attention(head: 
     assert parameters(parametrised.attentions) == 128 + 256  # u at each of the two taps
     with torch.no_grad():
         maps = control(images).attention
-    assert torch.equal(maps["stage3"], torch.full((4, 1, 4, 4), 1 / 16))
+    assert torch.equal(maps["stage3"], torch.full((4, 1, 8, 8), 1 / 64))
 
 
 def test_a_fresh_net_with_attention_answers_as_its_control_does(images: Tensor) -> None:
@@ -178,13 +186,13 @@ def test_a_fresh_net_with_attention_answers_as_its_control_does(images: Tensor) 
         torch.testing.assert_close(attention(images).logits, control(images).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size", [8, 17, 50])
+@pytest.mark.parametrize(("size", "side"), [(8, 2), (17, 5), (50, 7), (100, 7)])
 @pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "feature-dense"])
-def test_odd_and_small_pictures_work(attention: str, size: int, generator: torch.Generator) -> None:
+def test_odd_and_small_pictures_work(attention: str, size: int, side: int, generator: torch.Generator) -> None:
     classifier = made(attention, image_size=size)
     with torch.no_grad():
         output = classifier(torch.rand(2, 3, size, size, generator=generator))
-    side = -(-size // 8)
+    assert classifier.backbone.grid_side("stage3", size) == side
     assert output.attention["stage3"].shape == (2, 1, side, side)
 
 
@@ -259,7 +267,7 @@ def test_a_single_tap_has_no_combined_map(images: Tensor) -> None:
     [
         ({"taps": ("stage22",)}, r"No tap 'stage22' .* stage1, stage2, stage3.* Did you mean 'stage2'"),
         ({"taps": ("stage2", "stage2")}, "named twice"),
-        ({"image_size": 7}, "7 x 7 is too small for compact.* at least 8"),
+        ({"image_size": 3}, "3 x 3 is too small for compact.* at least 4"),
         ({"attention": "parametrized"}, "Did you mean 'parametrised'"),
         ({"weights": "hardmax"}, "hardmax"),
         ({"attention": "none", "weights": "sigmoid"}, "'none' has no weights 'sigmoid'"),
