@@ -29,7 +29,7 @@ READOUTS = [(attention, weights) for attention, weights in ALL if not ATTENTIONS
 
 
 def made(attention: str = "parametrised", weights: str | None = None, **changes: Any) -> AttentionClassifier:
-    """A classifier whose scores are not zero, in eval mode; for 16 pixels where a dense matrix would be large, else 32."""
+    """A classifier whose scores are not zero, in eval mode: for 32 pixels, and 16 where a dense matrix needs it."""
     size = 16 if attention == "feature-dense" else 32
     settings = {"model": "compact", "head": "concat", "taps": None, "image_size": size, "classes": CLASSES, **changes}
     torch.manual_seed(0)
