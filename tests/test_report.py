@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from heedmap.errors import DataError
-from heedmap.evaluation.classification import classification_report
+from heedmap.evaluation.classification import classification_report, wilson_interval
 from heedmap.records import Audit, EpochReport, Finding
-from heedmap.report import TEST_ONCE, ReportData, ReportPanel, most_confused, report_page, wilson_interval, write_report
+from heedmap.report import TEST_ONCE, ReportData, ReportPanel, most_confused, report_page, write_report
 from heedmap.report.charts import Series, line_chart, matrix, nice_ticks
 
 CLASSES = ("sea", "ice <&> snow")

@@ -14,6 +14,7 @@ from heedmap.train import train
 from heedmap.visualize import visualize
 
 EPOCHS = 12
+BATCH = 64  # twice the steps of the default: the digit is found sooner
 DRAWN = 24  # unseen scenes drawn
 
 
@@ -25,7 +26,10 @@ def demo(out: str | Path, *, seed: int = 0, listener: Listener | None = None) ->
         Stopped: SIGINT or SIGTERM came; the run can go on.
     """
     folder = Path(out)
-    run = train(TrainOptions(data="digit-scenes", out=str(folder / "run"), epochs=EPOCHS, seed=seed), listener=listener)
+    run = train(
+        TrainOptions(data="digit-scenes", out=str(folder / "run"), epochs=EPOCHS, batch_size=BATCH, seed=seed),
+        listener=listener,
+    )
     scenes = digit_scenes("test", DRAWN, seed=seed + 1)
     files = []
     with disk(folder / "scenes"):

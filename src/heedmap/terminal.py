@@ -94,7 +94,9 @@ def show_table(head: str, lines: Mapping[str, str], width: int | None = None) ->
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
     """Print accuracy, calibration, classes, and pointing."""
-    interval = wilson(found["top1"], found["count"])
+    from heedmap.evaluation.classification import wilson_interval
+
+    interval = wilson_interval(found["top1"], found["count"])
     show_table(
         f"{found['part']}, {found['count']:,} pictures",
         {
@@ -114,15 +116,6 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     if found.get("pointing"):
         shown = {name: f"{share:.1%}" for name, share in found["pointing"].items()}
         show_table("hottest point inside the object's box", shown)
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share that was seen in ``count`` trials (Wilson 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def show_audit(found: Audit, most: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -174,3 +175,14 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if not logits.isfinite().all():
         bad = int((~logits.isfinite().all(dim=1)).sum())
         raise ModelError(f"The logits of {bad} of {len(logits)} pictures are not finite; the weights are broken.")
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of ``count`` pictures (Wilson 1927, without continuity correction).
+
+    It says how far the figure might be off because the test part is small; not how much another seed would change it.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - reach), min(1.0, middle + reach)

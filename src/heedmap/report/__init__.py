@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heedmap.errors import DataError
+from heedmap.evaluation.classification import wilson_interval
 from heedmap.records import Audit, EpochReport
 from heedmap.report.charts import Series, line_chart, matrix
 
@@ -136,17 +137,6 @@ def report_page(data: ReportData) -> str:
         findings=_findings(data.audit),
         most_findings=MOST_FINDINGS,
     )
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of ``count`` pictures (Wilson 1927, without continuity correction).
-
-    It says how far the figure might be off because the test part is small; not how much another seed would change it.
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def most_confused(

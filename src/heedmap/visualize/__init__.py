@@ -182,7 +182,7 @@ def _judging(classifier: AttentionClassifier, device: str | torch.device) -> Ite
 
 def _make_folder(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise DataError(f"Output folder {out} is not empty; name another one, or allow overwriting.")
+        raise DataError(f"Output folder {out} is not empty; name another one, or say overwrite.")
     for part in ("panels", "maps", "thumbnails"):
         (out / part).mkdir(parents=True, exist_ok=True)
 
