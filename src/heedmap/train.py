@@ -88,7 +88,10 @@ def train(
     if run is not None:
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
-    classifier = build_classifier(prepared.architecture, None if run else options.pretrained)
+    begun = run is not None and run.has_checkpoint
+    classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
+    # The run keeps the names of the taps, whatever a later version takes by default.
+    prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
     parameters = sum(each.numel() for each in classifier.parameters())
     listener.message(plan_sentence(prepared.options, _sizes(prepared), classifier.taps, parameters))
     if run is None:
