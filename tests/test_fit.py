@@ -272,6 +272,13 @@ def test_attention_that_collapsed_or_stayed_uniform_is_told_once_half_of_trainin
     assert list(attention_warnings(peaks, positions, 0.49)) == []
 
 
+def test_the_control_is_not_warned_that_its_maps_are_even() -> None:
+    pictures = cue_pictures(6, 0)
+    (report,) = fit(net(attention="none"), batches_of(pictures), judging(pictures), settings(epochs=1))
+    assert (report.warnings, report.attention_peak) == ((), {})
+    assert 0 <= report.validation_accuracy <= 1
+
+
 @pytest.mark.parametrize(("bias", "word"), [(0.0, "uniform"), (5000.0, "collapsed")])
 def test_collapsed_and_uniform_maps_are_seen_in_training(bias: float, word: str) -> None:
     classifier = net(32, taps=("stage3",))

@@ -18,6 +18,7 @@ from heedmap.render import (
     _font,
     heatmap,
     hottest,
+    is_flat,
     legend,
     overlay,
     panel,
@@ -144,6 +145,22 @@ def test_a_panel_has_a_column_for_the_picture_and_one_for_each_map() -> None:
     )
     assert three.width - one.width == 2 * (100 + 16)
     assert has_colour(one, (30, 90, 160))
+
+
+def test_a_map_that_is_flat_to_rounding_gets_no_ring() -> None:
+    def ringed(values: torch.Tensor) -> bool:
+        row = Row(Image.new("RGB", (64, 64)), "picture", (AttentionMap(values, "a", "", 0.0, 1e9),))
+        return has_colour(panel([row], Caption("sea", 0.5)).crop((294, 92, 550, 348)), (255, 255, 255))
+
+    even = torch.full((4, 4), 1 / 16)
+    assert not ringed(even + 1e-7 * torch.eye(4))
+    assert ringed(even + 0.01 * torch.eye(4))
+    assert [is_flat(values) for values in (even, torch.zeros(3, 3), -even, torch.eye(3) - 1)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_second_row_and_a_note_make_the_panel_taller() -> None:

@@ -132,6 +132,11 @@ def test_options_are_written_as_they_were() -> None:
     assert (cells["flip"], cells["taps"], cells["learning_rate"], cells["patience"]) == ("yes", "a, b", "0.01", "-")
 
 
+def test_the_control_is_said_to_weigh_every_place_the_same() -> None:
+    assert "every place weighs the same" in report_page(data(options={"attention": "none"}))
+    assert "every place weighs the same" not in report_page(data(options={"attention": "dot"}))
+
+
 def test_a_suspected_leak_stands_before_the_result() -> None:
     text = report_page(data(is_leakage_suspected=True))
     assert text.index("Leakage suspected") < text.index("test accuracy")

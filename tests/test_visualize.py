@@ -105,6 +105,13 @@ def test_the_hottest_point_is_in_pixels_of_the_original_picture(tmp_path: Path) 
     assert abs(float(row["fine_y"]) - 12) <= 40 / 8
 
 
+def test_a_flat_map_has_no_hottest_point(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), (90, 120, 120)).save(tmp_path / "flat.png")
+    visualize(Fake(), [tmp_path / "flat.png"], tmp_path / "out")
+    (row,) = table(tmp_path / "out")
+    assert {row[f"{tap}_{axis}"] for tap in ("fine", "coarse", "combined") for axis in "xy"} == {""}
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_crop_box_counts_pixels_of_the_whole_jpeg_turned_upright(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()

@@ -270,7 +270,8 @@ def report_data(
     warnings = [*([flag] if flag else []), *(epochs[-1].warnings if epochs else ())]
     name, attention = run.config["options"]["model"], run.config["options"]["attention"]
     return ReportData(
-        title=f"{Path(splits.name).name}, {name} with {attention} attention",
+        title=f"{Path(splits.name).name}, {name}"
+        + (", no attention (the control)" if attention == "none" else f" with {attention} attention"),
         command=str(run.config.get("command", "")),
         classes=splits.classes,
         splits=_sizes(run, splits),

@@ -40,6 +40,7 @@ GREY: Colour = (110, 112, 116)
 FAINT: Colour = (222, 222, 218)
 RIGHT: Colour = (26, 127, 55)
 WRONG: Colour = (192, 38, 28)
+FLAT = 1.05  # largest value, in multiples of the mean, below which a map has no hottest cell worth a mark
 OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
 
 
@@ -120,6 +121,13 @@ def hottest(values: Values) -> tuple[float, float]:
     grid = grid_of(values)
     row, column = np.unravel_index(int(grid.argmax()), grid.shape)
     return (float(column) + 0.5) / grid.shape[1], (float(row) + 0.5) / grid.shape[0]
+
+
+def is_flat(values: Values) -> bool:
+    """Whether a map is even to rounding, its largest value below 1.05 times its mean: its hottest cell says nothing."""
+    grid = grid_of(values)
+    peak, mean = float(grid.max()), float(grid.mean())
+    return peak < FLAT * mean if mean > 0 else peak == float(grid.min())
 
 
 def _heat(values: Values, low: float, high: float, size: tuple[int, int] | None, smooth: bool) -> NDArray[np.float32]:
@@ -278,7 +286,9 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, box: tuple[floa
         over = number < len(row.maps)
         scale = (drawn.low, drawn.high)
         heated = overlay(picture, drawn.values, *scale) if over else heatmap(drawn.values, *scale, tile)
-        sheet.paste(_marked(_outlined(heated, box), hottest(drawn.values)), (left, top + _TITLE))
+        heated = _outlined(heated, box)
+        ringed = heated if is_flat(drawn.values) else _marked(heated, hottest(drawn.values))
+        sheet.paste(ringed, (left, top + _TITLE))
         sheet.paste(legend(*scale, peak_text(drawn.values), tile), (left, top + _TITLE + tile + 8))
 
 

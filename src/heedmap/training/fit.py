@@ -277,7 +277,8 @@ class Fitting:
             return Judgement()
         device = self.accelerator.device
         softmax = self.classifier.weights == "softmax" and not self.classifier.is_gate
-        taps = self.classifier.taps if softmax else ()
+        # The control's maps are even on purpose: they have no peak to follow, and nothing to warn of.
+        taps = self.classifier.taps if softmax and self.classifier.attention_name != "none" else ()
         sums = torch.zeros(3 + 2 * len(taps), dtype=torch.float64)
         for batch in self.validation():
             with torch.no_grad(), autocast(self.precision, device):

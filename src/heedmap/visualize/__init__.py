@@ -30,7 +30,7 @@ from torch import Tensor
 from heedmap.classifier import AttentionClassifier
 from heedmap.data.decoding import crop_box, read_picture, square
 from heedmap.errors import DataError, PictureError
-from heedmap.render import hottest, overlay
+from heedmap.render import hottest, is_flat, overlay
 from heedmap.visualize.answers import (
     TILE,
     Answer,
@@ -292,11 +292,13 @@ def _columns(classifier: AttentionClassifier, query: _Query | None) -> list[str]
 def _row(
     one: Read, own: Answer, other: Answer | None, classes: tuple[str, ...], label: str | None, box: tuple[int, ...]
 ) -> dict[str, Any]:
-    """A line of ``predictions.csv``; the hottest points are pixels of the original picture."""
+    """A line of ``predictions.csv``; the hottest points are pixels of the original picture, empty on a flat map."""
     row: dict[str, Any] = {"path": one.path, "label": label or ""}
     for place, (name, probability) in zip(("", "second", "third"), own.top(classes), strict=False):
         row |= {place or "predicted": name, f"{place}_probability".lstrip("_"): f"{probability:.6f}"}
     for tap, drawn in own.maps.items():
+        if is_flat(drawn.values):  # rounding alone would choose the place; the cell stays empty
+            continue
         x, y = hottest(drawn.values)
         row |= {
             f"{tap}_x": round(box[0] + x * (box[2] - box[0]), 1),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from heedmap.classifier import AttentionClassifier, attention_maps
 from heedmap.records import AttentionMap, Output
-from heedmap.render import Caption, Row, panel, scale_of
+from heedmap.render import Caption, Row, is_flat, panel, scale_of
 
 Scale: TypeAlias = Literal["picture", "range", "set"] | tuple[float, float]
 Ends: TypeAlias = dict[str, tuple[float, float]]
@@ -160,7 +160,9 @@ def footnotes(answer: Answer, scale: Scale, is_switched: bool = False) -> tuple[
     name, _, weights = method.partition(", ")
     kind = "feature" if name.startswith("feature") else "none" if name == "none" else weights
     first = f"Colour ({method}): {_MEANINGS.get(kind, 'weight of each position')}. {_rule(answer, scale, is_switched)}"
-    second = "Drawn bilinearly between the centres of the grid's cells; the ring marks the hottest cell."
+    second = "Drawn bilinearly between the centres of the grid's cells"
+    even = all(is_flat(drawn.values) for drawn in (*answer.maps.values(), *answer.features.values()))
+    second += "." if even else "; the ring marks the hottest cell, where the map is not flat."
     if "combined" in answer.maps:
         second += " combined: geometric mean of the taps on the finest grid."
     if answer.features:
