@@ -99,15 +99,23 @@ def test_the_config_of_a_run_is_a_config_file(finished_run: Path) -> None:
     assert TrainOptions(**read_config(finished_run / "config.yaml")) == Run.open(finished_run).options
 
 
+def test_a_number_may_be_written_as_text_and_one_tap_without_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("learning_rate: 1e-3\nepochs: '3'\ntaps: stage3\n")
+    assert read_config(path) == {"learning_rate": 0.001, "epochs": 3, "taps": ("stage3",)}
+    assert TrainOptions(taps="stage3", out=tmp_path).taps == ("stage3",)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"atention": "dot"}, "'atention' in here. Did you mean 'attention'?"),
         ({3: 4}, "Unknown option 3 in here"),
-        ({"epochs": "many"}, "'epochs' in here cannot be 'many'"),
+        ({"epochs": "many"}, "'epochs' in here cannot be 'many'; give a whole number"),
         ({"epochs": True}, "'epochs' in here cannot be True"),
         ({"download": 1}, "'download' in here cannot be 1"),
-        ({"taps": "stage2"}, "'taps' in here cannot be 'stage2'"),
+        ({"taps": 2}, "'taps' in here cannot be 2; give a list"),
+        ({"memory": "much"}, "'memory' in here cannot be 'much'; give a number"),
         ({"attention": ["dot"]}, r"'attention' in here cannot be \['dot'\]"),
         ({"model": None}, "'model' in here cannot be None"),
     ],
@@ -120,6 +128,8 @@ def test_a_wrong_key_or_kind_is_refused_by_name(values: dict[object, object], sa
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
+        ("epochs", "3", "'epochs' cannot be '3'; give a whole number"),
+        ("augment", "flip", "^[^,]*shift, crop, none.$"),
         ("attention", "dott", "Did you mean 'dot'"),
         ("weights", "soft-max", "Did you mean 'softmax'"),
         ("augment", "flip", "not one of shift, crop, none"),
@@ -141,3 +151,5 @@ def test_the_plan_says_what_will_be_done() -> None:
         "paper-vgg, 2.35 M parameters, additive attention at conv10, conv13; 96 px, 3 epochs of 7 pictures a step, "
         "adamw up to learning rate 0.001; pictures: train 1,200, test 300."
     )
+    single = plan_sentence(dataclasses.replace(ODD, epochs=1, batch_size=1), {}, (), 1)
+    assert "1 epoch of 1 picture a step" in single

@@ -6,7 +6,10 @@ the run's ``config.yaml``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import numbers
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,9 +102,11 @@ class TrainOptions:
         """Refuse values that cannot be meant.
 
         Raises:
-            OptionError: a value out of its range, or not among the choices.
+            OptionError: a value of the wrong kind, out of its range, or not among the choices.
         """
-        hints = typing.get_type_hints(type(self))
+        hints = typing.get_type_hints(TrainOptions)
+        for name, hint in hints.items():  # a script may hand over anything
+            object.__setattr__(self, name, _typed(name, getattr(self, name), hint, ""))
         for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer"):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
@@ -130,10 +135,20 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:
-    choices = [c for part in (hint, *typing.get_args(hint)) for c in typing.get_args(part) or (part,)]
-    words = [c for c in choices if isinstance(c, str)]
+    words = _words(hint)
     if value is not None and value not in words:
         raise OptionError(f"{name} = {value!r} is not one of {', '.join(words)}.{nearest(str(value), words)}")
+
+
+def _words(hint: Any) -> list[str]:
+    """The choices of a ``Literal``, or of one that may be None too."""
+    choices = [c for part in (hint, *typing.get_args(hint)) for c in typing.get_args(part) or (part,)]
+    return [c for c in dict.fromkeys(choices) if isinstance(c, str)]
+
+
+def counted(count: int, noun: str) -> str:
+    """Number and noun, as ``1 epoch`` or ``2,000 epochs``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
@@ -141,7 +156,7 @@ def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[s
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     return (
         f"{options.model}, {parameters / 1e6:.2f} M parameters, {options.attention} attention at {', '.join(taps)}; "
-        f"{options.image_size} px, {options.epochs} epochs of {options.batch_size} pictures a step, "
+        f"{options.image_size} px, {counted(options.epochs or 0, 'epoch')} of {counted(options.batch_size or 0, 'picture')} a step, "
         f"{options.optimizer} up to learning rate {options.learning_rate:.3g}; pictures: {parts}."
     )
 
@@ -182,21 +197,40 @@ def known_options(values: dict[Any, Any], where: str = "") -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in fields:
             raise OptionError(f"Unknown option {key!r}{where}.{nearest(name, fields)}")
-        checked[name] = _typed(name, value, hints[name], where)
+        checked[name] = _typed(name, _number(value, hints[name]), hints[name], where)
     return checked
+
+
+def _number(value: Any, hint: Any) -> Any:
+    """The number that a text means where one is wanted: YAML reads 1e-3, without a point, as text."""
+    for kind in (hint, *typing.get_args(hint)):
+        if kind in (int, float) and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
     kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None and type(None) in kinds:
         return None
-    if isinstance(value, list | tuple) and tuple in {typing.get_origin(kind) for kind in kinds}:
-        return tuple(str(item) for item in value)
-    for kind in kinds:
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if kind in (int, bool, str) and type(value) is kind:
-            return value
-        if typing.get_origin(kind) is Literal and isinstance(value, str):
-            return value
-    raise OptionError(f"Option {name!r}{where} cannot be {value!r}.")
+    (kind,) = [each for each in kinds if each is not type(None)]
+    if typing.get_origin(kind) is tuple and isinstance(value, str | list | tuple):
+        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+    if typing.get_origin(kind) is Literal and isinstance(value, str):
+        return value
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    wanted = {int: numbers.Integral, float: numbers.Real}.get(kind)
+    if wanted and isinstance(value, wanted) and not isinstance(value, bool):
+        return kind(value)
+    raise OptionError(f"Option {name!r}{where} cannot be {value!r}; give {_wanted(kind)}.")
+
+
+def _wanted(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(_words(kind))}"
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return plain.get(kind, "a list of names")
