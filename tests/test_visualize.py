@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heedmap.classifier import combined_map
 from heedmap.data.decoding import crop_box, read_picture
-from heedmap.errors import DataError, PictureError
+from heedmap.errors import DataError, OptionError, PictureError
 from heedmap.records import Output
 from heedmap.visualize import expand_pictures, visualize
 from heedmap.visualize.answers import TILE
@@ -137,7 +137,7 @@ def test_an_unreadable_picture_is_named_counted_and_passed_over(tmp_path: Path) 
 
 def test_no_readable_picture_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"None of the 1 pictures can be read; the first is .*broken\.jpg"):
+    with pytest.raises(DataError, match=r"^The only picture, .*broken\.jpg, cannot be read: [^:]*0 bytes"):
         visualize(Fake(), [tmp_path / "broken.jpg"], tmp_path / "out")
     with pytest.raises(DataError, match="no pictures to draw"):
         visualize(Fake(), [], tmp_path / "other")
@@ -167,10 +167,40 @@ def test_an_output_folder_with_something_in_it_is_refused_unless_allowed(tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not empty"):
+    with pytest.raises(DataError, match=r"is not empty; .* --overwrite \(overwrite=True in Python\)\.$"):
         visualize(Fake(), [path], out)
     visualize(Fake(), [path], out, overwrite=True)
     assert (out / "precious.txt").read_text() == "mine"
+
+
+def test_overwriting_removes_the_earlier_drawing_and_nothing_else(tmp_path: Path) -> None:
+    old, new, out = red_spot(tmp_path / "old.png"), red_spot(tmp_path / "new.png"), tmp_path / "out"
+    visualize(Fake(), [old], out)
+    red_spot(out / "panels" / "mine.png")
+    visualize(Fake(), [new], out, overwrite=True)
+    left = sorted(str(path.relative_to(out)) for path in out.glob("*/*"))
+    assert left == ["maps/new.npz", "panels/mine.png", "panels/new.png", "thumbnails/new.jpg"]
+
+
+def test_what_heedmap_drew_is_no_picture_to_draw_unless_its_file_is_named(tmp_path: Path) -> None:
+    photo, out = red_spot(tmp_path / "in" / "a.png"), tmp_path / "in" / "drawn"
+    visualize(Fake(), tmp_path / "in", out)
+    assert expand_pictures([str(tmp_path / "in")]) == expand_pictures([str(tmp_path / "in/**/*")]) == [photo]
+    assert visualize(Fake(), tmp_path / "in", out, overwrite=True).count == 1
+    assert expand_pictures(out / "panels" / "a.png") == [out / "panels" / "a.png"]
+    with pytest.raises(DataError, match="holds no pictures but those that heedmap drew"):
+        expand_pictures([out])
+    own = red_spot(out / "mine.png")  # drawn into a folder of photographs
+    assert expand_pictures([out]) == [own]
+
+
+def test_one_picture_or_a_folder_needs_no_list(tmp_path: Path) -> None:
+    path = red_spot(tmp_path / "in" / "a.png")
+    red_spot(tmp_path / "in" / "deep" / "b.png")
+    assert visualize(Fake(), str(path), tmp_path / "one").count == 1
+    assert visualize(Fake(), [tmp_path / "in"], tmp_path / "two").count == 2
+    with pytest.raises(OptionError, match="batch_size 0 is too small"):
+        visualize(Fake(), path, tmp_path / "three", batch_size=0)
 
 
 def test_an_output_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
 from heedmap.data.decoding import crop_box, read_picture, square
-from heedmap.errors import DataError, PictureError
+from heedmap.errors import DataError, OptionError, PictureError
 from heedmap.render import hottest, is_flat, overlay
 from heedmap.visualize.answers import (
     TILE,
@@ -46,7 +46,7 @@ from heedmap.visualize.answers import (
     unpacked,
     without_values,
 )
-from heedmap.visualize.listing import expand_pictures
+from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
 from heedmap.visualize.reading import Read, batches, read, stacked
 
 __all__ = ["Answer", "Switched", "VisualizeResult", "answer_of", "answer_panel", "expand_pictures", "visualize"]
@@ -102,7 +102,7 @@ class _Job:
 
 def visualize(
     classifier: AttentionClassifier,
-    pictures: Iterable[str | Path],
+    pictures: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     batch_size: int = 16,
@@ -118,7 +118,7 @@ def visualize(
 
     Args:
         classifier: moved to ``device``; its train flags are left as they were.
-        pictures: files; :func:`expand_pictures` makes them of folders and patterns.
+        pictures: a file, a folder (all its pictures), or several; :func:`expand_pictures` takes patterns too.
         out: folder to write to.
         batch_size: pictures per forward pass.
         query: a picture whose global feature is used to attend to all the others; drawn beside the maps with each
@@ -126,21 +126,27 @@ def visualize(
         device: where the network runs.
         scale: ``picture`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
             its smallest to its largest, ``set`` on one scale for all pictures, ``(low, high)`` on a fixed one.
-        overwrite: write into a folder that has something in it.
+        overwrite: write into a folder that has something in it; the files of an earlier drawing there are removed
+            first, and no others.
         on_progress: called with the number of pictures done, after each batch.
 
     Raises:
         DataError: no pictures, none that can be read, or an output folder that is not empty or cannot be written.
+        OptionError: ``batch_size`` is below 1.
         PictureError: the query cannot be read.
     """
+    if batch_size < 1:
+        raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
+    files = named_pictures(pictures)
     started, out = time.monotonic(), Path(out)
     with _writing(out), _judging(classifier, device), ThreadPoolExecutor(_THREADS) as pool:
-        _make_folder(out, overwrite)
+        _refuse_other(out, overwrite)
         job = _Job(classifier, out, scale, None if query is None else _read_query(classifier, Path(query), device))
+        _make_folder(out)
         with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.DictWriter(file, _columns(classifier, job.query))
             table.writeheader()
-            for batch, failures in batches(pool, pictures, classifier.image_size, batch_size):
+            for batch, failures in batches(pool, files, classifier.image_size, batch_size):
                 job.unreadable += failures
                 table.writerows(_draw_batch(job, pool, batch, device) if batch else ())
                 if on_progress is not None:
@@ -180,10 +186,17 @@ def _judging(classifier: AttentionClassifier, device: str | torch.device) -> Ite
             module.training = flag
 
 
-def _make_folder(out: Path, overwrite: bool) -> None:
+def _refuse_other(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise DataError(f"Output folder {out} is not empty; name another one, or say overwrite.")
-    for part in ("panels", "maps", "thumbnails"):
+        raise DataError(
+            f"Output folder {out} is not empty; name another one, or allow it with --overwrite "
+            "(overwrite=True in Python)."
+        )
+
+
+def _make_folder(out: Path) -> None:
+    remove_drawing(out)
+    for part in DRAWN:
         (out / part).mkdir(parents=True, exist_ok=True)
 
 
@@ -315,9 +328,9 @@ def _printable(path: Path) -> str:
 
 
 def _nothing_drawn(unreadable: list[tuple[str, str]]) -> str:
-    if not unreadable:
-        return "There are no pictures to draw; name some."
     path, reason = unreadable[0]
+    if len(unreadable) == 1:
+        return f"The only picture, {path}, cannot be read: {reason}."
     return f"None of the {len(unreadable)} pictures can be read; the first is {path}: {reason}."
 
 

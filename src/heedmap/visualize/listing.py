@@ -11,13 +11,18 @@ from pathlib import Path
 from heedmap.data.folders import PICTURE_SUFFIXES
 from heedmap.errors import DataError
 
+DRAWN = {"panels": ".png", "maps": ".npz", "thumbnails": ".jpg"}
+"""What a drawing consists of: its folders, and the suffix of the one file that each holds for a picture."""
+
 _PASSED_OVER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LONGEST_NAME = 120
 
 
-def expand_pictures(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
+def expand_pictures(arguments: str | Path | Iterable[str | Path], stdin: Iterable[str] = ()) -> list[Path]:
     """Return the picture files that are meant, each once, in the order in which they were named.
+
+    What heedmap drew earlier, in a folder searched or in reach of a pattern, is passed over.
 
     Args:
         arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns
@@ -28,7 +33,7 @@ def expand_pictures(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list
         DataError: a file that is not there, a folder or pattern without pictures, an address (URL), or nothing named.
     """
     found: dict[Path, None] = {}
-    for argument in arguments:
+    for argument in map(str, (arguments,) if isinstance(arguments, str | Path) else arguments):
         lines = (line.rstrip("\r\n") for line in stdin) if argument == "-" else iter((argument,))
         for line in lines:
             found.update(dict.fromkeys(_meant_by(line) if line.strip() else ()))
@@ -36,6 +41,21 @@ def expand_pictures(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list
         raise DataError(
             "No pictures were named; give files, folders, patterns such as 'photos/*.jpg', or - for a list."
         )
+    return list(found)
+
+
+def named_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the files meant from Python: one, or several; of a folder all its pictures.
+
+    Raises:
+        DataError: none at all, or a folder without pictures.
+    """
+    named = (pictures,) if isinstance(pictures, str | Path) else pictures
+    found: dict[Path, None] = {}
+    for path in map(Path, named):
+        found.update(dict.fromkeys(_in_folder(path) if path.is_dir() else (path,)))
+    if not found:
+        raise DataError("There are no pictures to draw; name some.")
     return list(found)
 
 
@@ -55,10 +75,12 @@ def _meant_by(argument: str) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     found = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if _is_wanted(name))
+        drawn = DRAWN if _is_drawing(Path(parent)) else ()
+        folders[:] = sorted(name for name in folders if _is_wanted(name) and name not in drawn)
         found += [Path(parent, name) for name in sorted(files) if _is_wanted(name) and _has_suffix(name)]
     if not found:
-        raise DataError(f"Folder {folder} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+        own = " but those that heedmap drew" if _is_drawing(folder) else ""
+        raise DataError(f"Folder {folder} holds no pictures{own} ({', '.join(sorted(PICTURE_SUFFIXES))}).")
     return found
 
 
@@ -71,7 +93,8 @@ def _fitting(pattern: str) -> list[Path]:
 
 
 def _is_picture_place(path: Path) -> bool:
-    return path.is_file() and not any(part.lower() in _PASSED_OVER for part in path.parts)
+    is_drawn = any(parent.name in DRAWN and _is_drawing(parent.parent) for parent in path.parents)
+    return path.is_file() and not is_drawn and not any(part.lower() in _PASSED_OVER for part in path.parts)
 
 
 def _is_wanted(name: str) -> bool:
@@ -80,6 +103,23 @@ def _is_wanted(name: str) -> bool:
 
 def _has_suffix(name: str) -> bool:
     return Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def _is_drawing(folder: Path) -> bool:
+    """Whether heedmap drew into this folder; one that was interrupted has no page yet."""
+    page = (folder / "index.html").is_file() or (folder / "maps").is_dir()
+    return page and (folder / "predictions.csv").is_file() and (folder / "panels").is_dir()
+
+
+def remove_drawing(folder: Path) -> None:
+    """Remove the files of an earlier drawing, known by the maps beside them; all others stay."""
+    if not _is_drawing(folder):
+        return
+    for name in [path.stem for path in folder.glob("maps/*.npz")]:
+        for part, suffix in DRAWN.items():
+            (folder / part / f"{name}{suffix}").unlink(missing_ok=True)
+    for page in ("index.html", "predictions.csv"):
+        (folder / page).unlink(missing_ok=True)
 
 
 def drawing_names(pictures: Iterable[Path]) -> Iterator[tuple[Path, str]]:
