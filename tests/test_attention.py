@@ -299,7 +299,7 @@ def test_the_gradient_reaches_every_parameter_of_the_gate(form):
 
 
 def test_a_dense_matrix_that_does_not_fit_is_refused_before_it_is_made():
-    with pytest.raises(ModelError, match=r"70 x 16 x 16 = 17,920 features takes 4\.8 GiB.*'conv'"):
+    with pytest.raises(ModelError, match=r"70 x 16 x 16 = 17,920 features takes 4\.8 GiB.*--attention feature"):
         FeatureAttention(70, 16, 16, "dense")
     check_dense(8, 32, 32)  # 8,192 features: 16 * 8192 ** 2 bytes are exactly one GiB
     with pytest.raises(ModelError, match="limit"):

@@ -233,6 +233,21 @@ def test_a_model_that_cannot_be_built_is_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--attention", "none", "--weights", "sigmoid"), "Attention 'none' has no weights 'sigmoid'"),
+        (("--model", "compct"), "Unknown model 'compct'"),
+    ],
+)
+def test_what_needs_no_pictures_is_refused_before_they_are_read(
+    tmp_path: Path, refusal: Refusal, words: tuple[str, ...], said: str
+) -> None:
+    if "--model" in words:
+        pytest.importorskip("timm")
+    assert said in refusal("train", tmp_path / "absent", *words)
+
+
 def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(
     cue_folder: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
@@ -333,7 +348,7 @@ def test_a_device_that_is_not_there_is_named(
 def test_an_output_that_exists_is_not_written_into(finished_run: Path, cue_folder: Path, refusal: Refusal) -> None:
     before = sorted(path.name for path in finished_run.iterdir())
     line = refusal("train", cue_folder, "--out", finished_run, *SMALL)
-    assert f"{finished_run} exists already; name another --out" in line
+    assert f"{finished_run} exists already as a finished run; name another --out." in line
     line = refusal("visualize", finished_run, cue_folder / "test", "--out", finished_run)
     assert f"{finished_run} is not empty" in line
     assert sorted(path.name for path in finished_run.iterdir()) == before

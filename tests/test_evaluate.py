@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,32 @@ def test_a_folder_without_parts_is_judged_as_a_whole(finished_run: Path, cue_fol
     assert whole.part == f"{folder}, all"
     assert whole.report.count == 36
     assert whole.report.top1 == evaluate(run).report.top1
+
+
+def test_pictures_that_the_run_learned_from_are_counted(finished_run: Path, cue_folder: Path, tmp_path: Path) -> None:
+    run = Run.open(finished_run)
+    found = evaluate(run, str(cue_folder / "train"))
+    assert (found.learned, found.as_dict()["learned"], found.report.count) == (36, 36, 36)
+    assert evaluate(run, str(cue_folder / "test")).learned == evaluate(run, str(cue_folder)).learned == 0
+    write_cue_part(tmp_path / "other", 1, 0)
+    assert evaluate(run, str(tmp_path / "other")).learned == 0
+
+
+def test_a_run_finds_its_pictures_from_another_folder(
+    make_cue_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heedmap import TrainOptions, train
+
+    monkeypatch.chdir(make_cue_folder(4, 2).parent)
+    run = train(TrainOptions(data="pictures", out="run", image_size=32, epochs=1, workers=0))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = Run.open(tmp_path / "run")
+    assert again.options.data == str(tmp_path / "pictures")
+    assert again.options.root == str(tmp_path / "data")
+    assert evaluate(again).report.count == 6
+    assert "<title>pictures, compact with" in (again.path / "report.html").read_text()
+    assert run.config["command"].startswith("heedmap train pictures ")
 
 
 def test_a_flat_folder_that_the_run_learned_from_is_split_as_it_was_then(tmp_path: Path) -> None:

@@ -105,7 +105,10 @@ def test_a_run_that_cannot_be_trusted_is_refused(copied_run: Path, break_it: Bre
         (lambda run: edit(run, architecture={"model": "compact"}), "does not describe an architecture"),
         (lambda run: (run / MODEL).write_bytes(b""), "model.safetensors is damaged"),
         (lambda run: (run / MODEL).write_bytes((run / MODEL).read_bytes()[:-99]), "model.safetensors is damaged"),
-        (lambda run: (run / MODEL).write_bytes(save({"a": torch.zeros(3)})), "does not fit config.yaml"),
+        (
+            lambda run: (run / MODEL).write_bytes(save({"a": torch.zeros(3)})),
+            "made by another version of heedmap .* train it again",
+        ),
         (lambda run: torch.save({"a": torch.zeros(3)}, run / MODEL), "is a pickle, which can run code"),
         (lambda run: (run / MODEL).write_bytes(pickle.dumps({"a": 1})), "is a pickle, which can run code"),
     ],
@@ -171,12 +174,27 @@ def test_a_run_folder_is_not_put_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     Run.create(tmp_path / "run")
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RunError, match="exists already; name another --out"):
+    with pytest.raises(RunError, match=r"exists already; name another --out\.$"):
+        Run.create(tmp_path / "run")
+    (tmp_path / "run" / CONFIG).touch()
+    with pytest.raises(RunError, match=r"another --out, or go on with `heedmap train --resume \S+/run`"):
+        Run.create(tmp_path / "run")
+    (tmp_path / "run" / MANIFEST).touch()
+    with pytest.raises(RunError, match=r"exists already as a finished run; name another --out\.$"):
         Run.create(tmp_path / "run")
     with pytest.raises(RunError, match="exists already"):
         Run.create(tmp_path / "run" / "thesis.tex")
     with pytest.raises(RunError, match="a part of the path is a file"):
         Run.create(tmp_path / "run" / "thesis.tex" / "below")
+
+
+def test_a_path_in_a_proposed_command_is_quoted(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "my run")
+    run.write(CONFIG, b"schema: 1")
+    with pytest.raises(RunError, match=r"`heedmap train --resume '.*/my run'`"):
+        Run.open(run.path)
+    with pytest.raises(RunError, match=r"`heedmap train --resume '.*/my run'`"):
+        Run.refuse_existing(run.path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.data import FolderPictures, Pictures, Splits, check_splits, open_data
+from heedmap.data import DIGIT_SCENES, NAMED, FolderPictures, Pictures, Splits, check_splits, open_data
 from heedmap.data.audit import leakage_flag
 from heedmap.data.augmentation import plain
 from heedmap.data.folders import find_splits
@@ -23,6 +23,7 @@ from heedmap.errors import DataError, nearest
 from heedmap.evaluation.classification import ClassificationReport, classification_report
 from heedmap.evaluation.judging import Judged, judge
 from heedmap.evaluation.localisation import pointing_table
+from heedmap.options import TrainOptions
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
 from heedmap.report import ReportData, ReportPanel, report_page
@@ -44,12 +45,14 @@ class Evaluation:
         pointing: share of pictures whose hottest point lies in the object's box, by map, with ``centre`` and
             ``random`` beside; None where no boxes are known.
         images_per_second: network and decoding together.
+        learned: how many of these pictures the run learned from, or was chosen by; they flatter it.
     """
 
     part: str
     report: ClassificationReport
     pointing: dict[str, float] | None
     images_per_second: float
+    learned: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -58,6 +61,7 @@ class Evaluation:
             **self.report.as_dict(),
             "pointing": self.pointing,
             "images_per_second": self.images_per_second,
+            "learned": self.learned,
         }
 
 
@@ -102,7 +106,26 @@ def evaluate(
     places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
-    return assess(judged, pictures, classifier.classes, part)
+    found = assess(judged, pictures, classifier.classes, part)
+    return replace(found, learned=count_learned(pictures, options))
+
+
+def count_learned(pictures: Pictures, options: TrainOptions) -> int:
+    """How many of these files lie in the part of the run's own folder that it was trained on, or chosen by."""
+    if not isinstance(pictures, FolderPictures) or is_named(options.data) or not Path(options.data).is_dir():
+        return 0
+    here, own = pictures.root.resolve(), Path(options.data).resolve()
+    if not (here.is_relative_to(own) or own.is_relative_to(here)):
+        return 0
+    splits = open_data(options.data, seed=options.seed, test_share=options.test)
+    parts = [part for part in (splits.train, splits.validation) if isinstance(part, FolderPictures)]
+    learned = {part.root.resolve() / name for part in parts for name in part.names}
+    return sum(here / name in learned for name in pictures.names)
+
+
+def is_named(data: str) -> bool:
+    """Whether the data is called by a name, beside which a folder of that name does not count."""
+    return data in (DIGIT_SCENES, *NAMED)
 
 
 def whole_folder(splits: Splits) -> FolderPictures | None:
@@ -116,7 +139,9 @@ def whole_folder(splits: Splits) -> FolderPictures | None:
 
 def _is_same(data: str, other: str) -> bool:
     # The rest of the run's own folder is what it learned from; judged as a whole it would flatter.
-    return data == other or Path(data).resolve() == Path(other).resolve()
+    if is_named(data) or is_named(other):
+        return data == other
+    return Path(data).resolve() == Path(other).resolve()
 
 
 def test_part(splits: Splits) -> Pictures:

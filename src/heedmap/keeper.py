@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import shlex
 import signal
 import threading
 import time
@@ -91,9 +92,8 @@ class Keeper:
         return bool(self.accelerator.reduce(asked) > 0)
 
     def _stopped(self, report: StepReport | EpochReport) -> Stopped:
-        return Stopped(
-            f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `heedmap train --resume {self.run.path}`."
-        )
+        command = f"heedmap train --resume {shlex.quote(str(self.run.path))}"
+        return Stopped(f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `{command}`.")
 
     def record(self, kind: str, values: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and to TensorBoard where that is wanted; on the first process only."""

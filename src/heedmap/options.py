@@ -154,9 +154,10 @@ def counted(count: int, noun: str) -> str:
 def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
     """Say in one line what a training with these options, all of them derived, is going to do."""
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    epochs, batch = counted(options.epochs or 0, "epoch"), counted(options.batch_size or 0, "picture")
     return (
         f"{options.model}, {parameters / 1e6:.2f} M parameters, {options.attention} attention at {', '.join(taps)}; "
-        f"{options.image_size} px, {counted(options.epochs or 0, 'epoch')} of {counted(options.batch_size or 0, 'picture')} a step, "
+        f"{options.image_size} px, {epochs} of {batch} a step, "
         f"{options.optimizer} up to learning rate {options.learning_rate:.3g}; pictures: {parts}."
     )
 
@@ -224,7 +225,7 @@ def _typed(name: str, value: Any, hint: Any, where: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     wanted = {int: numbers.Integral, float: numbers.Real}.get(kind)
-    if wanted and isinstance(value, wanted) and not isinstance(value, bool):
+    if wanted and not isinstance(value, bool) and isinstance(value, wanted):
         return kind(value)
     raise OptionError(f"Option {name!r}{where} cannot be {value!r}; give {_wanted(kind)}.")
 

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,11 @@ class Run:
         folder = Path(path)
         with disk(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise RunError(f"{folder} exists already; name another --out, or go on with --resume {folder}.")
+                # Only an unfinished run can go on; a folder of pictures may stand there by mistake.
+                begun, ended = (folder / CONFIG).is_file(), (folder / MANIFEST).is_file()
+                what = " as a finished run" if ended else ""
+                way = f", or go on with `heedmap train --resume {shlex.quote(str(folder))}`" if begun > ended else ""
+                raise RunError(f"{folder} exists already{what}; name another --out{way}.")
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> Run:
@@ -145,10 +150,16 @@ class Run:
         """
         classifier = build_classifier(self.architecture)
         tensors, _ = self._load(MODEL)
-        try:
-            classifier.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise RunError(f"{self.path / MODEL} does not fit {CONFIG}: {' '.join(str(error).split())[:200]}") from None
+        shapes, found = (
+            {name: each.shape for name, each in part.items()} for part in (classifier.state_dict(), tensors)
+        )
+        odd = [name for name in (*shapes, *found) if shapes.get(name) != found.get(name)]
+        if odd:
+            raise RunError(
+                f"{self.path / MODEL} was made by another version of heedmap ({self.config.get('heedmap')}) and does "
+                f"not fit this one (at {odd[0]!r}); train it again."
+            )
+        classifier.load_state_dict(tensors)
         return classifier.eval()
 
     def write_config(self, options: TrainOptions, architecture: Architecture, **more: Any) -> None:
@@ -248,7 +259,8 @@ class Run:
 
     def _check_manifest(self) -> None:
         if not self.is_finished:
-            raise RunError(f"{self.path} is not finished; go on with `heedmap train --resume {self.path}`.")
+            command = f"heedmap train --resume {shlex.quote(str(self.path))}"
+            raise RunError(f"{self.path} is not finished; go on with `{command}`.")
         sums = self._sums()
         for name in (CONFIG, MODEL):
             path = self.path / name

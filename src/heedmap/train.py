@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from heedmap.attention import check_weights
+from heedmap.backbones import OWN_BACKBONES
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check_splits, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import DataError, RunError
-from heedmap.evaluate import complete
+from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper
 from heedmap.listener import Listener
 from heedmap.options import TrainOptions, plan_sentence
@@ -77,11 +79,15 @@ def train(
     if resume is not None:
         run = Run.open(resume, finished=False)
         if run.is_finished:
-            raise RunError(f"{resume} is finished already; `heedmap visualize {resume} PICTURES` draws its maps.")
+            shown = shlex.quote(str(resume))
+            raise RunError(f"{resume} is finished already; `heedmap visualize {shown} PICTURES` draws its maps.")
         options, command = run.options, str(run.config.get("command", command))
         run.clean()  # before the processes meet: later another one may be writing
-    elif options.out is not None:
-        Run.refuse_existing(options.out)
+    else:
+        if options.out is not None:
+            Run.refuse_existing(options.out)
+        check_model(options)
+        command, options = command or made_up_command(options), anchored(options)
     accelerator = make_accelerator()
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
     prepared = prepare(options, listener)
@@ -95,7 +101,7 @@ def train(
     parameters = sum(each.numel() for each in classifier.parameters())
     listener.message(plan_sentence(prepared.options, _sizes(prepared), classifier.taps, parameters))
     if run is None:
-        run = _start(prepared, accelerator, command or made_up_command(options))
+        run = _start(prepared, accelerator, command)
     if accelerator.is_main_process and not (run.path / AUDIT).is_file():
         run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
     with _tidied(run, fresh=resume is None and accelerator.is_main_process):
@@ -108,6 +114,29 @@ def train(
             complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
         accelerator.wait_for_everyone()
     return Run.open(run.path)
+
+
+def anchored(options: TrainOptions) -> TrainOptions:
+    """The same options with whole paths, so that the run finds its pictures wherever the user stands later."""
+    changes: dict[str, Any] = {"root": str(Path(options.root).resolve())}
+    if not is_named(options.data) and Path(options.data).is_dir():
+        changes["data"] = str(Path(options.data).resolve())
+    if options.pretrained is not None and Path(options.pretrained).is_file():
+        changes["pretrained"] = str(Path(options.pretrained).resolve())
+    return replace(options, **changes)
+
+
+def check_model(options: TrainOptions) -> None:
+    """Refuse, before the pictures are read, what needs no picture to be refused.
+
+    Raises:
+        ModelError: no such model, or weights that the attention does not have.
+    """
+    check_weights(options.attention, options.weights)
+    if options.model not in OWN_BACKBONES:
+        from heedmap.backbones.zoo import find_model
+
+        find_model(options.model)
 
 
 def prepare(options: TrainOptions, listener: Listener) -> Prepared:
@@ -223,7 +252,7 @@ def _check_unreadable(splits: Splits, options: TrainOptions) -> None:
         path, reason = splits.unreadable[0]
         raise DataError(
             f"{lost} of {total + lost} pictures cannot be read, the first is {path} ({reason}). `heedmap audit "
-            f"{options.data}` lists them; --allow-unreadable goes on without them."
+            f"{shlex.quote(options.data)}` lists them; --allow-unreadable goes on without them."
         )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Readout",
     "attention_kind",
     "build_attention",
+    "check_weights",
 ]
 
 
@@ -70,6 +71,17 @@ def attention_kind(name: str) -> AttentionKind:
     return ATTENTIONS[name]
 
 
+def check_weights(name: str, weights: str | None) -> None:
+    """Check that the attention can make such weights of its scores; None is its default.
+
+    Raises:
+        ModelError: an unknown name, or weights that this attention does not have.
+    """
+    known = attention_kind(name).weights
+    if weights is not None and weights not in known:
+        raise ModelError(f"Attention {name!r} has no weights {weights!r}; it can be {', '.join(known)}.")
+
+
 def build_attention(
     name: str,
     channels: int,
@@ -92,10 +104,8 @@ def build_attention(
     Raises:
         ModelError: an unknown name, weights that this attention does not have, or a dense matrix that does not fit.
     """
-    known = attention_kind(name).weights
-    weights = weights or known[0]
-    if weights not in known:
-        raise ModelError(f"Attention {name!r} has no weights {weights!r}; it can be {', '.join(known)}.")
+    check_weights(name, weights)
+    weights = weights or attention_kind(name).weights[0]
     if name == "none":
         return MeanReadout(channels)
     if name in ("feature", "feature-dense"):

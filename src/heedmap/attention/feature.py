@@ -98,7 +98,8 @@ class FeatureAttention(nn.Module):
         if tuple(features.shape[1:]) != expected:
             raise ModelError(
                 f"Dense feature attention was built for features of {_size(*expected)}, not "
-                f"{_size(*features.shape[1:])}; keep the image size it was trained with, or use form 'conv'."
+                f"{_size(*features.shape[1:])}; keep the image size it was trained with, or take "
+                "--attention feature (form 'conv')."
             )
         scored: Tensor = self.outer * self.inner(features.flatten(1)).relu()
         return scored.view(features.shape)
@@ -120,8 +121,8 @@ def check_dense(channels: int, height: int, width: int, max_bytes: int = GIB) ->
     if needed > max_bytes:
         raise ModelError(
             f"Dense feature attention over {_size(channels, height, width)} = {units:,} features takes "
-            f"{needed / GIB:.1f} GiB in training, above the limit of {max_bytes / GIB:.1f} GiB; use form 'conv' "
-            "(attention 'feature') or smaller pictures."
+            f"{needed / GIB:.1f} GiB in training, above the limit of {max_bytes / GIB:.1f} GiB; take --attention "
+            "feature (form 'conv'), or smaller pictures."
         )
 
 
