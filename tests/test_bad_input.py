@@ -166,7 +166,7 @@ def test_drawing_passes_over_broken_pictures_and_names_them(
         make(folder / f"{kind}.png")
     main(["visualize", str(finished_run), str(folder), "--out", str(tmp_path / "maps")])
     said = capsys.readouterr()
-    assert "1 pictures drawn" in said.out
+    assert "1 picture drawn" in said.out
     assert "4 passed over" in said.out
     for kind, (_, reason) in BROKEN.items():
         assert any(f"{kind}.png" in line and reason in line for line in said.err.splitlines())
@@ -300,15 +300,21 @@ def test_no_file_of_weights_runs_code(cue_folder: Path, copied_run: Path, tmp_pa
         (("trian", "x"), "Unknown command 'trian'; there are demo, train"),
         (("trian", "x"), "Did you mean 'train'?"),
         (("train", "x", "--epoch", "3"), "Unknown option --epoch of heedmap train. Did you mean '--epochs'?"),
-        (("train", "x", "--epochs=many"), "--epochs"),
-        (("train", "x", "--epochs=many"), "many"),
-        (("train", "x", "--epochs"), "Missing value for argument '--epochs'"),
+        (("train", "x", "--epochs=many"), "--epochs needs a whole number, not 'many'."),
+        (("train", "x", "--learning-rate", "fast"), "--learning-rate needs a number, not 'fast'."),
+        (("train", "x", "--weights", "sofmax"), "one of sigmoid, softmax. Did you mean 'softmax'?"),
+        (("train", "x", "--zzyzx"), "Unknown option --zzyzx of heedmap train. heedmap train --help"),
+        (("train", "x", "--foo"), "Unknown option --foo of heedmap train. heedmap train --help"),
+        (("train", "x", "--epochs"), "--epochs needs a value."),
         (("train", "x", "--epochs", "0"), "epochs = 0 is out of range"),
         (("train", "x", "--attention", "dott"), "'dott'"),
-        (("train", "x", "y"), "y"),
+        (("train", "x", "y", "z"), "does not know what to do with y, z. See"),
         (("train",), "Name the data"),
-        (("evaluate",), "Missing from heedmap evaluate: STR The run folder."),
-        (("list", "modles"), "modles"),
+        (("evaluate",), "RUN is missing; the command is `heedmap evaluate RUN [DATA]`. See heedmap evaluate --help."),
+        (("visualize",), "RUN is missing; the command is `heedmap visualize RUN PICTURES ...`."),
+        (("visualize", "r", "p", "--batch-size", "0"), "batch_size = 0 is out of range"),
+        (("audit", "digit-scenes", "--show", "-3"), "show = -3 is out of range"),
+        (("list", "modles"), "WHAT cannot be 'modles'; give one of all, attentions, models, sets. Did you"),
         (("train", "x", "--config", "absent.yaml"), "Config file absent.yaml cannot be read: No such file"),
         (("evaluate", "x", "--device", "warp"), "No run folder x"),
     ],

@@ -21,6 +21,7 @@ from heedmap.cli import COMMANDS, TRAIN_GROUPS, Train, main
 from heedmap.errors import Stopped
 from heedmap.options import TrainOptions
 from heedmap.runs import Run
+from heedmap.terminal import show_evaluation
 from heedmap.usage import parse
 
 Captured = pytest.CaptureFixture[str]
@@ -133,7 +134,9 @@ def test_train_says_what_it_will_do_and_ends_with_the_next_command(
     monkeypatch.setattr(sys, "argv", ["heedmap", *words])
     text = told(capsys, *words)
     plan = text.splitlines()[0]
-    assert re.match(r"compact, \d\.\d\d M parameters, parametrised attention at stage2, stage3; 32 px, 1 epochs", plan)
+    assert re.match(
+        r"compact, \d\.\d\d M parameters, parametrised attention at stage2, stage3; 32 px, 1 epoch of 16", plan
+    )
     assert "pictures: train 33, validation 3, test 36." in plan
     assert "epoch   1/1" in text
     assert "36 pictures" in text
@@ -156,6 +159,8 @@ def test_a_resumed_run_keeps_its_own_options_and_says_so(copied_run: Path, cue_f
     assert "goes on by its own options: --epochs is 2 there, not 50. Leave it out." in line
     line = refusal("train", cue_folder, "--resume", copied_run, "--seed", 3)
     assert "--seed is 0 there, not 3" in line
+    line = refusal("train", cue_folder.parent, "--resume", copied_run)
+    assert f"the data is '{cue_folder}' there, not '{cue_folder.parent}'. Leave it out." in line
 
 
 def test_evaluate_prints_and_writes_the_same(
@@ -168,7 +173,19 @@ def test_evaluate_prints_and_writes_the_same(
     assert "test, 36 pictures" in text
     assert (tmp_path / "judged" / "confusion.png").is_file()
     assert last_line(text) == f"Next: heedmap visualize {finished_run} PICTURES"
+    assert "top-5" not in text  # of three classes
+    assert "The run learned from" not in text
+    learned = told(capsys, "evaluate", finished_run, cue_folder / "train")
+    assert "The run learned from 36 of these 36 pictures" in learned
     assert f"{cue_folder}, test, 36 pictures" in told(capsys, "evaluate", finished_run, cue_folder).replace("\n", " ")
+
+
+def test_a_class_without_pictures_has_no_scores(finished_run: Path, capsys: Captured) -> None:
+    found = Run.open(finished_run).read_json("evaluation.json")
+    found["per_class"][0] |= {"count": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+    show_evaluation(found)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("blue"))
+    assert line.split() == ["blue", "0", "-", "-", "-"]
 
 
 def test_audit_prints_and_writes_its_findings(cue_folder: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -185,7 +202,7 @@ def test_audit_names_the_files(make_cue_folder: typing.Any, capsys: Captured) ->
     text = told(capsys, "audit", folder, "--depth", "cheap").replace("\n", " ")
     assert "train/red/broken.png: the file is empty (0 bytes)" in text
     assert "train/red/000.png, test/red/copy.png: " in text
-    assert "1 test pictures have a twin in train" in text
+    assert "1 test picture has a twin in train" in text
 
 
 def test_visualize_takes_a_list_from_standard_input(
@@ -244,8 +261,17 @@ def test_list_finds_models_by_a_part_of_their_name(capsys: Captured, refusal: Re
     text = told(capsys, "list", "models", "--match", "squeezenet")
     assert "torchvision/squeezenet1_1" in text
     assert "resnet18" not in text
-    assert "No timm or torchvision model has 'resnt18' in its name. Did you mean 'resnet18'?" in refusal(
-        "list", "models", "--match", "resnt18"
+    assert "compact" not in text
+    line = refusal("list", "models", "--match", "resnt18")
+    assert line == "No model has 'resnt18' in its name. Did you mean 'resnet18'?"
+
+
+def test_list_filters_every_table(capsys: Captured, refusal: Refusal) -> None:
+    text = told(capsys, "list", "sets", "--match", "cifar")
+    assert "cifar100" in text
+    assert "mnist" not in text
+    assert "No attention has 'dott' in its name. Did you mean 'dot'?" in refusal(
+        "list", "attentions", "--match", "dott"
     )
 
 
@@ -257,7 +283,7 @@ def test_a_stop_is_told_with_status_130(refusal: Refusal, monkeypatch: pytest.Mo
         raise Stopped("Stopped at epoch 1 of 2; go on with `heedmap train --resume r`.")
 
     monkeypatch.setattr(COMMANDS["list"], "work", stop)
-    assert "go on with `heedmap train --resume r`" in refusal("list", status=130)
+    assert refusal("list", status=130).startswith("Stopped at epoch 1 of 2; go on with `heedmap train --resume r`")
 
 
 def test_an_impatient_user_sees_no_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from heedmap import __version__
 from heedmap.errors import HeedmapError, OptionError, Stopped, nearest
-from heedmap.options import TrainOptions, read_config
+from heedmap.options import TrainOptions, check_range, counted, read_config
 from heedmap.terminal import (
     complaints,
     console,
@@ -52,7 +52,7 @@ class Train(TrainOptions):
 
     def work(self) -> None:
         """Train, and say what to do next."""
-        from heedmap.train import train
+        from heedmap.train import refuse_changes, train
 
         if self.resume is None and not self.data:
             raise OptionError(
@@ -122,8 +122,10 @@ class Visualize:
         from heedmap.runs import Run, free_name
         from heedmap.visualize import expand_pictures, visualize
 
-        classifier = Run.open(self.run).classifier()
-        files = expand_pictures(self.pictures, sys.stdin)
+        check_range("batch_size", self.batch_size, 1, 100_000)
+        run = Run.open(self.run)
+        files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
+        classifier = run.classifier()
         out = Path(self.out) if self.out else free_name(Path(), "maps")
         with counting(len(files), "drawing") as advance:
             result = visualize(
@@ -141,8 +143,9 @@ class Visualize:
             complaints.print(f"[yellow]passed over[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
         for note in result.notes:
             console.print(escape(note))
-        console.print(f"{result.count} pictures drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
-        show_next(f"open {result.index}")
+        drawn = counted(result.count, "picture")
+        console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
+        show_next(f"open {shlex.quote(str(result.index))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +220,7 @@ class AuditData:
         from heedmap.data.audit import audit
         from heedmap.runs import disk, write_whole
 
+        check_range("show", self.show, 0, 1_000_000_000)
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
@@ -237,42 +241,66 @@ class List:
     """Show the models, attentions and data sets there are.
 
     Attributes:
-        what: models, attentions, or sets; all of them where it is left out.
-        match: Only names of timm and torchvision models that hold this word.
+        what: models, attentions, sets, or all of them.
+        match: Only names that hold this word, of timm and torchvision models too.
     """
 
-    what: tyro.conf.Positional[Literal["models", "attentions", "sets"] | None] = None
+    what: tyro.conf.Positional[Literal["all", "models", "attentions", "sets"]] = "all"
     match: str | None = None
 
     def work(self) -> None:
-        """Print the tables."""
+        """Print the tables.
+
+        Raises:
+            OptionError: no name holds the word.
+        """
+        tables = self._tables()
+        shown = {
+            head: {name: line for name, line in lines.items() if self._fits(name)} for head, lines in tables.items()
+        }
+        foreign = self._foreign()
+        fitting = [name for name in foreign if self._fits(name)]
+        if not fitting and not any(shown.values()):
+            known = [name for lines in tables.values() for name in lines]
+            hint = nearest(str(self.match), [*known, *(name.partition("/")[2] for name in foreign)])
+            raise OptionError(f"No {_LISTED[self.what]} has {self.match!r} in its name.{hint}")
+        for head, lines in shown.items():
+            if lines:
+                show_table(head, lines)
+        for name in fitting:
+            console.print(escape(name), soft_wrap=True)
+        if self.what == "all" and self.match is None:
+            console.print("and any timm or torchvision name: [bold]heedmap list models --match resnet[/]")
+        show_next("heedmap train DIR --model NAME --attention NAME")
+
+    def _fits(self, name: str) -> bool:
+        return self.match is None or self.match in name
+
+    def _tables(self) -> dict[str, dict[str, str]]:
+        """Head of the table -> name -> sentence."""
         from heedmap.attention import ATTENTIONS
         from heedmap.backbones import OWN_BACKBONES
         from heedmap.data.named import NAMED
 
-        if self.what in (None, "attentions"):
-            show_table("attention", {name: kind.sentence for name, kind in ATTENTIONS.items()})
-        if self.what in (None, "sets"):
-            lines = {"digit-scenes": "embedded: real handwritten digits among clutter, boxes known; no download"}
-            show_table("data", {**lines, **dict.fromkeys(NAMED, "through torchvision, from --root")})
-        if self.what in (None, "models"):
-            show_table("model", OWN_BACKBONES)
-            self._show_foreign()
-        show_next("heedmap train DIR --model NAME --attention NAME")
+        scenes = {"digit-scenes": "embedded: real handwritten digits among clutter, boxes known; no download"}
+        tables = {
+            "attention": {name: kind.sentence for name, kind in ATTENTIONS.items()},
+            "data": {**scenes, **dict.fromkeys(NAMED, "through torchvision, from --root")},
+            "model": OWN_BACKBONES,
+        }
+        wanted = {"attentions": "attention", "sets": "data", "models": "model"}
+        return tables if self.what == "all" else {wanted[self.what]: tables[wanted[self.what]]}
 
-    def _show_foreign(self) -> None:
+    def _foreign(self) -> Sequence[str]:
+        """The names of timm and torchvision, which take a while to ask for."""
+        if self.what not in ("all", "models") or (self.what == "all" and self.match is None):
+            return ()
         from heedmap.backbones.foreign import list_foreign
 
-        if self.what is None and self.match is None:
-            console.print("and any timm or torchvision name: [bold]heedmap list models --match resnet[/]")
-            return
-        names = list_foreign()
-        fitting = [name for name in names if self.match is None or self.match in name]
-        if not fitting:
-            hint = nearest(str(self.match), [name.partition("/")[2] for name in names])
-            raise OptionError(f"No timm or torchvision model has {self.match!r} in its name.{hint}")
-        for name in fitting:
-            console.print(escape(name), soft_wrap=True)
+        return list_foreign()
+
+
+_LISTED = {"all": "model, attention or set", "models": "model", "attentions": "attention", "sets": "set"}
 
 
 def pick_device(name: str | None) -> str:
@@ -320,9 +348,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(words)
         sys.stdout.flush()
+    except Stopped as stop:  # as the user wished
+        complaints.print(escape(str(stop)), soft_wrap=True)
+        raise SystemExit(130) from None
     except HeedmapError as error:
         complaints.print(f"[red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
-        raise SystemExit(130 if isinstance(error, Stopped) else 2) from None
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         complaints.print("Stopped.")
         raise SystemExit(130) from None
@@ -366,23 +397,3 @@ def _from_config(words: list[str]) -> Train | None:
         if word.startswith("--config="):
             return Train(**read_config(word.removeprefix("--config=")))
     return None
-
-
-def refuse_changes(run: str, options: TrainOptions) -> None:
-    """Check that what is told beside ``--resume`` is what the run was told, since its own options are taken.
-
-    Raises:
-        OptionError: an option that would be passed over.
-        RunError: the run cannot be read.
-    """
-    from heedmap.runs import Run
-
-    own = Run.open(run, finished=False).options
-    for field in dataclasses.fields(TrainOptions):
-        value, kept = getattr(options, field.name), getattr(own, field.name)
-        is_told = value not in (field.default, "", None)
-        if is_told and value != kept and field.name != "out":
-            flag = field.name.replace("_", "-")
-            raise OptionError(
-                f"{run} goes on by its own options: --{flag} is {kept!r} there, not {value!r}. Leave it out."
-            )

@@ -49,7 +49,10 @@ class Stopped(HeedmapError):  # noqa: N818  not an error of anybody's
     """Training was asked to stop (SIGINT, SIGTERM), has saved its state, and can go on."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the known word closest to ``word``, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return `` Did you mean 'x'?`` for the known word closest to ``word``, or an empty string.
+
+    ``cutoff``, from 0 to 1, is the least likeness (``difflib``'s ratio) that makes a proposal.
+    """
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {found[0]!r}?" if found else ""

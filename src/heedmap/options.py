@@ -110,9 +110,7 @@ class TrainOptions:
         for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer"):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value <= high):
-                raise OptionError(f"{name} = {value!r} is out of range: give a value from {low:g} to {high:g}.")
+            check_range(name, getattr(self, name), low, high)
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -132,6 +130,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "save_every": (0, 1e9),
 }
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Check that a number lies from ``low`` to ``high``; None is no number yet.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if value is not None and not (low <= value <= high):
+        raise OptionError(f"{name} = {value!r} is out of range: give a value from {low:g} to {high:g}.")
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:

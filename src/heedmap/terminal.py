@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from heedmap.options import counted
+
 if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
     from heedmap.listener import Listener
     from heedmap.records import Audit, EpochReport, StepReport
@@ -62,7 +64,8 @@ def progress() -> Iterator[Listener]:
     """A listener with a live bar, where the terminal can draw one."""
     # Shown has a listener's methods without being one: that class knows torch, which help must not wait for.
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Disabled, it still prints lines; else it would leave an empty one where there is no terminal.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         yield cast(Any, Shown(bar))
 
 
@@ -70,7 +73,8 @@ def progress() -> Iterator[Listener]:
 def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
     """A bar for ``total`` things; call what is yielded with the number done."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Disabled, it still prints lines; else it would leave an empty one where there is no terminal.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -97,25 +101,31 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     from heedmap.evaluation.classification import wilson_interval
 
     interval = wilson_interval(found["top1"], found["count"])
-    show_table(
-        f"{found['part']}, {found['count']:,} pictures",
-        {
-            "top-1": f"{found['top1']:.2%}  (95 % interval {interval[0]:.2%} - {interval[1]:.2%})",
-            "top-5": f"{found['top5']:.2%}",
-            "calibration": f"ECE {found['ece']:.3f}, NLL {found['nll']:.3f}",
-            "throughput": f"{found['images_per_second']:,.0f} images/s",
-        },
-    )
+    lines = {
+        "top-1": f"{found['top1']:.2%}  (95 % interval {interval[0]:.2%} - {interval[1]:.2%})",
+        "top-5": f"{found['top5']:.2%}",
+        "calibration": f"ECE {found['ece']:.3f}, NLL {found['nll']:.3f}",
+        "throughput": f"{found['images_per_second']:,.0f} images/s",
+    }
+    if len(found["per_class"]) <= 5:  # always right
+        del lines["top-5"]
+    show_table(f"{found['part']}, {counted(found['count'], 'picture')}", lines)
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
     for name in ("class", "pictures", "precision", "recall", "F1"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for row in found["per_class"][:40]:
-        shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
+        shares = (f"{row[name]:.1%}" if row["count"] else "-" for name in ("precision", "recall", "f1"))
         table.add_row(escape(row["name"]), f"{row['count']:,}", *shares)
     console.print(table)
     if found.get("pointing"):
         shown = {name: f"{share:.1%}" for name, share in found["pointing"].items()}
         show_table("hottest point inside the object's box", shown)
+    if found.get("learned"):
+        console.print(
+            f"[yellow]The run learned from {found['learned']:,} of these {counted(found['count'], 'picture')}: "
+            "what it comes to here says nothing about pictures it has not seen.[/]",
+            soft_wrap=True,
+        )
 
 
 def show_audit(found: Audit, most: int) -> None:
@@ -134,7 +144,8 @@ def show_audit(found: Audit, most: int) -> None:
     if not found.findings:
         console.print("[green]Nothing found.[/]")
     if found.leaked:
-        console.print(f"[yellow]{found.leaked} test pictures have a twin in train.[/]")
+        verb = "has" if found.leaked == 1 else "have"
+        console.print(f"[yellow]{counted(found.leaked, 'test picture')} {verb} a twin in train.[/]")
 
 
 def show_result(run: Path) -> None:

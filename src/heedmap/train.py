@@ -30,7 +30,7 @@ from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, RunError
+from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper
 from heedmap.listener import Listener
@@ -94,6 +94,8 @@ def train(
     if run is not None:
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
+    if run is None:
+        _refuse_untrained_answer(options)
     begun = run is not None and run.has_checkpoint
     classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
     # The run keeps the names of the taps, whatever a later version takes by default.
@@ -126,6 +128,24 @@ def anchored(options: TrainOptions) -> TrainOptions:
     return replace(options, **changes)
 
 
+def refuse_changes(run: str | Path, options: TrainOptions) -> None:
+    """Check that what is told beside ``resume`` is what the run was told, since its own options are taken.
+
+    Raises:
+        OptionError: an option that would be passed over.
+        RunError: the run cannot be read.
+    """
+    own, told = anchored(Run.open(run, finished=False).options), anchored(options)
+    for field in dataclasses.fields(TrainOptions):
+        value, kept = getattr(told, field.name), getattr(own, field.name)
+        is_told = getattr(options, field.name) not in (field.default, "", None)
+        if is_told and value != kept and field.name != "out":
+            what = "the data" if field.name == "data" else f"--{field.name.replace('_', '-')}"
+            raise OptionError(
+                f"{run} goes on by its own options: {what} is {kept!r} there, not {value!r}. Leave it out."
+            )
+
+
 def check_model(options: TrainOptions) -> None:
     """Refuse, before the pictures are read, what needs no picture to be refused.
 
@@ -137,6 +157,16 @@ def check_model(options: TrainOptions) -> None:
         from heedmap.backbones.zoo import find_model
 
         find_model(options.model)
+
+
+def _refuse_untrained_answer(options: TrainOptions) -> None:
+    """Refuse to add attention to the answer of a network with random weights, which is never trained to be one."""
+    is_foreign = options.model not in ("compact", *OWN_SIZES)
+    if options.head == "residual" and is_foreign and options.pretrained is None:
+        raise ModelError(
+            f"head 'residual' adds to an already trained network's answer; {options.model} has random weights. Give "
+            "its weights with --pretrained, or use concat."
+        )
 
 
 def prepare(options: TrainOptions, listener: Listener) -> Prepared:

@@ -24,7 +24,7 @@ from heedmap.terminal import console, show_table
 Command = TypeVar("Command")
 Field = dataclasses.Field[Any]
 
-_FRAME = re.compile(r"[╭╮╰╯│─]+")
+_FRAME = re.compile(r"[╭╮╰╯│─]+|-{3,}")  # plain dashes where the terminal is not one of UTF-8
 _VALUES = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -47,7 +47,7 @@ def parse(command: type[Command], name: str, words: Sequence[str], default: Comm
         with contextlib.redirect_stderr(said):
             made = tyro.cli(command, prog=f"heedmap {name}", args=list(words), default=default, config=config)
     except SystemExit:
-        raise OptionError(f"{_one_line(said.getvalue())} See heedmap {name} --help.") from None
+        raise OptionError(f"{_plainly(_one_line(said.getvalue()), command, name)} See heedmap {name} --help.") from None
     return cast(Command, made)
 
 
@@ -83,17 +83,42 @@ def _check_flags(command: type, name: str, words: Sequence[str]) -> None:
         if word == "--":
             return
         if flag.startswith("--") and flag not in known:
+            # The dashes, which all have in common, would make anything alike.
+            hint = nearest(flag[2:], [each[2:] for each in known], cutoff=0.6).replace("'", "'--", 1)
             raise OptionError(
-                f"Unknown option {word.split('=')[0]} of heedmap {name}.{nearest(flag, known)} "
-                f"heedmap {name} --help lists them."
+                f"Unknown option {word.split('=')[0]} of heedmap {name}.{hint} heedmap {name} --help lists them."
             )
 
 
 def _one_line(said: str) -> str:
     """What tyro's framed sheet says first: the lines between its title and the first rule or empty line."""
     lines = [_FRAME.sub(" ", line).strip() for line in said.splitlines()[1:]]
+    while lines and not lines[0]:
+        lines.pop(0)
     first = lines[: lines.index("")] if "" in lines else lines
     return " ".join(" ".join(first).replace("no type matching", "no").split())
+
+
+def _plainly(said: str, command: type, name: str) -> str:
+    """The words of this package for a sentence of tyro's; one that is not known is passed on."""
+    if said.startswith("Missing from"):
+        hints = typing.get_type_hints(command, include_extras=True)
+        fields = {field.name: field for field in dataclasses.fields(command)}
+        places = [_place(fields[each], hints[each]) for each in fields if _is_positional(hints[each])]
+        return f"{places[0]} is missing; the command is `heedmap {name} {' '.join(places)}`."
+    if found := re.match(r"Error parsing (\S+): no (INT|FLOAT)\S* could be instantiated from \[(.*)\]", said):
+        flag, kind, value = found.groups()
+        return f"{flag} needs {'a whole number' if kind == 'INT' else 'a number'}, not {value}."
+    if found := re.match(r"invalid choice (.+) for argument '(.+?)'\. Expected one of \((.*)\)", said):
+        value, flag, listed = found.groups()
+        choices = sorted(set(re.findall(r"'(.+?)'", listed)) - {"None"})
+        flag = flag if flag.startswith("--") else flag.upper()
+        return f"{flag} cannot be {value}; give one of {', '.join(choices)}.{nearest(value.strip(chr(39)), choices)}"
+    if found := re.match(r"Missing value for argument '(.+?)'", said):
+        return f"{found[1]} needs a value."
+    if found := re.match(r"Unrecognized options: (.+)", said):
+        return f"heedmap {name} does not know what to do with {found[1].rstrip('.')}."
+    return said if said.endswith((".", "?", "!")) else f"{said}."
 
 
 def _sentences(command: type) -> dict[str, str]:
