@@ -381,13 +381,25 @@ def test_attention_put_into_a_net_of_timm_leaves_its_answer_as_it_was(generator:
         (("a", "b"), None, "3 classes apart, but 2 class names"),
         (("a", "b", "c", "d"), None, "3 classes apart, but 4 class names"),
         (CLASSES, ("lowe",), "No tap 'lowe'.*Did you mean 'low'"),
+        (CLASSES, "lowe", "No tap 'lowe'.*Did you mean 'low'"),
+        ("abc", None, "classes is the text 'abc'"),
+        (("a", "b", "a"), None, "Class 'a' is named twice"),
     ],
 )
 def test_attention_that_does_not_fit_a_trained_net_is_refused(
-    trained: Trained, classes: tuple[str, ...], taps: tuple[str, ...] | None, message: str
+    trained: Trained, classes: str | tuple[str, ...], taps: str | tuple[str, ...] | None, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         attach(trained, classes=classes, image_size=32, taps=taps)
+
+
+def test_a_name_in_place_of_a_net_is_told_where_names_are_taken() -> None:
+    with pytest.raises(ModelError, match=r"give a module, not 'resnet18'; heedmap\.build_classifier takes names"):
+        attach("resnet18", classes=CLASSES)  # type: ignore[arg-type]
+
+
+def test_a_single_tap_may_be_given_by_its_name_alone(trained: Trained) -> None:
+    assert attach(trained, classes=CLASSES, image_size=32, taps="low").taps == ("low",)
 
 
 def test_a_net_with_one_output_cannot_be_spread_over_many_classes() -> None:

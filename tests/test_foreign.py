@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -394,12 +396,19 @@ def test_a_network_that_keeps_its_features_channels_last_is_refused_unless_its_p
 
 
 def test_a_network_that_never_runs_is_named_with_its_own_reason() -> None:
-    with pytest.raises(ModelError, match=r"^Grey did not run .*expected input.* 1 channels.*probe_size"):
+    with pytest.raises(ModelError, match=r"^Grey takes 1 input channel; three are needed"):
         ForeignBackbone(nn.Sequential(nn.Conv2d(1, 4, 3)), keep_head=False, name="Grey")
+    with pytest.raises(ModelError, match=r"^Sequential did not run .*shapes.*image_size\.$"):
+        ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(46 * 46 * 4, 2)), keep_head=True)
+
+
+def test_a_network_for_one_unusual_size_is_probed_at_the_size_of_the_pictures() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(46 * 46 * 4, 2))
+    assert ForeignBackbone(net, keep_head=True, image_size=48).fixed_size == 48
 
 
 def test_a_network_without_logits_has_no_head_to_keep() -> None:
-    with pytest.raises(ModelError, match="no head to keep"):
+    with pytest.raises(ModelError, match=r"no answer to keep; wrap it so that it returns logits \(B, K\)"):
         ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=True)
     assert ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=False).default_taps == ("0",)
 
@@ -407,7 +416,9 @@ def test_a_network_without_logits_has_no_head_to_keep() -> None:
 def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(resnet: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"No tap 'layr3' .* layer4 and \d+ more.*Did you mean 'layer3'"):
         ForeignBackbone(copy.deepcopy(resnet), ("layr3",), keep_head=True, probe_size=64)
-    with pytest.raises(ModelError, match="No tap 'fc'"):
+    with pytest.raises(
+        ModelError, match=r"Module 'fc' of ResNet has no \(B, C, H, W\) output that can be tapped; take one of .*layer4"
+    ):
         ForeignBackbone(copy.deepcopy(resnet), ("fc",), keep_head=True, probe_size=64)
     with pytest.raises(ModelError, match="named twice"):
         ForeignBackbone(copy.deepcopy(resnet), ("layer3", "layer3"), keep_head=True, probe_size=64)
@@ -550,15 +561,39 @@ def test_a_hub_out_of_reach_is_an_error_and_never_random_weights(name: str, monk
     def fail(*_given: object, **_options: object) -> None:
         raise OSError("Name or service not known")
 
+    monkeypatch.setattr(zoo, "_is_known", lambda _host: True)
     monkeypatch.setattr(timm, "create_model", fail)
     monkeypatch.setattr(torchvision.models, "get_model", fail)
     with pytest.raises(ModelError, match=r"cannot be had .*Name or service not known.*--pretrained FILE.safetensors"):
         build_foreign(name, pretrained="hub")
 
 
+def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+
+    def fail(*_given: object, **_options: object) -> None:
+        assert constants.HF_HUB_OFFLINE
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+        warnings.warn("a word of the hub's own", stacklevel=1)
+        raise OSError("offline mode is enabled")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(zoo.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(zoo, "_is_known", lambda _host: False)
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ModelError, match=r"cannot be had .*no network: hub\.invalid is not known.*--pretrained FILE"):
+        build_foreign("timm/resnet18", pretrained="hub")
+    assert not constants.HF_HUB_OFFLINE
+    assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+
+
 def test_hub_weights_with_a_head_for_other_classes_cannot_keep_it(
     resnet: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(zoo, "_is_known", lambda _host: True)
     monkeypatch.setattr(timm, "create_model", lambda *_given, **_options: copy.deepcopy(resnet))
     with pytest.raises(ModelError, match="tells 10 classes apart, not 4"):
         build_foreign("timm/resnet18", pretrained="hub", keep_head=True, num_classes=4)

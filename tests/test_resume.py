@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,7 +30,8 @@ from heedmap.data.augmentation import Augmentation
 from heedmap.data.decoding import to_tensor
 from heedmap.data.loading import Store, TrainingBatches, plain_batches
 from heedmap.data.pictures import TensorPictures
-from heedmap.errors import RunError, Stopped
+from heedmap.errors import ModelError, RunError, Stopped
+from heedmap.keeper import Keeper
 from heedmap.listener import Listener
 from heedmap.options import TrainOptions
 from heedmap.records import EpochReport, StepReport
@@ -52,6 +54,17 @@ SETTINGS: dict[str, Any] = {
     "attention": "dot",
 }
 STEPS = 40  # 36 training pictures, 3 of which are held out
+
+
+def test_attention_is_not_added_to_the_answer_of_a_network_with_random_weights(
+    cue_folder: Path, tmp_path: Path
+) -> None:
+    options = TrainOptions(
+        data=str(cue_folder), out=str(tmp_path / "run"), model="resnet18", head="residual", image_size=32
+    )
+    with pytest.raises(ModelError, match=r"resnet18 has random weights\. Give its weights with --pretrained"):
+        train(options)
+    assert not (tmp_path / "run").exists()
 
 
 # --- in one process -------------------------------------------------------------------------------------------------
@@ -235,6 +248,26 @@ def test_a_run_is_not_taken_up_with_other_pictures(make_cue_folder: Callable[...
     (folder / "train" / "red" / "000.png").unlink()
     with pytest.raises(RunError, match=r"began with .*put the pictures back"):
         train(options, resume=out)
+
+
+def test_the_command_that_goes_on_is_quoted(tmp_path: Path) -> None:
+    keeper: Any = types.SimpleNamespace(run=Run(tmp_path / "my run", {}))
+    report: Any = types.SimpleNamespace(epoch=1, epochs=2)
+    assert f"`heedmap train --resume '{tmp_path / 'my run'}'`" in str(Keeper._stopped(keeper, report))
+
+
+def test_a_run_goes_on_from_another_folder(
+    make_cue_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_cue_folder(4, 2).parent)
+    with pytest.raises(Stopped):
+        train(
+            options_for(Path("pictures"), Path("run"), epochs=1),
+            listener=StopsAt(1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(TrainOptions(), resume="../run").is_finished
 
 
 def test_a_new_run_that_fails_before_its_first_checkpoint_leaves_no_folder(cue_folder: Path, tmp_path: Path) -> None:

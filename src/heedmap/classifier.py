@@ -7,6 +7,7 @@ model is complete, and no map depends on a line of preprocessing that somebody f
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class AttentionClassifier(nn.Module):
         weights: ``softmax`` or ``sigmoid``, for legends.
 
     Raises:
-        ModelError: a tap that the backbone does not have, or pictures too small for it.
+        ModelError: a tap that the backbone does not have, pictures too small for it, or a class named twice.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class AttentionClassifier(nn.Module):
         self.backbone, self.head = backbone, head
         self.taps = tuple(attentions)
         self.attentions = nn.ModuleList(attentions.values())  # a list: no module's name may hold the dot of "layer4.1"
-        self.classes = tuple(classes)
+        self.classes = checked_classes(classes)
         self.image_size = image_size
         self.attention_name, self.weights = attention_name, weights
         self.uses_query = any(attention.uses_query for attention in attentions.values())
@@ -108,6 +109,21 @@ class AttentionClassifier(nn.Module):
         found = self.backbone((images - self.mean) / self.std, self.taps, True).query
         assert found is not None  # asked for
         return found
+
+
+def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names.
+
+    Raises:
+        ModelError: a single text in place of names, or a name that comes twice.
+    """
+    if isinstance(classes, str):
+        raise ModelError(f"classes is the text {classes!r}; give the names one by one, such as ('cat', 'dog').")
+    names = tuple(classes)
+    if len(set(names)) < len(names):
+        (twice, _), *_ = Counter(names).most_common(1)
+        raise ModelError(f"Class {twice!r} is named twice; give each class a name of its own.")
+    return names
 
 
 def combined_map(attention: dict[str, Tensor]) -> Tensor:
@@ -272,7 +288,7 @@ def attach(
     *,
     classes: Sequence[str],
     image_size: int = 224,
-    taps: Sequence[str] | None = None,
+    taps: str | Sequence[str] | None = None,
     attention: str = "parametrised",
     weights: str | None = None,
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
@@ -287,19 +303,21 @@ def attach(
         module: any ``nn.Module`` from normalised pictures (B, 3, H, W) to logits (B, K).
         classes: the K class names.
         image_size: side of the pictures.
-        taps: names of submodules with (B, C, H, W) outputs; None takes two deep ones.
+        taps: name, or names, of submodules with (B, C, H, W) outputs; None takes two deep ones.
         attention, weights: see :data:`heedmap.attention.ATTENTIONS`.
         mean, std: the normalisation that the network was trained with.
 
     Raises:
-        ModelError: a tap that does not exist, a network without features that can be tapped, or another number of
-            classes than the network has.
+        ModelError: no module, a tap that does not exist, a network without features that can be tapped, a class named
+            twice, or another number of classes than the network has.
     """
     from heedmap.backbones.foreign import ForeignBackbone
 
-    chosen = tuple(taps) if taps is not None else None
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"attach: give a module, not {module!r}; heedmap.build_classifier takes names.")
+    names = checked_classes(classes)
+    chosen = (taps,) if isinstance(taps, str) else tuple(taps) if taps is not None else None
     backbone = ForeignBackbone(module, taps=chosen, keep_head=True, mean=mean, std=std, image_size=image_size)
-    names = tuple(classes)
     if backbone.answer_channels != len(names):
         raise ModelError(
             f"{backbone.name} tells {backbone.answer_channels} classes apart, but {len(names)} class names were given; "

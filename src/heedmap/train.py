@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from heedmap.attention import check_weights
-from heedmap.backbones import OWN_BACKBONES
+from heedmap.backbones import OWN_BACKBONES, Compact
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check_splits, open_data, split_by_class
 from heedmap.data import augmentation as views
@@ -87,6 +87,7 @@ def train(
         if options.out is not None:
             Run.refuse_existing(options.out)
         check_model(options)
+        _refuse_untrained_answer(options)
         command, options = command or made_up_command(options), anchored(options)
     accelerator = make_accelerator()
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
@@ -94,8 +95,6 @@ def train(
     if run is not None:
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
-    if run is None:
-        _refuse_untrained_answer(options)
     begun = run is not None and run.has_checkpoint
     classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
     # The run keeps the names of the taps, whatever a later version takes by default.
@@ -150,9 +149,12 @@ def check_model(options: TrainOptions) -> None:
     """Refuse, before the pictures are read, what needs no picture to be refused.
 
     Raises:
-        ModelError: no such model, or weights that the attention does not have.
+        ModelError: no such model, a tap that ``compact`` does not have, or weights that the attention does not have.
     """
     check_weights(options.attention, options.weights)
+    if options.model == "compact" and options.taps is not None:
+        with torch.device("meta"):  # its stages have the same names at any size
+            Compact().check_taps(options.taps)
     if options.model not in OWN_BACKBONES:
         from heedmap.backbones.zoo import find_model
 

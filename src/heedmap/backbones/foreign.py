@@ -94,7 +94,7 @@ class ForeignBackbone(Backbone):
             mean: per channel of RGB in [0, 1], that the network was trained with.
             std: as ``mean``.
             name: how messages call it; None is the class name.
-            probe_size: picture side to probe with; None tries 224 and then other usual ones.
+            probe_size: picture side to probe with; None tries 224, then other usual ones, then ``image_size``.
             image_size: side of the pictures to come, for which taps are chosen; None is the probe's.
 
         Raises:
@@ -105,7 +105,7 @@ class ForeignBackbone(Backbone):
         self.mean, self.std = tuple(mean), tuple(std)
         self.net = module
         self.keep_head = keep_head
-        self.found = survey(module, self.name, probe_size)
+        self.found = survey(module, self.name, probe_size, image_size=image_size)
         self.fixed_size, self.least_size = self.found.fixed_size, self.found.least_size
         self.stages = tuple(place.stage for place in self.found.places)
         self.query_channels = self.stages[-1].channels
@@ -179,6 +179,11 @@ class ForeignBackbone(Backbone):
             return
         outer = [name for name in known if name.count(".") <= min(1, min(n.count(".") for n in known) + 1)][-12:]
         more = f" and {len(known) - len(outer)} more inside or before them" if len(outer) < len(known) else ""
+        if unknown in dict(self.net.named_modules()):
+            raise ModelError(
+                f"Module {unknown!r} of {self.name} has no (B, C, H, W) output that can be tapped; take one of "
+                f"{', '.join(outer)}{more}."
+            )
         raise ModelError(
             f"No tap {unknown!r} in {self.name}; it has {', '.join(outer)}{more}.{nearest(unknown, known)}"
         )
@@ -220,7 +225,8 @@ class ForeignBackbone(Backbone):
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
             raise ModelError(
-                f"{self.name} returns {shape}, not logits (B, K), so there is no head to keep; set keep_head=False."
+                f"{self.name} returns {shape}, not logits (B, K), so there is no answer to keep; wrap it so that it "
+                "returns logits (B, K)."
             )
         return logits
 
@@ -331,6 +337,6 @@ def build_foreign(
     if keep_head and num_classes not in (None, backbone.answer_channels):
         raise ModelError(
             f"The head of {full} tells {backbone.answer_channels} classes apart, not {num_classes}; "
-            "leave its head out (keep_head=False), or give weights made for these classes."
+            "take another head than 'residual', which keeps it, or give weights made for these classes."
         )
     return backbone

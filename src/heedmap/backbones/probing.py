@@ -7,6 +7,7 @@ gradients and the global random state are not touched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def made_up_picture(module: nn.Module, size: int) -> Tensor:
     return noise.to(like.device, like.dtype)
 
 
-def survey(module: nn.Module, name: str, probe_size: int | None = None) -> Survey:
+def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image_size: int | None = None) -> Survey:
     """Find the spatial stages and the classifier of any network that takes (B, 3, H, W).
 
     A stage is a module that runs once in a forward pass and returns one (B, C, H, W) tensor whose square grid grows
@@ -107,12 +108,14 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None) -> Surve
     Args:
         module: the network.
         name: how messages call it.
-        probe_size: the picture side to try; None tries 224 and then the other usual sizes.
+        probe_size: the picture side to try; None tries 224, then the other usual sizes, then ``image_size``.
+        image_size: the side of the pictures to come.
 
     Raises:
         ModelError: the network ran at none of the sizes, or has no spatial stage.
     """
-    size, notes, answer = _first_that_runs(module, name, (probe_size,) if probe_size else USUAL_SIZES)
+    usual = USUAL_SIZES if image_size is None else (*USUAL_SIZES, image_size)
+    size, notes, answer = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
     other_size = size - 64 if size >= 128 else size + 64
     try:
         other, _ = _watch(module, other_size)
@@ -164,9 +167,14 @@ def _first_that_runs(
             return size, *_watch(module, size)
         except Exception as reason:  # the network's own code may raise anything
             reasons.append(f"{size}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}")
+    if other := re.search(r"to have (\d+) channels, but got 3 channels", reasons[0]):  # torch's words
+        raise ModelError(
+            f"{name} takes {other[1]} input channel{'s' * (other[1] != '1')}; three are needed (RGB), so wrap it so "
+            "that it takes (B, 3, H, W)."
+        )
     raise ModelError(
         f"{name} did not run on a picture (1, 3, size, size) at any size tried ({reasons[0]}); "
-        "give the size it was made for as probe_size."
+        "give the size it was made for as image_size."
     )
 
 

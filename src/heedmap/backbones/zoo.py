@@ -7,7 +7,13 @@ work beside a torchvision that does not.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import logging
+import socket
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -92,15 +98,52 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
     if not hub:
         net: nn.Module = create(model, **options)
         return net
+    unknown = None
     try:
-        net = create(model, pretrained=True) if library == "timm" else create(model, weights="DEFAULT")
+        if library == "torchvision":
+            return create(model, weights="DEFAULT")
+        with _quiet_hub() as unknown:
+            net = create(model, pretrained=True)
     except Exception as reason:  # urllib, httpx, huggingface_hub and timm each have their own
-        why = (str(reason).splitlines() or [type(reason).__name__])[0]
+        why = unknown or (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(
             f"The weights of {library}/{model} cannot be had from the hub or its cache ({why}); "
             "supply the file: --pretrained FILE.safetensors (or .pt)."
         ) from reason
     return net
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[str | None]:
+    """Nothing of the hub's own about its retries; where its host is not known, its cache alone, and no waiting.
+
+    Gives what is wrong with the network, if anything is: the hub tries again for most of a minute before it gives up.
+    """
+    from huggingface_hub import constants
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "timm")]
+    levels, offline = [logger.level for logger in loggers], constants.HF_HUB_OFFLINE
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    is_known = offline or bool(urllib.request.getproxies()) or _is_known(host)
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        constants.HF_HUB_OFFLINE = offline or not is_known
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield None if is_known else f"no network: {host} is not known"
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _is_known(host: str | None) -> bool:
+    """Whether the name of a host has an address, without which no request can succeed."""
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
 
 
 def habits(net: nn.Module) -> tuple[Sequence[float], Sequence[float], int | None]:
