@@ -136,9 +136,10 @@ def test_a_broken_picture_among_many_is_named_counted_and_passed_over(make_cue_f
 def test_training_stops_when_more_than_a_small_share_is_broken(
     make_cue_folder: Folder, refusal: Refusal, tmp_path: Path, kind: str
 ) -> None:
-    folder = make_cue_folder(train=4, test=3)
+    folder = make_cue_folder(train=4, test=3).rename(tmp_path / "my pictures")
     BROKEN[kind][0](folder / "train" / "red" / "broken.png")
     line = refusal("train", folder, "--out", tmp_path / "run", *SMALL)
+    assert f"`heedmap audit '{folder}'` lists them" in line
     assert "1 of 22 pictures cannot be read, the first is train/red/broken.png" in line
     assert BROKEN[kind][1] in line
     assert "--allow-unreadable" in line
@@ -238,6 +239,7 @@ def test_a_model_that_cannot_be_built_is_named(
     [
         (("--attention", "none", "--weights", "sigmoid"), "Attention 'none' has no weights 'sigmoid'"),
         (("--model", "compct"), "Unknown model 'compct'"),
+        (("--taps", "stage9"), "No tap 'stage9'"),
     ],
 )
 def test_what_needs_no_pictures_is_refused_before_they_are_read(

@@ -220,6 +220,13 @@ def test_visualize_takes_a_list_from_standard_input(
     assert (tmp_path / "maps-2" / "predictions.csv").is_file()
 
 
+def test_visualize_looks_for_the_pictures_before_it_loads_the_weights(
+    finished_run: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "classifier", lambda _: pytest.fail("the weights were loaded"))
+    assert "absent.jpg" in refusal("visualize", finished_run, tmp_path / "absent.jpg")
+
+
 def test_visualize_says_why_a_query_changes_nothing(
     finished_run: Path, cue_folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
