@@ -77,7 +77,8 @@ def test_a_run_finds_its_pictures_from_another_folder(
 ) -> None:
     from heedmap import TrainOptions, train
 
-    monkeypatch.chdir(make_cue_folder(4, 2).parent)
+    monkeypatch.chdir(make_cue_folder(4, 2).rename(tmp_path / "real").parent)
+    Path("pictures").symlink_to("real")  # the name that the user gave is kept
     run = train(TrainOptions(data="pictures", out="run", image_size=32, epochs=1, workers=0))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

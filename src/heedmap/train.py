@@ -119,12 +119,17 @@ def train(
 
 def anchored(options: TrainOptions) -> TrainOptions:
     """The same options with whole paths, so that the run finds its pictures wherever the user stands later."""
-    changes: dict[str, Any] = {"root": str(Path(options.root).resolve())}
+    changes: dict[str, Any] = {"root": _whole_path(options.root)}
     if not is_named(options.data) and Path(options.data).is_dir():
-        changes["data"] = str(Path(options.data).resolve())
+        changes["data"] = _whole_path(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
-        changes["pretrained"] = str(Path(options.pretrained).resolve())
+        changes["pretrained"] = _whole_path(options.pretrained)
     return replace(options, **changes)
+
+
+def _whole_path(path: str) -> str:
+    # A link keeps the name by which the user knows it; only a way up has to be walked.
+    return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())
 
 
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
