@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from heedmap.classifier import AttentionClassifier
+from heedmap.classifier import AttentionClassifier, combined_map
 from heedmap.data import DIGIT_SCENES, NAMED, FolderPictures, Pictures, Splits, check_splits, open_data
 from heedmap.data.audit import leakage_flag
 from heedmap.data.augmentation import plain
@@ -191,7 +191,10 @@ def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: s
     report = classification_report(judged.logits, judged.labels, classes)
     pointing = None
     if pictures.boxes is not None and judged.attention:
-        pointing = pointing_table(judged.attention, pictures.boxes)
+        maps = judged.attention
+        if len(maps) > 1:
+            maps = {**maps, "combined": combined_map(maps)}
+        pointing = pointing_table(maps, pictures.boxes)
     return Evaluation(part, report, pointing, len(judged.labels) / max(judged.seconds, 1e-9))
 
 
