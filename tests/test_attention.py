@@ -359,3 +359,20 @@ def test_a_head_without_taps_or_with_an_unknown_word_is_refused():
         ConcatHead({}, 3)
     with pytest.raises(ModelError, match="Did you mean 'batch-norm'"):
         ConcatHead({"a": 2}, 3, "batchnorm")
+
+
+@pytest.mark.parametrize("score", ["parametrised", "dot", "additive"])
+def test_levelled_scores_do_not_know_the_scale_of_the_features(score: str, generator: torch.Generator) -> None:
+    readout = CompatibilityReadout(6, 6, score, "softmax", level=True).double()
+    for parameter in readout.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    features = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
+    query = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    plain, large = readout(features, query), readout(features * 50, query)
+    torch.testing.assert_close(plain.attention, large.attention)
+    torch.testing.assert_close(plain.features * 50, large.features)
+    flat = features.flatten(2) / features.flatten(1).square().mean(1).sqrt()[:, None, None]
+    if score == "parametrised":
+        assert readout.scorer is not None
+        expected = torch.einsum("c,bcn->bn", readout.scorer.weight[0], flat) / 6**0.5
+        torch.testing.assert_close(plain.attention.flatten(1), expected.softmax(1))

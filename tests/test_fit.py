@@ -463,3 +463,13 @@ def test_options_are_not_changed_by_training() -> None:
     before = replace(options)
     list(fit(probe(), batches_of(cue_pictures(12, 0)), None, options))
     assert options == before
+
+
+def test_trained_weights_learn_at_a_tenth_of_the_rate_of_fresh_ones() -> None:
+    classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 32, ("a", "b")))
+    optimizer = make_optimizer(classifier, settings(pretrained="weights.safetensors"), fused=False)
+    backbone = {id(parameter) for parameter in classifier.backbone.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["share"] == (0.1 if id(parameter) in backbone else 1.0)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(classifier.parameters()))

@@ -264,7 +264,13 @@ def _assemble(backbone: Backbone, architecture: Architecture) -> AttentionClassi
         stage = backbone.stage(tap)
         side = backbone.grid_side(tap, architecture.image_size)
         attentions[tap] = build_attention(
-            architecture.attention, stage.channels, backbone.query_channels, height=side, width=side, weights=weights
+            architecture.attention,
+            stage.channels,
+            backbone.query_channels,
+            height=side,
+            width=side,
+            weights=weights,
+            level=architecture.model not in OWN_BACKBONES,
         )
     widths = {tap: attention.channels for tap, attention in attentions.items()}
     if architecture.head not in HEADS:

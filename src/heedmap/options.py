@@ -41,7 +41,7 @@ class TrainOptions:
         weights: How scores become weights. Default: softmax, and sigmoid for feature attention.
         head: How readouts become logits: concat, indep, or residual (added to an already trained network's own answer).
         taps: Names of the stages that attention reads. Default: the two deepest that suit.
-        pretrained: hub, or a file of weights (.safetensors, .pt). Default: none; training starts from scratch.
+        pretrained: hub, or a file of weights (.safetensors, .pt); at a tenth of the rate. Default: start anew.
         epochs: Passes over the training part. Default: from its size.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
         optimizer: adamw, or sgd (Nesterov momentum 0.9). Default: adamw.

@@ -226,7 +226,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     epochs = options.epochs or round(min(max((1000 if fine_tuned else 3400) / math.sqrt(count), 4), 200))
     optimizer: Any = options.optimizer or "adamw"
     rate, decay = RATES[optimizer]
-    rate *= math.sqrt(batch / 48) * (0.1 if fine_tuned else 1)
+    rate *= math.sqrt(batch / 48)
     return replace(
         options,
         image_size=size,

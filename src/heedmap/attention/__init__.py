@@ -90,6 +90,7 @@ def build_attention(
     height: int = 1,
     width: int = 1,
     weights: str | None = None,
+    level: bool = False,
 ) -> Readout | FeatureAttention:
     """Build the attention of that name for one tap.
 
@@ -100,6 +101,7 @@ def build_attention(
         height: H of the tapped features; only ``feature-dense`` is bound to the size.
         width: W of the tapped features.
         weights: ``softmax`` or ``sigmoid``; None takes the default of that attention.
+        level: see :class:`CompatibilityReadout`; for features on a scale that heedmap did not choose.
 
     Raises:
         ModelError: an unknown name, weights that this attention does not have, or a dense matrix that does not fit.
@@ -110,4 +112,4 @@ def build_attention(
         return MeanReadout(channels)
     if name in ("feature", "feature-dense"):
         return FeatureAttention(channels, height, width, "conv" if name == "feature" else "dense", weights)
-    return CompatibilityReadout(channels, query_channels, score=name, weights=weights)
+    return CompatibilityReadout(channels, query_channels, score=name, weights=weights, level=level)

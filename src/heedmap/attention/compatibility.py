@@ -96,6 +96,9 @@ class CompatibilityReadout(Readout):
         weights: ``softmax`` or ``sigmoid``.
         project: ``query`` or ``features``, the side that is projected. The additive score projects both itself.
         paper: take the published form rather than ours.
+        level: divide the features by their root mean square over the picture before they are scored, and a dot product
+            by the root of the width. For backbones whose features come on any scale: with features of ten instead of
+            one, a few steps of the optimiser narrow the map to one point (LOG.md).
 
     Raises:
         ModelError: an unknown word, or ``project="features"`` with the additive score.
@@ -110,6 +113,7 @@ class CompatibilityReadout(Readout):
         project: str = "query",
         *,
         paper: bool = False,
+        level: bool = False,
     ) -> None:
         super().__init__()
         _check("score", score, SCORES)
@@ -117,7 +121,7 @@ class CompatibilityReadout(Readout):
         _check("project", project, PROJECTS)
         if score == "additive" and project == "features":
             raise ModelError("The additive score projects features and query itself; leave project at 'query'.")
-        self.score, self.weights = score, weights
+        self.score, self.weights, self.level = score, weights, level
         self.channels = channels if project == "query" else query_channels
         self.uses_query = score != "parametrised" or weights == "sigmoid"
         self.scale = self.channels**-0.5 if score == "dot" and not paper else 1.0
@@ -178,7 +182,10 @@ class CompatibilityReadout(Readout):
     def _scores(self, flat: Tensor, query: Tensor | None) -> Tensor:
         """(B, N) scores of the features (B, C, N)."""
         if self.feature_map is not None and self.scorer is not None and query is not None:
-            hidden = torch.tanh(self.feature_map(flat.transpose(1, 2)) + query[:, None])
+            seen = self.feature_map(flat.transpose(1, 2))
+            if self.level:
+                seen = seen / rms(flat)[:, :, None]
+            hidden = torch.tanh(seen + query[:, None])
             scored: Tensor = self.scorer(hidden)[:, :, 0]
             return scored
         if self.scorer is None:
@@ -194,6 +201,8 @@ class CompatibilityReadout(Readout):
             if self.lift.bias is not None:
                 offset = direction @ self.lift.bias
             direction = direction @ self.lift.weight
+        if self.level:
+            direction = direction / (rms(flat) * flat.shape[1] ** 0.5)
         scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]
         return scores if offset is None else scores + offset[:, None]
 
@@ -210,6 +219,12 @@ class CompatibilityReadout(Readout):
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return ``dtype``, or float32 where that is more precise."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def rms(flat: Tensor) -> Tensor:
+    """Root mean square (B, 1) of features (B, C, N) over channels and positions, at least float32."""
+    precise = flat.to(at_least_float32(flat.dtype))
+    return precise.square().mean((1, 2)).sqrt().clamp_min(1e-6)[:, None]
 
 
 def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Module:

@@ -32,6 +32,7 @@ from heedmap.training.schedules import SCHEDULES
 
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
+TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -226,7 +227,8 @@ class Fitting:
             if numbers[3] < self.options.cutmix:
                 images, own = views.cutmix(images, numbers[:3])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * SCHEDULES[self.options.schedule](self.step / self.total_steps)
+            factor = SCHEDULES[self.options.schedule](self.step / self.total_steps)
+            group["lr"] = self.rate * factor * group["share"]
         with autocast(self.precision, self.accelerator.device):
             logits = self._model(images.contiguous(memory_format=torch.channels_last)).logits
         loss = self._loss(logits.float(), batch.labels, own)
@@ -324,11 +326,22 @@ def _check_batch(classifier: nn.Module, train: TrainingBatches) -> None:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not."""
+    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
+
+    Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
+    would hardly move at that rate before training is over.
+    """
+    trained = getattr(model, "backbone", None) if options.pretrained else None
+    kept = {id(parameter) for parameter in trained.parameters()} if trained is not None else set()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in learned if (p.ndim > 1) == is_matrix and (id(p) in kept) == is_kept],
+            "weight_decay": options.weight_decay if is_matrix else 0.0,
+            "share": TRAINED_SHARE if is_kept else 1.0,
+        }
+        for is_kept in (False, True)
+        for is_matrix in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "adamw":
