@@ -229,7 +229,7 @@ def _existing(path: str | Path) -> Path:
     if root.exists():
         raise DataError(f"{path} is a file, not a folder of pictures; {_LAYOUT}.")
     beside = [child.name for child in _subfolders(root.parent)] if root.parent.is_dir() else []
-    raise DataError(f"There is no folder {str(path)!r}.{nearest(root.name, beside)}")
+    raise DataError(f"There is no folder {str(path)!r}.{nearest(root.name, beside, cutoff=0.7)}")
 
 
 def _is_debris(name: str) -> bool:
