@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heedmap.cli import Train
+from heedmap.commands.train import Train
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions, known_options, plan_sentence, read_config
 from heedmap.usage import parse

@@ -1,0 +1,20 @@
+"""The commands: one file each, a dataclass whose fields are the command's options and whose ``work`` does it.
+
+Nothing heavy is imported before a command works, so that ``--help`` and errors of usage answer at once.
+"""
+
+from heedmap.commands.audit import AuditData
+from heedmap.commands.demo import Demo
+from heedmap.commands.evaluate import Evaluate
+from heedmap.commands.list import List
+from heedmap.commands.train import Train
+from heedmap.commands.visualize import Visualize
+
+COMMANDS = {
+    "demo": Demo,
+    "train": Train,
+    "visualize": Visualize,
+    "evaluate": Evaluate,
+    "audit": AuditData,
+    "list": List,
+}

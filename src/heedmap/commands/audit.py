@@ -1,0 +1,62 @@
+"""``heedmap audit``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.markup import escape
+
+from heedmap.options import check_range
+from heedmap.terminal import console, show_audit, show_next
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditData:
+    """Look for duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
+
+    Attributes:
+        data: A folder or a named set.
+        depth: full also looks for near duplicates; cheap is what train does.
+        json: Write all findings to this file.
+        show: Findings of each kind to print.
+        root: Where named sets lie or are put.
+        download: Fetch a named set that is not there.
+        seed: Of the split, where the folder has none.
+        test: Share of the test part, where the folder has none.
+    """
+
+    data: tyro.conf.Positional[str]
+    depth: Literal["cheap", "full"] = "full"
+    json: str | None = None
+    show: int = 8
+    root: str = "data"
+    download: bool = True
+    seed: int = 0
+    test: float = 0.2
+
+    def work(self) -> None:
+        """Audit and print."""
+        from heedmap.data import check_splits, open_data
+        from heedmap.data.audit import audit
+        from heedmap.runs import disk, write_whole
+
+        check_range("show", self.show, 0, 1_000_000_000)
+        splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
+        for note in splits.notes:
+            console.print(escape(note))
+        found = audit(check_splits(splits, os.cpu_count() or 1), depth=self.depth)
+        show_audit(found, self.show)
+        if self.json:
+            import json
+
+            target = Path(self.json)
+            with disk(target):
+                write_whole(target, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False).encode())
+            console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
+        show_next(f"heedmap train {shlex.quote(self.data)}")

@@ -1,0 +1,72 @@
+"""``heedmap visualize``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.markup import escape
+
+from heedmap.commands.device import pick_device
+from heedmap.options import check_range, counted
+from heedmap.terminal import complaints, console, counting, show_next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visualize:
+    """Draw where a trained classifier looks, for any pictures.
+
+    Attributes:
+        run: The run folder.
+        pictures: Files, folders, patterns, or - for a list of files on standard input.
+        out: Folder for the pictures; made. Default: maps-1, maps-2, ...
+        query: Attend with the global feature of this other picture.
+        scale: Each map from zero to its own largest value (picture), from its smallest to its largest (range), or all
+            on one scale (set).
+        batch_size: Pictures at a time.
+        device: Where to compute. Default: a GPU where there is one.
+        overwrite: Write into a folder that has something in it.
+    """
+
+    run: tyro.conf.Positional[str]
+    pictures: tyro.conf.Positional[tuple[str, ...]]
+    out: str | None = None
+    query: str | None = None
+    scale: Literal["picture", "range", "set"] = "picture"
+    batch_size: int = 16
+    device: str | None = None
+    overwrite: bool = False
+
+    def work(self) -> None:
+        """Draw, and say where the page is."""
+        from heedmap.runs import Run, free_name
+        from heedmap.visualize import expand_pictures, visualize
+
+        check_range("batch_size", self.batch_size, 1, 100_000)
+        run = Run.open(self.run)
+        files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
+        classifier = run.classifier()
+        out = Path(self.out) if self.out else free_name(Path(), "maps")
+        with counting(len(files), "drawing") as advance:
+            result = visualize(
+                classifier,
+                files,
+                out,
+                batch_size=self.batch_size,
+                query=self.query,
+                device=pick_device(self.device),
+                scale=self.scale,
+                overwrite=self.overwrite,
+                on_progress=advance,
+            )
+        for path, reason in result.unreadable:
+            complaints.print(f"[yellow]passed over[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
+        for note in result.notes:
+            console.print(escape(note))
+        drawn = counted(result.count, "picture")
+        console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
+        show_next(f"open {shlex.quote(str(result.index))}")
