@@ -23,6 +23,7 @@ NAMES = [
     "build_classifier",
     "combined_map",
     "evaluate",
+    "explain",
     "fit",
     "open_data",
     "train",

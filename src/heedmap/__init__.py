@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from heedmap.data.audit import audit
     from heedmap.errors import HeedmapError
     from heedmap.evaluate import evaluate
+    from heedmap.maps import explain
     from heedmap.options import TrainOptions
     from heedmap.records import AttentionMap, Output
     from heedmap.runs import Run
@@ -38,6 +39,7 @@ _HOMES = {
     "build_classifier": "heedmap.classifier",
     "combined_map": "heedmap.classifier",
     "evaluate": "heedmap.evaluate",
+    "explain": "heedmap.maps",
     "fit": "heedmap.training.fit",
     "open_data": "heedmap.data",
     "train": "heedmap.train",
@@ -58,6 +60,7 @@ __all__ = [
     "build_classifier",
     "combined_map",
     "evaluate",
+    "explain",
     "fit",
     "open_data",
     "train",

@@ -1,0 +1,31 @@
+"""The attention that the network learned and used: not computed afterwards, and free."""
+
+from __future__ import annotations
+
+import torch
+
+from heedmap.classifier import AttentionClassifier, combined_map
+from heedmap.errors import ModelError, nearest
+from heedmap.maps.question import Found, Question
+
+
+def attention(question: Question) -> Found:
+    """The weights of one tap, named by ``layer``, or of all taps combined where none is named and there are several.
+
+    The map belongs to no class: it is the same for every target.
+    """
+    model = question.model
+    if not isinstance(model, AttentionClassifier):
+        raise ModelError(
+            f"{type(model).__name__} has no attention that it learned; take another method, or put attention into it "
+            "with heedmap.attach and train."
+        )
+    known = (*model.taps, "combined") if len(model.taps) > 1 else model.taps
+    tap = question.layer or known[-1]
+    if tap not in known:
+        raise ModelError(f"No attention at {tap!r}; this classifier has it at {', '.join(known)}.{nearest(tap, known)}")
+    with torch.no_grad():
+        output = model(question.images)
+    used = combined_map(output.attention) if tap == "combined" else output.attention[tap]
+    targets = question.targets(output.logits)
+    return Found(used.expand(-1, targets.shape[1], -1, -1), targets, output.logits, tap)
