@@ -91,7 +91,7 @@ def test_saliency_is_the_largest_absolute_gradient(net: Small, pictures: Tensor)
     signed = explain(net, pictures, "saliency", target=[1, 0, 3], settings={"channels": "signed"})
 
     for row, target in enumerate((1, 0, 3)):
-        (gradient,) = torch.autograd.functional.jacobian(lambda one: net(one[None])[0, target][None], pictures[row])
+        gradient = torch.autograd.functional.jacobian(lambda one: net(one[None])[0], pictures[row])[target]
         torch.testing.assert_close(found.values[row, 0], gradient.abs().amax(0).float())
         torch.testing.assert_close(signed.values[row, 0].abs(), found.values[row, 0])
         largest = gradient.flatten(1).gather(0, gradient.flatten(1).abs().argmax(0)[None])[0]
@@ -103,11 +103,11 @@ def test_grad_cam_of_a_net_set_by_hand_is_what_a_pencil_says() -> None:
     # channel 0 and gives half of that to channel 1: A0 = (10, 18, 42, 50), A1 = (5, 9, 21, 25).
     # Logit 0 = 3 mean(A0) - 2 mean(A1): gradients 3/4 and -2/4 everywhere, so the map is 0.75 A0 - 0.5 A1.
     # Logit 1 = -mean(A0): the map would be negative, and its positive part is nothing.
-    net = nn.Sequential(nn.Conv2d(3, 2, 2, stride=2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    conv, linear = nn.Conv2d(3, 2, 2, stride=2, bias=False), nn.Linear(2, 2, bias=False)
+    net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     with torch.no_grad():
-        net[0].weight.zero_()[:, 0] = torch.tensor([1.0, 0.5])[:, None, None]
-        net[3].weight.copy_(torch.tensor([[3.0, -2.0], [-1.0, 0.0]]))
-        net[3].bias.zero_()
+        conv.weight.zero_()[:, 0] = torch.tensor([1.0, 0.5])[:, None, None]
+        linear.weight.copy_(torch.tensor([[3.0, -2.0], [-1.0, 0.0]]))
     picture = torch.zeros(1, 3, 4, 4)
     picture[0, 0] = torch.arange(16.0).view(4, 4)
 
