@@ -20,6 +20,7 @@ from heedmap.attention.heads import ConcatHead, IndepHead, ReadoutHead, Residual
 from heedmap.backbones import OWN_BACKBONES
 from heedmap.backbones.chain import Backbone
 from heedmap.backbones.compact import Compact
+from heedmap.backbones.whitened import Whitened
 from heedmap.errors import ModelError, nearest
 from heedmap.records import AttentionMap, Output
 
@@ -166,7 +167,7 @@ class Architecture:
     """What a classifier is made of; all that is needed to make it again before its weights are loaded.
 
     Attributes:
-        model: ``compact``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
+        model: ``compact``, ``whitened``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
         attention, weights, head, taps: as in :class:`heedmap.options.TrainOptions`.
         image_size: side in pixels.
         classes: class names.
@@ -193,14 +194,15 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
     """
     if architecture.model in ("paper-vgg", "paper-resnet"):
         return _paper_classifier(architecture, pretrained)
-    if architecture.model == "compact":
+    name = architecture.model
+    if name in ("compact", "whitened"):
         if pretrained:
-            raise ModelError(f"compact has no pretrained weights ({pretrained!r}); name a timm or torchvision model.")
+            raise ModelError(f"{name} has no pretrained weights ({pretrained!r}); name a timm or torchvision model.")
         if architecture.head == "residual":
             raise ModelError(
-                "head 'residual' adds to an already trained network's answer; compact has none. Use concat."
+                f"head 'residual' adds to an already trained network's answer; {name} has none. Use concat."
             )
-        backbone: Backbone = Compact.for_size(architecture.image_size)
+        backbone: Backbone = Compact.for_size(architecture.image_size) if name == "compact" else Whitened()
     else:
         from heedmap.backbones.foreign import build_foreign
 

@@ -23,7 +23,7 @@ TRAIN_GROUPS = {
     "model": ("model", "attention", "weights", "head", "taps", "pretrained"),
     "pictures": ("image_size", "augment", "flip", "cutmix", "validation", "test", "allow_unreadable"),
     "training": (
-        *("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
+        *("recipe", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
         *("label_smoothing", "averaging", "patience"),
     ),
     "machine": ("precision", "workers", "memory", "save_every", "tensorboard", "root", "download"),

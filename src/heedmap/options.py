@@ -36,19 +36,22 @@ class TrainOptions:
         validation: Share of the training part kept apart to choose the weights by.
         test: Share kept apart as the test part where the folder has none.
         allow_unreadable: Go on when more than one picture in fifty cannot be read.
-        model: compact, paper-vgg, paper-resnet, or any timm or torchvision name.
+        model: compact, whitened, paper-vgg, paper-resnet, or any timm or torchvision name. Default: compact, but
+            whitened for ten thousand and more pictures of up to 48 pixels.
         attention: How the score of a place is made, or feature (soft feature attention), or none (the matched control).
         weights: How scores become weights. Default: softmax, and sigmoid for feature attention.
         head: How readouts become logits: concat, indep, or residual (added to an already trained network's own answer).
         taps: Names of the stages that attention reads. Default: the two deepest that suit.
         pretrained: hub, or a file of weights (.safetensors, .pt); at a tenth of the rate. Default: start anew.
-        epochs: Passes over the training part. Default: from its size.
+        recipe: standard, or fast: fewer passes, for most of the accuracy in much less time.
+        epochs: Passes over the training part. Default: from its size and the recipe.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
-        optimizer: adamw, or sgd (Nesterov momentum 0.9). Default: adamw.
+        optimizer: adamw, or sgd (Nesterov momentum 0.9). Default: adamw; sgd for whitened.
         learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
-        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer.
+        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer and
+            model.
         schedule: Course of the learning rate.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Share of the target that is spread over all classes. Default: 0.1; 0.2 for whitened.
         averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off. Default: a
             horizon of one eighth of all steps.
         augment: How pictures are varied: shift (small pictures), crop (photographs), none. Default: by size.
@@ -73,19 +76,20 @@ class TrainOptions:
     validation: float = 0.1
     test: float = 0.2
     allow_unreadable: bool = False
-    model: str = "compact"
+    model: str | None = None
     attention: AttentionName = "parametrised"
     weights: Literal["softmax", "sigmoid"] | None = None
     head: Literal["concat", "indep", "residual"] = "concat"
     taps: tuple[str, ...] | None = None
     pretrained: str | None = None
+    recipe: Literal["standard", "fast"] = "standard"
     epochs: int | None = None
     batch_size: int | None = None
     optimizer: Literal["sgd", "adamw"] | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
-    label_smoothing: float = 0.1
+    label_smoothing: float | None = None
     averaging: float | None = None
     augment: Literal["shift", "crop", "none"] | None = None
     flip: bool | None = None
@@ -107,7 +111,7 @@ class TrainOptions:
         hints = typing.get_type_hints(TrainOptions)
         for name, hint in hints.items():  # a script may hand over anything
             object.__setattr__(self, name, _typed(name, getattr(self, name), hint, ""))
-        for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer"):
+        for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer", "recipe"):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
             check_range(name, getattr(self, name), low, high)

@@ -9,24 +9,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import platform
 import shlex
 import shutil
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from heedmap.attention import check_weights
-from heedmap.backbones import OWN_BACKBONES, Compact
+from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures, check_splits, open_data, split_by_class
+from heedmap.data import Pictures, Splits, check_splits, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
@@ -38,14 +35,14 @@ from heedmap.options import TrainOptions, plan_sentence
 from heedmap.records import Audit
 from heedmap.runs import AUDIT, Run, free_name
 from heedmap.training.fit import Fitting, fit, make_accelerator
+from heedmap.training.recipes import derive
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
-RATES = {"adamw": (3e-3, 0.05), "sgd": (0.1, 5e-4)}  # learning rate at 48 pictures a step, and weight decay
 MOST_VALIDATION = 5000  # pictures; more tell no more about which epoch was best
 UNREADABLE_SHARE = 0.02
+WHITENED_BY = 2000  # pictures of 1,000 patches and more: far more than the 78 numbers to be estimated
 JUDGED_BATCH = 200  # pictures judged at a time
 
 
@@ -97,6 +94,8 @@ def train(
     torch.manual_seed(options.seed)
     begun = run is not None and run.has_checkpoint
     classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
+    if not begun and isinstance(classifier.backbone, Whitened):
+        _whiten(classifier, prepared.splits.train)
     # The run keeps the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
     parameters = sum(each.numel() for each in classifier.parameters())
@@ -115,6 +114,14 @@ def train(
             complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
         accelerator.wait_for_everyone()
     return Run.open(run.path)
+
+
+def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
+    """Compute the first layer of a whitened net from training pictures, spread evenly over the part."""
+    rows = torch.linspace(0, len(pictures) - 1, min(WHITENED_BY, len(pictures))).long().tolist()
+    images = views.plain(torch.stack([pictures.load(row, classifier.image_size) for row in rows]))
+    assert isinstance(classifier.backbone, Whitened)
+    classifier.backbone.whiten((images - classifier.mean) / classifier.std)
 
 
 def anchored(options: TrainOptions) -> TrainOptions:
@@ -157,10 +164,10 @@ def check_model(options: TrainOptions) -> None:
         ModelError: no such model, a tap that ``compact`` does not have, or weights that the attention does not have.
     """
     check_weights(options.attention, options.weights)
-    if options.model == "compact" and options.taps is not None:
-        with torch.device("meta"):  # its stages have the same names at any size
+    if options.model in (None, "compact", "whitened") and options.taps is not None:
+        with torch.device("meta"):  # the stages have the same names in both, at any size
             Compact().check_taps(options.taps)
-    if options.model not in OWN_BACKBONES:
+    if options.model is not None and options.model not in OWN_BACKBONES:
         from heedmap.backbones.zoo import find_model
 
         find_model(options.model)
@@ -168,7 +175,7 @@ def check_model(options: TrainOptions) -> None:
 
 def _refuse_untrained_answer(options: TrainOptions) -> None:
     """Refuse to add attention to the answer of a network with random weights, which is never trained to be one."""
-    is_foreign = options.model not in ("compact", *OWN_SIZES)
+    is_foreign = options.model not in (None, *OWN_BACKBONES)
     if options.head == "residual" and is_foreign and options.pretrained is None:
         raise ModelError(
             f"head 'residual' adds to an already trained network's answer; {options.model} has random weights. Give "
@@ -198,7 +205,7 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
             splits = replace(splits, train=training)
     derived = derive(options, splits)
     architecture = Architecture(
-        model=derived.model,
+        model=derived.model or "compact",
         attention=derived.attention,
         weights=derived.weights,
         head=derived.head,
@@ -207,38 +214,6 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         classes=splits.classes,
     )
     return Prepared(derived, splits, validation, found, architecture)
-
-
-def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
-    """Fill in every option that was left open, from the pictures and their number.
-
-    Small pictures get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
-    more often than a large one. The constants were measured on CIFAR-10, the Intel scenes and the digit scenes
-    (LOG.md).
-    """
-    count = len(splits.train)
-    size = options.image_size or OWN_SIZES.get(options.model) or _usual_size(options, splits.train)
-    chosen = views.choose(size, splits.flippable)
-    kind: Any = options.augment or chosen.kind
-    fine_tuned = options.pretrained is not None
-    small = size <= views.SHIFT_UP_TO
-    batch = options.batch_size or min(128 if small else 48, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
-    epochs = options.epochs or round(min(max((1000 if fine_tuned else 3400) / math.sqrt(count), 4), 200))
-    optimizer: Any = options.optimizer or "adamw"
-    rate, decay = RATES[optimizer]
-    rate *= math.sqrt(batch / 48)
-    return replace(
-        options,
-        image_size=size,
-        augment=kind,
-        flip=chosen.flip if options.flip is None else options.flip,
-        cutmix=(0.5 if kind == "crop" and not fine_tuned else 0.0) if options.cutmix is None else options.cutmix,
-        batch_size=batch,
-        epochs=epochs,
-        optimizer=optimizer,
-        learning_rate=rate if options.learning_rate is None else options.learning_rate,
-        weight_decay=decay if options.weight_decay is None else options.weight_decay,
-    )
 
 
 def workers_to_use(options: TrainOptions) -> int:
@@ -261,26 +236,6 @@ def made_up_command(options: TrainOptions) -> str:
     return shlex.join(words)
 
 
-def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
-    """The side of the square that suits most pictures of the set."""
-    if isinstance(pictures, TensorPictures):
-        side = float(min(pictures.images.shape[-2:]))
-    elif isinstance(pictures, FolderPictures):
-        side = statistics.median(
-            _short_side(pictures.path(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
-        )
-    else:
-        side = 128
-    if options.model != "compact":  # timm and torchvision networks are made for photographs
-        return 224 if side > 160 else max(64, int(side) // 32 * 32)
-    return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
-
-
-def _short_side(path: Path) -> int:
-    with Image.open(path) as picture:
-        return min(picture.size)
-
-
 def _check_unreadable(splits: Splits, options: TrainOptions) -> None:
     if not splits.unreadable:
         return
@@ -300,7 +255,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
     where: list[str] = [""]
     if accelerator.is_main_process:
         options = prepared.options
-        stem = f"{Path(options.data).name}-{options.model.replace('/', '-')}-{options.attention}"
+        stem = f"{Path(options.data).name}-{str(options.model).replace('/', '-')}-{options.attention}"
         run = Run.create(options.out or free_name(Path("runs"), stem))
         versions = {
             "python": platform.python_version(),

@@ -33,6 +33,8 @@ from heedmap.training.schedules import SCHEDULES
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
+EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
+SCORER_SHARE = 0.03  # of SGD's, for the vector that makes scores of features: quicker, it narrows the map too early
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -245,7 +247,7 @@ class Fitting:
         return value
 
     def _loss(self, logits: Tensor, labels: Tensor, own: float) -> Tensor:
-        smoothing = self.options.label_smoothing
+        smoothing = self.options.label_smoothing or 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if own == 1.0:
             return loss
@@ -329,24 +331,40 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
     """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
 
     Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
-    would hardly move at that rate before training is over.
+    would hardly move at that rate before training is over. A backbone may name parameters for which the one rate of SGD
+    is too low (``eager_parameters``), and for that rate the scorers of a readout are too quick.
     """
-    trained = getattr(model, "backbone", None) if options.pretrained else None
-    kept = {id(parameter) for parameter in trained.parameters()} if trained is not None else set()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shares = _shares(model, options)
     groups: list[dict[str, Any]] = [
         {
-            "params": [p for p in learned if (p.ndim > 1) == is_matrix and (id(p) in kept) == is_kept],
+            "params": [p for p in learned if (p.ndim > 1) == is_matrix and shares.get(id(p), 1.0) == share],
             "weight_decay": options.weight_decay if is_matrix else 0.0,
-            "share": TRAINED_SHARE if is_kept else 1.0,
+            "share": share,
         }
-        for is_kept in (False, True)
+        for share in sorted({1.0, *shares.values()}, reverse=True)
         for is_matrix in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
     return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
+
+
+def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
+    """Parameter's id -> its share of the learning rate, where that is not one."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        return {}
+    if options.pretrained:
+        return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
+    if options.optimizer == "adamw":
+        return {}
+    shares = {id(parameter): EAGER_SHARE for parameter in backbone.eager_parameters()}
+    for attention in getattr(model, "attentions", ()):
+        scorer = getattr(attention, "scorer", None)
+        shares |= {id(p): SCORER_SHARE for p in scorer.parameters()} if scorer is not None else {}
+    return shares
 
 
 def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progress: float) -> Iterator[str]:

@@ -1,0 +1,93 @@
+"""Recipes: what the options leave open, filled in from the pictures and their number.
+
+The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures
+from heedmap.data import augmentation as views
+from heedmap.options import TrainOptions
+
+OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
+MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
+FAST = 0.625  # passes of the fast recipe, as a share of the standard one's
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Highest learning rate at 48 pictures a step (it goes with the root of the batch), weight decay, smoothing."""
+
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float = 0.1
+
+
+RATES = {"adamw": Rates(3e-3, 0.05), "sgd": Rates(0.1, 5e-4)}
+WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2)}
+
+
+def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
+    """Fill in every option that was left open.
+
+    Small pictures get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
+    more often than a large one.
+    """
+    count = len(splits.train)
+    size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
+    model = options.model or ("whitened" if count >= MANY and size <= SMALL else "compact")
+    chosen = views.choose(size, splits.flippable)
+    kind: Any = options.augment or chosen.kind
+    cutmix = 0.5 if kind == "crop" and options.pretrained is None else 0.0
+    optimizer: Any = options.optimizer or ("sgd" if model == "whitened" else "adamw")
+    rates = (WHITENED_RATES if model == "whitened" else RATES)[optimizer]
+    most = 128 if size <= views.SHIFT_UP_TO else 48
+    batch = options.batch_size or min(most, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
+    rate = rates.learning_rate * math.sqrt(batch / 48)
+    return replace(
+        options,
+        model=model,
+        image_size=size,
+        augment=kind,
+        flip=chosen.flip if options.flip is None else options.flip,
+        cutmix=cutmix if options.cutmix is None else options.cutmix,
+        batch_size=batch,
+        epochs=options.epochs or _epochs(options, count),
+        optimizer=optimizer,
+        learning_rate=rate if options.learning_rate is None else options.learning_rate,
+        weight_decay=rates.weight_decay if options.weight_decay is None else options.weight_decay,
+        label_smoothing=rates.label_smoothing if options.label_smoothing is None else options.label_smoothing,
+    )
+
+
+def _epochs(options: TrainOptions, count: int) -> int:
+    passes = (1000 if options.pretrained is not None else 3400) / math.sqrt(count)
+    return round(min(max(passes, 4), 200) * (FAST if options.recipe == "fast" else 1))
+
+
+def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
+    """The side of the square that suits most pictures of the set."""
+    if isinstance(pictures, TensorPictures):
+        side = float(min(pictures.images.shape[-2:]))
+    elif isinstance(pictures, FolderPictures):
+        side = statistics.median(
+            _short_side(pictures.path(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
+        )
+    else:
+        side = 128
+    if options.model not in (None, "compact", "whitened"):  # timm and torchvision networks are made for photographs
+        return 224 if side > 160 else max(64, int(side) // 32 * 32)
+    return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
+
+
+def _short_side(path: Path) -> int:
+    with Image.open(path) as picture:
+        return min(picture.size)
