@@ -26,6 +26,7 @@ NAMES = [
     "explain",
     "fit",
     "open_data",
+    "predict",
     "train",
     "visualize",
 ]
@@ -38,6 +39,7 @@ FIELDS = {
         "flip cutmix patience precision workers memory seed tensorboard save_every config resume"
     ),
     "visualize": "run pictures out query scale batch_size device overwrite",
+    "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data out device precision root download",
     "audit": "data depth json show root download seed test",
     "list": "what match",

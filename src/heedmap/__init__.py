@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from heedmap.evaluate import evaluate
     from heedmap.maps import explain
     from heedmap.options import TrainOptions
+    from heedmap.predict import predict
     from heedmap.records import AttentionMap, Output
     from heedmap.runs import Run
     from heedmap.train import train
@@ -42,6 +43,7 @@ _HOMES = {
     "explain": "heedmap.maps",
     "fit": "heedmap.training.fit",
     "open_data": "heedmap.data",
+    "predict": "heedmap.predict",
     "train": "heedmap.train",
     "visualize": "heedmap.visualize",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "explain",
     "fit",
     "open_data",
+    "predict",
     "train",
     "visualize",
 ]

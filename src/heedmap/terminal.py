@@ -70,8 +70,8 @@ def progress() -> Iterator[Listener]:
 
 
 @contextmanager
-def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar for ``total`` things; call what is yielded with the number done."""
+def counting(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar for ``total`` things (None: not known yet); call what is yielded with the number done."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
     # Disabled, it still prints lines; else it would leave an empty one where there is no terminal.
     with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:

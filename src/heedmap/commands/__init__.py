@@ -7,6 +7,7 @@ from heedmap.commands.audit import AuditData
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
 from heedmap.commands.list import List
+from heedmap.commands.predict import Predict
 from heedmap.commands.train import Train
 from heedmap.commands.visualize import Visualize
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "demo": Demo,
     "train": Train,
     "visualize": Visualize,
+    "predict": Predict,
     "evaluate": Evaluate,
     "audit": AuditData,
     "list": List,

@@ -28,7 +28,7 @@ __all__ = ["check_pictures", "check_splits", "drop_unreadable", "find_splits", "
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 """Endings, in lower case, of the files that are taken for pictures."""
 
-_PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _DEBRIS = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
 _LAYOUT = "expected DIR/train/CLASS/pictures with DIR/test beside it, or DIR/CLASS/pictures"
 
@@ -70,7 +70,7 @@ def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits
     layout = find_splits(root)
     train = _listing(root, layout.get("train", root))
     _check_train(train, root)
-    classes = tuple(sorted(train.classes, key=_natural))
+    classes = tuple(sorted(train.classes, key=natural))
     notes = _layout_notes(root, layout) + _listing_notes(train)
     if "test" not in layout and "validation" in layout:
         layout = {"train": layout["train"], "test": layout["validation"]}
@@ -105,8 +105,8 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = {}
     folders = _subfolders(root)
     for child in folders:
-        if child.name.lower() in _PARTS:
-            found.setdefault(_PARTS[child.name.lower()], []).append(child)
+        if child.name.lower() in PARTS:
+            found.setdefault(PARTS[child.name.lower()], []).append(child)
     for part, claims in found.items():
         if len(claims) > 1:
             names = " and ".join(repr(claim.name) for claim in claims)
@@ -250,7 +250,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir())
 
 
-def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sort key: ``class2`` before ``class10``, upper and lower case together, the name itself to settle ties."""
     words = re.split(r"([0-9]+)", name)
     return [(int(word), "") if place % 2 else (0, word.casefold()) for place, word in enumerate(words)], name
@@ -309,7 +309,7 @@ def _check_train(listing: _Listing, root: Path) -> None:
         inside = listing.subfolders[name]
         hint = f" Did you mean {folder / name}?" if folder == root and len(inside) > 1 else ""
         raise DataError(f"{folder} holds one class only, {name!r}; a classifier needs two or more.{hint}")
-    empty = sorted((name for name, files in listing.classes.items() if not files), key=_natural)
+    empty = sorted((name for name, files in listing.classes.items() if not files), key=natural)
     if empty:
         names = ", ".join(map(repr, empty))
         raise DataError(
@@ -331,7 +331,7 @@ def _tally(endings: Counter[str]) -> str:
 
 
 def _check_part(listing: _Listing, classes: tuple[str, ...]) -> None:
-    unknown = sorted((name for name, files in listing.classes.items() if files and name not in classes), key=_natural)
+    unknown = sorted((name for name, files in listing.classes.items() if files and name not in classes), key=natural)
     if unknown:
         names = ", ".join(map(repr, unknown))
         hints = "".join(nearest(name, classes) for name in unknown)
@@ -345,7 +345,7 @@ def _layout_notes(root: Path, layout: Mapping[str, Path]) -> list[str]:
     beside = [child.name for child in _subfolders(root) if child not in layout.values()]
     if layout:
         return [f"Passed over beside train: {', '.join(beside)}."] if beside else []
-    return [f"{name!r} is read as a class, not as a part of the data." for name in beside if name.lower() in _PARTS]
+    return [f"{name!r} is read as a class, not as a part of the data." for name in beside if name.lower() in PARTS]
 
 
 def _listing_notes(listing: _Listing) -> list[str]:
@@ -361,7 +361,7 @@ def _listing_notes(listing: _Listing) -> list[str]:
         notes.append(f"Files in {listing.folder.name!r} that are not pictures by their ending: {_tally(totals)}.")
     kinds = set(listing.subfolders.values())
     if len(kinds) == 1 and len(inner := next(iter(kinds))) > 1:
-        few = ", ".join(sorted(inner, key=_natural)[:4])
+        few = ", ".join(sorted(inner, key=natural)[:4])
         notes.append(
             f"Every class folder holds the same subfolders ({few} ...): should the outer ones be train and test?"
         )

@@ -1,0 +1,341 @@
+"""Pictures in tar files, as WebDataset lays them out: read in place, never extracted.
+
+A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name; what follows is
+the kind: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names and
+places of its pictures; after that any picture is one seek away, so order is as free and as exact as in a folder, and
+nothing has to be shuffled through a buffer. Compressed tar files have no such places and are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from heedmap.data.decoding import read_picture, square, to_tensor
+from heedmap.data.folders import PICTURE_SUFFIXES
+from heedmap.errors import DataError, PictureError
+
+__all__ = ["MEMBER_BYTES", "ShardIndex", "ShardPictures", "index_shard", "read_member", "split_key"]
+
+MEMBER_BYTES = 256 * 1024**2
+"""A picture in a shard that is larger than this is not read."""
+
+_LABEL_KINDS = ("cls", "json", "txt")  # in this order of trust
+_LABEL_NAMES = ("label", "cls", "class")
+_LABEL_BYTES = 1024**2
+_HEADER_BYTES = 16 * 1024**2
+_BLOCK = 512
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the pictures of a shard lie.
+
+    Attributes:
+        path: the tar file.
+        names: the N pictures' paths within it.
+        offsets, sizes: N places and lengths in bytes.
+        labels: for each picture what its ``.cls``, ``.json`` or ``.txt`` says, or else the folder of its key; None
+            where there is neither.
+        trouble: why the rest of the shard cannot be read; empty where all of it was.
+        passed_over: members that belong to no picture.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    trouble: str
+    passed_over: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Return key and kind of a member: ``a.b/c.seg.png`` is ``a.b/c`` and ``seg.png``."""
+    folder, _, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), kind
+
+
+def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
+    """Read the headers of a tar file.
+
+    Args:
+        path: a plain tar file.
+        cache: folder in which the index is kept for the next time; it is made anew when the shard's length or time of
+            change is another. None keeps nothing.
+
+    Raises:
+        DataError: no such file, one that is compressed or no tar file, or one with a member that a shard must not have
+            (a link, a device, a sparse file, an absolute path, or one with ``..``).
+    """
+    try:
+        status = path.stat()
+        kept = None if cache is None else cache / f"{hashlib.blake2b(_identity(path), digest_size=12).hexdigest()}.json"
+        stamp = [_VERSION, str(path.absolute()), status.st_size, status.st_mtime_ns]
+        if kept is not None and (found := _read_index(kept, stamp, path)) is not None:
+            return found
+        with path.open("rb") as file:
+            index = _index(path, file, status.st_size)
+    except OSError as error:
+        raise DataError(f"Shard {path} cannot be read: {error.strerror or error}.") from None
+    if kept is not None:
+        _keep_index(kept, stamp, index)
+    return index
+
+
+def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
+    """Return the bytes of a member.
+
+    Raises:
+        PictureError: ``NAME: REASON``; the shard is gone or shorter than it was, or the member is too large.
+    """
+    if size > MEMBER_BYTES:
+        raise PictureError(f"{name}: it has {size:,} bytes, above the guard of {MEMBER_BYTES // 1024**2} MiB")
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise PictureError(f"{name}: its shard {path} cannot be read ({error.strerror or error})") from None
+    if len(data) < size:
+        raise PictureError(f"{name}: its shard {path} ends before it does")
+    return data
+
+
+class _Named(io.BytesIO):
+    """Bytes that errors can call by a name."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
+
+
+class ShardPictures:
+    """Pictures in shards, decoded when asked for. See :class:`heedmap.data.pictures.Pictures` for the attributes.
+
+    Args:
+        shards: the tar files.
+        places: (N, 3) int64: which shard, offset, and size in bytes.
+        names: N names, ``SHARD/MEMBER``.
+        labels: (N,) int64.
+        classes: class names.
+    """
+
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    def __init__(
+        self, shards: Sequence[Path], places: Tensor, names: Sequence[str], labels: Tensor, classes: Sequence[str]
+    ) -> None:
+        self.shards, self.places = tuple(shards), places
+        self.names, self.labels, self.classes = tuple(names), labels, tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def data(self, index: int) -> bytes:
+        """Return the file of one picture as it stands in the shard.
+
+        Raises:
+            PictureError: see :func:`read_member`.
+        """
+        shard, offset, size = self.places[index].tolist()
+        return read_member(self.shards[shard], offset, size, self.names[index])
+
+    def length(self, index: int) -> int:
+        """Return the number of bytes of that file."""
+        return int(self.places[index, 2])
+
+    def load(self, index: int, size: int) -> Tensor:
+        """Return the square view of one picture: uint8 RGB (3, size, size).
+
+        Raises:
+            PictureError: it cannot be decoded; see :func:`heedmap.data.decoding.read_picture`.
+        """
+        stream = _Named(self.data(index), self.names[index])
+        return to_tensor(square(read_picture(stream, short_side=size), size))
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ShardPictures:
+        """Return these pictures, in this order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        names = [self.names[index] for index in chosen.tolist()]
+        return ShardPictures(self.shards, self.places[chosen], names, self.labels[chosen], self.classes)
+
+
+# ---- reading a tar file's headers
+
+
+class _Bounded:
+    """A file of which nothing large is read at once: a header may claim to be of any length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._file.read(count)
+
+
+def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
+    labels: list[str | None] = []
+    trouble, passed_over, end = "", 0, 0
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
+            for members in _samples(path, tar):
+                if any(member.offset_data + member.size > length for _, member in members):
+                    raise tarfile.ReadError("unexpected end of data")
+                end = max(_end(member) for _, member in members)
+                pictures = _pictures_among(members)
+                label = _label(file, members) if pictures else None
+                passed_over += sum(split_key(name)[1] not in _LABEL_KINDS for name, _ in members) - len(pictures)
+                names += [name for name, _ in pictures]
+                places += [(member.offset_data, member.size) for _, member in pictures]
+                labels += [label] * len(pictures)
+        trouble = _trouble_after(file, end)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if end == 0:
+            raise DataError(
+                f"{path} is not a plain tar file ({str(error) or 'damaged'}); a compressed one must be unpacked "
+                "(gunzip, zstd -d) first, for its pictures are read in place."
+            ) from None
+        trouble = f"the shard is damaged after byte {end:,} ({error})"
+    return ShardIndex(
+        path,
+        tuple(names),
+        tuple(o for o, _ in places),
+        tuple(s for _, s in places),
+        tuple(labels),
+        trouble,
+        passed_over,
+    )
+
+
+Member = tuple[str, tarfile.TarInfo]
+
+
+def _samples(path: Path, tar: tarfile.TarFile) -> Iterator[list[Member]]:
+    """Neighbouring members with one key."""
+    group: list[Member] = []
+    key = ""
+    for member in tar:
+        name = _checked_name(path, member)
+        if name is None:
+            continue
+        here = split_key(name)[0]
+        if group and here != key:
+            yield group
+            group = []
+        key = here
+        group.append((name, member))
+    if group:
+        yield group
+
+
+def _checked_name(path: Path, member: tarfile.TarInfo) -> str | None:
+    """The member's path without ``./``; None for what is no file of the user's.
+
+    Nothing is ever written under these names. Still, a shard that has such members was not made of pictures, and what
+    reads it next may be less careful.
+    """
+    name = member.name
+    kind = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else "a device"
+    if not (member.isdir() or (member.isreg() and not member.issparse())):
+        raise DataError(f"Shard {path}: member {name!r} is {kind}; pack the pictures themselves (heedmap pack).")
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        raise DataError(f"Shard {path}: member {name!r} has a path that leads out of the shard; pack it anew.")
+    name = posixpath.normpath(name)
+    hidden = any(part.startswith(".") or part.lower() == "__macosx" for part in name.split("/"))
+    return None if member.isdir() or hidden else name
+
+
+def _end(member: tarfile.TarInfo) -> int:
+    return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+
+
+def _pictures_among(members: list[Member]) -> list[Member]:
+    """The pictures of a sample. Beside ``x.jpg``, ``x.seg.png`` is a companion; alone it is a picture by that name."""
+    plain = [each for each in members if f".{split_key(each[0])[1].lower()}" in PICTURE_SUFFIXES]
+    return plain or [each for each in members if posixpath.splitext(each[0])[1].lower() in PICTURE_SUFFIXES]
+
+
+def _label(file: IO[bytes], members: list[Member]) -> str | None:
+    """What the sample's own members say, or else the folder of its key."""
+    kinds = {split_key(name)[1].lower(): member for name, member in reversed(members)}
+    for kind in _LABEL_KINDS:
+        if kind in kinds and kinds[kind].size <= _LABEL_BYTES:
+            here = file.tell()
+            file.seek(kinds[kind].offset_data)
+            text = file.read(kinds[kind].size).decode("utf-8", "replace").strip()
+            file.seek(here)
+            found = _json_label(text) if kind == "json" else text
+            if found:
+                return found
+    return posixpath.basename(posixpath.dirname(members[0][0])) or None
+
+
+def _json_label(text: str) -> str | None:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    values = [content.get(name) for name in _LABEL_NAMES] if isinstance(content, dict) else [content]
+    # True is an int to Python, and no label.
+    fitting = [value for value in values if isinstance(value, int | str) and not isinstance(value, bool)]
+    return str(fitting[0]) if fitting else None
+
+
+def _trouble_after(file: IO[bytes], end: int) -> str:
+    """Python's tarfile takes a damaged header for the end; a true end is zeros, or nothing at all."""
+    file.seek(end)
+    return f"the shard is damaged after byte {end:,}" if any(file.read(_BLOCK)) else ""
+
+
+# ---- the index as a file
+
+
+def _identity(path: Path) -> bytes:
+    return os.fsencode(path.absolute())
+
+
+def _read_index(kept: Path, stamp: list[Any], path: Path) -> ShardIndex | None:
+    try:
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        names, offsets, sizes, labels = (tuple(content[name]) for name in ("names", "offsets", "sizes", "labels"))
+        if content["stamp"] == stamp and len(names) == len(offsets) == len(sizes) == len(labels):
+            return ShardIndex(path, names, offsets, sizes, labels, str(content["trouble"]), int(content["passed_over"]))
+    except (OSError, ValueError, KeyError, TypeError):  # gone, or damaged: it is made anew
+        pass
+    return None
+
+
+def _keep_index(kept: Path, stamp: list[Any], index: ShardIndex) -> None:
+    columns = {name: getattr(index, name) for name in ("names", "offsets", "sizes", "labels", "trouble", "passed_over")}
+    partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"stamp": stamp, **columns}), encoding="utf-8")
+        partial.replace(kept)
+    except OSError:  # a full or read-only disk costs the next start some time, and nothing else
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

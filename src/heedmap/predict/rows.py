@@ -1,0 +1,203 @@
+"""What is told of a picture in the table: class, probability, and where the attention lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heedmap.classifier import AttentionClassifier, combined_map
+from heedmap.data.decoding import crop_box
+from heedmap.errors import OptionError
+from heedmap.evaluation.localisation import hottest_points
+from heedmap.predict.sources import Picture
+from heedmap.records import Output
+from heedmap.render import FLAT
+
+MapKind = Literal["none", "float16", "float32"]
+
+MOST_BOXES = 8
+"""Boxes told of a picture, those with the most attention first."""
+
+Box = dict[str, float]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the table is to tell.
+
+    Attributes:
+        threshold: share of a map's largest value from which a place counts as attended to.
+        probabilities: those of all classes too.
+        maps: the maps themselves too, in this type.
+    """
+
+    threshold: float = 0.5
+    probabilities: bool = False
+    maps: MapKind = "none"
+
+
+def map_shapes(classifier: AttentionClassifier) -> dict[str, tuple[int, int]]:
+    """Return name -> (h, w) of the maps of one picture: each tap's, then ``combined`` where there are several."""
+    size = classifier.image_size
+    device = next(classifier.parameters()).device
+    with torch.inference_mode():
+        found = classifier(torch.zeros(1, 3, size, size, device=device)).attention
+    shapes = {tap: (int(values.shape[2]), int(values.shape[3])) for tap, values in found.items()}
+    if len(shapes) > 1:
+        shapes["combined"] = max(shapes.values(), key=lambda shape: shape[0] * shape[1])
+    return shapes
+
+
+def schemas(classifier: AttentionClassifier, question: Question) -> tuple[Any, Any]:
+    """Return the two tables' Arrow schemas: predictions, and what could not be read.
+
+    Raises:
+        OptionError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise OptionError("heedmap predict needs pyarrow: pip install 'heedmap[predict]'.") from None
+    where = [("path", pa.string()), ("key", pa.string()), ("member", pa.string())]
+    columns = [*where, ("width", pa.int32()), ("height", pa.int32())]
+    columns += [("predicted", pa.string()), ("probability", pa.float32())]
+    if question.probabilities:
+        columns.append(("probabilities", pa.list_(pa.float32(), len(classifier.classes))))
+    shapes = map_shapes(classifier)
+    for name in shapes:
+        columns += [(f"{name}_{what}", pa.float32()) for what in ("peak", "entropy", "x", "y", "above")]
+    ends = [(side, pa.float32()) for side in ("left", "top", "right", "bottom", "share")]
+    columns.append(("boxes", pa.list_(pa.struct(ends))))
+    if question.maps != "none":
+        kind = pa.float16() if question.maps == "float16" else pa.float32()
+        columns += [(f"{name}_map", pa.fixed_shape_tensor(kind, shape)) for name, shape in shapes.items()]
+    told = {b"classes": "\n".join(classifier.classes).encode(), b"threshold": str(question.threshold).encode()}
+    return pa.schema(columns, metadata=told), pa.schema([*where, ("reason", pa.string())])
+
+
+def rows_of(
+    classifier: AttentionClassifier, output: Output, pictures: Sequence[Picture], question: Question
+) -> list[Row]:
+    """Return a row for each picture of a batch; places are pixels of the original, upright picture."""
+    probabilities = output.probabilities.float()
+    best, predicted = (each.cpu().tolist() for each in probabilities.max(dim=1))
+    rows: list[Row] = []
+    for place, picture in enumerate(pictures):
+        item = picture.item
+        rows.append(
+            {
+                **{"path": printable(item.path), "key": printable(item.key), "member": printable(item.member)},
+                **{"width": picture.size[0], "height": picture.size[1]},
+                **{"predicted": classifier.classes[predicted[place]], "probability": best[place]},
+            }
+        )
+    if question.probabilities:
+        _set(rows, "probabilities", probabilities.cpu().numpy())
+    attention = {name: values.float() for name, values in output.attention.items()}
+    if len(attention) > 1:
+        attention["combined"] = combined_map(attention)
+    squares = np.array([crop_box(*picture.size) for picture in pictures], dtype=np.float64)
+    for name, values in attention.items():
+        for what, column in map_columns(values, squares, question.threshold).items():
+            _set(rows, f"{name}_{what}", column)
+        if question.maps != "none":
+            _set(rows, f"{name}_map", values[:, 0].cpu().numpy().astype(question.maps))
+    last = attention[next(reversed(attention))]  # the combined map, or the only one
+    for row, found, square in zip(
+        rows, boxes_of(last, question.threshold, classifier.image_size), squares, strict=True
+    ):
+        row["boxes"] = [_in_pixels(box, square) for box in found]
+    return rows
+
+
+def printable(text: str | None) -> str | None:
+    """The text as UTF-8 can hold it; a file's name may have bytes that are no letters."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _set(rows: list[Row], name: str, column: NDArray[Any] | list[Any]) -> None:
+    for row, value in zip(rows, column, strict=True):
+        row[name] = value
+
+
+def map_columns(values: Tensor, squares: NDArray[np.float64], threshold: float) -> dict[str, list[float | None]]:
+    """Return what is told of a batch of maps.
+
+    Args:
+        values: (B, 1, h, w), not negative.
+        squares: (B, 4) left, top, right, bottom in pixels: what of the picture the map covers.
+        threshold: share of the map's largest value.
+
+    Returns:
+        ``peak``: the largest value, as the network used it. ``entropy``: that of the map, scaled to sum one, over its
+        largest possible value log(h * w): 0 is one point, 1 is even. ``x``, ``y``: the centre of the hottest cell, None
+        where the map is even to rounding. ``above``: share of the cells that reach the threshold.
+    """
+    flat = values.flatten(1).double()
+    peak = flat.amax(1)
+    share = flat / flat.sum(1, keepdim=True).clamp_min(1e-300)
+    entropy = torch.special.entr(share).sum(1) / max(float(np.log(flat.shape[1])), 1e-300)
+    above = (flat >= threshold * peak[:, None]).double().mean(1)
+    is_flat = (peak < FLAT * flat.mean(1)).tolist()
+    points = hottest_points(values.cpu()).double().numpy()
+    pixels = squares[:, :2] + points * (squares[:, 2:] - squares[:, :2])
+    return {
+        "peak": peak.tolist(),
+        "entropy": entropy.clamp(0, 1).tolist(),
+        "x": [None if even else float(x) for even, x in zip(is_flat, pixels[:, 0], strict=True)],
+        "y": [None if even else float(y) for even, y in zip(is_flat, pixels[:, 1], strict=True)],
+        "above": above.tolist(),
+    }
+
+
+def boxes_of(values: Tensor, threshold: float, size: int) -> list[list[Box]]:
+    """Find the boxes round the places that are attended to.
+
+    Each map is resized bilinearly to the network's view; connected regions (4 neighbours) of pixels that reach
+    ``threshold`` times the map's largest value get a box each, after Zhou et al., "Learning Deep Features for
+    Discriminative Localization" (CVPR 2016), section 3.2, who keep the largest region only.
+
+    Args:
+        values: (B, 1, h, w), not negative.
+        threshold: in (0, 1].
+        size: side of the view in pixels.
+
+    Returns:
+        For each map at most :data:`MOST_BOXES` boxes, most attention first: ``left``, ``top``, ``right``, ``bottom`` in
+        shares of the view, and ``share``, the part of the map's sum that lies in the region. None for an even map.
+    """
+    from scipy import ndimage
+
+    views = F.interpolate(values.float(), (size, size), mode="bilinear")[:, 0].cpu().numpy()
+    found: list[list[Box]] = []
+    for view in views:
+        top = float(view.max())
+        if top < FLAT * float(view.mean()):
+            found.append([])
+            continue
+        regions, count = ndimage.label(view >= threshold * top)
+        sums = ndimage.sum_labels(view, regions, range(1, count + 1)) / view.sum(dtype=np.float64)
+        slices = ndimage.find_objects(regions)
+        order = np.argsort(-sums, kind="stable")[:MOST_BOXES]
+        found.append([_box(slices[place], float(sums[place]), size) for place in order])
+    return found
+
+
+def _box(place: tuple[slice, slice], share: float, size: int) -> Box:
+    rows, columns = place
+    ends = (columns.start / size, rows.start / size, columns.stop / size, rows.stop / size, share)
+    return dict(zip(("left", "top", "right", "bottom", "share"), ends, strict=True))
+
+
+def _in_pixels(box: Box, square: NDArray[np.float64]) -> Box:
+    left, top, side = float(square[0]), float(square[1]), float(square[2] - square[0])
+    moved = {"left": left + box["left"] * side, "right": left + box["right"] * side}
+    return {**box, **moved, "top": top + box["top"] * side, "bottom": top + box["bottom"] * side}

@@ -1,0 +1,320 @@
+"""Tar shards: read in place, exact, and with a firm word for what a shard must not hold."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import CUE_CLASSES, cue_picture
+from heedmap.data.augmentation import Augmentation
+from heedmap.data.decoding import read_picture, square, to_tensor
+from heedmap.data.loading import Share, Store, TrainingBatches
+from heedmap.data.sharded import expand_braces, expand_shards, is_sharded, open_shards
+from heedmap.data.shards import ShardPictures, index_shard, read_member, split_key
+from heedmap.errors import DataError, PictureError
+
+
+def png(name: str, seed: int) -> bytes:
+    content = io.BytesIO()
+    cue_picture(name, seed)[0].save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def cue_members(count: int, first: int = 0, label: str = "folder") -> list[tuple[str, bytes]]:
+    """Cue pictures of all classes in turn, each labelled in one of the ways there are."""
+    members = []
+    for number in range(first, first + count):
+        place = number % 3
+        name = CUE_CLASSES[place]
+        key = f"{name}/{number:05d}" if label == "folder" else f"{number:05d}"
+        said = {"cls": str(place), "txt": name, "json": json.dumps({"label": name, "by": "hand"})}
+        members.append((f"{key}.png", png(name, number)))
+        if label != "folder":
+            members.append((f"{key}.{label}", said[label].encode()))
+    return members
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A folder with three shards of eight pictures to learn from and one of nine to test on."""
+    for number in range(3):
+        write_tar(tmp_path / "set" / "train" / f"{number:03d}.tar", cue_members(8, 8 * number))
+    write_tar(tmp_path / "set" / "test" / "000.tar", cue_members(9, 1000))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "kind"),
+    [
+        ("0001.jpg", "0001", "jpg"),
+        ("a.b/c.seg.png", "a.b/c", "seg.png"),
+        ("a/b/no-kind", "a/b/no-kind", ""),
+    ],
+)
+def test_the_key_is_the_path_up_to_the_first_dot_of_the_file(name: str, key: str, kind: str) -> None:
+    assert split_key(name) == (key, kind)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("plain.tar", ["plain.tar"]),
+        ("s-{008..011}.tar", ["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("{one}/{0..1}", ["{one}/0", "{one}/1"]),
+    ],
+)
+def test_braces_are_written_out_as_a_shell_does(pattern: str, names: list[str]) -> None:
+    assert expand_braces(pattern) == names
+
+
+def test_braces_that_stand_for_too_many_names_are_refused() -> None:
+    for pattern in ("{0..9999999}", "{0..9999}{0..9999}"):
+        with pytest.raises(DataError, match="more than 1,000,000 names"):
+            expand_braces(pattern)
+
+
+def test_a_picture_from_a_shard_is_the_picture_that_was_packed(sharded: Path) -> None:
+    train = open_shards(sharded).train
+    assert isinstance(train, ShardPictures)
+    for place, name in enumerate(train.names):
+        number = int(name.rpartition("/")[2].partition(".")[0])
+        whole = read_picture(io.BytesIO(png(CUE_CLASSES[number % 3], number)))
+        assert torch.equal(train.load(place, 24), to_tensor(square(whole, 24)))
+        assert train.classes[train.labels[place]] == CUE_CLASSES[number % 3]
+        assert train.length(place) == len(train.data(place))
+
+
+@pytest.mark.parametrize("label", ["folder", "cls", "txt", "json"])
+def test_labels_come_from_members_or_from_the_folder(tmp_path: Path, label: str) -> None:
+    write_tar(tmp_path / "train-0.tar", cue_members(12, label=label))
+    write_tar(tmp_path / "test-0.tar", cue_members(6, 100, label=label))
+    (tmp_path / "classes.txt").write_text("\n".join(CUE_CLASSES))
+    splits = open_shards(tmp_path)
+    assert splits.classes == CUE_CLASSES
+    assert splits.train.labels.tolist() == [0, 1, 2] * 4
+    assert splits.test is not None
+    assert splits.test.labels.tolist() == [1, 2, 0] * 2
+
+
+def test_a_label_member_is_believed_before_the_folder(tmp_path: Path) -> None:
+    members = [("wrong/1.jpg", b""), ("wrong/1.txt", b"caption"), ("wrong/1.cls", b"4")]
+    assert index_shard(write_tar(tmp_path / "a.tar", members)).labels == ("4",)
+
+
+def test_numbers_without_names_are_classes_by_number(tmp_path: Path) -> None:
+    splits = open_shards(write_tar(tmp_path / "a.tar", cue_members(30, label="cls")))
+    assert splits.classes == ("0", "1", "2")
+    assert splits.test is not None
+    assert (len(splits.train), len(splits.test)) == (24, 6)
+
+
+def test_a_companion_is_no_picture_but_a_dotted_name_is(tmp_path: Path) -> None:
+    members = [("a.jpg", b"1"), ("a.seg.png", b"22"), ("a.cls", b"0"), ("b.v2.jpg", b"333"), ("._c.jpg", b"4")]
+    index = index_shard(write_tar(tmp_path / "a.tar", members))
+    assert index.names == ("a.jpg", "b.v2.jpg")
+    assert index.sizes == (1, 3)
+    assert index.passed_over == 1
+
+
+def test_a_leading_dot_slash_is_no_part_of_the_key(tmp_path: Path) -> None:
+    assert index_shard(write_tar(tmp_path / "a.tar", [("./x/1.jpg", b"1")])).names == ("x/1.jpg",)
+
+
+# ---- training
+
+
+def test_an_epoch_over_shards_is_a_permutation_shared_by_processes(sharded: Path) -> None:
+    store = Store(open_shards(sharded).train, 20, 0, 0)  # nothing in memory: every picture is read when it is asked for
+    shares = [TrainingBatches(store, 16, 8, Augmentation("crop", True), 5, Share(rank, 2)) for rank in range(2)]
+    for epoch in (0, 3):
+        seen = [index for share in shares for batch in share.epoch(epoch) for index in batch.indices.tolist()]
+        assert sorted(seen) == list(range(24))
+
+
+def test_batches_of_shards_are_those_of_the_folder_that_was_packed(sharded: Path, tmp_path: Path) -> None:
+    splits = open_shards(sharded)
+    resident, streamed = Store(splits.train, 20, 1, 1e9), Store(splits.train, 20, 0, 0)
+    for one, other in zip(
+        TrainingBatches(resident, 16, 6, Augmentation("crop", True), 1).epoch(2, 1),
+        TrainingBatches(streamed, 16, 6, Augmentation("crop", True), 1).epoch(2, 1),
+        strict=True,
+    ):
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.images, other.images)
+
+
+def test_parts_without_train_beside_them_are_drawn_the_same_way_again(sharded: Path) -> None:
+    once, again = (open_shards(f"{sharded}/train/{{000..002}}.tar", test=0.25, seed=3) for _ in range(2))
+    assert once.test is not None
+    assert again.test is not None
+    assert once.test.names == again.test.names
+    assert not set(once.train.names) & set(once.test.names)
+    assert len(once.train) + len(once.test) == 24
+
+
+# ---- the index
+
+
+def test_the_index_is_kept_and_made_anew_when_the_shard_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, cache = write_tar(tmp_path / "a.tar", cue_members(4)), tmp_path / "cache"
+    first = index_shard(shard, cache)
+    with monkeypatch.context() as without:
+        without.setattr(tarfile, "open", lambda **_: pytest.fail("the shard was read again"))
+        assert index_shard(shard, cache) == first
+    write_tar(shard, cue_members(5))
+    assert len(index_shard(shard, cache)) == 5
+    for damaged in ("", "{}", "[1, 2]", '{"stamp": null}'):
+        next(cache.iterdir()).write_text(damaged)
+        assert len(index_shard(shard, cache)) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert len(index_shard(write_tar(tmp_path / "a.tar", cue_members(2)), tmp_path / "cache")) == 2
+
+
+# ---- what must not be
+
+
+def special(kind: bytes, name: str = "x.jpg", link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (special(tarfile.SYMTYPE, link="/etc/passwd"), "is a link"),
+        (special(tarfile.LNKTYPE, link="a.jpg"), "is a link"),
+        (special(tarfile.CHRTYPE), "is a device"),
+        (special(tarfile.FIFOTYPE), "is a device"),
+        (special(tarfile.REGTYPE, "/etc/x.jpg"), "leads out of the shard"),
+        (special(tarfile.REGTYPE, "a/../../x.jpg"), "leads out of the shard"),
+        (special(tarfile.REGTYPE, "a\\..\\x.jpg"), "leads out of the shard"),
+    ],
+)
+def test_links_devices_and_paths_that_lead_out_are_refused(tmp_path: Path, info: tarfile.TarInfo, said: str) -> None:
+    shard = write_tar(tmp_path / "a.tar", cue_members(1))
+    with tarfile.open(shard, "a") as tar:
+        tar.addfile(info)
+    with pytest.raises(DataError, match=said) as caught:
+        index_shard(shard)
+    assert str(shard) in str(caught.value)
+    assert list(tmp_path.iterdir()) == [shard]
+
+
+@pytest.mark.parametrize("cut", [100, 700, 3000])
+def test_a_shard_that_was_cut_short_is_told_of_and_keeps_its_whole_pictures(tmp_path: Path, cut: int) -> None:
+    whole = write_tar(tmp_path / "whole.tar", cue_members(6))
+    index = index_shard(whole)
+    shard = tmp_path / "cut.tar"
+    shard.write_bytes(whole.read_bytes()[: index.offsets[5] + index.sizes[5] - min(cut, index.sizes[5] + 400)])
+    found = index_shard(shard)
+    assert found.names == index.names[:5]
+    assert "damaged after byte" in found.trouble
+    with pytest.raises(DataError, match="damaged after byte"):
+        open_shards(shard)
+
+
+def test_a_damaged_header_in_the_middle_is_no_silent_end(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", cue_members(6))
+    index, content = index_shard(shard), bytearray(shard.read_bytes())
+    header = index.offsets[3] - 512
+    content[header : header + 100] = random.Random(0).randbytes(100)
+    shard.write_bytes(content)
+    found = index_shard(shard)
+    assert found.names == index.names[: len(found)]
+    assert "damaged after byte" in found.trouble
+
+
+def test_a_header_that_claims_gigabytes_is_not_believed(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 2**33
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(DataError, match="claims"):
+        index_shard(shard)
+
+
+def test_a_compressed_shard_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("x"))
+    with pytest.raises(DataError, match=r"not a plain tar file .*gunzip"):
+        index_shard(tmp_path / "a.tar")
+
+
+def test_a_member_above_the_guard_or_beyond_the_end_is_not_read(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", cue_members(1))
+    with pytest.raises(PictureError, match=r"^n: .*above the guard"):
+        read_member(shard, 0, 2**40, "n")
+    with pytest.raises(PictureError, match="ends before it does"):
+        read_member(shard, shard.stat().st_size - 5, 6, "n")
+    with pytest.raises(PictureError, match="cannot be read"):
+        read_member(tmp_path / "gone.tar", 0, 1, "n")
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: Path) -> None:
+    splits = open_shards(write_tar(tmp_path / "a.tar", [*cue_members(6), ("red/x.jpg", b"no picture")]), test=0.5)
+    parts = [part for part in splits.parts.values() if "a.tar/red/x.jpg" in part.names]
+    with pytest.raises(PictureError, match=r"^a\.tar/red/x\.jpg: it is not a picture that heedmap reads"):
+        parts[0].load(parts[0].names.index("a.tar/red/x.jpg"), 16)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("1.jpg", b"")], "has no label"),
+        ([("a/1.jpg", b"")], "one class only"),
+        ([("readme.md", b"")], "hold no pictures"),
+    ],
+)
+def test_shards_that_cannot_be_learned_from_are_refused(
+    tmp_path: Path, members: list[tuple[str, bytes]], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        open_shards(write_tar(tmp_path / "a.tar", members))
+
+
+def test_a_label_that_the_list_of_classes_does_not_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("blue\ngreen\n")
+    for label in ("cls", "txt"):
+        with pytest.raises(DataError, match=r"classes\.txt has 2 names, and label '(2|red)' is none of them"):
+            open_shards(write_tar(tmp_path / "a.tar", cue_members(6, label=label)))
+
+
+def test_a_shard_that_is_not_there_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-00.tar", cue_members(3))
+    with pytest.raises(DataError, match=r"no shard .*trian-00\.tar\. Did you mean 'train-00\.tar'"):
+        expand_shards(tmp_path / "trian-00.tar")
+    with pytest.raises(DataError, match=r"no shard .*train-01\.tar"):
+        expand_shards(str(tmp_path / "train-{00..01}.tar"))
+
+
+def test_a_tar_file_beside_class_folders_is_not_the_data(tmp_path: Path, sharded: Path, cue_folder: Path) -> None:
+    assert is_sharded(sharded)
+    assert is_sharded(sharded / "train")
+    assert is_sharded("shards/{00..10}.tar")
+    assert not is_sharded(cue_folder)
+    (tmp_path / "d" / "train" / "a").mkdir(parents=True)
+    write_tar(tmp_path / "d" / "all.tar", [])
+    write_tar(tmp_path / "d" / "train" / "all.tar", [])
+    assert not is_sharded(tmp_path / "d")
