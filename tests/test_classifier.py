@@ -288,7 +288,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(changes: dict[str, Any], me
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["compact", "paper-vgg", "paper-resnet"])
+@pytest.mark.parametrize("model", ["compact", "whitened", "paper-vgg", "paper-resnet"])
 def test_our_own_nets_have_no_pretrained_weights(model: str) -> None:
     with pytest.raises(ModelError, match="no pretrained weights"):
         build_classifier(Architecture(model, "dot", None, "concat", None, 32, CLASSES), pretrained="hub")

@@ -27,6 +27,7 @@ ODD = TrainOptions(
     head="indep",
     taps=("conv10", "conv13"),
     pretrained="weights.pt",
+    recipe="fast",
     epochs=3,
     batch_size=7,
     optimizer="adamw",
@@ -117,7 +118,7 @@ def test_a_number_may_be_written_as_text_and_one_tap_without_brackets(tmp_path: 
         ({"taps": 2}, "'taps' in here cannot be 2; give a list"),
         ({"memory": "much"}, "'memory' in here cannot be 'much'; give a number"),
         ({"attention": ["dot"]}, r"'attention' in here cannot be \['dot'\]"),
-        ({"model": None}, "'model' in here cannot be None"),
+        ({"head": None}, "'head' in here cannot be None"),
     ],
 )
 def test_a_wrong_key_or_kind_is_refused_by_name(values: dict[object, object], said: str) -> None:

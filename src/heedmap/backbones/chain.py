@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         return self.query_parameters()
 
     def eager_parameters(self) -> list[nn.Parameter]:
-        """Parameters for which a rate of SGD that suits the kernels is far too low; none in most networks."""
+        """Parameters that SGD has to move much faster than the kernels; none in most networks."""
         return []
 
     def stage(self, name: str) -> Stage:

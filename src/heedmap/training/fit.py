@@ -34,7 +34,9 @@ AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
 EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
-SCORER_SHARE = 0.03  # of SGD's, for the vector that makes scores of features: quicker, it narrows the map too early
+READING_SHARE = (
+    0.03  # of SGD's then, for attention and head: at the kernels' rate maps narrow before there is much to see
+)
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -331,8 +333,8 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
     """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
 
     Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
-    would hardly move at that rate before training is over. A backbone may name parameters for which the one rate of SGD
-    is too low (``eager_parameters``), and for that rate the scorers of a readout are too quick.
+    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD moves these at
+    many times the rate, and attention and head at a small part of it.
     """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shares = _shares(model, options)
@@ -358,13 +360,9 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
         return {}
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
-    if options.optimizer == "adamw":
-        return {}
-    shares = {id(parameter): EAGER_SHARE for parameter in backbone.eager_parameters()}
-    for attention in getattr(model, "attentions", ()):
-        scorer = getattr(attention, "scorer", None)
-        shares |= {id(p): SCORER_SHARE for p in scorer.parameters()} if scorer is not None else {}
-    return shares
+    eager = backbone.eager_parameters() if options.optimizer == "sgd" else []
+    reading = [p for part in ("attentions", "head") for p in getattr(model, part).parameters()] if eager else []
+    return {id(p): EAGER_SHARE for p in eager} | {id(p): READING_SHARE for p in reading}
 
 
 def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progress: float) -> Iterator[str]:

@@ -1,0 +1,60 @@
+"""Recipes: what is derived from the pictures, and that what the user said stays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from heedmap.data import Splits, TensorPictures
+from heedmap.options import TrainOptions
+from heedmap.training.recipes import FAST, derive
+
+
+def splits(count: int, size: int, flippable: bool = True) -> Splits:
+    images = torch.zeros(1, 3, size, size, dtype=torch.uint8).expand(count, -1, -1, -1)  # one picture's memory
+    labels = torch.arange(count) % 2
+    part = TensorPictures(images, labels, ("a", "b"), tuple(map(str, range(count))))
+    return Splits("drawn", ("a", "b"), part, None, None, (), (), flippable)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "model"),
+    [(10_000, 32, "whitened"), (9_999, 32, "compact"), (10_000, 48, "whitened"), (10_000, 64, "compact")],
+)
+def test_many_small_pictures_take_the_whitened_net(count: int, size: int, model: str) -> None:
+    assert derive(TrainOptions(), splits(count, size)).model == model
+
+
+def test_the_fast_recipe_takes_fewer_passes_and_changes_nothing_else() -> None:
+    data = splits(12_000, 32)
+    standard, fast = (derive(TrainOptions(recipe=recipe), data) for recipe in ("standard", "fast"))
+    passes = 3400 / math.sqrt(12_000)
+    assert (standard.epochs, fast.epochs) == (round(passes), round(passes * FAST))
+    differing = {name for name in vars(standard) if getattr(standard, name) != getattr(fast, name)}
+    assert differing == {"recipe", "epochs"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"model": "compact"},
+        {"epochs": 3, "recipe": "fast"},
+        {"optimizer": "adamw", "learning_rate": 0.5},
+        {"weight_decay": 0.0, "label_smoothing": 0.0, "cutmix": 0.0},
+        {"batch_size": 7, "augment": "none", "flip": False, "image_size": 40},
+    ],
+)
+def test_what_the_user_said_stays(said: dict[str, Any]) -> None:
+    derived = derive(TrainOptions(**said), splits(12_000, 32))
+    assert {name: getattr(derived, name) for name in said} == said
+
+
+def test_nothing_is_left_open() -> None:
+    for count, size in ((200, 32), (20_000, 32), (200, 150)):
+        derived = vars(derive(TrainOptions(), splits(count, size)))
+        needed = ("model", "image_size", "augment", "flip", "cutmix", "batch_size", "epochs", "optimizer")
+        needed += ("learning_rate", "weight_decay", "label_smoothing")
+        assert [name for name in needed if derived[name] is None] == []
