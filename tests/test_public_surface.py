@@ -42,6 +42,7 @@ FIELDS = {
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data out device precision root download",
     "audit": "data depth json show root download seed test",
+    "pack": "data out shard_size test seed",
     "list": "what match",
 }
 

@@ -1,5 +1,6 @@
 """Tar shards: read in place, exact, and with a firm word for what a shard must not hold."""
 
+import hashlib
 import io
 import json
 import random
@@ -10,12 +11,17 @@ import pytest
 import torch
 
 from conftest import CUE_CLASSES, cue_picture
+from heedmap.cli import main
+from heedmap.data import FolderPictures, Splits, TensorPictures, open_data
+from heedmap.data.audit import audit
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.decoding import read_picture, square, to_tensor
 from heedmap.data.loading import Share, Store, TrainingBatches
+from heedmap.data.packing import pack
 from heedmap.data.sharded import expand_braces, expand_shards, is_sharded, open_shards
 from heedmap.data.shards import ShardPictures, index_shard, read_member, split_key
 from heedmap.errors import DataError, PictureError
+from heedmap.runs import Run
 
 
 def png(name: str, seed: int) -> bytes:
@@ -85,7 +91,7 @@ def test_braces_are_written_out_as_a_shell_does(pattern: str, names: list[str]) 
 
 def test_braces_that_stand_for_too_many_names_are_refused() -> None:
     for pattern in ("{0..9999999}", "{0..9999}{0..9999}"):
-        with pytest.raises(DataError, match="more than 1,000,000 names"):
+        with pytest.raises(DataError, match="more than 100,000 names"):
             expand_braces(pattern)
 
 
@@ -166,6 +172,74 @@ def test_parts_without_train_beside_them_are_drawn_the_same_way_again(sharded: P
     assert once.test.names == again.test.names
     assert not set(once.train.names) & set(once.test.names)
     assert len(once.train) + len(once.test) == 24
+
+
+# ---- packing
+
+
+def test_what_was_packed_is_the_folder_again(cue_folder: Path, tmp_path: Path) -> None:
+    folder, out = open_data(str(cue_folder)), tmp_path / "packed"
+    packed = pack(folder, out, shard_bytes=20_000)
+    assert packed.pictures == {"train": 36, "test": 36}
+    assert packed.shards["train"] > 2
+    shards = open_data(str(out))
+    assert shards.classes == folder.classes
+    for part, pictures in folder.parts.items():
+        again = shards.parts[part]
+        assert isinstance(pictures, FolderPictures)
+        assert isinstance(again, ShardPictures)
+        before = sorted((pictures.path(i).read_bytes(), int(pictures.labels[i])) for i in range(36))
+        assert sorted((again.data(i), int(again.labels[i])) for i in range(36)) == before
+        assert again.labels.tolist() != sorted(again.labels.tolist())  # all classes everywhere
+
+
+def test_packing_again_gives_the_same_bytes_and_true_sums(cue_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        pack(open_data(str(cue_folder)), tmp_path / name, shard_bytes=20_000)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "one" / "sha256sums.txt").read_text().splitlines())
+    assert sums == {
+        str(file): hashlib.sha256((tmp_path / "one" / file).read_bytes()).hexdigest()
+        for file in files
+        if file.suffix == ".tar"
+    }
+
+
+def test_names_that_would_not_survive_as_keys_are_made_to(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    for name in ("red/a.b.png", "red/a.c.png", "red/a_b.png", "blue/x/1.png", "blue/y/1.PNG"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(name.partition("/")[0], len(name)))
+    pack(open_data(str(folder), test_share=0.1), tmp_path / "out")
+    names = [name for part in ("train", "test") for name in index_shard(tmp_path / "out" / part / "000000.tar").names]
+    assert len(set(names)) == 5
+    assert {name.partition(".")[2] for name in names} == {"png"}
+
+
+def test_a_full_folder_and_a_set_without_files_are_refused(cue_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not empty"):
+        pack(open_data(str(cue_folder)), cue_folder)
+    pictures = TensorPictures(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), ("a", "b"), ("1", "2"))
+    with pytest.raises(DataError, match="no picture files to pack"):
+        pack(Splits("in-memory", ("a", "b"), pictures, None, None), tmp_path / "out")
+
+
+def test_a_run_learns_from_packed_shards_what_it_learns_from_the_folder(cue_folder: Path, tmp_path: Path) -> None:
+    words = ["--image-size", "24", "--epochs", "2", "--batch-size", "12", "--workers", "0", "--memory", "0"]
+    main(["pack", str(cue_folder), str(tmp_path / "packed"), "--shard-size", "0.02"])
+    main(["train", str(tmp_path / "packed"), "--out", str(tmp_path / "run"), *words])
+    run = Run.open(tmp_path / "run")
+    assert run.read_json("evaluation.json")["count"] == 36
+    main(["train", f"{tmp_path}/packed/train/*.tar", "--out", str(tmp_path / "other"), *words])
+    assert Run.open(tmp_path / "other").config["options"]["data"] == f"{tmp_path}/packed/train/*.tar"
+
+
+def test_the_audit_finds_copies_in_shards(tmp_path: Path) -> None:
+    twin = png("red", 7)
+    members = [*cue_members(9), ("red/twin.png", twin), ("blue/twin.png", twin)]
+    found = audit(open_shards(write_tar(tmp_path / "a.tar", members), test=0.1), depth="full")
+    assert "conflicting-labels" in {finding.kind for finding in found.findings}
 
 
 # ---- the index

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import platform
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import torch
 from heedmap.attention import check_weights
 from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import Pictures, Splits, check_splits, open_data, split_by_class
+from heedmap.data import Pictures, Splits, check_splits, is_sharded, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
@@ -127,7 +128,7 @@ def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
 def anchored(options: TrainOptions) -> TrainOptions:
     """The same options with whole paths, so that the run finds its pictures wherever the user stands later."""
     changes: dict[str, Any] = {"root": _whole_path(options.root)}
-    if not is_named(options.data) and Path(options.data).is_dir():
+    if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
         changes["data"] = _whole_path(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
         changes["pretrained"] = _whole_path(options.pretrained)
@@ -255,7 +256,9 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
     where: list[str] = [""]
     if accelerator.is_main_process:
         options = prepared.options
-        stem = f"{Path(options.data).name}-{str(options.model).replace('/', '-')}-{options.attention}"
+        # A pattern of shards has letters that no folder should have.
+        data = re.sub(r"[^\w.+ -]+", "-", Path(options.data).name)
+        stem = f"{data}-{str(options.model).replace('/', '-')}-{options.attention}"
         run = Run.create(options.out or free_name(Path("runs"), stem))
         versions = {
             "python": platform.python_version(),

@@ -7,6 +7,7 @@ from heedmap.commands.audit import AuditData
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
 from heedmap.commands.list import List
+from heedmap.commands.pack import Pack
 from heedmap.commands.predict import Predict
 from heedmap.commands.train import Train
 from heedmap.commands.visualize import Visualize
@@ -18,5 +19,6 @@ COMMANDS = {
     "predict": Predict,
     "evaluate": Evaluate,
     "audit": AuditData,
+    "pack": Pack,
     "list": List,
 }

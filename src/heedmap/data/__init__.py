@@ -11,12 +11,14 @@ from pathlib import Path
 from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
 from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
 from heedmap.data.named import NAMED, open_named
-from heedmap.data.pictures import FolderPictures, Pictures, Splits, TensorPictures, load_many
+from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, TensorPictures, load_many
+from heedmap.data.sharded import is_sharded, open_shards
 from heedmap.errors import DataError, nearest
 
 __all__ = [
     "DIGIT_SCENES",
     "NAMED",
+    "FilePictures",
     "FolderPictures",
     "Pictures",
     "Splits",
@@ -24,10 +26,12 @@ __all__ = [
     "check_splits",
     "crop_box",
     "drop_unreadable",
+    "is_sharded",
     "load_many",
     "open_data",
     "open_folder",
     "open_named",
+    "open_shards",
     "read_picture",
     "split_by_class",
     "square",
@@ -44,22 +48,25 @@ def open_data(
     download: bool = True,
     seed: int = 0,
     test_share: float = 0.2,
+    cache: Path | None = None,
 ) -> Splits:
     """Open a data set by what the user calls it.
 
     Args:
-        data: ``digit-scenes``, a named set (``NAMED``), or a folder. A name wins over a folder of the same name; write
+        data: ``digit-scenes``, a named set (``NAMED``), a folder, or tar shards (a folder of them, or a pattern such as
+            ``shards/train-{000..009}.tar``). A name wins over a folder of the same name; write
             ``./cifar10`` for the folder.
         root: where the files of named sets lie or are put.
         download: fetch the files of a named set that are not there.
         seed: of the digit scenes, and of the test part drawn from a folder that has none.
         test_share: share of each class for that test part.
+        cache: folder in which the indexes of shards are kept for the next time; None keeps nothing.
 
     Returns:
         The parts. Files are listed, not yet decoded: see :func:`check_splits`.
 
     Raises:
-        DataError: see :func:`open_folder` and :func:`open_named`.
+        DataError: see :func:`open_folder`, :func:`open_shards` and :func:`open_named`.
         OptionError: ``test_share`` does not lie between 0 and 1.
     """
     name = str(data)
@@ -69,6 +76,8 @@ def open_data(
         return _say_which(open_digit_scenes(seed=seed))
     if name in NAMED:
         return _say_which(open_named(name, root, download))
+    if is_sharded(data):
+        return open_shards(data, test=test_share, seed=seed, cache=cache)
     if not Path(data).exists():
         known = [DIGIT_SCENES, *NAMED]
         hint = nearest(name, known)

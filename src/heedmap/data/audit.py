@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from heedmap.data.decoding import read_picture
-from heedmap.data.pictures import FolderPictures, Pictures, Splits, TensorPictures
+from heedmap.data.pictures import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data.twins import SIDE, Thumbnail, Twin, find_twins, thumbnail
 from heedmap.errors import DataError, PictureError, nearest
 from heedmap.records import Audit, Finding
@@ -176,15 +176,15 @@ def _why(error: OSError) -> str:
 
 
 def _length(entry: _Entry) -> int | tuple[int, ...]:
-    if isinstance(entry.pictures, FolderPictures):
-        return entry.pictures.path(entry.place).stat().st_size
+    if isinstance(entry.pictures, FilePictures):
+        return entry.pictures.length(entry.place)
     return tuple(entry.pictures.images.shape[1:]) if isinstance(entry.pictures, TensorPictures) else (3, 64, 64)
 
 
 def _digest(entry: _Entry) -> bytes:
     pictures = entry.pictures
-    if isinstance(pictures, FolderPictures):
-        data: bytes | memoryview = pictures.path(entry.place).read_bytes()
+    if isinstance(pictures, FilePictures):
+        data: bytes | memoryview = pictures.data(entry.place)
     elif isinstance(pictures, TensorPictures):
         data = pictures.images[pictures.indices[entry.place]].contiguous().numpy().data
     else:
@@ -236,8 +236,8 @@ def _equal_pixels(first: _Entry, second: _Entry) -> bool:
 
 
 def _pixels(entry: _Entry) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    if isinstance(entry.pictures, FolderPictures):
-        return np.asarray(read_picture(entry.pictures.path(entry.place)))
+    if isinstance(entry.pictures, FilePictures):
+        return np.asarray(read_picture(io.BytesIO(entry.pictures.data(entry.place))))
     return np.asarray(_in_memory(entry))
 
 
@@ -301,12 +301,11 @@ def _look_over(entries: Sequence[_Entry]) -> tuple[dict[int, _Look], dict[int, s
 
 
 def _look(entry: _Entry) -> _Look | str:
-    if not isinstance(entry.pictures, FolderPictures):
+    if not isinstance(entry.pictures, FilePictures):
         picture = _in_memory(entry)
         return _Look(*picture.size, None, thumbnail(picture))
-    path = entry.pictures.path(entry.place)
     try:
-        data = path.read_bytes()
+        data = entry.pictures.data(entry.place)
         small = thumbnail(read_picture(io.BytesIO(data), short_side=2 * SIDE))
     except OSError as error:
         return _why(error)

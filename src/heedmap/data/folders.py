@@ -12,16 +12,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from heedmap.data.decoding import read_picture
-from heedmap.data.pictures import FolderPictures, Pictures, Splits, reason_without_path
-from heedmap.errors import DataError, OptionError, PictureError, nearest
+from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
+from heedmap.errors import DataError, OptionError, nearest
 
 __all__ = ["check_pictures", "check_splits", "drop_unreadable", "find_splits", "open_folder", "split_by_class"]
 
@@ -168,7 +166,7 @@ def check_pictures(pictures: FolderPictures, workers: int) -> tuple[tuple[str, s
 def check_splits(splits: Splits, workers: int) -> Splits:
     """Decode every file of every part once and leave out those that fail; see :func:`drop_unreadable`."""
     parts = splits.parts.items()
-    return drop_unreadable(splits, {n: _failures(p, workers) for n, p in parts if isinstance(p, FolderPictures)})
+    return drop_unreadable(splits, {n: _failures(p, workers) for n, p in parts if isinstance(p, FilePictures)})
 
 
 def drop_unreadable(splits: Splits, failures: Mapping[str, Sequence[tuple[int, str]]]) -> Splits:
@@ -197,20 +195,8 @@ def drop_unreadable(splits: Splits, failures: Mapping[str, Sequence[tuple[int, s
     return replace(splits, train=parts["train"], validation=others[0], test=others[1], unreadable=tuple(unreadable))
 
 
-def _failures(pictures: FolderPictures, workers: int) -> list[tuple[int, str]]:
-    def check(index: int) -> str | None:
-        try:
-            read_picture(pictures.path(index), short_side=1)
-        except PictureError as error:
-            return reason_without_path(error, pictures.path(index))
-        return None
-
-    found: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for block in torch.arange(len(pictures)).split(4096):  # Ctrl-C waits for one block, not for a million files
-            reasons = zip(block.tolist(), pool.map(check, block.tolist()), strict=True)
-            found += [(index, reason) for index, reason in reasons if reason is not None]
-    return found
+def _failures(pictures: FilePictures, workers: int) -> list[tuple[int, str]]:
+    return load_many(pictures, range(len(pictures)), 1, max(1, workers))[1]
 
 
 def _check_readable(part: str, splits: Splits, pictures: Pictures, reason: str) -> None:

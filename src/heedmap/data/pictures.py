@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
 from heedmap.errors import DataError, PictureError
 
-__all__ = ["FolderPictures", "Pictures", "Splits", "TensorPictures", "load_many"]
+__all__ = ["FilePictures", "FolderPictures", "Pictures", "Splits", "TensorPictures", "load_many"]
 
 
 class Pictures(Protocol):
@@ -50,6 +50,17 @@ class Pictures(Protocol):
         """Return these pictures, in this order, as a part of their own; nothing is decoded or copied needlessly."""
 
 
+@runtime_checkable
+class FilePictures(Pictures, Protocol):
+    """Pictures that have a file each, on the disk or within another file."""
+
+    def data(self, index: int) -> bytes:
+        """Return the content of one picture's file."""
+
+    def length(self, index: int) -> int:
+        """Return the number of its bytes."""
+
+
 class FolderPictures:
     """Pictures in files under a folder, decoded when asked for. See :class:`Pictures` for the attributes."""
 
@@ -80,6 +91,22 @@ class FolderPictures:
     def path(self, index: int) -> Path:
         """Return the file of one picture."""
         return self.root / self.names[index]
+
+    def data(self, index: int) -> bytes:
+        """Return the content of one picture's file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.path(index).read_bytes()
+
+    def length(self, index: int) -> int:
+        """Return the number of its bytes.
+
+        Raises:
+            OSError: it is not there.
+        """
+        return self.path(index).stat().st_size
 
     def load(self, index: int, size: int) -> Tensor:
         """Return the square view of one picture: uint8 RGB (3, size, size).

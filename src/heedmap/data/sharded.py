@@ -24,14 +24,14 @@ CLASSES = "classes.txt"
 _SUFFIX = ".tar"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 1_000_000
+_MOST = 100_000
 
 
 def expand_braces(pattern: str) -> list[str]:
     """Return the names that ``{000..127}`` and ``{a,b}`` stand for, as a shell writes them out.
 
     Raises:
-        DataError: more than a million names.
+        DataError: more than a hundred thousand names.
     """
     found = _BRACES.search(pattern)
     if found is None:

@@ -5,15 +5,15 @@ The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from heedmap.data import FolderPictures, Pictures, Splits, TensorPictures
+from heedmap.data import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data import augmentation as views
 from heedmap.options import TrainOptions
 
@@ -77,9 +77,9 @@ def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
     """The side of the square that suits most pictures of the set."""
     if isinstance(pictures, TensorPictures):
         side = float(min(pictures.images.shape[-2:]))
-    elif isinstance(pictures, FolderPictures):
+    elif isinstance(pictures, FilePictures):
         side = statistics.median(
-            _short_side(pictures.path(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
+            _short_side(pictures.data(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
         )
     else:
         side = 128
@@ -88,6 +88,6 @@ def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
     return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
 
 
-def _short_side(path: Path) -> int:
-    with Image.open(path) as picture:
+def _short_side(data: bytes) -> int:
+    with Image.open(io.BytesIO(data)) as picture:
         return min(picture.size)
