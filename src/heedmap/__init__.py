@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
+    from heedmap.compare import compare
     from heedmap.data import open_data
     from heedmap.data.audit import audit
     from heedmap.errors import HeedmapError
@@ -39,6 +40,7 @@ _HOMES = {
     "audit": "heedmap.data.audit",
     "build_classifier": "heedmap.classifier",
     "combined_map": "heedmap.classifier",
+    "compare": "heedmap.compare",
     "evaluate": "heedmap.evaluate",
     "explain": "heedmap.maps",
     "fit": "heedmap.training.fit",
@@ -61,6 +63,7 @@ __all__ = [
     "audit",
     "build_classifier",
     "combined_map",
+    "compare",
     "evaluate",
     "explain",
     "fit",
@@ -72,7 +75,7 @@ __all__ = [
 
 
 class _Door(types.ModuleType):
-    """This module, where ``train``, ``evaluate`` and ``visualize`` are functions although rooms have these names.
+    """This module, where ``train``, ``compare``, ``evaluate`` and ``visualize`` are functions although rooms have these names.
 
     Python puts each submodule under its name into the package as soon as anything imports it. Without this class
     ``heedmap.evaluate`` would be a function or a module, depending on what was imported before.

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from heedmap import __version__
 from heedmap.commands import COMMANDS
+from heedmap.commands.compare import Compare
 from heedmap.commands.train import Train
 from heedmap.errors import HeedmapError, OptionError, Stopped, nearest
 from heedmap.options import read_config
@@ -28,6 +29,11 @@ TRAIN_GROUPS = {
     ),
     "machine": ("precision", "workers", "memory", "save_every", "tensorboard", "root", "download"),
 }
+COMPARE_GROUPS = {
+    "comparison": ("variants", "seeds", "out", "parallel", "resume", "config", "budget", "seed"),
+    **{title: members for title, members in TRAIN_GROUPS.items() if title != "run"},
+}
+GROUPS = {"train": TRAIN_GROUPS, "compare": COMPARE_GROUPS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,10 +68,10 @@ def _run(words: list[str]) -> None:
         raise OptionError(f"Unknown command {words[0]!r}; there are {known}.{nearest(words[0], COMMANDS)}")
     name, rest = words[0], words[1:]
     if "-h" in rest or "--help" in rest:
-        show_help(COMMANDS[name], name, TRAIN_GROUPS if name == "train" else {})
+        show_help(COMMANDS[name], name, GROUPS.get(name, {}))
         return
     # A config file gives the values of what is not named.
-    default: Any = _from_config(rest) if name == "train" else None
+    default: Any = _from_config(name, rest) if name in GROUPS else None
     made: Any = parse(COMMANDS[name], name, rest, default)
     made.work()
 
@@ -77,11 +83,15 @@ def _overview() -> None:
     console.print("Options of a command: heedmap COMMAND --help")
 
 
-def _from_config(words: list[str]) -> Train | None:
+def _from_config(name: str, words: list[str]) -> Train | Compare | None:
     """The values that a config file gives, where one is named."""
+    said: dict[str, str] = {}
     for place, word in enumerate(words):
-        if word == "--config" and place + 1 < len(words):
-            return Train(**read_config(words[place + 1]))
-        if word.startswith("--config="):
-            return Train(**read_config(word.removeprefix("--config=")))
-    return None
+        for flag in ("config", "budget"):
+            if word == f"--{flag}" and place + 1 < len(words):
+                said.setdefault(flag, words[place + 1])
+            if word.startswith(f"--{flag}="):
+                said.setdefault(flag, word.partition("=")[2])
+    if "config" not in said:
+        return None
+    return Compare.from_config(said) if name == "compare" else Train(**read_config(said["config"]))

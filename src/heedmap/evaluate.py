@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -27,7 +28,7 @@ from heedmap.options import TrainOptions
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
 from heedmap.report import ReportData, ReportPanel, report_page
-from heedmap.runs import AUDIT, EVALUATION, REPORT, Run, disk, write_whole
+from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, write_whole
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_of, answer_panel
 
@@ -224,11 +225,24 @@ def complete(
     judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
     evaluation = assess(judged, pictures, splits.classes, "test")
     run.write_json(EVALUATION, evaluation.as_dict())
+    run.write(ANSWERS, answers_table(judged, pictures, splits.classes).encode())
     right, wrong = report_panels(classifier, pictures, judged, device)
     page = report_page(report_data(run, splits, evaluation, right, wrong))
     run.write(REPORT, page.encode())
     run.finish()
     return evaluation
+
+
+def answers_table(judged: Judged, pictures: Pictures, classes: tuple[str, ...]) -> str:
+    """The answer to each picture as CSV: picture, label, predicted, and the probability of what was predicted."""
+    best = judged.logits.softmax(1).max(1)
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("picture", "label", "predicted", "probability"))
+    columns = (judged.labels.tolist(), best.indices.tolist(), best.values.tolist())
+    for name, label, predicted, share in zip(pictures.names, *columns, strict=True):
+        table.writerow((name, classes[label], classes[predicted], f"{share:.5f}"))
+    return lines.getvalue()
 
 
 def report_panels(

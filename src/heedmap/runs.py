@@ -4,6 +4,7 @@
     metrics.jsonl           one line a record: steps now and then, every epoch
     checkpoint.safetensors  all that is needed to go on; removed when the run is finished
     audit.json  evaluation.json  panels/  tensorboard/
+    answers.csv             the answer to each picture of the test part
     model.safetensors       the chosen weights
     report.html             the page to look at
     manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
@@ -37,7 +38,7 @@ from heedmap.options import TrainOptions, known_options
 SCHEMA = 1
 CONFIG, METRICS, CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 MODEL, REPORT, MANIFEST = "model.safetensors", "report.html", "manifest.json"
-AUDIT, EVALUATION = "audit.json", "evaluation.json"
+AUDIT, EVALUATION, ANSWERS = "audit.json", "evaluation.json", "answers.csv"
 
 
 class Run:
@@ -249,7 +250,8 @@ class Run:
 
     def finish(self) -> None:
         """Write the manifest; the run is finished from then on, and the checkpoint is removed."""
-        names = [name for name in (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION) if (self.path / name).is_file()]
+        kept = (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION, ANSWERS)
+        names = [name for name in kept if (self.path / name).is_file()]
         files = {
             name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names
         }

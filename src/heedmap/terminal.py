@@ -128,6 +128,25 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
         )
 
 
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print the variants' figures, each difference of accuracy in a sentence, and what to know of them."""
+    from heedmap.report.comparison import amounts, cell
+
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+    table.add_column("variant", style="bold")
+    for name in ("seeds", *(each["name"] for each in found["measures"]), "parameters", "multiply-adds"):
+        table.add_column(name, justify="right")
+    for variant in found["variants"]:
+        cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in found["measures"]]
+        table.add_row(escape(variant["name"]), str(len(variant["runs"])), *cells, *amounts(variant).values())
+    console.print(table)
+    for each in found["differences"]:
+        if each["measure"] == "test_accuracy":
+            console.print(escape(each["sentence"]), soft_wrap=True)
+    for note in found["notes"]:
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+
+
 def show_audit(found: Audit, most: int) -> None:
     """Print counts, and the first findings of each kind."""
     counts = ", ".join(f"{name} {count:,}" for name, count in found.pictures.items())

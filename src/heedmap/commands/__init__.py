@@ -4,6 +4,7 @@ Nothing heavy is imported before a command works, so that ``--help`` and errors 
 """
 
 from heedmap.commands.audit import AuditData
+from heedmap.commands.compare import Compare
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
 from heedmap.commands.list import List
@@ -18,6 +19,7 @@ COMMANDS = {
     "visualize": Visualize,
     "predict": Predict,
     "evaluate": Evaluate,
+    "compare": Compare,
     "audit": AuditData,
     "pack": Pack,
     "list": List,

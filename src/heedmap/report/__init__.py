@@ -10,12 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heedmap.errors import DataError
 from heedmap.evaluation.classification import wilson_interval
 from heedmap.records import Audit, EpochReport
 from heedmap.report.charts import Series, line_chart, matrix
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["TEST_ONCE", "ReportData", "ReportPanel", "write_report"]
 
@@ -113,19 +116,8 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 
 def report_page(data: ReportData) -> str:
     """Return the page as text."""
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["percent"] = percent
-    pages.filters["shown"] = _shown
     evaluation = data.evaluation
-    return pages.get_template("page.html.jinja").render(
+    return page_template("page.html.jinja").render(
         data=data,
         interval=evaluation and wilson_interval(evaluation["top1"], evaluation["count"]),
         charts=_charts(data),
@@ -137,6 +129,22 @@ def report_page(data: ReportData) -> str:
         findings=_findings(data.audit),
         most_findings=MOST_FINDINGS,
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A page of this room, which escapes what it is given and knows how to write shares and options."""
+    import jinja2
+
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("heedmap", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["percent"] = percent
+    pages.filters["shown"] = _shown
+    return pages.get_template(name)
 
 
 def most_confused(

@@ -1,14 +1,18 @@
-"""Lines and shaded squares as SVG text; colours come from the page's style, so that they follow light and dark."""
+"""Lines, dots with intervals, and shaded squares as SVG text.
+
+Colours come from the page's style, so that they follow light and dark.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 16, 38
+_ROW = 46  # height of a row of dots, its name included
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,75 @@ class _Frame:
             for (x, y), (at, value) in zip(points, series.known, strict=True)
         )
         return f'<g class="s{place % 5}"><polyline points="{course}"/>{dots}</g>'
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """One row of a dot chart.
+
+    Attributes:
+        name: written at its left.
+        dots: single values, such as one a seed.
+        mean: the larger mark; NaN where there is none.
+        low, high: ends of its bar; NaN where there is none.
+    """
+
+    name: str
+    dots: tuple[float, ...]
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: float = 1.0, zero: bool = False) -> str:
+    """Draw values side by side on one horizontal axis: dots for single values, a mark with a bar for their mean.
+
+    Args:
+        title: read out in place of the picture.
+        rows: from top to bottom.
+        unit: written behind the axis.
+        scale: by which values are multiplied before they are shown.
+        zero: the axis holds zero, with an upright line there.
+
+    Returns:
+        An ``<svg>`` element, or an empty string where there is nothing to draw.
+    """
+    ends = [scale * x for row in rows for x in (*row.dots, row.mean, row.low, row.high) if math.isfinite(x)]
+    if not ends:
+        return ""
+    ticks = nice_ticks(min(*ends, 0.0) if zero else min(ends), max(*ends, 0.0) if zero else max(ends))
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+
+    def across(value: float) -> float:
+        return round(_LEFT + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    parts = []
+    for tick in ticks:
+        x, kind = across(tick), "zero" if zero and tick == 0 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
+        parts.append(f'<text x="{x}" y="{height - _BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
+    for place, row in enumerate(rows):
+        y = _TOP + _ROW * place
+        parts.append(f'<text class="row" x="{_LEFT}" y="{y + 14}">{escape(row.name)}</text>')
+        parts.append(_dots(place, row, y + 30, scale, across))
+    parts.append(f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(unit)}</text>')
+    return _svg(title, _WIDTH, height, parts, "chart dots")
+
+
+def _dots(place: int, row: DotRow, y: float, scale: float, across: Callable[[float], float]) -> str:
+    parts = []
+    if math.isfinite(row.low) and math.isfinite(row.high):
+        low, high = across(scale * row.low), across(scale * row.high)
+        parts.append(f'<line class="bar" x1="{low}" x2="{high}" y1="{y}" y2="{y}"/>')
+    for value in row.dots:
+        if math.isfinite(value):
+            shown = f"<title>{escape(row.name)}: {scale * value:.4g}</title>"
+            parts.append(f'<circle class="dot" cx="{across(scale * value)}" cy="{y}" r="4">{shown}</circle>')
+    if math.isfinite(row.mean):
+        x = across(scale * row.mean)
+        shown = f"<title>{escape(row.name)}, mean: {scale * row.mean:.4g}</title>"
+        parts.append(f'<line class="mean" x1="{x}" x2="{x}" y1="{y - 9}" y2="{y + 9}">{shown}</line>')
+    return f'<g class="s{place % 5}">{"".join(parts)}</g>'
 
 
 def matrix(title: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:

@@ -1,0 +1,172 @@
+"""Train variants with the same seeds and budget, and tell what differs, with intervals.
+
+DIR/comparison.yaml                     the plan: shared options, variants, seeds
+DIR/VARIANT/seed-N/                     an ordinary run
+DIR/comparison.json  .html  .svg        what they came to; written again after each run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from heedmap.classifier import Architecture, build_classifier
+from heedmap.compare.gathering import gather
+from heedmap.compare.plan import Job, Plan, extended, make_plan, read_experiment, read_plan, read_variant
+from heedmap.compare.running import Failure, is_finished, only_one, run_beside, run_here
+from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
+from heedmap.listener import Listener
+from heedmap.report.comparison import comparison_page, comparison_plot
+from heedmap.runs import disk, write_whole
+from heedmap.train import anchored, check_model, derive, prepare
+
+__all__ = ["Plan", "compare", "make_plan", "read_experiment", "read_plan", "read_variant"]
+
+PLAN, RESULT, PAGE, PLOT = "comparison.yaml", "comparison.json", "comparison.html", "comparison.svg"
+
+
+def compare(
+    plan: Plan | None, out: str | Path, *, parallel: int = 1, listener: Listener | None = None
+) -> dict[str, Any]:
+    """Run what is missing of a comparison, and compare.
+
+    Args:
+        plan: what to compare; None takes the one that ``out`` has. Where ``out`` has one already, its runs are kept
+            and seeds or variants may be added.
+        out: the comparison's folder.
+        parallel: runs at a time, each in its own process.
+        listener: is told of every step and run.
+
+    Returns:
+        What comparison.json holds.
+
+    Raises:
+        DataError, ModelError, OptionError: see :mod:`heedmap.errors`; found before anything is trained.
+        RunError: the folder is in use or holds something else, or a run failed (the others are finished and compared).
+        Stopped: SIGINT or SIGTERM came; the state is saved.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("compare starts its own processes; call it without torchrun, with --parallel N.")
+    if parallel < 1:
+        raise OptionError(f"parallel = {parallel} is out of range: give 1 or more.")
+    folder, listener = Path(out), listener or Listener()
+    plan = _plan_of(plan, folder)
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder) as lock:
+        jobs = plan.jobs(folder)
+        missing = [job for job in jobs if not is_finished(job)]
+        if len(missing) < len(jobs):
+            listener.message(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished already.")
+        if missing:
+            _check_all(plan, listener)
+        with disk(folder):
+            write_whole(folder / PLAN, plan.as_text().encode())
+        on_end = _teller(plan, folder, len(missing), parallel, listener)
+        try:
+            failures = (
+                run_here(missing, listener, on_end)
+                if parallel == 1
+                else run_beside(missing, parallel, listener, on_end, lock)
+            )
+        except Stopped:
+            command = f"heedmap compare --resume {shlex.quote(str(folder))}"
+            raise Stopped(f"Stopped, with the runs under way saved; go on with `{command}`.") from None
+        found = write_comparison(plan, folder, failures, parallel)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(jobs)} runs failed, the first is {failures[0].job.name}: {failures[0].reason} "
+            f"The others are compared in {folder / PAGE}."
+        )
+    return found
+
+
+def write_comparison(plan: Plan, folder: Path, failures: Sequence[Failure] = (), parallel: int = 1) -> dict[str, Any]:
+    """Compare the finished runs and write comparison.json, .html and .svg.
+
+    Raises:
+        RunError: the runs do not belong together, or the folder cannot be written.
+    """
+    found = gather(plan, folder, failures, parallel)
+    with disk(folder):
+        content = json.dumps(_known(found), indent=1, ensure_ascii=False)
+        write_whole(folder / RESULT, content.encode())
+        write_whole(folder / PAGE, comparison_page(found).encode())
+        write_whole(folder / PLOT, comparison_plot(found).encode())
+    return found
+
+
+def _plan_of(plan: Plan | None, folder: Path) -> Plan:
+    """The plan to go by: what was told, over what the folder has."""
+    kept = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
+    if plan is None:
+        if kept is None:
+            raise RunError(f"{folder} is no comparison: it has no {PLAN}. `heedmap compare DATA --out` makes one.")
+        return kept
+    plan = replace(plan, options=anchored(plan.options))
+    if kept is not None:
+        return extended(kept, plan, folder)
+    if folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
+        raise RunError(f"{folder} has something in it that is no comparison; name another --out.")
+    return plan
+
+
+def _check_all(plan: Plan, listener: Listener) -> None:
+    """Build every variant once: what cannot be built is told now, not after hours.
+
+    Raises:
+        HeedmapError: of the kind that training would raise, with the variant's name.
+    """
+    for job in plan.jobs(Path())[: len(plan.variants)]:
+        with _named(job.variant.name):
+            check_model(job.options)
+    prepared = prepare(plan.options, listener)
+    for job in plan.jobs(Path())[: len(plan.variants)]:
+        with _named(job.variant.name):
+            options = derive(job.options, prepared.splits)
+            names = ("model", "attention", "weights", "head", "taps")
+            values = {name: getattr(options, name) for name in names}
+            size, classes = options.image_size or 0, prepared.splits.classes
+            build_classifier(Architecture(**values, image_size=size, classes=classes))
+
+
+@contextlib.contextmanager
+def _named(variant: str) -> Iterator[None]:
+    """Put the variant's name before whatever error is raised inside."""
+    try:
+        yield
+    except HeedmapError as error:
+        raise type(error)(f"Variant {variant!r}: {error}") from None
+
+
+def _teller(plan: Plan, folder: Path, missing: int, parallel: int, listener: Listener) -> Callable[[Job], None]:
+    """What is done after each run: the comparison so far is written, and told."""
+    began, ended = time.monotonic(), 0
+
+    def tell(job: Job) -> None:
+        nonlocal ended
+        ended += 1
+        found = write_comparison(plan, folder, parallel=parallel)
+        (variant,) = [each for each in found["variants"] if each["name"] == job.variant.name]
+        (run,) = [each for each in variant["runs"] if each["seed"] == job.seed]
+        left = (time.monotonic() - began) / ended * (missing - ended) / 60
+        more = f"; about {left:.0f} min left for {missing - ended} more" if missing > ended else ""
+        listener.message(f"{job.name}: test accuracy {run['test_accuracy']:.2%}, {run['minutes']:.1f} min{more}.")
+
+    return tell
+
+
+def _known(value: Any) -> Any:
+    """The same without NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,272 @@
+"""What the runs of a comparison came to: figures by variant, differences to the control, and plain sentences."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heedmap.classifier import build_classifier
+from heedmap.compare.plan import Plan
+from heedmap.compare.running import Failure, is_finished
+from heedmap.errors import RunError
+from heedmap.evaluation.comparison import PairedDifference, paired_difference, spread, within_seed
+from heedmap.options import counted
+from heedmap.runs import ANSWERS, EVALUATION, Run
+
+BUDGET = ("epochs", "batch_size", "image_size")  # what makes a budget; derived by variant unless told
+BASELINES = ("centre", "random")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a run: how it is called, and how it is to be read.
+
+    Attributes:
+        key: in comparison.json.
+        name: for people.
+        unit: ``share`` (shown in per cent, differences in points) or ``number``.
+        better: ``higher``, ``lower``, or empty where neither is.
+    """
+
+    key: str
+    name: str
+    unit: str
+    better: str
+
+
+MEASURES = (
+    Measure("test_accuracy", "test accuracy", "share", "higher"),
+    Measure("validation_accuracy", "validation accuracy", "share", "higher"),
+    Measure("ece", "ECE", "share", "lower"),
+    Measure("nll", "NLL", "number", "lower"),
+)
+COSTS = (
+    Measure("images_per_second", "images/s in training", "number", ""),
+    Measure("minutes", "minutes", "number", ""),
+)
+
+
+def gather(plan: Plan, folder: Path, failures: Sequence[Failure] = (), parallel: int = 1) -> dict[str, Any]:
+    """Read the finished runs and compare them.
+
+    Args:
+        plan: what was to be run.
+        folder: the comparison's folder.
+        failures: runs that failed.
+        parallel: runs that went at a time, which timings depend on.
+
+    Returns:
+        What comparison.json holds; see docs/comparing.md.
+
+    Raises:
+        RunError: runs of one seed were judged on different pictures.
+    """
+    from heedmap import __version__
+
+    done = [job for job in plan.jobs(folder) if is_finished(job)]
+    runs = {(job.variant.name, job.seed): Run.open(job.path) for job in done}
+    figures = {key: _figures(run) for key, run in runs.items()}
+    names = [variant.name for variant in plan.variants]
+    measures = _measures(figures.values())
+    variants = [
+        {
+            "name": variant.name,
+            "changes": {k: list(v) if isinstance(v, tuple) else v for k, v in variant.changes.items()},
+            **_cost([runs[key] for key in runs if key[0] == variant.name]),
+            "summary": _summary([figures[key] for key in figures if key[0] == variant.name], measures),
+            "runs": [
+                {"seed": job.seed, "folder": job.path.relative_to(folder).as_posix(), **figures[variant.name, job.seed]}
+                for job in done
+                if job.variant is variant
+            ],
+        }
+        for variant in plan.variants
+    ]
+    return {
+        "schema": 1,
+        "heedmap": __version__,
+        "title": plan.title or f"{Path(plan.options.data).name}: {', '.join(names)}",
+        "published": plan.published,
+        "data": plan.options.data,
+        "control": names[0],
+        "seeds": list(plan.seeds),
+        "planned": len(names) * len(plan.seeds),
+        "finished": len(done),
+        "measures": [asdict(each) for each in measures],
+        "variants": variants,
+        "differences": _differences(names, figures, measures),
+        "within_seed": _within(names, runs, plan.seeds),
+        "notes": [
+            *_notes(plan, runs, figures, parallel),
+            *(f"{each.job.name} failed: {each.reason}" for each in failures),
+        ],
+    }
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """What one run came to; NaN where a figure is not known."""
+    found = run.read_json(EVALUATION)
+    epochs = [record for record in run.read_metrics() if record.get("kind") == "epoch"]
+    best = [record for record in epochs if record["is_best"]]
+    validation = best[-1]["validation_accuracy"] if best else None
+    figures = {
+        "test_accuracy": found["top1"],
+        "validation_accuracy": math.nan if validation is None else validation,
+        "ece": found["ece"],
+        "nll": found["nll"],
+        "images_per_second": statistics.median(record["images_per_second"] for record in epochs),
+        "minutes": sum(record["seconds"] for record in epochs) / 60,
+    }
+    # The maps of the control are even: their first place is called the hottest, which says nothing.
+    if found.get("pointing") and run.options.attention != "none":
+        figures |= {f"pointing {name}": share for name, share in found["pointing"].items() if name not in BASELINES}
+    return figures
+
+
+def _measures(figures: Any) -> list[Measure]:
+    """Those that any run has, in their order, the maps' between answers and costs."""
+    known = dict.fromkeys(key for each in figures for key, value in each.items() if not math.isnan(value))
+    maps = [Measure(key, key, "share", "higher") for key in known if key.startswith("pointing ")]
+    return [each for each in (*MEASURES, *maps, *COSTS) if each.key in known]
+
+
+def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+    if not runs:
+        return {"parameters": None, "multiply_accumulates": None}
+    return count_cost(runs[0])
+
+
+def count_cost(run: Run) -> dict[str, int]:
+    """Parameters of the classifier, and multiply-accumulates of convolutions and matrix products for one picture."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    classifier = build_classifier(run.architecture).eval()
+    picture = torch.zeros(1, 3, classifier.image_size, classifier.image_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier(picture)
+    parameters = sum(each.numel() for each in classifier.parameters())
+    return {"parameters": parameters, "multiply_accumulates": counter.get_total_flops() // 2}
+
+
+def _summary(figures: Sequence[Mapping[str, float]], measures: Sequence[Measure]) -> dict[str, Any]:
+    found = {}
+    for each in measures:
+        values = [one[each.key] for one in figures if not math.isnan(one.get(each.key, math.nan))]
+        if values:
+            found[each.key] = asdict(spread(values))
+    return found
+
+
+def _differences(
+    names: Sequence[str], figures: Mapping[tuple[str, int], Mapping[str, float]], measures: Sequence[Measure]
+) -> list[dict[str, Any]]:
+    """Each variant against the first, for each measure that both have."""
+    rows = []
+    for measure in measures:
+        by_name: dict[str, dict[int, float]] = {name: {} for name in names}
+        for (name, seed), values in figures.items():
+            if not math.isnan(values.get(measure.key, math.nan)):
+                by_name[name][seed] = values[measure.key]
+        for name in names[1:]:
+            if measure not in COSTS and set(by_name[names[0]]) & set(by_name[name]):
+                pair = paired_difference(by_name[names[0]], by_name[name])
+                sentence = difference_sentence(names[0], name, measure, pair)
+                head = {"variant": name, "measure": measure.key}
+                rows.append({**head, **asdict(pair), "holds_zero": pair.holds_zero, "sentence": sentence})
+    return rows
+
+
+def difference_sentence(control: str, other: str, measure: Measure, pair: PairedDifference) -> str:
+    """Say what the seeds tell, and what they cannot tell."""
+    amount = signed(pair.mean, measure.unit)
+    seeds = counted(len(pair.seeds), "seed")
+    start = f"{other}: {measure.name} {amount} against {control} ({seeds}, paired"
+    if pair.holds_zero is None:
+        return f"{start}; a single seed has no interval, so nothing can be said of the next one)."
+    between = f"{signed(pair.low, measure.unit, False)} to {signed(pair.high, measure.unit)}"
+    if pair.holds_zero:
+        reach = signed((pair.high - pair.low) / 2, measure.unit).lstrip("+")
+        return (
+            f"{start}; 95 % interval {between}). The interval holds zero: {seeds} do not tell the two apart; "
+            f"they could show a difference of about {reach} or more."
+        )
+    return f"{start}; 95 % interval {between}). The interval does not hold zero: over {seeds} the sign held."
+
+
+def signed(value: float, unit: str, with_unit: bool = True) -> str:
+    """A difference with its sign; of shares in percentage points."""
+    if unit == "share":
+        return f"{100 * value:+.2f}{' points' if with_unit else ''}"
+    return f"{value:+.3g}"
+
+
+def _within(names: Sequence[str], runs: Mapping[tuple[str, int], Run], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Picture by picture, for each seed that the control and the variant both have."""
+    answers = {key: read_answers(run) for key, run in runs.items()}
+    rows = []
+    for seed in seeds:
+        control = answers.get((names[0], seed))
+        for name in names[1:]:
+            other = answers.get((name, seed))
+            if control is None or other is None:
+                continue
+            if control[0] != other[0]:
+                raise RunError(
+                    f"{runs[names[0], seed].path} and {runs[name, seed].path} were judged on different pictures; the "
+                    "data changed between them. Start the comparison again with another --out."
+                )
+            found = within_seed(torch.tensor(control[1]), torch.tensor(other[1]))
+            rows.append({"variant": name, "seed": seed, **asdict(found)})
+    return rows
+
+
+def read_answers(run: Run) -> tuple[list[tuple[str, str]], list[bool]] | None:
+    """Pictures with their labels, and whether the answer to each was right; None where the run kept none."""
+    path = run.path / ANSWERS
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [(row["picture"], row["label"]) for row in rows], [row["label"] == row["predicted"] for row in rows]
+
+
+def _notes(
+    plan: Plan,
+    runs: Mapping[tuple[str, int], Run],
+    figures: Mapping[tuple[str, int], Mapping[str, float]],
+    parallel: int,
+) -> list[str]:
+    """What a reader must know before believing the table."""
+    notes = [
+        "Every run was judged once on the test part; its weights were chosen on pictures set apart from train.",
+    ]
+    means = {
+        variant.name: [figures[key]["validation_accuracy"] for key in figures if key[0] == variant.name]
+        for variant in plan.variants
+    }
+    known = {name: spread(values).mean for name, values in means.items() if values and not math.isnan(sum(values))}
+    if len(known) > 1:
+        notes.append(
+            f"To choose a variant, go by validation accuracy: it is highest for {max(known, key=known.__getitem__)}. "
+            "Chosen by the test column, the test figure of the choice would flatter it."
+        )
+    if len(plan.variants) > 2:
+        notes.append(
+            f"{len(plan.variants) - 1} variants are held against one control, each with an interval of its own at "
+            "95 %; of twenty such intervals one misses the truth by chance."
+        )
+    for name in BUDGET:
+        values = {key[0]: getattr(run.options, name) for key, run in runs.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{variant} {value}" for variant, value in values.items())
+            notes.append(f"The budgets differ in {name.replace('_', ' ')}: {shown}.")
+    if parallel > 1:
+        notes.append(f"Minutes and images/s were taken with {parallel} runs at a time.")
+    return notes

@@ -1,0 +1,228 @@
+"""The runs of a comparison: one after the other in this process, or several at a time in their own.
+
+A finished run is kept, an unfinished one goes on from its checkpoint, and what died before it had one starts anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from heedmap.compare.plan import Job
+from heedmap.data.loading import memory_to_use
+from heedmap.errors import HeedmapError, RunError, Stopped
+from heedmap.listener import Listener
+from heedmap.records import StepReport
+from heedmap.runs import CONFIG, Run, disk
+from heedmap.train import made_up_command, train
+
+LOCK = ".lock"
+PATIENCE = 0.2  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that cannot be finished, and why."""
+
+    job: Job
+    reason: str
+
+
+class _Steps(Listener):
+    """Passes steps on, and neither sentences nor epochs: a comparison has many runs, and each keeps its own."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def step(self, report: StepReport) -> None:
+        self.listener.step(report)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the run is there, whole."""
+    return (job.path / CONFIG).is_file() and Run.open(job.path, finished=False).is_finished
+
+
+def run_here(jobs: Sequence[Job], listener: Listener, on_end: Callable[[Job], None]) -> list[Failure]:
+    """Train one run after the other in this process.
+
+    Args:
+        jobs: those not finished yet.
+        listener: is told of steps, and of each run's begin.
+        on_end: called after each run that came to its end.
+
+    Returns:
+        The runs that failed; the others were trained all the same.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came; the run under way has saved its state.
+    """
+    failures = []
+    for number, job in enumerate(jobs, 1):
+        begun = _ready(job)
+        listener.message(f"Run {number} of {len(jobs)}: {job.name}{', going on' if begun else ''}.")
+        try:
+            train(job.options, resume=job.path if begun else None, listener=_Steps(listener))
+        except Stopped:
+            raise
+        except HeedmapError as error:
+            failures.append(Failure(job, str(error)))
+            listener.message(f"{job.name} failed: {error}")
+        else:
+            on_end(job)
+    return failures
+
+
+def run_beside(
+    jobs: Sequence[Job], parallel: int, listener: Listener, on_end: Callable[[Job], None], lock: int | None
+) -> list[Failure]:
+    """Train several runs at a time, each in a process of its own, with the threads and the memory divided.
+
+    Args:
+        jobs: those not finished yet.
+        parallel: how many at a time.
+        listener: is told of each run's begin.
+        on_end: called after each run that came to its end.
+        lock: what :func:`only_one` gave; each process holds it too, so that a comparison whose master died is not
+            started again while its runs go on.
+
+    Returns:
+        The runs that failed; the others were trained all the same.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came; the runs under way have saved their states.
+    """
+    waiting, failures = list(enumerate(jobs, 1)), []
+    under_way: dict[subprocess.Popen[bytes], Job] = {}
+    threads = max(1, torch.get_num_threads() // parallel)
+    try:
+        with _signals_as_stop():
+            while waiting or under_way:
+                while waiting and len(under_way) < parallel:
+                    number, job = waiting.pop(0)
+                    begun = _ready(job)
+                    listener.message(f"Run {number} of {len(jobs)}: {job.name}{', going on' if begun else ''}.")
+                    under_way[_start(job, begun, threads, parallel, lock)] = job
+                time.sleep(PATIENCE)
+                for process in [each for each in under_way if each.poll() is not None]:
+                    job = under_way.pop(process)
+                    if process.returncode == 0:
+                        _log(job).unlink(missing_ok=True)
+                        on_end(job)
+                    else:
+                        failures.append(Failure(job, _last_words(job, process.returncode)))
+                        listener.message(f"{job.name} failed: {failures[-1].reason}")
+    except KeyboardInterrupt:
+        for process in under_way:
+            process.send_signal(signal.SIGTERM)
+        for process in under_way:
+            process.wait()
+        raise Stopped("Stopped.") from None
+    return failures
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[int | None]:
+    """Hold the folder for this process and its runs; yields the lock, or None where the system has none.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    if os.name != "posix":
+        yield None
+        return
+    import fcntl
+
+    with disk(folder):
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder} is being worked on by another process; wait for its runs to end, or stop them."
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)  # the file stays: removing it would let a third one in
+
+
+def _ready(job: Job) -> bool:
+    """Whether the run is to go on; what is left of one that died before its first line is removed.
+
+    Raises:
+        RunError: something else lies there.
+    """
+    if (job.path / CONFIG).is_file():
+        return True
+    if job.path.is_dir():
+        odd = [each.name for each in job.path.iterdir() if not each.name.endswith(".partial")]
+        if odd:
+            raise RunError(f"{job.path} holds {odd[0]!r} but no run; move it away, or name another --out.")
+        shutil.rmtree(job.path)
+    return False
+
+
+def _start(job: Job, begun: bool, threads: int, parallel: int, lock: int | None) -> subprocess.Popen[bytes]:
+    options = job.options
+    if options.workers is None:
+        options = replace(options, workers=threads)
+    if options.memory is None:
+        options = replace(options, memory=round(memory_to_use(None, parallel) / 1e9, 2))
+    words = ["train", "--resume", str(job.path)] if begun else shlex.split(made_up_command(options))[1:]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    log = _log(job)
+    with disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as said:
+            # In a session of its own it does not see Ctrl-C: the master asks it to stop, once.
+            return subprocess.Popen(
+                [sys.executable, "-m", "heedmap", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=() if lock is None else (lock,),
+            )
+
+
+def _log(job: Job) -> Path:
+    """Where a process says what it has to say; a run's own folder must be new."""
+    return job.path.with_name(f"{job.path.name}.log")
+
+
+def _last_words(job: Job, status: int) -> str:
+    lines = _log(job).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    return f"{said} (status {status}; {_log(job)})"
+
+
+@contextlib.contextmanager
+def _signals_as_stop() -> Iterator[None]:
+    """While inside, SIGTERM ends the waiting as Ctrl-C does."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: no one may ask for signals there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

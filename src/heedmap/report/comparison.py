@@ -1,0 +1,85 @@
+"""One self-contained page about a comparison of variants, and its plot as a file of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from heedmap.report import page_template
+from heedmap.report.charts import DotRow, dot_chart
+
+PLOT_STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#63666b}.row{fill:#1c1d1f;font-weight:600}.grid{stroke:#e3e3df}"
+    ".zero{stroke:#1c1d1f}.bar{stroke:var(--c);stroke-width:5;stroke-linecap:round;opacity:.35}"
+    ".mean{stroke:var(--c);stroke-width:3}.dot{fill:var(--c);fill-opacity:.55}"
+    ".s0{--c:#932667}.s1{--c:#e8701a}.s2{--c:#2f6f9f}.s3{--c:#4d7c0f}.s4{--c:#6b6f76}"
+)
+
+
+def comparison_page(found: Mapping[str, Any]) -> str:
+    """Return the page of what ``comparison.json`` holds."""
+    return page_template("comparison.html.jinja").render(
+        found=found,
+        rows=[_row(found, variant) for variant in found["variants"]],
+        accuracy=_accuracy_chart(found),
+        difference=difference_chart(found),
+        first=[each for each in found["differences"] if each["measure"] == "test_accuracy"],
+        others=[each for each in found["differences"] if each["measure"] != "test_accuracy"],
+    )
+
+
+def comparison_plot(found: Mapping[str, Any]) -> str:
+    """Return the plot as an SVG file: differences to the control, or accuracies where there is no pair yet."""
+    drawn = difference_chart(found) or _accuracy_chart(found)
+    if not drawn:
+        return '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
+    start, _, rest = drawn.partition(">")
+    head = start.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" width="960"', 1)
+    ground = '<rect width="100%" height="100%" fill="#fff"/>'
+    return f"{head}><style>{PLOT_STYLE}</style>{ground}{rest}"
+
+
+def difference_chart(found: Mapping[str, Any]) -> str:
+    """Differences of test accuracy to the control: a dot a seed, the mean, its 95 % interval."""
+    rows = [
+        DotRow(each["variant"], tuple(each["differences"]), each["mean"], each["low"], each["high"])
+        for each in found["differences"]
+        if each["measure"] == "test_accuracy"
+    ]
+    unit = f"points of test accuracy over {found['control']}"
+    return dot_chart("Differences to the control with 95 % intervals", rows, unit=unit, scale=100, zero=True)
+
+
+def _accuracy_chart(found: Mapping[str, Any]) -> str:
+    rows = []
+    for variant in found["variants"]:
+        mean = variant["summary"].get("test_accuracy", {}).get("mean", math.nan)
+        dots = tuple(run["test_accuracy"] for run in variant["runs"])
+        rows.append(DotRow(variant["name"], dots, mean))
+    return dot_chart("Test accuracy of each seed", rows, unit="test accuracy, %", scale=100)
+
+
+def _row(found: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
+    cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in found["measures"]]
+    return {"name": variant["name"], "seeds": len(variant["runs"]), "cells": cells, **amounts(variant)}
+
+
+def cell(summary: Mapping[str, float] | None, unit: str) -> str:
+    """Mean ± standard deviation, as a table shows it."""
+    if summary is None:
+        return "-"
+    factor, digits = (100, 2) if unit == "share" else (1, _digits(summary["mean"]))
+    mean, sd = factor * summary["mean"], factor * summary["sd"]
+    return f"{mean:,.{digits}f}" if math.isnan(sd) else f"{mean:,.{digits}f} ± {sd:,.{digits}f}"
+
+
+def amounts(variant: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters and multiply-accumulates in millions."""
+    keys = {"parameters": "parameters", "work": "multiply_accumulates"}
+    found = {short: variant[key] for short, key in keys.items()}
+    return {short: "-" if value is None else f"{value / 1e6:,.2f} M" for short, value in found.items()}
+
+
+def _digits(value: float) -> int:
+    return 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3
