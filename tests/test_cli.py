@@ -107,9 +107,9 @@ def test_options_beside_a_config_file_win(tmp_path: Path) -> None:
 
     for words in (["--config", str(path)], [f"--config={path}"]):
         words += ["--epochs", "2", "--no-flip", "--taps", "c"]
-        made = parse(Train, "train", words, _from_config(words))
+        made = parse(Train, "train", words, _from_config("train", words))
         assert (made.data, made.epochs, made.seed, made.taps, made.flip) == ("pictures", 2, 4, ("c",), False)
-    assert parse(Train, "train", ["other", *words], _from_config(words)).data == "other"
+    assert parse(Train, "train", ["other", *words], _from_config("train", words)).data == "other"
 
 
 def test_a_switch_that_is_open_takes_yes_no_and_nothing() -> None:

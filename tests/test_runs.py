@@ -58,7 +58,7 @@ def test_a_finished_run_answers_as_it_did_when_it_was_judged(finished_run: Path,
 
 def test_a_finished_run_holds_what_was_promised(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir()} == {
-        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "report.html", "panels")
+        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "answers.csv", "report.html", "panels")
     }
     manifest = json.loads((finished_run / MANIFEST).read_text())
     assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json"} == set(manifest["files"])

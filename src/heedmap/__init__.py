@@ -75,7 +75,7 @@ __all__ = [
 
 
 class _Door(types.ModuleType):
-    """This module, where ``train``, ``compare``, ``evaluate`` and ``visualize`` are functions although rooms have these names.
+    """This module, where ``train``, ``evaluate`` and others are functions although rooms have these names.
 
     Python puts each submodule under its name into the package as soon as anything imports it. Without this class
     ``heedmap.evaluate`` would be a function or a module, depending on what was imported before.

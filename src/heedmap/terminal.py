@@ -130,16 +130,21 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Print the variants' figures, each difference of accuracy in a sentence, and what to know of them."""
-    from heedmap.report.comparison import amounts, cell
+    from heedmap.report.comparison import GROUPS, amounts, cell
 
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-    table.add_column("variant", style="bold")
-    for name in ("seeds", *(each["name"] for each in found["measures"]), "parameters", "multiply-adds"):
-        table.add_column(name, justify="right")
-    for variant in found["variants"]:
-        cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in found["measures"]]
-        table.add_row(escape(variant["name"]), str(len(variant["runs"])), *cells, *amounts(variant).values())
-    console.print(table)
+    for group in GROUPS:
+        measures = [each for each in found["measures"] if each["group"] == group]
+        if not measures and group != "cost":
+            continue
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+        table.add_column("variant", style="bold", min_width=12)
+        more = ("parameters", "multiply-adds") if group == "cost" else ()
+        for name in (*(each["name"] for each in measures), *more):
+            table.add_column(name, justify="right")
+        for variant in found["variants"]:
+            cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in measures]
+            table.add_row(escape(variant["name"]), *cells, *(amounts(variant).values() if more else ()))
+        console.print(table)
     for each in found["differences"]:
         if each["measure"] == "test_accuracy":
             console.print(escape(each["sentence"]), soft_wrap=True)

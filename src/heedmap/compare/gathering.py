@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from heedmap.classifier import build_classifier
+from heedmap.classifier import Architecture, build_classifier
 from heedmap.compare.plan import Plan
 from heedmap.compare.running import Failure, is_finished
 from heedmap.errors import RunError
@@ -33,12 +34,14 @@ class Measure:
         name: for people.
         unit: ``share`` (shown in per cent, differences in points) or ``number``.
         better: ``higher``, ``lower``, or empty where neither is.
+        group: ``answers``, ``maps`` or ``cost``; a narrow terminal shows one after the other.
     """
 
     key: str
     name: str
     unit: str
     better: str
+    group: str = "answers"
 
 
 MEASURES = (
@@ -48,8 +51,8 @@ MEASURES = (
     Measure("nll", "NLL", "number", "lower"),
 )
 COSTS = (
-    Measure("images_per_second", "images/s in training", "number", ""),
-    Measure("minutes", "minutes", "number", ""),
+    Measure("images_per_second", "images/s in training", "number", "", "cost"),
+    Measure("minutes", "minutes", "number", "", "cost"),
 )
 
 
@@ -130,29 +133,31 @@ def _figures(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _measures(figures: Any) -> list[Measure]:
+def _measures(figures: Iterable[Mapping[str, float]]) -> list[Measure]:
     """Those that any run has, in their order, the maps' between answers and costs."""
     known = dict.fromkeys(key for each in figures for key, value in each.items() if not math.isnan(value))
-    maps = [Measure(key, key, "share", "higher") for key in known if key.startswith("pointing ")]
+    maps = [Measure(key, key, "share", "higher", "maps") for key in known if key.startswith("pointing ")]
     return [each for each in (*MEASURES, *maps, *COSTS) if each.key in known]
 
 
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:
     if not runs:
         return {"parameters": None, "multiply_accumulates": None}
-    return count_cost(runs[0])
+    parameters, work = count_cost(runs[0].architecture)
+    return {"parameters": parameters, "multiply_accumulates": work}
 
 
-def count_cost(run: Run) -> dict[str, int]:
+@functools.lru_cache(maxsize=256)  # the comparison is written again after each run
+def count_cost(architecture: Architecture) -> tuple[int, int]:
     """Parameters of the classifier, and multiply-accumulates of convolutions and matrix products for one picture."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    classifier = build_classifier(run.architecture).eval()
+    classifier = build_classifier(architecture).eval()
     picture = torch.zeros(1, 3, classifier.image_size, classifier.image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier(picture)
     parameters = sum(each.numel() for each in classifier.parameters())
-    return {"parameters": parameters, "multiply_accumulates": counter.get_total_flops() // 2}
+    return parameters, counter.get_total_flops() // 2
 
 
 def _summary(figures: Sequence[Mapping[str, float]], measures: Sequence[Measure]) -> dict[str, Any]:
@@ -197,7 +202,8 @@ def difference_sentence(control: str, other: str, measure: Measure, pair: Paired
             f"{start}; 95 % interval {between}). The interval holds zero: {seeds} do not tell the two apart; "
             f"they could show a difference of about {reach} or more."
         )
-    return f"{start}; 95 % interval {between}). The interval does not hold zero: over {seeds} the sign held."
+    flip = "" if math.isnan(pair.sign_flip) else f" (exact sign-flip test over {seeds}: p = {pair.sign_flip:.3g})"
+    return f"{start}; 95 % interval {between}). The interval does not hold zero{flip}."
 
 
 def signed(value: float, unit: str, with_unit: bool = True) -> str:
@@ -237,6 +243,15 @@ def read_answers(run: Run) -> tuple[list[tuple[str, str]], list[bool]] | None:
     return [(row["picture"], row["label"]) for row in rows], [row["label"] == row["predicted"] for row in rows]
 
 
+def _baselines(runs: Iterable[Run]) -> str:
+    """What pointing at the centre and at random would score, the mean over runs."""
+    tables = [run.read_json(EVALUATION).get("pointing") for run in runs]
+    known = [table for table in tables if table]
+    words = {"centre": "always the centre", "random": "a random point"}
+    means = {key: spread([table[key] for table in known]).mean for key in BASELINES if known}
+    return ", ".join(f"{words[key]} {share:.1%}" for key, share in means.items())
+
+
 def _notes(
     plan: Plan,
     runs: Mapping[tuple[str, int], Run],
@@ -262,6 +277,8 @@ def _notes(
             f"{len(plan.variants) - 1} variants are held against one control, each with an interval of its own at "
             "95 %; of twenty such intervals one misses the truth by chance."
         )
+    if baselines := _baselines(runs.values()):
+        notes.append(f"Beside the maps' pointing: {baselines}.")
     for name in BUDGET:
         values = {key[0]: getattr(run.options, name) for key, run in runs.items()}
         if len(set(values.values())) > 1:

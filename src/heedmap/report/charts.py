@@ -129,6 +129,7 @@ class DotRow:
         dots: single values, such as one a seed.
         mean: the larger mark; NaN where there is none.
         low, high: ends of its bar; NaN where there is none.
+        colour: place in the palette.
     """
 
     name: str
@@ -136,6 +137,7 @@ class DotRow:
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    colour: int = 0
 
 
 def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: float = 1.0, zero: bool = False) -> str:
@@ -168,12 +170,12 @@ def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: floa
     for place, row in enumerate(rows):
         y = _TOP + _ROW * place
         parts.append(f'<text class="row" x="{_LEFT}" y="{y + 14}">{escape(row.name)}</text>')
-        parts.append(_dots(place, row, y + 30, scale, across))
+        parts.append(_dots(row, y + 30, scale, across))
     parts.append(f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(unit)}</text>')
     return _svg(title, _WIDTH, height, parts, "chart dots")
 
 
-def _dots(place: int, row: DotRow, y: float, scale: float, across: Callable[[float], float]) -> str:
+def _dots(row: DotRow, y: float, scale: float, across: Callable[[float], float]) -> str:
     parts = []
     if math.isfinite(row.low) and math.isfinite(row.high):
         low, high = across(scale * row.low), across(scale * row.high)
@@ -186,7 +188,7 @@ def _dots(place: int, row: DotRow, y: float, scale: float, across: Callable[[flo
         x = across(scale * row.mean)
         shown = f"<title>{escape(row.name)}, mean: {scale * row.mean:.4g}</title>"
         parts.append(f'<line class="mean" x1="{x}" x2="{x}" y1="{y - 9}" y2="{y + 9}">{shown}</line>')
-    return f'<g class="s{place % 5}">{"".join(parts)}</g>'
+    return f'<g class="s{row.colour % 5}">{"".join(parts)}</g>'
 
 
 def matrix(title: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:

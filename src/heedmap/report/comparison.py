@@ -9,6 +9,7 @@ from typing import Any
 from heedmap.report import page_template
 from heedmap.report.charts import DotRow, dot_chart
 
+GROUPS = ("answers", "maps", "cost")
 PLOT_STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#63666b}.row{fill:#1c1d1f;font-weight:600}.grid{stroke:#e3e3df}"
     ".zero{stroke:#1c1d1f}.bar{stroke:var(--c);stroke-width:5;stroke-linecap:round;opacity:.35}"
@@ -21,7 +22,7 @@ def comparison_page(found: Mapping[str, Any]) -> str:
     """Return the page of what ``comparison.json`` holds."""
     return page_template("comparison.html.jinja").render(
         found=found,
-        rows=[_row(found, variant) for variant in found["variants"]],
+        tables=[_table(found, group) for group in GROUPS],
         accuracy=_accuracy_chart(found),
         difference=difference_chart(found),
         first=[each for each in found["differences"] if each["measure"] == "test_accuracy"],
@@ -42,8 +43,16 @@ def comparison_plot(found: Mapping[str, Any]) -> str:
 
 def difference_chart(found: Mapping[str, Any]) -> str:
     """Differences of test accuracy to the control: a dot a seed, the mean, its 95 % interval."""
+    names = [variant["name"] for variant in found["variants"]]
     rows = [
-        DotRow(each["variant"], tuple(each["differences"]), each["mean"], each["low"], each["high"])
+        DotRow(
+            each["variant"],
+            tuple(each["differences"]),
+            each["mean"],
+            each["low"],
+            each["high"],
+            colour=names.index(each["variant"]),
+        )
         for each in found["differences"]
         if each["measure"] == "test_accuracy"
     ]
@@ -53,16 +62,24 @@ def difference_chart(found: Mapping[str, Any]) -> str:
 
 def _accuracy_chart(found: Mapping[str, Any]) -> str:
     rows = []
-    for variant in found["variants"]:
+    for place, variant in enumerate(found["variants"]):
         mean = variant["summary"].get("test_accuracy", {}).get("mean", math.nan)
         dots = tuple(run["test_accuracy"] for run in variant["runs"])
-        rows.append(DotRow(variant["name"], dots, mean))
+        rows.append(DotRow(variant["name"], dots, mean, colour=place))
     return dot_chart("Test accuracy of each seed", rows, unit="test accuracy, %", scale=100)
 
 
-def _row(found: Mapping[str, Any], variant: Mapping[str, Any]) -> dict[str, Any]:
-    cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in found["measures"]]
-    return {"name": variant["name"], "seeds": len(variant["runs"]), "cells": cells, **amounts(variant)}
+def _table(found: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Head and rows of the variants' figures of one group; costs that are known of the network stand with the costs."""
+    measures = [each for each in found["measures"] if each["group"] == group]
+    more = ("parameters", "multiply-adds") if group == "cost" else ()
+    rows = []
+    for variant in found["variants"]:
+        cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in measures]
+        known = list(amounts(variant).values()) if more else []
+        rows.append({"name": variant["name"], "seeds": len(variant["runs"]), "cells": cells + known})
+    arrows = {"higher": " \u2191", "lower": " \u2193"}
+    return {"heads": [each["name"] + arrows.get(each["better"], "") for each in measures] + list(more), "rows": rows}
 
 
 def cell(summary: Mapping[str, float] | None, unit: str) -> str:
