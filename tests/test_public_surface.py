@@ -32,22 +32,18 @@ NAMES = [
     "visualize",
 ]
 
+OPTIONS = (
+    "data out root download image_size validation test allow_unreadable model attention weights head taps pretrained "
+    "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment flip "
+    "cutmix patience precision workers memory seed tensorboard save_every"
+)
 FIELDS = {
     "demo": "out seed",
-    "train": (
-        "data out root download image_size validation test allow_unreadable model attention weights head taps "
-        "pretrained epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment "
-        "flip cutmix patience precision workers memory seed tensorboard save_every config resume"
-    ),
+    "train": f"{OPTIONS} config resume",
     "visualize": "run pictures out query scale batch_size device overwrite",
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data out device precision root download",
-    "compare": (
-        "data out root download image_size validation test allow_unreadable model attention weights head taps "
-        "pretrained epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment "
-        "flip cutmix patience precision workers memory seed tensorboard save_every variants seeds parallel config "
-        "budget resume"
-    ),
+    "compare": f"{OPTIONS} variants seeds parallel config budget resume",
     "audit": "data depth json show root download seed test",
     "pack": "data out shard_size test seed",
     "list": "what match",

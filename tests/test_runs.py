@@ -61,7 +61,9 @@ def test_a_finished_run_holds_what_was_promised(finished_run: Path) -> None:
         *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "answers.csv", "report.html", "panels")
     }
     manifest = json.loads((finished_run / MANIFEST).read_text())
-    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json"} == set(manifest["files"])
+    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json", "answers.csv"} == set(
+        manifest["files"]
+    )
     assert manifest["files"][MODEL]["bytes"] == (finished_run / MODEL).stat().st_size
 
 

@@ -25,7 +25,8 @@ from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.listener import Listener
 from heedmap.report.comparison import comparison_page, comparison_plot
 from heedmap.runs import disk, write_whole
-from heedmap.train import anchored, check_model, derive, prepare
+from heedmap.train import anchored, check_model, prepare
+from heedmap.training.recipes import derive
 
 __all__ = ["Plan", "compare", "make_plan", "read_experiment", "read_plan", "read_variant"]
 
@@ -131,10 +132,10 @@ def _check_all(plan: Plan, listener: Listener) -> None:
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             options = derive(job.options, prepared.splits)
-            names = ("model", "attention", "weights", "head", "taps")
+            names = ("attention", "weights", "head", "taps")
             values = {name: getattr(options, name) for name in names}
-            size, classes = options.image_size or 0, prepared.splits.classes
-            build_classifier(Architecture(**values, image_size=size, classes=classes))
+            values |= {"model": options.model or "compact", "image_size": options.image_size or 0}
+            build_classifier(Architecture(**values, classes=prepared.splits.classes))
 
 
 @contextlib.contextmanager
