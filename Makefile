@@ -6,12 +6,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow bench check format clean
 
 help:
 	@echo "make demo       train on the built-in digit scenes and draw the maps (about 5 minutes on two cores)"
 	@echo "make test       run the test suite"
 	@echo "make test-slow  run the slow tests, which the suite leaves out"
+	@echo "make bench      measure speed beside its peers; PARTS='startup learned-maps' picks"
 	@echo "make check      formatter, linter, types, order of the rooms"
 	@echo "make format     let the formatter and the linter repair what they can"
 	@echo "make clean      remove .venv and the caches"
@@ -30,6 +31,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(PARTS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

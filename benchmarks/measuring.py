@@ -1,0 +1,111 @@
+"""What every part of the benchmark shares: the machine, its ceiling, alternating rounds, and where results are kept.
+
+A figure is worth something beside two others: what the machine can do at all, and what the next best way does, both
+measured in the same minutes. So contenders take turns, several rounds long, and the ceiling is measured in between.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results"
+SIDE = 2048  # of the square matrices whose product is the ceiling
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    words = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").is_file() else []
+    named = [line.partition(":")[2].strip() for line in words if line.startswith("model name")]
+    flags = next((line for line in words if line.startswith("flags")), "")
+    found = {
+        "processor": named[0] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bf16 units": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
+        "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def ceiling(device: str = "cpu") -> dict[str, float]:
+    """The machine's own limits: matrix products (TFLOP/s), memory copy (GB/s, read and written), JPEG decode (1/s)."""
+    return {
+        "bf16 product TFLOP/s": _product(torch.bfloat16, device),
+        "float32 product TFLOP/s": _product(torch.float32, device),
+        "memory copy GB/s": _copy(device),
+        "JPEG decode 1/s": _decode(),
+    }
+
+
+def _product(dtype: torch.dtype, device: str) -> float:
+    left, right = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / min(timed(lambda: left @ right, device) for _ in range(6)) / 1e12
+
+
+def _copy(device: str) -> float:
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(timed(lambda: target.copy_(source), device) for _ in range(4)) / 1e9
+
+
+def _decode() -> float:
+    """Photograph-like JPEGs of 640 x 480, decoded whole by Pillow on one thread."""
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
+    return 20 / timed(lambda: [Image.open(io.BytesIO(content.getvalue())).load() for _ in range(20)])
+
+
+def timed(work: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds that the work takes, all of it: a GPU is waited for."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of each contender, round by round; each is run once beforehand, which is not counted."""
+    for work in contenders.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            seconds[name].append(timed(work, device))
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the lowest and highest of the rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def keep(part: str, record: Mapping[str, Any]) -> Path:
+    """Write a part's figures, with the machine they were taken on and the day."""
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{part}.json"
+    whole = {"part": part, "day": time.strftime("%Y-%m-%d"), "machine": machine(), **record}
+    target.write_text(json.dumps(whole, indent=1) + "\n")
+    return target
