@@ -1,5 +1,7 @@
 """Maps against slow definitions in float64, against captum and torchcam, and against numbers derived by hand."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,3 +117,183 @@ def test_grad_cam_of_a_net_set_by_hand_is_what_a_pencil_says() -> None:
 
     torch.testing.assert_close(maps[0, 0], torch.tensor([[5.0, 9.0], [21.0, 25.0]]))
     torch.testing.assert_close(maps[0, 1], torch.zeros(2, 2))
+
+
+TARGETS = [1, 0, 3]
+
+
+def pixel_gradient(net: nn.Module, picture: Tensor, target: int) -> Tensor:
+    leaf = picture.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(leaf[None])[0, target], leaf)
+    return gradient
+
+
+def test_input_x_gradient_adds_up_the_channels(net: Small, pictures: Tensor) -> None:
+    maps = explain(net, pictures, "input-x-gradient", TARGETS).values[:, 0]
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, (picture * pixel_gradient(net, picture, target)).sum(0).float())
+
+
+def test_the_score_may_be_the_probability(net: Small, pictures: Tensor) -> None:
+    maps = explain(net, pictures, "saliency", TARGETS, settings={"score": "probability"}).values[:, 0]
+    softened = nn.Sequential(net, nn.Softmax(1))
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, pixel_gradient(softened, picture, target).abs().amax(0).float())
+
+
+def test_smoothgrad_is_the_mean_over_its_noisy_copies(net: Small, pictures: Tensor) -> None:
+    settings = {"count": 4, "noise": 0.2, "seed": 7}
+    maps = explain(net, pictures, "smoothgrad", TARGETS, settings=settings).values[:, 0]
+    source = torch.Generator().manual_seed(7)
+    draws = [torch.randn(1, 3, 12, 8, generator=source)[0].double() for _ in range(4)]
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        spread = 0.2 * (picture.max() - picture.min())
+        mean = sum(pixel_gradient(net, picture + spread * draw, target) for draw in draws) / 4
+        assert isinstance(mean, Tensor)
+        torch.testing.assert_close(found, mean.abs().amax(0).float())
+
+
+def test_integrated_gradients_add_up_to_the_change_of_the_score(net: Small, pictures: Tensor) -> None:
+    maps = explain(net, pictures, "integrated-gradients", TARGETS, settings={"steps": 400, "baseline": 0.5}).values
+    start = net(torch.full_like(pictures, 0.5))
+    for row, target in enumerate(TARGETS):
+        wanted = (net(pictures)[row, target] - start[row, target]).item()
+        assert maps[row].sum().item() == pytest.approx(wanted, abs=2e-4)
+
+
+def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(net: Small, pictures: Tensor) -> None:
+    settings = {"window": 5, "stride": 3, "fill": 0.25, "chunk": 4}
+    maps = explain(net, pictures, "occlusion", TARGETS, settings=settings).values[:, 0]
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        falls, times = torch.zeros(12, 8).double(), torch.zeros(12, 8).double()
+        for top in (0, 3, 6, 9):
+            for left in (0, 3):
+                covered = picture.clone()
+                covered[:, top : top + 5, left : left + 5] = 0.25
+                fall = (net(picture[None]) - net(covered[None]))[0, target].detach()
+                falls[top : top + 5, left : left + 5] += fall
+                times[top : top + 5, left : left + 5] += 1
+        torch.testing.assert_close(found, (falls / times).float())
+
+
+def test_score_cam_is_what_the_paper_s_algorithm_says(net: Small, pictures: Tensor) -> None:
+    maps = explain(net, pictures, "score-cam", TARGETS, settings={"chunk": 4}).values[:, 0]
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        activation, _ = slow_activation_and_gradient(net, picture, target)
+        rises = []
+        for channel in activation:
+            even = channel.max() == channel.min()
+            mask = torch.zeros_like(channel) if even else (channel - channel.min()) / (channel.max() - channel.min())
+            large = nn.functional.interpolate(mask[None, None], (12, 8), mode="bilinear", align_corners=False)[0]
+            rises.append((net((picture * large)[None]) - net(picture[None]))[0, target].detach())
+        weights = torch.stack(rises).softmax(0)
+        wanted = sum(weight * channel for weight, channel in zip(weights, activation, strict=True))
+        assert isinstance(wanted, Tensor)
+        torch.testing.assert_close(found, wanted.clamp_min(0).float())
+
+
+def test_rise_finds_the_one_pixel_that_is_read() -> None:
+    class Reader(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images[:, 0, 3, 10], 1 - images[:, 0, 3, 10]], 1)
+
+    maps = explain(Reader(), torch.ones(1, 3, 8, 16), "rise", target="all", settings={"count": 3000, "cells": 4}).values
+
+    assert divmod(int(maps[0, 0].argmax()), 16) == (3, 10)
+    assert maps[0, 1, 3, 10] == maps[0, 1].min()
+    # Masks are kept with probability 1/2: the pixel itself is weighed with the mean square of a mask over its mean.
+    assert (maps[0].sum(0) - maps[0].sum(0).mean()).abs().max() < 0.1  # both classes together: the masks' own mean
+
+
+def test_rise_s_masks_do_not_depend_on_how_many_are_drawn_at_a_time(net: Small, pictures: Tensor) -> None:
+    small, large = (
+        explain(net, pictures, "rise", settings={"count": 40, "cells": 4, "chunk": chunk}).values for chunk in (3, 100)
+    )
+    torch.testing.assert_close(small, large)
+
+
+def test_an_in_place_relu_after_the_layer_does_not_reach_the_map(pictures: Tensor) -> None:
+    net = Small().double()
+    before = explain(net, pictures, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
+    net.relu2.inplace = True
+    after = explain(net, pictures, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
+
+    torch.testing.assert_close(after, before)
+    features = net.conv2(net.relu1(net.conv1(pictures))).detach()
+    gradient = net.linear.weight[1].detach()[:, None, None] / 24 * (features > 0)
+    torch.testing.assert_close(before[:, 0], (features * gradient).sum(1).float())
+
+
+# What other libraries say, in float64.
+
+
+@pytest.mark.parametrize("ours", ["saliency", "input-x-gradient", "integrated-gradients", "guided-backprop"])
+def test_pixel_methods_equal_captum(net: Small, pictures: Tensor, ours: str) -> None:
+    attr = pytest.importorskip("captum.attr")
+    theirs = {
+        "saliency": lambda: attr.Saliency(net).attribute(pictures, TARGETS).amax(1),
+        "input-x-gradient": lambda: attr.InputXGradient(net).attribute(pictures, TARGETS).sum(1),
+        "integrated-gradients": lambda: attr.IntegratedGradients(net).attribute(pictures, target=TARGETS).sum(1),
+        "guided-backprop": lambda: attr.GuidedBackprop(net).attribute(pictures, TARGETS).abs().amax(1),
+    }
+    found = explain(net, pictures, ours, TARGETS).values[:, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it marks the pictures, or hangs hooks
+        wanted = theirs[ours]().detach()
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("window", [(5, 3), (4, 4), (8, 2)])
+def test_occlusion_equals_captum(net: Small, pictures: Tensor, window: tuple[int, int]) -> None:
+    attr = pytest.importorskip("captum.attr")
+    side, stride = window
+    wanted = attr.Occlusion(net).attribute(
+        pictures, (3, side, side), strides=(3, stride, stride), baselines=0.25, target=TARGETS
+    )[:, 0]
+    settings = {"window": side, "stride": stride, "fill": 0.25}
+    found = explain(net, pictures, "occlusion", TARGETS, settings=settings).values[:, 0]
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "relu2"])
+def test_grad_cam_equals_captum_at_any_layer(net: Small, pictures: Tensor, layer: str) -> None:
+    attr = pytest.importorskip("captum.attr")
+    wanted = attr.LayerGradCam(net, getattr(net, layer)).attribute(pictures, TARGETS).detach()[:, 0]
+    found = explain(net, pictures, "grad-cam", TARGETS, layer, {"relu": False}).values[:, 0]
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "relu2"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("grad-cam", "GradCAM"), ("layer-cam", "LayerCAM"), ("score-cam", "ScoreCAM")],
+)
+def test_cams_equal_torchcam(net: Small, pictures: Tensor, ours: str, theirs: str, layer: str) -> None:
+    methods = pytest.importorskip("torchcam.methods")
+    with getattr(methods, theirs)(net, layer, input_shape=(3, 12, 8)) as extractor:
+        logits = net(pictures)
+        wanted = extractor(TARGETS, logits, normalized=False)[0].detach()
+    found = explain(net, pictures, ours, TARGETS, layer).values[:, 0]
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_cam_equals_torchcam_up_to_its_relu(pictures: Tensor) -> None:
+    methods = pytest.importorskip("torchcam.methods")
+    net = Small().double().eval()
+    with methods.CAM(net, "relu2", "linear", input_shape=(3, 12, 8)) as extractor, torch.no_grad():
+        net(pictures)
+        wanted = extractor(TARGETS, normalized=False)[0]
+    torch.testing.assert_close(explain(net, pictures, "cam", TARGETS).values[:, 0], wanted.float())
+
+
+def test_grad_cam_plus_plus_equals_pytorch_grad_cam(net: Small, pictures: Tensor) -> None:
+    # Not torchcam: in 0.5.0 its shares are not divided (an in-place division of a copy), see GradCAMpp._get_weights.
+    theirs = pytest.importorskip("pytorch_grad_cam").GradCAMPlusPlus
+    with torch.no_grad():  # large gradients: it adds 1e-6 to a square of them
+        net.linear.weight.mul_(1e5)
+    found = explain(net, pictures, "grad-cam++", TARGETS).values[:, 0]
+    for picture, target, ours in zip(pictures, TARGETS, found, strict=True):
+        activation, gradient = slow_activation_and_gradient(net, picture, target)
+        weights = theirs.get_cam_weights(None, None, None, None, activation[None].numpy(), gradient[None].numpy())[0]
+        wanted = torch.einsum("c,chw->hw", torch.from_numpy(weights), activation).clamp_min(0)
+        torch.testing.assert_close(ours, wanted.float(), rtol=1e-5, atol=1e-5)

@@ -1,18 +1,16 @@
 """Which layer is read, and how its output lies on the picture.
 
-The layer found for the user is the last spatial one: the last module to finish, before the last linear layer or the
-1x1 convolution that makes the classes, whose output is a grid of more than one position in the picture's proportions.
-Poolings to a fixed size, dropout and placeholders are passed over. Nothing is read off the source; one picture runs
-through once, and the answer is remembered for as long as the model lives and keeps its modules.
+The layer found for the user is the last spatial one: the last module to finish whose output is a grid of more than one
+position in the picture's proportions, and on which the logits depend. Poolings to a fixed size, dropout, placeholders,
+and a 1x1 convolution that makes the classes are passed over. Nothing is read off the source: one picture runs through
+once, and the answer is remembered for as long as the model lives and keeps its modules.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from heedmap.classifier import AttentionClassifier
@@ -31,17 +29,13 @@ _PASSED_OVER = (
 _FOUND: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = weakref.WeakKeyDictionary()
 
 
-@dataclass
-class _Watch:
-    """What one pass showed, in the order in which modules finished.
+class _Place(NamedTuple):
+    """A module whose output lies on the picture; ``node`` is the step of the graph that made it."""
 
-    Attributes:
-        grids: (name, number of layers done by then) of the modules whose output is a grid.
-        layers: names of the innermost modules that hold parameters.
-    """
-
-    grids: list[tuple[str, int]] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
+    name: str
+    node: Any
+    is_tokens: bool
+    layers_done: int
 
 
 def named_layer(model: nn.Module, name: str) -> nn.Module:
@@ -78,53 +72,64 @@ def last_spatial(model: nn.Module, images: Tensor) -> str:
 
 
 def _find(model: nn.Module, image: Tensor) -> str:
-    watch = _Watch()
+    places: list[_Place] = []
+    layers: list[str] = []  # the innermost modules that hold parameters, as they finish
     # What an AttentionClassifier does after its backbone is attention and head; grids there are maps, not features.
     within = "backbone." if isinstance(model, AttentionClassifier) else ""
     names = {part: name for name, part in model.named_modules() if name and name.startswith(within)}
 
     def look(part: nn.Module, _given: Any, output: Any) -> None:
         if part._parameters and not any(child._parameters for child in part.modules() if child is not part):
-            watch.layers.append(names[part])
-        if (
-            isinstance(output, Tensor)
-            and not isinstance(part, _PASSED_OVER)
-            and as_grid(output, image, tokens=False) is not None
-        ):
-            watch.grids.append((names[part], len(watch.layers)))
+            layers.append(names[part])
+        if isinstance(output, Tensor) and not isinstance(part, _PASSED_OVER) and as_grid(output, image) is not None:
+            places.append(_Place(names[part], output.grad_fn, output.dim() == 3, len(layers)))
 
-    with torch.no_grad(), hooked(dict.fromkeys(names, look)):
-        classes = logits_of(model, image).shape[1]
-    head = len(watch.layers)
-    last = model.get_submodule(watch.layers[-1]) if watch.layers else None
-    if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == classes:
+    with hooked(dict.fromkeys(names, look)):
+        logits = logits_of(model, image.clone().requires_grad_())
+    read = _nodes(logits.grad_fn)
+    # Without a node: the model runs that part under no_grad, and nothing can be said.
+    places = [place for place in places if place.node is None or place.node in read]
+    head = len(layers)
+    last = model.get_submodule(layers[-1]) if layers else None
+    if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == logits.shape[1]:
         head -= 1  # its output is K maps of classes already
-    return _last(model, [place for place in watch.grids if place[1] <= head], len(watch.layers))
+    return _last(model, [place for place in places if place.layers_done <= head], len(layers))
 
 
-def _last(model: nn.Module, places: list[tuple[str, int]], layers: int) -> str:
-    if not places:
+def _nodes(node: Any) -> set[Any]:
+    """All steps of the graph that the node depends on."""
+    seen: set[Any] = set()
+    ahead = [node]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [way for way, _ in node.next_functions]
+    return seen
+
+
+def _last(model: nn.Module, places: list[_Place], layers: int) -> str:
+    grids = [place for place in places if not place.is_tokens]
+    if not grids:
         raise ModelError(
             f"{type(model).__name__} has no layer whose output is a grid of positions; name one, or take a method "
             "that reads no layer, such as saliency."
         )
-    name, done = places[-1]
-    if done < layers / 2:
+    if places[-1].is_tokens and grids[-1].layers_done < layers / 2:
         raise ModelError(
-            f"After {name!r} {type(model).__name__} keeps its features as tokens, so no last spatial layer can be "
-            "found; name one, such as the first normalisation of the last block, or take attention-rollout or "
+            f"After {grids[-1].name!r} {type(model).__name__} keeps its features as tokens, so no last spatial layer "
+            "can be found; name one, such as the first normalisation of the last block, or take attention-rollout or "
             "relevance."
         )
-    return name
+    return grids[-1].name
 
 
-def as_grid(output: Tensor, images: Tensor, *, tokens: bool = True, prefix: int | None = None) -> Tensor | None:
+def as_grid(output: Tensor, images: Tensor, *, prefix: int | None = None) -> Tensor | None:
     """Return a layer's output as (B, C, h, w), a view of it; None where it has no grid in the picture's proportions.
 
     Args:
         output: (B, C, h, w), (B, h, w, C) as in Swin, or (B, N, C) tokens as in ViT.
         images: (B, 3, H, W).
-        tokens: whether tokens are taken too.
         prefix: number of tokens before the grid's, where it is known; else it is found from the proportions.
     """
     height, width = images.shape[-2:]
@@ -133,7 +138,7 @@ def as_grid(output: Tensor, images: Tensor, *, tokens: bool = True, prefix: int 
             return output if output.shape[2] * output.shape[3] > 1 else None
         if _in_proportion(output.shape[1], output.shape[2], height, width) and output.shape[1] * output.shape[2] > 1:
             return output.permute(0, 3, 1, 2)
-    if output.dim() == 3 and tokens:
+    if output.dim() == 3:
         found = token_grid(output.shape[1], height, width, prefix)
         if found is not None:
             before, rows, columns = found

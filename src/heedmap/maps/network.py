@@ -118,12 +118,12 @@ def _usable(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Forward hooks inside, none afterwards."""
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, with_kwargs: bool = False) -> Iterator[None]:
+    """Forward hooks inside, none afterwards; they run before those that the model has, which see what they return."""
     handles = []
     try:
         for module, hook in hooks.items():
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=with_kwargs))
         yield
     finally:
         for handle in handles:

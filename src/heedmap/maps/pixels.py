@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from heedmap.errors import ModelError, OptionError, nearest
-from heedmap.maps.question import Found, Question, precise, scores_of
+from heedmap.maps.question import Found, Question, asked_plainly, check_count, check_share, precise, scores_of
 
 CHANNELS = ("max", "signed")
 
@@ -71,3 +74,116 @@ def _check(channels: str) -> None:
     if channels not in CHANNELS:
         known = " or ".join(CHANNELS)
         raise OptionError(f"channels {channels!r} is unknown; it can be {known}.{nearest(str(channels), CHANNELS)}")
+
+
+def input_x_gradient(question: Question, *, score: str = "logit") -> Found:
+    """Pixel times gradient, added up over the channels; signed (Shrikumar et al. 2016)."""
+    logits, targets, gradients = pixel_gradients(question, question.images, None, score)
+    images = question.images.to(precise(question.images.dtype))
+    return Found(torch.stack([(images * each).sum(1) for each in gradients], 1), targets, logits, signed=True)
+
+
+def smoothgrad(
+    question: Question,
+    *,
+    count: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+    channels: str = "max",
+    score: str = "logit",
+) -> Found:
+    """The mean gradient over noisy copies of the picture (Smilkov et al. 2017).
+
+    Args:
+        question: see :class:`Question`.
+        count: number of noisy copies.
+        noise: standard deviation of the noise as a share of the picture's largest minus its smallest value.
+        seed: of the noise. Every picture gets the same draws, so that a map does not depend on its neighbours.
+        channels: as :func:`saliency`.
+        score: as :func:`saliency`.
+    """
+    _check(channels)
+    check_count("count", count)
+    check_share("noise", noise, 10.0)
+    images, source = question.images, torch.Generator().manual_seed(seed)
+    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    logits, targets = asked_plainly(question)
+    total = torch.zeros((), device=images.device)
+    for _ in range(count):
+        draw = torch.randn((1, *images.shape[1:]), generator=source).to(images)
+        _, _, gradients = pixel_gradients(question, images + spread * draw, targets, score)
+        total = total + torch.stack(list(gradients), 1) / count
+    values = torch.stack([_merged(each, channels) for each in total.unbind(1)], 1)
+    return Found(values, targets, logits, signed=channels == "signed")
+
+
+def integrated_gradients(question: Question, *, steps: int = 50, baseline: float = 0.0, score: str = "logit") -> Found:
+    """Integrated gradients (Sundararajan et al. 2017, eq. 1), added up over the channels; signed.
+
+    The integral is a Gauss-Legendre sum. The map's sum is the score minus that of the baseline, up to its error.
+
+    Args:
+        question: see :class:`Question`.
+        steps: number of points on the way, each one pass over the batch.
+        baseline: the value of every pixel at the start of the way; 0 is black for heedmap's own classifiers.
+        score: as :func:`saliency`.
+    """
+    import numpy as np
+
+    check_count("steps", steps)
+    images = question.images
+    logits, targets = asked_plainly(question)
+    total = torch.zeros((), device=images.device)
+    for place, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
+        between = baseline + (images - baseline) * (0.5 + 0.5 * float(place))
+        _, _, gradients = pixel_gradients(question, between, targets, score)
+        total = total + torch.stack(list(gradients), 1) * (0.5 * float(weight))
+    way = (images - baseline).to(precise(images.dtype))
+    return Found((total * way[:, None]).sum(2), targets, logits, signed=True)
+
+
+def guided_backprop(question: Question, *, channels: str = "max", score: str = "logit") -> Found:
+    """The gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
+
+    Modules and functions alike are caught, in this thread and during this call only.
+
+    Raises:
+        ModelError: the network has no ReLU, so this would be plain saliency.
+    """
+    _check(channels)
+    guide = _Guide()
+    logits, targets, gradients = pixel_gradients(question, question.images, None, score, within=guide)
+    if guide.met == 0:
+        raise ModelError(
+            f"{type(question.model).__name__} uses no ReLU, so guided-backprop would be plain saliency; take saliency."
+        )
+    values = torch.stack([_merged(each, channels) for each in gradients], 1)
+    return Found(values, targets, logits, signed=channels == "signed")
+
+
+_RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+class _Guide(TorchFunctionMode):
+    """Lets only the positive part of a gradient pass back through every ReLU; ``met`` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        done = func(*args, **(kwargs or {}))
+        if func not in _RELUS:
+            return done
+        self.met += 1
+        return _PositiveGradient.apply(done)
+
+
+class _PositiveGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        return features.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clamp_min(0)

@@ -132,3 +132,30 @@ def scores_of(logits: Tensor, score: str = "logit") -> Tensor:
 def precise(dtype: torch.dtype) -> torch.dtype:
     """Return ``dtype``, or float32 where that is more precise: maps are put together in at least that."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def asked_plainly(question: Question) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) and targets (B, T) of the pictures as they are, without a graph."""
+    with torch.no_grad():
+        logits = question.logits()
+    return logits, question.targets(logits)
+
+
+def check_count(name: str, value: int, most: int = 1_000_000) -> None:
+    """Check that a setting is a whole number from 1 on.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise OptionError(f"{name} is a whole number from 1 to {most:,}, not {value!r}.")
+
+
+def check_share(name: str, value: float, most: float = 1.0) -> None:
+    """Check that a setting is a number above 0 and up to ``most``.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise OptionError(f"{name} is a number above 0, up to {most:g}, not {value!r}.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heedmap.maps import cams, learned, pixels
+from heedmap.maps import bridge, cams, learned, perturbation, pixels, transformers
 from heedmap.maps.question import Found
 
 
@@ -55,6 +55,34 @@ METHODS: dict[str, Method] = {
         "Simonyan et al. 2014",
         cost="1 F + 1 B",
     ),
+    "smoothgrad": Method(
+        pixels.smoothgrad,
+        "saliency, averaged over noisy copies of the picture",
+        "Smilkov et al. 2017",
+        cost="count x (1 F + 1 B)",
+    ),
+    "integrated-gradients": Method(
+        pixels.integrated_gradients,
+        "pixels times their gradient, averaged on the way from an even picture; sums to the change of the score",
+        "Sundararajan et al. 2017",
+        signed=True,
+        cost="steps x (1 F + 1 B)",
+    ),
+    "input-x-gradient": Method(
+        pixels.input_x_gradient,
+        "pixels times their gradient",
+        "Shrikumar et al. 2016",
+        signed=True,
+        cost="1 F + 1 B",
+    ),
+    "guided-backprop": Method(
+        pixels.guided_backprop,
+        "saliency that lets only positive gradients pass each ReLU",
+        "Springenberg et al. 2015",
+        cost="1 F + 1 B",
+        warning="guided-backprop draws the picture's edges more than what the network learned: it hardly changes when "
+        "the weights are randomised (Adebayo et al. 2018).",
+    ),
     "cam": Method(
         cams.cam,
         "the last features, weighed by the linear layer of the class",
@@ -89,5 +117,57 @@ METHODS: dict[str, Method] = {
         "Jiang et al. 2021",
         needs_layer=True,
         cost=_HEAD,
+    ),
+    "score-cam": Method(
+        perturbation.score_cam,
+        "a layer's features, each channel weighed by the score of the picture seen through it",
+        "Wang et al. 2020",
+        needs_layer=True,
+        cost="1 F + 1 F a channel",
+    ),
+    "occlusion": Method(
+        perturbation.occlusion,
+        "how far the score falls when a square around the pixel is covered",
+        "Zeiler and Fergus 2014",
+        signed=True,
+        cost="1 F + 1 F a square",
+    ),
+    "rise": Method(
+        perturbation.rise,
+        "the mean of random masks, weighed by the score of the picture under them",
+        "Petsiuk et al. 2018",
+        cost="count x 1 F",
+    ),
+    "attention-rollout": Method(
+        transformers.attention_rollout,
+        "a ViT's attention, multiplied through its layers; the same map for every class",
+        "Abnar and Zuidema 2020",
+    ),
+    "relevance": Method(
+        transformers.relevance,
+        "a ViT's attention weighed by its gradient, added up through its layers",
+        "Chefer et al. 2021",
+        cost="1 F + 1 B",
+    ),
+    "deep-lift": Method(
+        bridge.deep_lift,
+        "difference to an even picture, handed back layer by layer (captum)",
+        "Shrikumar et al. 2017",
+        signed=True,
+        cost="2 F + 1 B a picture",
+    ),
+    "gradient-shap": Method(
+        bridge.gradient_shap,
+        "gradients averaged over random points on the way from an even picture (captum)",
+        "Lundberg and Lee 2017",
+        signed=True,
+        cost="count x (1 F + 1 B) a picture",
+    ),
+    "kernel-shap": Method(
+        bridge.kernel_shap,
+        "Shapley values of the cells of a grid, estimated from covered pictures (captum)",
+        "Lundberg and Lee 2017",
+        signed=True,
+        cost="count x 1 F a picture",
     ),
 }
