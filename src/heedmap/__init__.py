@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from heedmap.data.audit import audit
     from heedmap.errors import HeedmapError
     from heedmap.evaluate import evaluate
+    from heedmap.export import export
     from heedmap.maps import explain
+    from heedmap.onnx_classifier import OnnxClassifier
     from heedmap.options import TrainOptions
     from heedmap.predict import predict
     from heedmap.records import AttentionMap, Output
@@ -33,6 +35,7 @@ _HOMES = {
     "AttentionClassifier": "heedmap.classifier",
     "AttentionMap": "heedmap.records",
     "HeedmapError": "heedmap.errors",
+    "OnnxClassifier": "heedmap.onnx_classifier",
     "Output": "heedmap.records",
     "Run": "heedmap.runs",
     "TrainOptions": "heedmap.options",
@@ -43,6 +46,7 @@ _HOMES = {
     "compare": "heedmap.compare",
     "evaluate": "heedmap.evaluate",
     "explain": "heedmap.maps",
+    "export": "heedmap.export",
     "fit": "heedmap.training.fit",
     "open_data": "heedmap.data",
     "predict": "heedmap.predict",
@@ -55,6 +59,7 @@ __all__ = [
     "AttentionClassifier",
     "AttentionMap",
     "HeedmapError",
+    "OnnxClassifier",
     "Output",
     "Run",
     "TrainOptions",
@@ -66,6 +71,7 @@ __all__ = [
     "compare",
     "evaluate",
     "explain",
+    "export",
     "fit",
     "open_data",
     "predict",

@@ -191,7 +191,8 @@ class CompatibilityReadout(Readout):
         if self.scorer is None:
             assert query is not None  # a dot always uses the query
             return self._compared(flat, query * self.scale)
-        scores = self._compared(flat, self.scorer.weight.expand(len(flat), -1))
+        # Not len(flat): that is a plain number, and would fix the batch of an exported graph.
+        scores = self._compared(flat, self.scorer.weight.expand(flat.shape[0], -1))
         return scores if query is None else scores + self.scorer(query)
 
     def _compared(self, flat: Tensor, direction: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from heedmap.commands.audit import AuditData
 from heedmap.commands.compare import Compare
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
+from heedmap.commands.export import Export
 from heedmap.commands.list import List
 from heedmap.commands.pack import Pack
 from heedmap.commands.predict import Predict
@@ -20,6 +21,7 @@ COMMANDS = {
     "predict": Predict,
     "evaluate": Evaluate,
     "compare": Compare,
+    "export": Export,
     "audit": AuditData,
     "pack": Pack,
     "list": List,

@@ -1,0 +1,58 @@
+"""``heedmap export``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.markup import escape
+
+from heedmap.terminal import console, show_next, show_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run into one file that answers with probabilities and maps, without heedmap and without torch.
+
+    Attributes:
+        run: The run folder.
+        to: The format.
+        out: The file. Default: model.onnx in the run's folder.
+        pictures: Files, folders or patterns for the proof. Default: 16 of the run's test part.
+    """
+
+    run: tyro.conf.Positional[str]
+    to: Literal["onnx"] = "onnx"
+    out: str | None = None
+    pictures: tuple[str, ...] | None = None
+
+    def work(self) -> None:
+        """Export, prove, write, and say how close the file comes."""
+        from heedmap.data.decoding import read_picture
+        from heedmap.export import export
+        from heedmap.runs import Run
+        from heedmap.visualize import expand_pictures
+
+        run = Run.open(self.run)
+        named = expand_pictures(self.pictures, sys.stdin)[:64] if self.pictures else None
+        with console.status("exporting"):
+            made = export(
+                run,
+                Path(self.out) if self.out else None,
+                to=self.to,
+                pictures=None if named is None else [read_picture(path) for path in named],
+            )
+        parity = made.parity
+        sizes = ", ".join(map(str, parity.batches))
+        console.print(f"Against the model, {parity.pictures} pictures, in batches of {sizes}, largest difference:")
+        lines = {
+            name: f"{difference:.1e}   ({parity.resized[name]:.1e} where the file resizes the picture itself)"
+            for name, difference in parity.differences.items()
+        }
+        show_table("", lines)
+        console.print(f"{escape(str(made.path))}: {made.megabytes:.1f} MB in {made.seconds:.0f} s", soft_wrap=True)
+        show_next(f"heedmap visualize {shlex.quote(str(made.path))} PICTURES")

@@ -1,0 +1,94 @@
+"""The proof that an exported file answers as the model does: both answer the same pictures, and are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from heedmap.data.decoding import square
+from heedmap.onnx_classifier import MAP
+
+BATCHES = (1, 3, 16)
+Named: TypeAlias = dict[str, NDArray[np.float32]]
+Answer: TypeAlias = Callable[[NDArray[np.uint8]], Named]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the file's answers lie from the model's.
+
+    Attributes:
+        pictures: how many were asked about.
+        batches: the sizes of batch tried.
+        limit: the largest difference allowed, for values up to one; for larger ones it grows with the largest.
+        differences: output -> largest absolute difference over all pictures and batches.
+        shares: output -> that difference as a share of the output's largest absolute value.
+        resized: output -> largest absolute difference where the file is given pictures in their full size and resizes
+            them itself, against the model after Pillow. Told, not judged: rounding to whole levels may differ by one.
+        agreement: share of the pictures for which file and model name the same class.
+    """
+
+    pictures: int
+    batches: tuple[int, ...]
+    limit: float
+    differences: dict[str, float]
+    shares: dict[str, float]
+    resized: dict[str, float]
+    agreement: float
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The outputs that differ by more than is allowed, or are no numbers.
+
+        A softmax map of many positions holds small numbers, all below any absolute limit, so a map is held to a share
+        of its largest value too: a hundred times the limit.
+        """
+
+        def fails(name: str) -> bool:
+            difference, share = self.differences[name], self.shares[name]
+            allowed = max(1.0, difference / share if share > 0 else 0.0) * self.limit
+            return not difference <= allowed or (name.startswith(MAP) and not share <= 100 * self.limit)
+
+        return tuple(name for name in self.differences if fails(name))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+
+def compare(file: Answer, model: Answer, pictures: Sequence[Image.Image], size: int, limit: float) -> Parity:
+    """Ask file and model about the same pictures, in batches of each size, and squared by whom it may be.
+
+    Args:
+        file, model: uint8 (B, H, W, 3) to named arrays with B rows; the model takes squares of ``size`` only.
+        pictures: RGB, of any size.
+        size: side of the square that the network sees.
+        limit: see :class:`Parity`.
+    """
+    squares = np.stack([np.asarray(square(picture, size)) for picture in pictures])
+    expected = model(squares)
+    largest = {name: max(float(np.abs(values).max()), 1e-6) for name, values in expected.items()}
+    worst = dict.fromkeys(expected, 0.0)
+    for batch in BATCHES:
+        for start in range(0, len(squares), batch):
+            # The last batch is filled up from the front, so that each size is tried however few pictures there are.
+            rows = np.arange(start, start + batch) % len(squares)
+            _worsen(worst, file(squares[rows]), {name: values[rows] for name, values in expected.items()})
+    alone = [file(np.asarray(picture)[None]) for picture in pictures]
+    resized = dict.fromkeys(expected, 0.0)
+    for row, answer in enumerate(alone):
+        _worsen(resized, answer, {name: values[row : row + 1] for name, values in expected.items()})
+    same = [answer["logits"].argmax() == row.argmax() for answer, row in zip(alone, expected["logits"], strict=True)]
+    shares = {name: worst[name] / largest[name] for name in worst}
+    return Parity(len(pictures), BATCHES, limit, worst, shares, resized, float(np.mean(same)))
+
+
+def _worsen(worst: dict[str, float], found: Named, expected: Named) -> None:
+    for name, values in expected.items():
+        # NaN passes any comparison but this one: np.maximum keeps it.
+        worst[name] = float(np.maximum(worst[name], np.abs(found[name] - values).max()))

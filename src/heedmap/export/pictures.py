@@ -1,0 +1,32 @@
+"""Real pictures for the proof: some of the run's own test part."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from heedmap.data import FolderPictures, open_data
+from heedmap.data.decoding import read_picture
+from heedmap.errors import DataError
+from heedmap.runs import Run
+
+COUNT = 16
+
+
+def pictures_of(run: Run, count: int = COUNT) -> list[Image.Image]:
+    """Return up to ``count`` pictures spread evenly over the test part; files come in full size, others as seen.
+
+    Raises:
+        DataError: the data is not there any more; the message says to name other pictures.
+    """
+    options = run.options
+    try:
+        data = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test)
+    except DataError as error:
+        raise DataError(f"{error} Or name pictures for the proof with --pictures.") from None
+    part = data.test if data.test is not None else data.train
+    rows = np.linspace(0, len(part) - 1, min(count, len(part))).astype(int).tolist()
+    if isinstance(part, FolderPictures):
+        return [read_picture(part.path(row)) for row in rows]
+    size = run.architecture.image_size
+    return [Image.fromarray(part.load(row, size).permute(1, 2, 0).numpy()) for row in rows]

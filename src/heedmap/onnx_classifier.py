@@ -1,0 +1,143 @@
+"""Run a file that ``heedmap export --to onnx`` wrote, with onnxruntime and numpy alone: no torch is imported.
+
+All that is known of the model is read from the file: class names, picture size, which outputs are maps and of what
+kind. Resizing and normalisation are inside the graph, so a picture goes in as it was decoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heedmap.errors import ModelError
+
+__all__ = ["Answers", "OnnxClassifier"]
+
+KEY = "heedmap"
+"""Under this name the file's metadata hold one JSON object; ``heedmap.export`` writes it."""
+
+SCHEMA = 1
+MAP, FEATURES = "map_", "features_"
+Array: TypeAlias = NDArray[np.float32]
+
+
+class Answers(TypedDict):
+    """What the model says of B pictures, all float32.
+
+    Attributes:
+        logits: (B, K).
+        probabilities: (B, K), each row sums to one.
+        maps: tap -> (B, 1, h, w), then ``combined`` where there are several taps; ``grad_cam`` and ``saliency`` where
+            the file was exported with them.
+        features: ``before`` and ``after`` the gate, (B, 1, h, w); empty but for soft feature attention.
+    """
+
+    logits: Array
+    probabilities: Array
+    maps: dict[str, Array]
+    features: dict[str, Array]
+
+
+class OnnxClassifier:
+    """A classifier in an ONNX file. Call it with pictures; one session may be called from several threads.
+
+    Args:
+        path: a file that ``heedmap export`` wrote.
+        threads: that the network computes with; None takes one a core.
+
+    Attributes:
+        path: the file.
+        classes: class names; a column of the logits is a place in this tuple.
+        image_size: side in pixels of the square that the network sees.
+        taps: where attention was read, in the order of the maps.
+        attention_name, weights: as in :class:`heedmap.classifier.AttentionClassifier`, for legends.
+        maps: names of all maps that the file gives, attention first.
+        takes_target: whether a target class can be asked about (``grad_cam`` and ``saliency``).
+        metadata: everything that the file says of itself, the parity with torch included.
+
+    Raises:
+        ModelError: onnxruntime is missing, or the file is missing, damaged, no export of heedmap, or from a newer one.
+    """
+
+    uses_query = False
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        self.session = _session(self.path, threads)
+        self.metadata = _metadata(self.session, self.path)
+        self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
+        self.image_size: int = self.metadata["image_size"]
+        self.taps: tuple[str, ...] = tuple(self.metadata["taps"])
+        self.attention_name: str = self.metadata["attention"]
+        self.weights: str = self.metadata["weights"]
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self.maps = tuple(name.removeprefix(MAP) for name in self._outputs if name.startswith(MAP))
+        self.takes_target = "target" in {each.name for each in self.session.get_inputs()}
+
+    def __call__(self, pictures: NDArray[np.uint8], target: int | Sequence[int] | None = None) -> Answers:
+        """Answer pictures of one size.
+
+        Args:
+            pictures: uint8 RGB (B, H, W, 3), upright; the file takes the centred square and brings it to its size.
+                A picture that is a square of ``image_size`` already is not touched, and costs nothing.
+            target: the class, or one for each picture, that ``grad_cam`` and ``saliency`` ask about; None takes the
+                predicted ones.
+
+        Raises:
+            ModelError: an array of another form, a class that does not exist, or a target where none can be asked for.
+        """
+        feed: dict[str, NDArray[Any]] = {"pictures": _checked(pictures)}
+        if self.takes_target:
+            feed["target"] = self._target(target, len(pictures))
+        elif target is not None:
+            raise ModelError(f"{self.path} has no maps of a target; export it with --include grad_cam or saliency.")
+        found = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
+        maps, features = ({n.removeprefix(kind): a for n, a in found.items() if n.startswith(kind)} for kind in _KINDS)
+        return Answers(logits=found["logits"], probabilities=found["probabilities"], maps=maps, features=features)
+
+    def _target(self, target: int | Sequence[int] | None, count: int) -> NDArray[np.int64]:
+        places = np.full(count, -1) if target is None else np.broadcast_to(np.asarray(target, np.int64), (count,))
+        if target is not None and not (places.min() >= 0 and places.max() < len(self.classes)):
+            raise ModelError(f"target {target} is no class; they are numbered 0 to {len(self.classes) - 1}.")
+        return np.ascontiguousarray(places, np.int64)
+
+
+_KINDS = (MAP, FEATURES)
+
+
+def _checked(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    form = pictures.dtype, pictures.shape
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
+        raise ModelError(f"Pictures are uint8 RGB of the shape (B, H, W, 3), not {form[0]} {form[1]}.")
+    return np.ascontiguousarray(pictures)
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    if not path.is_file():
+        raise ModelError(f"There is no file {path}; `heedmap export RUN --to onnx` makes one.")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError("ONNX files are run by onnxruntime, which is missing: pip install 'heedmap[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are about the graph's nodes, and on standard error
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base class of their own
+        raise ModelError(f"{path} cannot be run: {str(error).strip().splitlines()[0]}") from None
+
+
+def _metadata(session: Any, path: Path) -> dict[str, Any]:
+    kept = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if kept is None:
+        raise ModelError(f"{path} was not written by `heedmap export`: it does not say what its classes are.")
+    content: dict[str, Any] = json.loads(kept)
+    if content["schema"] > SCHEMA:
+        raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
+    return content

@@ -1,0 +1,253 @@
+"""An exported file answers as the model does, says so, and is not written where it does not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heedmap.classifier import Architecture, AttentionClassifier, build_classifier, combined_map
+from heedmap.cli import main
+from heedmap.data.decoding import square
+from heedmap.errors import DataError, ModelError
+from heedmap.export import export, onnx_file
+from heedmap.export.parity import compare
+from heedmap.export.wrapped import Answering, Squared
+from heedmap.onnx_classifier import OnnxClassifier
+
+pytest.importorskip("onnxruntime")
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def stirred(classifier: AttentionClassifier, seed: int = 0) -> AttentionClassifier:
+    """The classifier with random numbers in every weight: fresh ones have even maps, which prove nothing."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, values in classifier.named_buffers():
+            if name.endswith("running_mean"):
+                values.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                values.uniform_(0.5, 1.5)
+    return classifier.eval()
+
+
+def compact(attention: str = "parametrised") -> AttentionClassifier:
+    return stirred(build_classifier(Architecture("compact", attention, None, "concat", None, 32, CLASSES)))
+
+
+def noise(*sizes: tuple[int, int], seed: int = 0) -> list[Image.Image]:
+    """RGB pictures of these (width, height), with structure at several scales."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for width, height in sizes:
+        grid = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        fine = rng.integers(-40, 40, (height, width, 3))
+        base = np.asarray(Image.fromarray(grid).resize((width, height))).astype(int)
+        made.append(Image.fromarray((base + fine).clip(0, 255).astype(np.uint8)))
+    return made
+
+
+SIZES = [(32, 32), (40, 32), (33, 71), (90, 61), (20, 27)]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> AttentionClassifier:
+    return compact()
+
+
+@pytest.fixture(scope="module")
+def file(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(classifier, tmp_path_factory.mktemp("exported") / "model.onnx", pictures=noise(*SIZES)).path
+
+
+# ---- the square view as arithmetic
+
+
+@pytest.mark.parametrize(
+    "size", [(32, 32), (64, 64), (40, 32), (33, 71), (90, 61), (20, 27), (7, 5), (150, 128), (1, 9)]
+)
+def test_squaring_in_the_graph_is_that_of_pillow(size):
+    (picture,) = noise(size)
+    expected = np.asarray(square(picture, 32)).astype(int)
+    found = Squared(32)(torch.from_numpy(np.array(picture))[None])[0].permute(1, 2, 0).mul(255).round().int().numpy()
+    off = found - expected
+    # Where the exact value lies at half a level, rounding decides; and for some sizes Pillow goes down before across.
+    assert np.abs(off).max() <= 2
+    assert (off != 0).mean() < 0.35
+    assert np.abs(off.mean()) < 0.05
+
+
+def test_a_square_of_the_right_size_passes_bit_for_bit():
+    (picture,) = noise((32, 32))
+    whole = torch.from_numpy(np.array(picture))[None]
+    assert torch.equal(Squared(32)(whole), whole.permute(0, 3, 1, 2).float() / 255)
+
+
+# ---- the file
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_the_file_answers_as_the_classifier_does(file, classifier, batch):
+    pictures = np.stack([np.asarray(picture) for picture in noise(*[(32, 32)] * batch, seed=5)])
+    found = OnnxClassifier(file)(pictures)
+    with torch.no_grad():
+        output = classifier(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
+    expected = {**output.attention, "combined": combined_map(output.attention)}
+    assert np.abs(found["logits"] - output.logits.numpy()).max() < 1e-5
+    assert np.abs(found["probabilities"] - output.probabilities.numpy()).max() < 1e-6
+    assert list(found["maps"]) == list(expected)
+    assert found["features"] == {}
+    for name, values in expected.items():
+        assert found["maps"][name].shape == values.shape
+        assert np.abs(found["maps"][name] - values.numpy()).max() < 1e-6
+        assert values.amax() > 1.5 * values.mean()  # a map worth comparing
+
+
+def test_the_file_takes_a_picture_of_any_size(file, classifier):
+    read = OnnxClassifier(file)
+    for picture in noise(*SIZES, seed=2):
+        found = read(np.asarray(picture)[None])
+        with torch.no_grad():
+            view = torch.from_numpy(np.array(square(picture, 32)))[None]
+            output = classifier(view.permute(0, 3, 1, 2).float() / 255)
+        assert np.abs(found["probabilities"] - output.probabilities.numpy()).max() < 5e-3
+
+
+def test_the_file_says_what_it_is(file, classifier):
+    read = OnnxClassifier(file)
+    assert read.classes == CLASSES
+    assert read.image_size == 32
+    assert read.taps == classifier.taps
+    assert read.maps == (*classifier.taps, "combined")
+    assert (read.attention_name, read.weights) == ("parametrised", "softmax")
+    parity = read.metadata["parity"]
+    assert parity["pictures"] == len(SIZES)
+    assert parity["batches"] == [1, 3, 16]
+    assert max(parity["differences"].values()) < 1e-5
+    assert [axis for each in read.session.get_inputs() for axis in each.shape] == ["batch", "height", "width", 3]
+    assert read.session.get_outputs()[0].shape == ["batch", 3]
+
+
+def test_the_file_holds_no_path_of_the_machine_that_made_it(file):
+    content = file.read_bytes()
+    for word in (b".py", str(Path.home()).encode(), str(Path(torch.__file__).parent).encode()):
+        assert word not in content
+
+
+def test_the_file_runs_where_there_is_no_torch(file, tmp_path):
+    script = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # importing it is an ImportError now
+        "import numpy as np\n"
+        "from heedmap.onnx_classifier import OnnxClassifier\n"
+        f"answers = OnnxClassifier({str(file)!r})(np.zeros((2, 40, 50, 3), np.uint8))\n"
+        "print(answers['logits'].shape, sorted(answers['maps']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(2, 3) ['combined', 'stage2', 'stage3']\n"
+    assert done.stderr == ""
+
+
+def test_the_classifier_is_left_as_it_was(classifier, file):
+    modes = [module.training for module in classifier.modules()]
+    assert not any(modes)
+    classifier.backbone.train()
+    with pytest.raises(DataError):
+        export(classifier, "model.onnx", pictures=[])
+    assert classifier.backbone.training
+    classifier.eval()
+
+
+# ---- what is refused
+
+
+def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monkeypatch):
+    honest, home = Answering.forward, sys.modules["heedmap.export"]
+
+    def broken(answering: Answering, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = honest(answering, images)
+        return {**found, "map_stage2": found["map_stage2"] * 1.01}
+
+    def translated(*arguments):
+        monkeypatch.setattr(Answering, "forward", honest)  # from here on the model answers honestly again
+        return onnx_file.translated(*arguments)
+
+    monkeypatch.setattr(Answering, "forward", broken)
+    monkeypatch.setattr(home, "translated", translated)
+    with pytest.raises(ModelError, match=r"otherwise than the model: map_stage2 differs by .*Nothing was written"):
+        export(classifier, tmp_path / "model.onnx", pictures=noise(*SIZES))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failing", "broken"),
+    [
+        ((), lambda found: found),
+        ((), lambda found: {**found, "logits": found["logits"] + 0.9e-5}),
+        (("logits",), lambda found: {**found, "logits": found["logits"] + 1.1e-5}),
+        (("map_stage2",), lambda found: {**found, "map_stage2": found["map_stage2"] * 1.01}),  # below 1e-5 in itself
+        (("map_stage2",), lambda found: {**found, "map_stage2": found["map_stage2"] * np.nan}),
+        (("logits", "map_stage2"), lambda found: {name: values[::-1] for name, values in found.items()}),
+    ],
+    ids=["the same", "rounding", "logits moved", "a higher map", "a map of NaN", "rows turned round"],
+)
+def test_the_proof_finds_what_is_broken(failing, broken):
+    def model(pictures):
+        bright = pictures.astype(np.float32).mean((1, 2)) / 255
+        return {"logits": bright, "map_stage2": bright[:, None, None, :1] * 1e-4}
+
+    squares = noise(*[(32, 32)] * 5)
+    parity = compare(lambda pictures: broken(model(pictures)), model, squares, 32, limit=1e-5)
+    assert parity.failures == failing
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, 3, 32, 32), np.float32), np.zeros((32, 32, 3), np.uint8)])
+def test_an_array_of_another_form_is_named(file, bad):
+    with pytest.raises(ModelError, match=r"uint8 RGB of the shape \(B, H, W, 3\), not"):
+        OnnxClassifier(file)(bad)
+
+
+def test_a_target_is_refused_where_none_can_be_asked_about(file):
+    with pytest.raises(ModelError, match="no maps of a target"):
+        OnnxClassifier(file)(np.zeros((1, 32, 32, 3), np.uint8), target=0)
+
+
+def test_files_that_are_no_exports_are_named(file, tmp_path):
+    with pytest.raises(ModelError, match="There is no file"):
+        OnnxClassifier(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ModelError, match=r"text\.onnx cannot be run"):
+        OnnxClassifier(tmp_path / "text.onnx")
+    import onnx
+
+    model = onnx.load(file)
+    metadata = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps({**metadata, "schema": 99, "heedmap": "7.0"})
+    onnx.save(model, tmp_path / "newer.onnx")
+    with pytest.raises(ModelError, match=r"heedmap 7\.0, a newer one"):
+        OnnxClassifier(tmp_path / "newer.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match=r"was not written by `heedmap export`"):
+        OnnxClassifier(tmp_path / "other.onnx")
+
+
+# ---- the command
+
+
+def test_the_command_writes_into_the_run_and_tells_the_parity(copied_run, capsys):
+    main(["export", str(copied_run)])
+    said = capsys.readouterr()
+    assert "16 pictures, in batches of 1, 3, 16, largest difference" in said.out
+    assert "map_combined" in said.out
+    assert said.out.splitlines()[-1].startswith("Next: heedmap visualize")
+    assert said.err == ""
+    assert OnnxClassifier(copied_run / "model.onnx").metadata["parity"]["agreement"] == 1.0
