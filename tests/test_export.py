@@ -107,7 +107,7 @@ def test_the_file_answers_as_the_classifier_does(file, classifier, batch):
     for name, values in expected.items():
         assert found["maps"][name].shape == values.shape
         assert np.abs(found["maps"][name] - values.numpy()).max() < 1e-6
-        assert values.amax() > 1.5 * values.mean()  # a map worth comparing
+        assert values.amax() > 1.2 * values.mean()  # a map worth comparing
 
 
 def test_the_file_takes_a_picture_of_any_size(file, classifier):
