@@ -18,7 +18,7 @@ from heedmap.data import open_data
 from heedmap.options import TrainOptions
 from heedmap.runs import Run
 from heedmap.train import train
-from heedmap.training.fit import make_optimizer
+from heedmap.training.optimizer import make_optimizer
 from heedmap.training.precision import autocast, resolve
 
 STEPS = 20  # of the bare step, a round

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import alternate, ceiling, keep, spread
 from heedmap.classifier import Architecture, build_classifier
 from heedmap.options import TrainOptions
-from heedmap.training.fit import make_optimizer
+from heedmap.training.optimizer import make_optimizer
 from heedmap.training.precision import autocast, resolve
 
 BATCH, CLASSES = 128, 10

@@ -22,7 +22,8 @@ from heedmap.errors import OptionError, TrainingError
 from heedmap.evaluation.localisation import pointing, random_pointing
 from heedmap.options import TrainOptions
 from heedmap.records import Batch, Output, StepReport
-from heedmap.training.fit import Fitting, Judgement, attention_warnings, fit, make_optimizer
+from heedmap.training.fit import Fitting, Judgement, attention_warnings, fit
+from heedmap.training.optimizer import make_optimizer
 from heedmap.training.precision import autocast, computes_in_bf16, resolve
 from heedmap.training.schedules import FLOOR, SCHEDULES
 

@@ -10,7 +10,7 @@ from heedmap.backbones import Whitened
 from heedmap.backbones.whitened import FILTERS
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.options import TrainOptions
-from heedmap.training.fit import EAGER_SHARE, READING_SHARE, make_optimizer
+from heedmap.training.optimizer import EAGER_SHARE, READING_SHARE, make_optimizer
 
 
 def pictures(count: int = 64, size: int = 16) -> Tensor:

@@ -58,6 +58,9 @@ class TrainOptions:
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
             augmentation.
+        map_supervision: Weight of a term that draws the attention into the objects' masks, where the data has them.
+        map_consistency: Weight of a term that asks a mirrored picture for the mirrored map; a second forward pass.
+        map_entropy: Weight of a term that narrows the maps; below zero it spreads them.
         patience: Stop when validation has not improved for this many epochs; 0 never stops early.
         precision: Arithmetic of the network. auto takes bf16 where the machine computes in it.
         workers: Processes or threads that decode pictures. Default: the machine's cores.
@@ -94,6 +97,9 @@ class TrainOptions:
     augment: Literal["shift", "crop", "none"] | None = None
     flip: bool | None = None
     cutmix: float | None = None
+    map_supervision: float = 0.0
+    map_consistency: float = 0.0
+    map_entropy: float = 0.0
     patience: int = 0
     precision: Literal["auto", "bf16", "float32"] = "auto"
     workers: int | None = None
@@ -128,6 +134,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.9),
     "averaging": (0, 0.999999),
     "cutmix": (0, 1),
+    "map_supervision": (0, 1000),
+    "map_consistency": (0, 1000),
+    "map_entropy": (-1000, 1000),
     "patience": (0, 100_000),
     "workers": (0, 1024),
     "memory": (0, 1e6),

@@ -18,11 +18,13 @@ class Batch(NamedTuple):
         images: (B, 3, H, W) float32 RGB in [0, 1]; the normalisation is part of the model.
         labels: (B,) int64 class indices.
         indices: (B,) int64 places in the split that the pictures came from.
+        masks: (B, H, W) bool, true on the object, varied as the pictures are; None where they were not asked for.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    masks: Tensor | None = None
 
 
 class Attended(NamedTuple):

@@ -310,7 +310,9 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     # A dense matrix, or a network for one size alone, must be trained at the size at which it judges.
     view = views.view_size(size, augmentation) if classifier.takes_any_size else size
     store = Store(prepared.splits.train, size, workers, memory)
-    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share)
+    batches = TrainingBatches(
+        store, view, options.batch_size, augmentation, options.seed, share, options.map_supervision > 0
+    )
     judged = None
     if prepared.validation is not None:
         held_out = Store(prepared.validation, size, workers, memory)

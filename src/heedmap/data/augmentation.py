@@ -7,7 +7,7 @@ a run on several processes see the pictures that one uninterrupted process sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,21 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
         return _colours(_crop(images, numbers, mirrored, augmentation, size), numbers, augmentation.colour)
     reach = size // 8 if augmentation.kind == "shift" else 0
     return _shift(images, numbers, mirrored, reach)
+
+
+def apply_to_masks(
+    masks: Tensor, stored: int, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int
+) -> Tensor:
+    """(B, H, W) bool to (B, size, size) bool: the same places, sizes and mirrors as :func:`apply` gives the pictures.
+
+    Args:
+        masks: true on the object.
+        stored: side at which the pictures are stored; the masks are brought to it first.
+        numbers, mirrored, augmentation, size: as the pictures got.
+    """
+    grey = F.interpolate(masks[:, None].float(), (stored, stored), mode="area") * 255
+    white = grey.round().to(torch.uint8).expand(-1, 3, -1, -1)
+    return apply(white, numbers, mirrored, replace(augmentation, colour=0.0), size)[:, 0] >= 0.5
 
 
 def plain(images: Tensor) -> Tensor:

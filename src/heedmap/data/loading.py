@@ -106,11 +106,25 @@ class TrainingBatches:
         augmentation: how they are varied.
         seed: of order and views.
         share: which rows are this process's.
+        with_masks: give the objects' masks too, varied as the pictures are.
+
+    Raises:
+        DataError: fewer pictures a step than processes, or masks are asked for that the pictures do not have.
     """
 
     def __init__(
-        self, store: Store, size: int, batch_size: int, augmentation: Augmentation, seed: int, share: Share = Share()
+        self,
+        store: Store,
+        size: int,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        share: Share = Share(),
+        with_masks: bool = False,
     ) -> None:
+        if with_masks and store.pictures.masks is None:
+            raise DataError("map_supervision needs the objects' masks, and this data has none; leave it at 0.")
+        self.masks = store.pictures.masks if with_masks else None
         if min(batch_size, len(store)) < share.world:
             raise DataError(
                 f"batch_size {batch_size} of {len(store)} pictures cannot be shared by {share.world} processes; "
@@ -135,7 +149,12 @@ class TrainingBatches:
             rows = rows[mine]
             mirrored = views.flips(rows, epoch, self.seed).to(device)
             images = views.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, self.size)
-            yield Batch(images, self.store.pictures.labels[rows].to(device), rows)
+            masks = None
+            if self.masks is not None:
+                masks = views.apply_to_masks(
+                    self.masks[rows].to(device), self.store.size, numbers, mirrored, self.augmentation, self.size
+                )
+            yield Batch(images, self.store.pictures.labels[rows].to(device), rows, masks)
 
 
 def plain_batches(

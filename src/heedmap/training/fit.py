@@ -27,16 +27,13 @@ from heedmap.data.loading import TrainingBatches, generator
 from heedmap.errors import OptionError, RunError, TrainingError
 from heedmap.options import TrainOptions
 from heedmap.records import Batch, EpochReport, StepReport
+from heedmap.training import map_terms
+from heedmap.training.optimizer import make_optimizer, optimizer_state
 from heedmap.training.precision import autocast, resolve
 from heedmap.training.schedules import SCHEDULES
 
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
-TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
-EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
-READING_SHARE = (
-    0.03  # of SGD's then, for attention and head: at the kernels' rate maps narrow before there is much to see
-)
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 
@@ -194,7 +191,7 @@ class Fitting:
         try:
             self.classifier.load_state_dict(parts["model"])
             self._averages.load_state_dict(parts["averaged"])
-            self.optimizer.load_state_dict(_optimizer_state(self.optimizer, parts["optimizer"]))
+            self.optimizer.load_state_dict(optimizer_state(self.optimizer, parts["optimizer"]))
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
             raise RunError(f"The checkpoint does not fit this model: {str(error).splitlines()[0]}") from None
         if progress["total_steps"] != self.total_steps:
@@ -233,9 +230,12 @@ class Fitting:
         for group in self.optimizer.param_groups:
             factor = SCHEDULES[self.options.schedule](self.step / self.total_steps)
             group["lr"] = self.rate * factor * group["share"]
+        # One pass for pictures and mirrors: two before one backward are more than joined processes can follow.
+        seen = torch.cat((images, images.flip(3))) if self.options.map_consistency else images
         with autocast(self.precision, self.accelerator.device):
-            logits = self._model(images.contiguous(memory_format=torch.channels_last)).logits
-        loss = self._loss(logits.float(), batch.labels, own)
+            output = self._model(seen.contiguous(memory_format=torch.channels_last))
+        loss = self._loss(output.logits[: len(images)].float(), batch.labels, own)
+        loss = loss + self._map_terms(output.attention, None if images is not batch.images else batch.masks)
         # The mean over all processes, so that all see the same number and all stop where it is not finite.
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
@@ -255,6 +255,21 @@ class Fitting:
             return loss
         other = F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
         return own * loss + (1 - own) * other
+
+    def _map_terms(self, attention: dict[str, Tensor], masks: Tensor | None) -> Tensor | float:
+        """What the options ask of the maps; zero where they ask nothing. Masks do not fit pictures that were mixed."""
+        options, total = self.options, cast("Tensor | float", 0.0)
+        maps = attention
+        if options.map_consistency:
+            halves = {tap: values.chunk(2) for tap, values in attention.items()}
+            maps = {tap: half[0] for tap, half in halves.items()}
+            mirrored = {tap: half[1] for tap, half in halves.items()}
+            total = total + options.map_consistency * map_terms.disagreement(maps, mirrored)
+        if options.map_entropy:
+            total = total + options.map_entropy * map_terms.entropy(maps)
+        if options.map_supervision and masks is not None:
+            total = total + options.map_supervision * map_terms.outside(maps, masks)
+        return total
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         judged = self._judge()
@@ -329,42 +344,6 @@ def _check_batch(classifier: nn.Module, train: TrainingBatches) -> None:
         )
 
 
-def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
-
-    Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
-    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD moves these at
-    many times the rate, and attention and head at a small part of it.
-    """
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shares = _shares(model, options)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in learned if (p.ndim > 1) == is_matrix and shares.get(id(p), 1.0) == share],
-            "weight_decay": options.weight_decay if is_matrix else 0.0,
-            "share": share,
-        }
-        for share in sorted({1.0, *shares.values()}, reverse=True)
-        for is_matrix in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
-    return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
-
-
-def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
-    """Parameter's id -> its share of the learning rate, where that is not one."""
-    backbone = getattr(model, "backbone", None)
-    if backbone is None:
-        return {}
-    if options.pretrained:
-        return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
-    eager = backbone.eager_parameters() if options.optimizer == "sgd" else []
-    reading = [p for part in ("attentions", "head") for p in getattr(model, part).parameters()] if eager else []
-    return {id(p): EAGER_SHARE for p in eager} | {id(p): READING_SHARE for p in reading}
-
-
 def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progress: float) -> Iterator[str]:
     """Sentences about maps that say nothing, once half of training is over."""
     if progress < 0.5:
@@ -389,15 +368,3 @@ def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
             torch._foreach_copy_(averaged, current)
 
     return update
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:
-    """A state dict from slots named ``INDEX.SLOT``, each in its parameter's memory format."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in slots.items():
-        index, _, slot = name.partition(".")
-        like = parameters[int(index)]
-        fits = value.shape == like.shape
-        state.setdefault(int(index), {})[slot] = torch.empty_like(like).copy_(value) if fits else value
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,63 @@
+"""The optimiser: which parameters decay, and which learn faster or slower than the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heedmap.options import TrainOptions
+
+TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
+EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
+# Of SGD's then, for attention and head: at the kernels' rate maps narrow before there is much to see.
+READING_SHARE = 0.03
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
+
+    Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
+    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD moves these at
+    many times the rate, and attention and head at a small part of it.
+    """
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shares = _shares(model, options)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in learned if (p.ndim > 1) == is_matrix and shares.get(id(p), 1.0) == share],
+            "weight_decay": options.weight_decay if is_matrix else 0.0,
+            "share": share,
+        }
+        for share in sorted({1.0, *shares.values()}, reverse=True)
+        for is_matrix in (True, False)
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
+    return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
+
+
+def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
+    """Parameter's id -> its share of the learning rate, where that is not one."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        return {}
+    if options.pretrained:
+        return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
+    eager = backbone.eager_parameters() if options.optimizer == "sgd" else []
+    reading = [p for part in ("attentions", "head") for p in getattr(model, part).parameters()] if eager else []
+    return {id(p): EAGER_SHARE for p in eager} | {id(p): READING_SHARE for p in reading}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:
+    """A state dict from slots named ``INDEX.SLOT``, each in its parameter's memory format."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in slots.items():
+        index, _, slot = name.partition(".")
+        like = parameters[int(index)]
+        fits = value.shape == like.shape
+        state.setdefault(int(index), {})[slot] = torch.empty_like(like).copy_(value) if fits else value
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,132 @@
+"""What training may ask of the maps: each term by hand, and that asking changes the maps."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from heedmap.classifier import Architecture, build_classifier
+from heedmap.data.augmentation import Augmentation, apply_to_masks
+from heedmap.data.digit_scenes import digit_scenes
+from heedmap.data.loading import Store, TrainingBatches
+from heedmap.data.pictures import TensorPictures
+from heedmap.errors import DataError
+from heedmap.options import TrainOptions
+from heedmap.training.fit import fit
+from heedmap.training.map_terms import disagreement, entropy, outside
+
+
+def grid(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows)[None, None]
+
+
+def test_an_even_map_has_entropy_one_and_a_point_has_none() -> None:
+    even, point = torch.full((2, 1, 4, 4), 1 / 16), grid([0.0, 1.0], [0.0, 0.0])
+    assert float(entropy({"a": even})) == pytest.approx(1)
+    assert float(entropy({"a": point})) == pytest.approx(0)
+    assert float(entropy({"a": even, "b": point.expand(2, -1, -1, -1)})) == pytest.approx(0.5)
+
+
+def test_the_entropy_of_two_places_of_four_is_a_half() -> None:
+    assert float(entropy({"a": grid([0.5, 0.5], [0.0, 0.0])})) == pytest.approx(math.log(2) / math.log(4))
+
+
+def test_a_map_of_one_place_has_no_entropy_to_speak_of() -> None:
+    assert float(entropy({"a": torch.ones(3, 1, 1, 1)})) == 0
+
+
+def test_a_map_that_follows_the_mirror_does_not_disagree_and_one_that_stays_does() -> None:
+    left, right = grid([1.0, 0.0], [0.0, 0.0]), grid([0.0, 1.0], [0.0, 0.0])
+    assert float(disagreement({"a": left}, {"a": right})) == pytest.approx(0)
+    assert float(disagreement({"a": left}, {"a": left})) == pytest.approx(1)
+    half = grid([0.5, 0.5], [0.0, 0.0])
+    assert float(disagreement({"a": left}, {"a": half})) == pytest.approx(0.5)
+
+
+def test_attention_outside_the_mask_costs_the_logarithm_of_what_is_inside() -> None:
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, :2, :2] = True  # the first of the map's four cells
+    assert float(outside({"a": grid([1.0, 0.0], [0.0, 0.0])}, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(outside({"a": grid([0.25, 0.25], [0.25, 0.25])}, mask)) == pytest.approx(math.log(4))
+    none = torch.zeros_like(mask)
+    assert float(outside({"a": grid([0.25, 0.25], [0.25, 0.25])}, none)) == 0
+    both = outside({"a": grid([0.25, 0.25], [0.25, 0.25]).repeat(2, 1, 1, 1)}, torch.cat((mask, none)))
+    assert float(both) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("term", ["entropy", "disagreement", "outside"])
+def test_a_step_down_each_term_lowers_it(term: str) -> None:
+    scores = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[:, :4, :4] = True
+
+    def value(scores: Tensor) -> Tensor:
+        maps = {"a": scores.flatten(1).softmax(1).view_as(scores)}
+        return {
+            "entropy": lambda: entropy(maps),
+            "disagreement": lambda: disagreement(maps, maps),
+            "outside": lambda: outside(maps, masks),
+        }[term]()
+
+    (slope,) = torch.autograd.grad(value(scores), scores)
+    assert value(scores - 0.5 * slope) < value(scores)
+
+
+@pytest.mark.parametrize("kind", ["none", "shift", "crop"])
+def test_masks_go_the_way_of_their_pictures(kind: str) -> None:
+    drawn = digit_scenes("train", 8, size=48)
+    assert drawn.masks is not None
+    white = drawn.masks[:, None].expand(-1, 3, -1, -1).to(torch.uint8) * 255  # pictures that are their own masks
+    pictures = TensorPictures(white, drawn.labels, drawn.classes, drawn.names, drawn.boxes, drawn.masks)
+    augmentation = Augmentation(kind, True, colour=0.0)
+    batches = TrainingBatches(Store(pictures, 48, 1, 1e9), 48, 8, augmentation, 0, with_masks=True)
+    for epoch in range(2):
+        (batch,) = batches.epoch(epoch)
+        assert batch.masks is not None
+        assert batch.masks.any()
+        torch.testing.assert_close(batch.masks, batch.images[:, 0] >= 0.5)
+
+
+def test_masks_of_another_size_are_brought_to_the_pictures() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, 0, 0] = True
+    still = apply_to_masks(masks, 8, torch.zeros(1, 7), torch.tensor([False]), Augmentation("none", False), 8)
+    assert still[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_masks_that_are_not_there_are_told() -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    pictures = TensorPictures(images, torch.zeros(4, dtype=torch.long), ("a",), tuple("wxyz"))
+    with pytest.raises(DataError, match="map_supervision"):
+        TrainingBatches(Store(pictures, 8, 1, 1e9), 8, 4, Augmentation("none", False), 0, with_masks=True)
+
+
+@functools.cache
+def after_training(**asked: float) -> dict[str, float]:
+    """What each term comes to on the pictures learned from, after a few steps."""
+    scenes = digit_scenes("train", 64, size=48)
+    assert scenes.masks is not None
+    torch.manual_seed(0)
+    classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 48, scenes.classes))
+    options = TrainOptions(epochs=3, learning_rate=0.003, weight_decay=0.0, precision="float32", **asked)  # type: ignore[arg-type]
+    batches = TrainingBatches(
+        Store(scenes, 48, 1, 1e9), 48, 16, Augmentation("shift", False), 0, with_masks="map_supervision" in asked
+    )
+    list(fit(classifier, batches, None, options))
+    with torch.no_grad():
+        images = scenes.images.float() / 255
+        maps, mirrored = classifier(images).attention, classifier(images.flip(3)).attention
+    return {
+        "map_supervision": float(outside(maps, scenes.masks)),
+        "map_consistency": float(disagreement(maps, mirrored)),
+        "map_entropy": float(entropy(maps)),
+    }
+
+
+@pytest.mark.parametrize("name", ["map_supervision", "map_consistency", "map_entropy"])
+def test_what_is_asked_of_the_maps_reaches_the_training(name: str) -> None:
+    assert after_training(**{name: 1.0})[name] < after_training()[name]
