@@ -47,6 +47,7 @@ FIELDS = {
     "evaluate": "run data out device precision root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",
     "export": "run to out pictures",
+    "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "audit": "data depth json show root download seed test",
     "pack": "data out shard_size test seed",
     "list": "what match",

@@ -11,6 +11,7 @@ from heedmap.commands.export import Export
 from heedmap.commands.list import List
 from heedmap.commands.pack import Pack
 from heedmap.commands.predict import Predict
+from heedmap.commands.serve import Serve
 from heedmap.commands.train import Train
 from heedmap.commands.visualize import Visualize
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "compare": Compare,
     "export": Export,
+    "serve": Serve,
     "audit": AuditData,
     "pack": Pack,
     "list": List,

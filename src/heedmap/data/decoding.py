@@ -42,7 +42,9 @@ _UPRIGHT = {
 }
 
 
-def read_picture(path: str | Path | IO[bytes], *, short_side: int | None = None) -> Image.Image:
+def read_picture(
+    path: str | Path | IO[bytes], *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode one picture to RGB as a person sees it.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK is
@@ -52,17 +54,18 @@ def read_picture(path: str | Path | IO[bytes], *, short_side: int | None = None)
         path: a file, or an open binary stream.
         short_side: where only this many pixels along the short side are needed, a JPEG is decoded at 1/2, 1/4 or 1/8
             of its size, never below ``short_side``. None decodes at full size.
+        max_pixels: refuse more than this; above ``MAX_PIXELS`` it changes nothing.
 
     Returns:
         An ``RGB`` picture, detached from the file.
 
     Raises:
         PictureError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no picture, one
-            above ``MAX_PIXELS``, or one whose samples have no agreed black and white (32-bit and floating point).
+            above ``max_pixels``, or one whose samples have no agreed black and white (32-bit and floating point).
     """
     try:
         with _pillow_quiet(), Image.open(path, formats=_FORMATS) as opened:
-            _check_size(opened)
+            _check_size(opened, min(max_pixels, MAX_PIXELS))
             if short_side is not None and opened.format in ("JPEG", "MPO"):
                 opened.draft(None, (short_side, short_side))
             opened.load()
@@ -99,10 +102,10 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def _check_size(picture: Image.Image) -> None:
+def _check_size(picture: Image.Image, most: int) -> None:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    if width * height > most:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels, above the guard of {_millions(most)} million")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -161,7 +164,7 @@ def _name(path: str | Path | IO[bytes]) -> str:
 
 def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"it claims {_claimed(error)}, above the guard of {MAX_PIXELS // 10**6} million; shrink it"
+        return f"it claims {_claimed(error)}; shrink it"
     if isinstance(error, UnidentifiedImageError):
         return "the file is empty (0 bytes)" if _is_empty(path) else "it is not a picture that heedmap reads"
     for kind, reason in _FILE_TROUBLE.items():
@@ -178,9 +181,15 @@ _FILE_TROUBLE: dict[type[Exception], str] = {
 
 
 def _claimed(error: Exception) -> str:
-    # Pillow's sentence is "Image size (N pixels) exceeds limit of ...", ours is "W x H pixels".
+    # Pillow's sentence is "Image size (N pixels) exceeds limit of ...", ours is "W x H pixels, above ...".
     text = str(error)
-    return text.partition("(")[2].partition(")")[0] if "(" in text else text
+    if "(" not in text:
+        return text
+    return f"{text.partition('(')[2].partition(')')[0]}, above the guard of {_millions(MAX_PIXELS)} million"
+
+
+def _millions(pixels: int) -> str:
+    return f"{pixels / 10**6:g}"
 
 
 def _is_empty(path: str | Path | IO[bytes]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image, JpegImagePlugin
@@ -66,11 +67,11 @@ def read(path: Path, name: str, image_size: int) -> Read | tuple[str, str]:
         large = picture if image_size >= TILE else read_picture(path, short_side=TILE)
     except PictureError as error:
         return str(path), str(error).removeprefix(f"{path}: ")
-    return Read(path, name, to_tensor(square(picture, image_size)), square(large, TILE), _full_size(path, picture))
+    return Read(path, name, to_tensor(square(picture, image_size)), square(large, TILE), full_size(path, picture))
 
 
-def _full_size(path: Path, picture: Image.Image) -> tuple[int, int]:
-    """The picture's (width, height) upright in full, also where a JPEG was decoded at a part of its size."""
+def full_size(path: Path | IO[bytes], picture: Image.Image) -> tuple[int, int]:
+    """Return the picture's (width, height) upright in full, also where a JPEG was decoded at a part of its size."""
     try:
         with JpegImagePlugin.JpegImageFile(path) as header:
             width, height = header.size

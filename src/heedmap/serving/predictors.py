@@ -1,0 +1,74 @@
+"""What answers: a run's network, or an exported file, behind one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.errors import ModelError
+from heedmap.runs import Run
+from heedmap.visualize import Answer, answer_of
+
+
+class Predictor(Protocol):
+    """A classifier as the service sees it.
+
+    Attributes:
+        name: for people, such as the run's folder.
+        classes: the K class names.
+        image_size: side in pixels of the square views it takes.
+        taps: the names of its maps.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+    @property
+    def taps(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
+        """Answer square views, uint8 RGB (B, 3, S, S); called by one thread at a time."""
+
+
+class RunPredictor:
+    """A classifier in torch. See :class:`Predictor` for the attributes.
+
+    Args:
+        classifier: moved to ``device`` and into eval mode.
+        name: for people.
+        device: where it computes.
+    """
+
+    def __init__(self, classifier: AttentionClassifier, name: str, device: str | torch.device = "cpu") -> None:
+        self.name = name
+        self.classes = tuple(classifier.classes)
+        self.image_size = classifier.image_size
+        self.taps = (*classifier.taps, "combined") if len(classifier.taps) > 1 else tuple(classifier.taps)
+        self._classifier, self._device = classifier.to(device).eval(), device
+
+    @torch.inference_mode()
+    def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
+        """Answer views as ``heedmap visualize`` does."""
+        output = self._classifier(torch.from_numpy(views).to(self._device).float() / 255)
+        return [answer_of(self._classifier, output, row) for row in range(len(views))]
+
+
+def open_predictor(source: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    """Open a run folder.
+
+    Raises:
+        RunError: no run, or one that cannot be used.
+        ModelError: a file of a kind that is not served.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(f"{path} is a file; name the run's folder.")
+    return RunPredictor(Run.open(path).classifier(), path.resolve().name, device)

@@ -1,0 +1,460 @@
+"""The service: the same answers as visualize, and a bounded answer to whatever is sent."""
+
+import asyncio
+import contextlib
+import io
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Refusal, cue_picture
+from heedmap import AttentionMap, Run, visualize
+from heedmap.errors import OptionError
+from heedmap.serving import Limits, build_app, open_predictor
+from heedmap.serving.pictures import MOST_SCANS
+from heedmap.serving.predictors import Predictor
+from heedmap.serving.replies import chosen_form
+from heedmap.visualize import Answer
+
+httpx = pytest.importorskip("httpx")
+
+GRID = torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.1, 0.4, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0], [0.1, 0.0, 0.0, 0.0]])
+
+
+class Still:
+    """A predictor that always says the same; ``wait`` holds it until set."""
+
+    name, classes, image_size, taps = "still", ("cat", "dög", "hen"), 8, ("stage3", "combined")
+
+    def __init__(self) -> None:
+        self.wait = threading.Event()
+        self.wait.set()
+        self.sizes: list[int] = []
+        self.error: Exception | None = None
+
+    def __call__(self, views: np.ndarray) -> list[Answer]:
+        assert views.dtype == np.uint8
+        assert views.shape[1:] == (3, 8, 8)
+        assert self.wait.wait(10)
+        if self.error is not None:
+            raise self.error
+        self.sizes.append(len(views))
+        maps = {
+            "stage3": AttentionMap(torch.full((2, 2), 0.25), "stage3", "dot, softmax", 0.0, 0.25),
+            "combined": AttentionMap(GRID, "combined", "dot, softmax", 0.0, 0.4),
+        }
+        return [Answer(np.array([0.2, 0.7, 0.1], np.float32), maps, {})] * len(views)
+
+
+def picture(width: int = 40, height: int = 40, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of a few kilobytes that claims ``side`` x ``side`` pixels."""
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+@contextlib.asynccontextmanager
+async def client(predictor: Predictor, **limits: Any) -> AsyncIterator[Any]:
+    app = build_app(predictor, Limits(**limits))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://here") as made:
+        yield made
+
+
+def asked(talk: Callable[[Any], Awaitable[Any]], predictor: Predictor | None = None, **limits: Any) -> Any:
+    """Run ``talk(client)`` against the application."""
+
+    async def whole() -> Any:
+        async with client(predictor or Still(), **limits) as made:
+            return await talk(made)
+
+    return asyncio.run(whole())
+
+
+def post(
+    content: bytes | AsyncIterator[bytes], kind: str = "image/png", **more: Any
+) -> Callable[[Any], Awaitable[Any]]:
+    headers = {"Content-Type": kind, **more.pop("headers", {})}
+    return lambda made: made.post("/predict", content=content, headers=headers, **more)
+
+
+def refused(answer: Any, status: int) -> str:
+    """Check that the answer is an error of one sentence, and return the sentence."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["error"]
+    sentence = answer.json()["error"]
+    assert "\n" not in sentence
+    assert "Traceback" not in sentence
+    assert "heedmap/" not in sentence
+    return str(sentence)
+
+
+# The answer
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Files of the kinds that tell ways of decoding apart: a large JPEG, one that lies on its side, a PNG."""
+    large = cue_picture("red", 1, side=400)[0].resize((700, 400))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    large.save(folder / "large.jpg", quality=90)
+    large.save(folder / "turned.jpg", quality=90, exif=turned)
+    cue_picture("blue", 2)[0].save(folder / "small.png")
+    return sorted(folder.iterdir())
+
+
+def test_class_probabilities_maps_and_points_are_those_of_visualize(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    files = pictures_in(tmp_path / "pictures")
+    visualize(Run.open(finished_run).classifier(), files, tmp_path / "maps")
+
+    async def talk(made: Any) -> list[Any]:
+        parameters = {"values": True}
+        return [await post(file.read_bytes(), "image/any", params=parameters)(made) for file in files]
+
+    for file, answer in zip(files, asked(talk, open_predictor(finished_run)), strict=True):
+        said, drawn = answer.json(), np.load(tmp_path / "maps" / "maps" / f"{file.stem}.npz")
+        assert said["predicted"]["index"] == drawn["predicted"]
+        probabilities = {one["index"]: one["probability"] for one in said["top"]}
+        for index, probability in enumerate(drawn["probabilities"]):
+            assert probabilities[index] == pytest.approx(probability, abs=1e-6)
+        for name, found in said["maps"].items():
+            np.testing.assert_allclose(np.array(found["values"]), drawn[f"map_{name}"], atol=1e-6)
+        assert (said["size"]["width"], said["size"]["height"]) == tuple(drawn["size"])
+        assert list(said["seen"].values()) == list(drawn["crop_box"])
+        assert set(said["maps"]) == {key.removeprefix("map_") for key in drawn if key.startswith("map_")}
+
+
+def test_a_batch_changes_no_answer_beyond_a_millionth(finished_run: Path) -> None:
+    contents = [picture(40 + number, 50) for number in range(24)]
+    predictor = open_predictor(finished_run)
+
+    async def talk(made: Any) -> tuple[list[Any], list[Any], Any]:
+        ways = [post(content, params={"values": True}) for content in contents]
+        alone = [await way(made) for way in ways]
+        together = await asyncio.gather(*(way(made) for way in ways))
+        return alone, together, (await made.get("/health")).json()
+
+    alone, together, health = asked(talk, predictor)
+    assert health["answered"] == 48
+    assert health["batches"] < 24 + 12  # those sent together shared batches
+    for one, other in zip(alone, together, strict=True):
+        first, second = one.json(), other.json()
+        assert first["predicted"]["probability"] == pytest.approx(second["predicted"]["probability"], abs=1e-6)
+        for name, found in first["maps"].items():
+            np.testing.assert_allclose(found["values"], second["maps"][name]["values"], atol=1e-6)
+
+
+def test_points_and_boxes_are_pixels_of_the_original_derived_by_hand() -> None:
+    said = asked(
+        post(picture(80, 40), params={"threshold": 0.6})
+    ).json()  # the square seen begins at x = 20; a cell is 10 pixels
+    assert said["size"] == {"width": 80, "height": 40}
+    assert said["seen"] == {"left": 20, "top": 0, "right": 60, "bottom": 40}
+    assert said["predicted"] == {"name": "dög", "index": 1, "probability": pytest.approx(0.7)}
+    found = said["maps"]["combined"]
+    assert found["hottest"] == {"x": 35, "y": 15, "value": pytest.approx(0.4)}
+    # On the 8 x 8 view, bilinear: rows 2 and 3 are 0.14 0.26 0.30 0.25 0.17 and 0.13 0.24 0.28 0.24 0.17 in columns 1
+    # to 5, rows 1 and 4 at most 0.15; 0.18 are needed. A pixel of the view is 5 of the original.
+    (box,) = found["boxes"]
+    assert 0 < box.pop("share") < 1
+    assert box == {"left": 30, "top": 10, "right": 45, "bottom": 20}
+    assert found["values"] is None
+    flat = said["maps"]["stage3"]
+    assert flat["hottest"] is None
+    assert flat["boxes"] == []
+
+
+def test_the_likeliest_classes_come_first_and_no_more_than_asked() -> None:
+    top = asked(post(picture(), params={"top": 2})).json()["top"]
+    assert [one["name"] for one in top] == ["dög", "cat"]
+
+
+def test_a_form_and_the_bare_bytes_get_the_same_answer() -> None:
+    content = picture()
+
+    async def talk(made: Any) -> list[Any]:
+        form = await made.post("/predict", files={"picture": ("a.png", content, "image/png")})
+        return [form.json(), (await post(content)(made)).json()]
+
+    first, second = asked(talk)
+    assert first == second
+
+
+def test_the_map_comes_as_overlay_grey_picture_or_array() -> None:
+    async def talk(made: Any) -> list[Any]:
+        wanted = [{"format": "overlay", "size": 64}, {"format": "grey"}, {"format": "npy", "tap": "stage3"}]
+        return [await post(picture(80, 40), params=one)(made) for one in wanted]
+
+    overlay, grey, array = asked(talk)
+    assert [one.headers["content-type"] for one in (overlay, grey, array)] == [
+        "image/png",
+        "image/png",
+        "application/x-npy",
+    ]
+    assert Image.open(io.BytesIO(overlay.content)).size == (64, 64)
+    shades = np.array(Image.open(io.BytesIO(grey.content)))
+    low, high = float(grey.headers["x-heedmap-low"]), float(grey.headers["x-heedmap-high"])
+    np.testing.assert_allclose(low + shades / 65535 * (high - low), GRID, atol=1e-5)
+    np.testing.assert_array_equal(np.load(io.BytesIO(array.content)), np.full((2, 2), 0.25, np.float32))
+    assert grey.headers["x-heedmap-class"] == "d%C3%B6g"
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (None, "json"),
+        ("*/*", "json"),
+        ("image/png", "overlay"),
+        ("image/avif,image/*;q=0.8,*/*;q=0.5", "overlay"),
+        ("application/json;q=0.1, application/x-npy", "npy"),
+        ("image/png;q=0, application/json", "json"),
+    ],
+)
+def test_the_accept_header_chooses_where_no_format_is_asked_for(accept, form) -> None:
+    assert chosen_form(None, accept) == form
+    assert chosen_form("grey", accept) == "grey"
+
+
+def test_health_classes_and_the_page_tell_what_there_is() -> None:
+    async def talk(made: Any) -> list[Any]:
+        return [await made.get(path) for path in ("/health", "/classes", "/", "/openapi.json")]
+
+    health, classes, page, schema = asked(talk)
+    assert health.json() == {"status": "ok", "model": "still", "waiting": 0, "answered": 0, "batches": 0}
+    assert classes.json() == {"classes": ["cat", "dög", "hen"], "taps": ["stage3", "combined"], "image_size": 8}
+    assert set(schema.json()["paths"]) == {"/predict", "/health", "/classes"}
+    assert "http://" not in page.text  # nothing from elsewhere
+    assert "https://" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "words"),
+    [
+        (b"Dear Sir or Madam", "image/png", 415, "not a picture that heedmap reads"),
+        (b"", "image/png", 422, "empty"),
+        (picture(200, 200, "JPEG")[:2000], "image/jpeg", 422, "damaged"),
+        (picture()[:300], "image/png", 422, "damaged"),
+        (bomb(6000), "image/png", 413, "6000 x 6000 pixels, above the guard of 25 million"),
+        (bomb(20_000), "image/png", 413, "pixels, above the guard of 100 million"),
+        (b"\xff\xd8" + b"\xff\xda" * (MOST_SCANS + 1), "image/jpeg", 422, "scans"),
+        (picture(), "text/plain", 415, "text/plain is not taken"),
+        (picture(), "application/x-www-form-urlencoded", 415, "image/jpeg"),
+        (picture(), "multipart/form-data", 422, "exactly one file"),
+        (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 422, "exactly one file"),
+    ],
+)
+def test_what_is_no_usable_picture_is_refused_in_one_sentence(content, kind, status, words) -> None:
+    assert words in refused(asked(post(content, kind)), status)
+
+
+def test_a_form_needs_one_file_in_its_field() -> None:
+    one = ("a.png", picture(), "image/png")
+
+    async def talk(made: Any) -> list[Any]:
+        forms: list[Any] = [{"file": one}, [("picture", one), ("picture", one)]]
+        wrong = [await made.post("/predict", files=form) for form in forms]
+        return [*wrong, await made.post("/predict", files={"picture": one}, data={"note": "hello"})]
+
+    for answer in asked(talk):
+        assert "field 'picture'" in refused(answer, 422)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"top": 0}, "'top'"),
+        ({"threshold": "much"}, "'threshold'"),
+        ({"format": "gif"}, "'format'"),
+        ({"opcity": 1}, "Did you mean 'opacity'?"),
+        ({"tap": "stage33"}, "Did you mean 'stage3'?"),
+    ],
+)
+def test_a_parameter_that_does_not_exist_or_fit_is_named(parameters, words) -> None:
+    assert words in refused(asked(post(picture(), params=parameters)), 422)
+
+
+def test_wrong_addresses_methods_and_wishes_get_a_sentence() -> None:
+    async def talk(made: Any) -> list[Any]:
+        impossible = post(picture(), headers={"Accept": "video/mp4"})
+        return [await made.get("/predikt"), await made.get("/predict"), await impossible(made)]
+
+    lost, method, wish = asked(talk)
+    assert "/predict" in refused(lost, 404)
+    assert method.headers["allow"] == "POST"
+    refused(method, 405)
+    assert "image/png" in refused(wish, 406)
+
+
+def test_a_body_is_counted_while_it_is_read_and_no_further_than_the_bound() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 10_000
+            yield b"x" * 10_000
+
+    assert "100,000 bytes" in refused(asked(post(endless()), max_bytes=100_000), 413)
+    assert sent <= 120_000
+
+
+def test_a_declared_length_beyond_the_bound_is_refused_before_anything_is_read() -> None:
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("read")
+        yield b""
+
+    answer = asked(post(never(), headers={"Content-Length": "100001"}), max_bytes=100_000)
+    refused(answer, 413)
+
+
+def test_all_bodies_together_are_bounded_and_forgotten_afterwards() -> None:
+    async def talk(made: Any) -> list[Any]:
+        first = await post(picture(200, 200))(made)  # about 120 kB
+        return [first, await post(picture())(made)]
+
+    large, small = asked(talk, reading_bytes=50_000)
+    refused(large, 503)
+    assert large.headers["retry-after"] == "1"
+    assert small.status_code == 200
+
+
+def test_a_slow_body_is_cut_off() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.02)
+
+    answer = asked(post(slow()), timeout=0.2)
+    assert "within 0.2 s" in refused(answer, 408)
+    assert answer.headers["connection"] == "close"
+
+
+def test_beyond_the_waiting_room_a_request_is_told_when_to_come_back() -> None:
+    still = Still()
+    still.wait.clear()
+
+    async def talk(made: Any) -> tuple[Any, list[Any]]:
+        inside = [asyncio.create_task(post(picture())(made)) for _ in range(3)]
+        while (await made.get("/health")).json()["waiting"] < 3:
+            await asyncio.sleep(0.01)
+        outside = await post(picture())(made)
+        still.wait.set()
+        return outside, await asyncio.gather(*inside)
+
+    outside, inside = asked(talk, still, waiting=3)
+    assert "3 requests are waiting" in refused(outside, 503)
+    assert int(outside.headers["retry-after"]) >= 1
+    assert [one.status_code for one in inside] == [200] * 3
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_the_service_goes_on() -> None:
+    still = Still()
+    still.wait.clear()
+
+    async def talk(made: Any) -> list[Any]:
+        late = await post(picture())(made)
+        still.wait.set()
+        return [late, await post(picture())(made), await made.get("/health")]
+
+    late, after, health = asked(talk, still, timeout=0.3)
+    assert "0.3 s" in refused(late, 503)
+    assert after.status_code == 200
+    assert health.json()["waiting"] == 0
+
+
+def test_a_classifier_that_fails_gives_a_sentence_and_the_service_goes_on() -> None:
+    still = Still()
+    still.error = RuntimeError("secret detail")
+
+    async def talk(made: Any) -> list[Any]:
+        failed = await post(picture())(made)
+        still.error = None
+        return [failed, await post(picture())(made)]
+
+    failed, after = asked(talk, still)
+    assert "secret" not in refused(failed, 500)
+    assert after.status_code == 200
+
+
+def test_pictures_that_come_while_the_classifier_works_share_the_next_batches() -> None:
+    still = Still()
+
+    async def talk(made: Any) -> list[Any]:
+        still.wait.clear()
+        waiting = [asyncio.create_task(post(picture())(made)) for _ in range(11)]
+        while (await made.get("/health")).json()["waiting"] < 11:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # all are decoded
+        still.wait.set()
+        return await asyncio.gather(*waiting)
+
+    answers = asked(talk, still, batch_size=5, batch_wait=0.0)
+    assert [one.status_code for one in answers] == [200] * 11
+    assert sum(still.sizes) == 11
+    assert still.sizes[1] == max(still.sizes) == 5  # the first took what was there
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_bytes": 0}, {"timeout": 0.0}, {"timeout": float("inf")}, {"waiting": -1}, {"batch_wait": -1.0}]
+)
+def test_a_bound_that_bounds_nothing_is_refused(limits) -> None:
+    with pytest.raises(OptionError, match=next(iter(limits))):
+        Limits(**limits)
+
+
+def test_the_command_refuses_a_missing_run_a_taken_port_and_a_port_that_cannot_be(
+    refusal: Refusal, finished_run: Path, tmp_path: Path
+) -> None:
+    assert "nowhere" in refusal("serve", tmp_path / "nowhere", "--port", 0)
+    assert "70000" in refusal("serve", finished_run, "--port", 70000)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "--port" in refusal("serve", finished_run, "--port", taken.getsockname()[1])
+
+
+def test_the_socket_is_one_that_asyncio_sends_from_without_delay() -> None:
+    from heedmap.serving import _listen
+
+    with _listen("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_a_missing_package_says_what_to_install(
+    refusal: Refusal, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
+    assert "pip install 'heedmap[serve]'" in refusal("serve", finished_run)
+
+
+def test_the_schema_describes_the_answers_that_are_given() -> None:
+    async def talk(made: Any) -> tuple[Any, Any]:
+        return (await made.get("/openapi.json")).json(), (await post(picture())(made)).json()
+
+    schema, said = asked(talk)
+    shape = schema["components"]["schemas"]["Prediction"]
+    assert set(shape["required"]) == set(shape["properties"]) == set(said)
+    parameters = {one["name"]: one for one in schema["paths"]["/predict"]["post"]["parameters"]}
+    assert set(parameters) == {"format", "tap", "top", "threshold", "values", "size", "opacity"}
+    assert parameters["tap"]["schema"]["anyOf"][0]["enum"] == ["stage3", "combined"]
