@@ -41,7 +41,7 @@ from heedmap.training.recipes import derive
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_VALIDATION = 5000  # pictures; more tell no more about which epoch was best
+MOST_VALIDATION = 2000  # pictures; more tell little more about which epoch was best, and are missed in training
 UNREADABLE_SHARE = 0.02
 WHITENED_BY = 2000  # pictures of 1,000 patches and more: far more than the 78 numbers to be estimated
 JUDGED_BATCH = 200  # pictures judged at a time
