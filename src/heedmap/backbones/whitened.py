@@ -4,9 +4,10 @@ The shape is that of airbench94 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on 
 first layer is due to D. Page (2018): 2x2 patches of the training pictures are decorrelated and brought to one variance
 by a layer that is computed, not learned; every 3x3 kernel starts as the identity on its first channels, so that the net
 starts as a pyramid of pooled patches; normalisations have no scale to learn. Where this one differs: ReLU in place of
-GELU, which costs a CPU as much as a convolution; the picture is extended by one row and column, so that every stage
-keeps half the positions of the one before and a map lies exactly on its picture; and the attention reads the last two
-stages, where that net takes the maximum over the last.
+GELU, which costs a CPU as much as a convolution; the picture is extended by one row and column, so that a map lies
+exactly on its picture; the last stage does not shrink, so that its map has 8 x 8 positions for 32 pixels, and the
+middle one is narrower to pay for that; and the attention reads the last two stages, where that net takes the maximum
+over the last.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor, nn
 from heedmap.backbones.chain import Backbone, Trunk
 from heedmap.records import Stage
 
-WIDTHS = (64, 256, 256)
+WIDTHS = (64, 192, 256)
 PATCH = 2  # pixels, each way
 FILTERS = 2 * 3 * PATCH * PATCH  # each direction of patch space, and its opposite
 SMALLEST_VARIANCE = 5e-4  # directions that hardly vary are noise; they are not blown up beyond this
 
 
 class Whitened(Backbone):
-    """First layer, then three stages of two 3x3 convolutions, each of which halves the grid; query: mean of the last.
+    """First layer, then three stages of two 3x3 convolutions; all but the last halve the grid; query: mean of the last.
 
     Before training, :meth:`whiten` sets the first layer from pictures.
 
@@ -46,15 +47,16 @@ class Whitened(Backbone):
         self.first.weight.requires_grad_(False)
         assert self.first.bias is not None
         nn.init.zeros_(self.first.bias)
-        channels, stages = FILTERS, []
+        channels, stride, stages = FILTERS, 1, []
         for number, width in enumerate(widths, start=1):
-            self.add_module(f"stage{number}", _stage(channels, width))
-            stages.append(Stage(f"stage{number}", width, 2**number))
-            channels = width
+            shrink = 1 if number == len(widths) else 2
+            self.add_module(f"stage{number}", _stage(channels, width, shrink))
+            channels, stride = width, stride * shrink
+            stages.append(Stage(f"stage{number}", width, stride))
         self.stages = tuple(stages)
         self.query_channels = channels
         self.default_taps = tuple(stage.name for stage in stages[-2:])
-        self.least_size = 2 ** len(stages)
+        self.least_size = stride
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
@@ -92,11 +94,11 @@ class Whitened(Backbone):
         return [module.bias for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Convolution, maximum over 2x2, normalisation, ReLU; then the same without the maximum."""
+def _stage(channels_in: int, channels_out: int, shrink: int) -> nn.Sequential:
+    """Convolution, maximum over ``shrink`` each way, normalisation, ReLU; then the same without the maximum."""
     return nn.Sequential(
         _convolution(channels_in, channels_out),
-        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(shrink, ceil_mode=True) if shrink > 1 else nn.Identity(),
         _norm(channels_out),
         nn.ReLU(inplace=True),
         _convolution(channels_out, channels_out),

@@ -11,8 +11,8 @@ from heedmap.options import TrainOptions
 
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
 EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
-# Of SGD's then, for attention and head: at the kernels' rate maps narrow before there is much to see.
-READING_SHARE = 0.03
+# Of SGD's then: at the kernels' rate maps narrow before there is much to see, and the head jumps about.
+ATTENTION_SHARE, HEAD_SHARE = 0.1, 0.03
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
@@ -47,8 +47,9 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
     eager = backbone.eager_parameters() if options.optimizer == "sgd" else []
-    reading = [p for part in ("attentions", "head") for p in getattr(model, part).parameters()] if eager else []
-    return {id(p): EAGER_SHARE for p in eager} | {id(p): READING_SHARE for p in reading}
+    parts = {"attentions": ATTENTION_SHARE, "head": HEAD_SHARE} if eager else {}
+    slow = {id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()}
+    return {id(p): EAGER_SHARE for p in eager} | slow
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:
