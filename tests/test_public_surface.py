@@ -42,7 +42,7 @@ OPTIONS = (
 FIELDS = {
     "demo": "out seed",
     "train": f"{OPTIONS} config resume",
-    "visualize": "run pictures out query scale batch_size device overwrite",
+    "visualize": "run pictures out query method target layer scale batch_size device overwrite",
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data out device precision root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",

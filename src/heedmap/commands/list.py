@@ -12,19 +12,25 @@ from rich.markup import escape
 from heedmap.errors import OptionError, nearest
 from heedmap.terminal import console, show_next, show_table
 
-_LISTED = {"all": "model, attention or set", "models": "model", "attentions": "attention", "sets": "set"}
+_LISTED = {
+    "all": "model, attention, map method or set",
+    "models": "model",
+    "attentions": "attention",
+    "methods": "map method",
+    "sets": "set",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Show the models, attentions and data sets there are.
+    """Show the models, attentions, map methods and data sets there are.
 
     Attributes:
-        what: models, attentions, sets, or all of them.
+        what: models, attentions, methods, sets, or all of them.
         match: Only names that hold this word, of timm and torchvision models too.
     """
 
-    what: tyro.conf.Positional[Literal["all", "models", "attentions", "sets"]] = "all"
+    what: tyro.conf.Positional[Literal["all", "models", "attentions", "methods", "sets"]] = "all"
     match: str | None = None
 
     def work(self) -> None:
@@ -60,14 +66,16 @@ class List:
         from heedmap.attention import ATTENTIONS
         from heedmap.backbones import OWN_BACKBONES
         from heedmap.data.named import NAMED
+        from heedmap.maps import METHODS
 
         scenes = {"digit-scenes": "embedded: real handwritten digits among clutter, boxes known; no download"}
         tables = {
             "attention": {name: kind.sentence for name, kind in ATTENTIONS.items()},
+            "method": {name: line.sentence for name, line in METHODS.items()},
             "data": {**scenes, **dict.fromkeys(NAMED, "through torchvision, from --root")},
             "model": OWN_BACKBONES,
         }
-        wanted = {"attentions": "attention", "sets": "data", "models": "model"}
+        wanted = {"attentions": "attention", "methods": "method", "sets": "data", "models": "model"}
         return tables if self.what == "all" else {wanted[self.what]: tables[wanted[self.what]]}
 
     def _foreign(self) -> Sequence[str]:

@@ -25,6 +25,9 @@ class Visualize:
         pictures: Files, folders, patterns, or - for a list of files on standard input.
         out: Folder for the pictures; made. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other picture.
+        method: Maps to compute and draw besides, such as grad-cam,layer-cam; `heedmap list methods` has all.
+        target: The class that they are asked about. Default: the one predicted for each picture.
+        layer: The layer that they read. Default: the last spatial one.
         scale: Each map from zero to its own largest value (picture), from its smallest to its largest (range), or all
             on one scale (set).
         batch_size: Pictures at a time.
@@ -36,6 +39,9 @@ class Visualize:
     pictures: tyro.conf.Positional[tuple[str, ...]]
     out: str | None = None
     query: str | None = None
+    method: str | None = None
+    target: str | None = None
+    layer: str | None = None
     scale: Literal["picture", "range", "set"] = "picture"
     batch_size: int = 16
     device: str | None = None
@@ -45,8 +51,11 @@ class Visualize:
         """Draw, and say where the page is."""
         from heedmap.runs import Run, free_name
         from heedmap.visualize import expand_pictures, visualize
+        from heedmap.visualize.computed import check_methods
 
         check_range("batch_size", self.batch_size, 1, 100_000)
+        methods = [word.strip() for word in self.method.split(",") if word.strip()] if self.method else []
+        check_methods(methods, self.target, self.layer)
         run = Run.open(self.run)
         files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
         classifier = run.classifier()
@@ -58,6 +67,9 @@ class Visualize:
                 out,
                 batch_size=self.batch_size,
                 query=self.query,
+                methods=methods,
+                target=self.target,
+                layer=self.layer,
                 device=pick_device(self.device),
                 scale=self.scale,
                 overwrite=self.overwrite,

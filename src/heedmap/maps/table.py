@@ -21,6 +21,9 @@ class Method:
         source: where it was published.
         needs_layer: whether it reads a layer, which then can be named.
         signed: whether negative values mean something, with the settings as they are by default.
+        per_class: whether the map depends on the class asked about.
+        has_offset: whether even a map that tells nothing is far above zero, so that it is drawn from its smallest
+            value.
         cost: in forward (F) and backward (B) passes for one batch and one target.
         warning: what a reader of its maps has to know.
     """
@@ -30,6 +33,8 @@ class Method:
     source: str
     needs_layer: bool = False
     signed: bool = False
+    per_class: bool = True
+    has_offset: bool = False
     cost: str = "1 F"
     warning: str = ""
 
@@ -48,6 +53,7 @@ METHODS: dict[str, Method] = {
         "the weights that the network learned and used; the same map for every class",
         "Jetley et al. 2018",
         needs_layer=True,
+        per_class=False,
     ),
     "saliency": Method(
         pixels.saliency,
@@ -136,12 +142,14 @@ METHODS: dict[str, Method] = {
         perturbation.rise,
         "the mean of random masks, weighed by the score of the picture under them",
         "Petsiuk et al. 2018",
+        has_offset=True,
         cost="count x 1 F",
     ),
     "attention-rollout": Method(
         transformers.attention_rollout,
         "a ViT's attention, multiplied through its layers; the same map for every class",
         "Abnar and Zuidema 2020",
+        per_class=False,
     ),
     "relevance": Method(
         transformers.relevance,

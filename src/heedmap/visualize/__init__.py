@@ -2,7 +2,7 @@
 
     OUT/index.html           a page to look through: filter by class, sort by probability
     OUT/predictions.csv      one line a picture
-    OUT/panels/NAME.png      the picture, each tap's map, the combined map, with their scales
+    OUT/panels/NAME.png      the picture, each tap's map, the combined map, others asked for, with their scales
     OUT/maps/NAME.npz        the raw maps and probabilities, as the network gave them
     OUT/thumbnails/NAME.jpg  what the page shows
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +46,7 @@ from heedmap.visualize.answers import (
     unpacked,
     without_values,
 )
+from heedmap.visualize.computed import Asked, asked_of, computed_lines, with_computed
 from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
 from heedmap.visualize.reading import Read, batches, read, stacked
 
@@ -94,6 +95,7 @@ class _Job:
     out: Path
     scale: Scale
     query: _Query | None
+    asked: Asked
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     ends: Ends = field(default_factory=dict)
@@ -107,6 +109,9 @@ def visualize(
     *,
     batch_size: int = 16,
     query: str | Path | None = None,
+    methods: Sequence[str] = (),
+    target: str | int | None = None,
+    layer: str | None = None,
     device: str | torch.device = "cpu",
     scale: Scale = "picture",
     overwrite: bool = False,
@@ -123,6 +128,9 @@ def visualize(
         batch_size: pictures per forward pass.
         query: a picture whose global feature is used to attend to all the others; drawn beside the maps with each
             picture's own. Where the attention does not depend on a query, the panels say so.
+        methods: keys of :data:`heedmap.maps.METHODS`, computed besides, and drawn beside the learned maps.
+        target: the class that they are asked about, by name or index; None is the one predicted for each picture.
+        layer: the layer that they read; None takes the last spatial one.
         device: where the network runs.
         scale: ``picture`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
             its smallest to its largest, ``set`` on one scale for all pictures, ``(low, high)`` on a fixed one.
@@ -132,19 +140,22 @@ def visualize(
 
     Raises:
         DataError: no pictures, none that can be read, or an output folder that is not empty or cannot be written.
-        OptionError: ``batch_size`` is below 1.
+        OptionError: ``batch_size`` is below 1; an unknown method or class.
+        ModelError: a method that cannot explain this classifier, or a layer that it does not have.
         PictureError: the query cannot be read.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
+    asked = asked_of(classifier.classes, methods, target, layer)
     files = named_pictures(pictures)
     started, out = time.monotonic(), Path(out)
     with _writing(out), _judging(classifier, device), ThreadPoolExecutor(_THREADS) as pool:
         _refuse_other(out, overwrite)
-        job = _Job(classifier, out, scale, None if query is None else _read_query(classifier, Path(query), device))
+        other = None if query is None else _read_query(classifier, Path(query), device)
+        job = _Job(classifier, out, scale, other, asked)
         _make_folder(out)
         with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.DictWriter(file, _columns(classifier, job.query))
+            table = csv.DictWriter(file, _columns(job))
             table.writeheader()
             for batch, failures in batches(pool, files, classifier.image_size, batch_size):
                 job.unreadable += failures
@@ -226,6 +237,7 @@ def _draw_batch(
     images = stacked(batch, device)
     output = job.classifier(images)
     own = [answer_of(job.classifier, output, row) for row in range(len(batch))]
+    own = with_computed(job.classifier, images, own, job.asked)
     other: list[Answer | None] = [None] * len(batch)
     if job.query is not None and job.query.vector is not None:
         output = job.classifier(images, query=job.query.vector)
@@ -287,6 +299,7 @@ def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, othe
         scale=job.scale,
         switched=switched,
         remark=job.query.remark if job.query else "",
+        notes=computed_lines(own),
     )
     drawn.save(job.out / "panels" / f"{entry['name']}.png", compress_level=3)
     maps = rescaled([own], job.scale)[0].maps
@@ -295,10 +308,11 @@ def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, othe
     thumbnail.save(job.out / "thumbnails" / f"{entry['name']}.jpg", quality=88)
 
 
-def _columns(classifier: AttentionClassifier, query: _Query | None) -> list[str]:
+def _columns(job: _Job) -> list[str]:
+    taps, query = job.classifier.taps, job.query
     names = ["path", "label", "predicted", "probability", "second", "second_probability", "third", "third_probability"]
-    maps = (*classifier.taps, "combined") if len(classifier.taps) > 1 else classifier.taps
-    names += [f"{tap}_{axis}" for tap in maps for axis in "xy"]
+    maps = (*taps, "combined") if len(taps) > 1 else taps
+    names += [f"{tap}_{axis}" for tap in (*maps, *job.asked.methods) for axis in "xy"]
     return names + ["query_predicted", "query_probability"] * (query is not None and query.vector is not None)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heedmap.classifier import AttentionClassifier, attention_maps
+from heedmap.maps import METHODS
 from heedmap.records import AttentionMap, Output
 from heedmap.render import Caption, Row, is_flat, panel, scale_of
 
@@ -94,7 +95,10 @@ def _ends(answers: Sequence[Answer], scale: Scale) -> Ends:
     if isinstance(scale, tuple):
         return dict.fromkeys(answers[0].maps, scale)
     if scale == "range":
-        values = {name: torch.stack([each.maps[name].values for each in answers]) for name in answers[0].maps}
+        values = {
+            name: torch.stack([each.maps[name].values for each in answers if name in each.maps])
+            for name in answers[0].maps
+        }
         return {name: _apart(float(stack.min()), float(stack.max())) for name, stack in values.items()}
     return common_ends(answers)
 
@@ -120,6 +124,7 @@ def answer_panel(
     scale: Scale = "picture",
     switched: Switched | None = None,
     remark: str = "",
+    notes: Iterable[str] = (),
 ) -> Image.Image:
     """Draw the panel of one picture.
 
@@ -134,6 +139,7 @@ def answer_panel(
             each map; ``(low, high)`` is fixed; ``set`` says that the ends carried are those of a whole set.
         switched: drawn as a second row, each map on one scale with the first row's.
         remark: one more line at the foot.
+        notes: lines before it.
     """
     answers = [answer] if switched is None else [answer, switched.answer]
     answers = rescaled(answers, scale)
@@ -141,7 +147,8 @@ def answer_panel(
     if switched is not None:
         row = _row(answers[1], picture, f"query: {switched.name}", classes)
         rows.append(replace(row, first=switched.picture))
-    note = "\n".join(line for line in (*footnotes(answer, scale, switched is not None), remark) if line)
+    lines = (*footnotes(answer, scale, switched is not None), *notes, remark)
+    note = "\n".join(line for line in lines if line)
     headline = Caption(classes[answer.predicted], float(answer.probabilities.max()), label, name)
     return panel(rows, headline, note, box=box, tile=TILE)
 
@@ -149,7 +156,7 @@ def answer_panel(
 def _row(answer: Answer, picture: Image.Image, title: str, classes: Sequence[str]) -> Row:
     maps = list(answer.maps.values())
     if answer.features:
-        maps = [replace(drawn, tap=f"gate at {drawn.tap}") for drawn in maps]
+        maps = [drawn if drawn.tap in METHODS else replace(drawn, tap=f"gate at {drawn.tap}") for drawn in maps]
     features = [replace(drawn, tap=f"features {drawn.tap}") for drawn in answer.features.values()]
     return Row(picture, title, tuple(maps), tuple(features), top=answer.top(classes))
 

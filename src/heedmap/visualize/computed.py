@@ -1,0 +1,108 @@
+"""Maps computed afterwards, drawn beside those that the classifier learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.errors import OptionError, nearest
+from heedmap.maps import METHODS, Explanation, explain
+from heedmap.records import AttentionMap
+from heedmap.visualize.answers import Answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be computed besides.
+
+    Attributes:
+        methods: keys of :data:`heedmap.maps.METHODS`.
+        target: the class asked about; None is the one predicted for each picture.
+        layer: for those methods that read one; None takes the last spatial one.
+    """
+
+    methods: tuple[str, ...] = ()
+    target: int | None = None
+    layer: str | None = None
+
+
+def check_methods(methods: Sequence[str], target: str | int | None, layer: str | None) -> tuple[str, ...]:
+    """Check names before anything is loaded; returns the methods, each once.
+
+    Raises:
+        OptionError: an unknown method, ``attention`` itself, or a target or layer that no method would read.
+    """
+    known = [name for name in METHODS if name != "attention"]
+    for name in methods:
+        if name == "attention":
+            raise OptionError("The learned attention is drawn in any case; leave attention out of the methods.")
+        if name not in known:
+            raise OptionError(f"No map method {name!r}; it can be {', '.join(known)}.{nearest(name, known)}")
+    if target is not None and not methods:
+        raise OptionError("The learned attention belongs to no class; name a method with the target, such as grad-cam.")
+    if layer is not None and not any(METHODS[name].needs_layer for name in methods):
+        raise OptionError(f"Layer {layer!r} would change nothing; name a method that reads one, such as grad-cam.")
+    return tuple(dict.fromkeys(methods))
+
+
+def asked_of(
+    classes: Sequence[str], methods: Sequence[str], target: str | int | None = None, layer: str | None = None
+) -> Asked:
+    """Turn names into what is asked; ``target`` is the name of a class or its index.
+
+    Raises:
+        OptionError: see :func:`check_methods`; or a class that the classifier does not know.
+    """
+    checked = check_methods(methods, target, layer)
+    if isinstance(target, str):
+        if target not in classes:
+            some = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
+            raise OptionError(f"No class {target!r}; this classifier knows {some}.{nearest(target, classes)}")
+        target = list(classes).index(target)
+    if target is not None and not 0 <= target < len(classes):
+        raise OptionError(f"Class {target} does not exist; this classifier knows {len(classes)}, from 0 on.")
+    return Asked(checked, target, layer)
+
+
+def with_computed(
+    classifier: AttentionClassifier, images: Tensor, answers: Sequence[Answer], asked: Asked
+) -> list[Answer]:
+    """Return the answers of a batch with one more map for each method, named like the method."""
+    found = [
+        explain(classifier, images, name, asked.target, asked.layer if METHODS[name].needs_layer else None)
+        for name in asked.methods
+    ]
+    return [
+        replace(answer, maps=answer.maps | {each.method: _as_map(each, row, classifier.classes) for each in found})
+        for row, answer in enumerate(answers)
+    ]
+
+
+def _as_map(found: Explanation, row: int, classes: Sequence[str]) -> AttentionMap:
+    values, target = found.values[row, 0].cpu(), int(found.targets[row, 0])
+    line = METHODS[found.method]
+    # Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out.
+    low = float(values.min()) if line.has_offset else 0.0
+    high = float(values.max())
+    where = f" at {found.layer}" if found.layer else ""
+    whose = f" for {classes[target]}" if line.per_class else ""
+    return AttentionMap(
+        values,
+        found.method,
+        f"{found.method}{where}{whose}",
+        low,
+        high if high > low else low + 1.0,
+        target if line.per_class else None,
+    )
+
+
+def computed_lines(answer: Answer) -> Iterator[str]:
+    """One line for each map that was computed: what it is, and what to know of it."""
+    for name, drawn in answer.maps.items():
+        if name in METHODS:
+            line = METHODS[name]
+            text = f"{drawn.method}, computed afterwards: {line.sentence}."
+            yield f"{text} {line.warning}" if line.warning else text
