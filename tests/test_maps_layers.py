@@ -104,6 +104,7 @@ def test_a_tapped_foreign_network_is_read_at_its_features(generator: torch.Gener
     assert found.values.shape == (2, 1, 4, 4)
     with pytest.raises(ModelError, match="do not depend on layer"):
         explain(net, pictures, layer="backbone.net.layer4")
+    assert explain(net, pictures, layer="layer3").layer == "backbone.net.layer3"  # by the tap's name
     assert explain(net, pictures, "attention").layer == "layer3"
     with pytest.raises(ModelError, match="Did you mean 'layer3'"):
         explain(net, pictures, "attention", layer="layer33")

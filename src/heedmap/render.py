@@ -190,7 +190,7 @@ def peak_text(values: Values) -> str:
     """Say how the largest value compares with an even spread, such as ``peak 0.0547 = 14 x uniform``."""
     grid = grid_of(values)
     peak, mean = float(grid.max()), float(grid.mean())
-    if mean <= 0:
+    if mean <= 0 or grid.min() < 0:  # a mean of values of both signs is nothing to compare with
         return f"peak {peak:.3g}"
     against = "uniform" if abs(grid.sum() - 1) < 1e-3 else "its mean"
     return f"peak {peak:.3g} = {_times(peak / mean)} x {against}"

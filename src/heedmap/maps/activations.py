@@ -50,8 +50,7 @@ def catch(question: Question) -> Caught:
     Raises:
         ModelError: no such layer; it did not run, or gives no tensor.
     """
-    name = question.layer or last_spatial(question.model, question.images)
-    layer = named_layer(question.model, name)
+    name, layer = named_layer(question.model, question.layer or last_spatial(question.model, question.images))
     leaves: list[Any] = []
     linears: list[tuple[nn.Linear, Tensor, Tensor]] = []
 

@@ -38,8 +38,10 @@ class _Place(NamedTuple):
     layers_done: int
 
 
-def named_layer(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of that name; the prefixes of wrappers may stand before it.
+def named_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
+    """Return the full name and the module of that name.
+
+    The prefixes of wrappers may stand before it, and for our own classifiers those of the backbone may be left out.
 
     Raises:
         ModelError: there is none; the message names the nearest.
@@ -48,12 +50,14 @@ def named_layer(model: nn.Module, name: str) -> nn.Module:
     bare = name
     while bare not in known and bare.partition(".")[0] in ("module", "_orig_mod"):
         bare = bare.partition(".")[2]
-    if not bare or bare not in known:
+    prefixes = ("", "backbone.", "backbone.net.") if isinstance(model, AttentionClassifier) else ("",)
+    full = next((prefix + bare for prefix in prefixes if bare and prefix + bare in known), None)
+    if full is None:
         raise ModelError(
             f"No layer {name!r} in {type(model).__name__}; its parts are "
             f"{', '.join(each for each, _ in model.named_children()) or 'none'}.{nearest(name, known)}"
         )
-    return known[bare]
+    return full, known[full]
 
 
 def last_spatial(model: nn.Module, images: Tensor) -> str:

@@ -24,6 +24,8 @@ class Method:
         per_class: whether the map depends on the class asked about.
         has_offset: whether even a map that tells nothing is far above zero, so that it is drawn from its smallest
             value.
+        is_peaked: whether a few pixels stand out so far that the rest could not be seen beside them, so that it is
+            drawn up to its 99th percentile.
         cost: in forward (F) and backward (B) passes for one batch and one target.
         warning: what a reader of its maps has to know.
     """
@@ -35,6 +37,7 @@ class Method:
     signed: bool = False
     per_class: bool = True
     has_offset: bool = False
+    is_peaked: bool = False
     cost: str = "1 F"
     warning: str = ""
 
@@ -59,12 +62,14 @@ METHODS: dict[str, Method] = {
         pixels.saliency,
         "how much the score reacts to a small change of each pixel",
         "Simonyan et al. 2014",
+        is_peaked=True,
         cost="1 F + 1 B",
     ),
     "smoothgrad": Method(
         pixels.smoothgrad,
         "saliency, averaged over noisy copies of the picture",
         "Smilkov et al. 2017",
+        is_peaked=True,
         cost="count x (1 F + 1 B)",
     ),
     "integrated-gradients": Method(
@@ -72,6 +77,7 @@ METHODS: dict[str, Method] = {
         "pixels times their gradient, averaged on the way from an even picture; sums to the change of the score",
         "Sundararajan et al. 2017",
         signed=True,
+        is_peaked=True,
         cost="steps x (1 F + 1 B)",
     ),
     "input-x-gradient": Method(
@@ -79,12 +85,14 @@ METHODS: dict[str, Method] = {
         "pixels times their gradient",
         "Shrikumar et al. 2016",
         signed=True,
+        is_peaked=True,
         cost="1 F + 1 B",
     ),
     "guided-backprop": Method(
         pixels.guided_backprop,
         "saliency that lets only positive gradients pass each ReLU",
         "Springenberg et al. 2015",
+        is_peaked=True,
         cost="1 F + 1 B",
         warning="guided-backprop draws the picture's edges more than what the network learned: it hardly changes when "
         "the weights are randomised (Adebayo et al. 2018).",
@@ -162,6 +170,7 @@ METHODS: dict[str, Method] = {
         "difference to an even picture, handed back layer by layer (captum)",
         "Shrikumar et al. 2017",
         signed=True,
+        is_peaked=True,
         cost="2 F + 1 B a picture",
     ),
     "gradient-shap": Method(
@@ -169,6 +178,7 @@ METHODS: dict[str, Method] = {
         "gradients averaged over random points on the way from an even picture (captum)",
         "Lundberg and Lee 2017",
         signed=True,
+        is_peaked=True,
         cost="count x (1 F + 1 B) a picture",
     ),
     "kernel-shap": Method(

@@ -84,9 +84,10 @@ def with_computed(
 def _as_map(found: Explanation, row: int, classes: Sequence[str]) -> AttentionMap:
     values, target = found.values[row, 0].cpu(), int(found.targets[row, 0])
     line = METHODS[found.method]
-    # Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out.
+    # Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out; and one
+    # pixel in a hundred may be hotter than the scale, or it alone would be seen.
     low = float(values.min()) if line.has_offset else 0.0
-    high = float(values.max())
+    high = float(values.quantile(0.99) if line.is_peaked else values.max())
     where = f" at {found.layer}" if found.layer else ""
     whose = f" for {classes[target]}" if line.per_class else ""
     return AttentionMap(
@@ -105,4 +106,8 @@ def computed_lines(answer: Answer) -> Iterator[str]:
         if name in METHODS:
             line = METHODS[name]
             text = f"{drawn.method}, computed afterwards: {line.sentence}."
+            text += (
+                " Drawn up to its 99th percentile." * line.is_peaked
+                + " Drawn from its smallest value." * line.has_offset
+            )
             yield f"{text} {line.warning}" if line.warning else text

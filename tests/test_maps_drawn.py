@@ -1,0 +1,117 @@
+"""``visualize --method``: computed maps beside the learned ones, in panels, files and the table."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heedmap.cli import main
+from heedmap.errors import OptionError
+from heedmap.maps import METHODS, explain
+from heedmap.records import Output
+from heedmap.runs import Run
+from heedmap.visualize import visualize
+from heedmap.visualize.answers import answer_of
+from heedmap.visualize.computed import asked_of, computed_lines, with_computed
+from heedmap.visualize.reading import read, stacked
+
+
+def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
+    finished_run: Path, cue_folder: Path, tmp_path: Path
+) -> None:
+    picture, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
+    main(["visualize", str(finished_run), str(picture), "--method", "grad-cam,layer-cam", "--out", str(out)])
+    main(["visualize", str(finished_run), str(picture), "--out", str(tmp_path / "plain")])
+
+    panels = [folder / "panels" / "000.png" for folder in (out, tmp_path / "plain")]
+    wide, narrow = (Image.open(io.BytesIO(panel.read_bytes())).width for panel in panels)
+    assert wide - narrow == 2 * (256 + 16)
+    classifier = Run.open(finished_run).classifier()
+    one = read(picture, "000", classifier.image_size)
+    assert not isinstance(one, tuple)
+    with np.load(out / "maps" / "000.npz") as arrays:
+        for method in ("grad-cam", "layer-cam"):
+            wanted = explain(classifier, stacked([one], "cpu"), method).values[0, 0]
+            np.testing.assert_allclose(arrays[f"map_{method}"], wanted.numpy(), rtol=1e-4, atol=1e-6)
+    with (out / "predictions.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {"grad-cam_x", "grad-cam_y", "layer-cam_x"} <= set(row)
+
+
+def test_the_class_asked_about_is_named_under_the_picture(finished_run: Path, cue_folder: Path) -> None:
+    classifier = Run.open(finished_run).classifier().eval()
+    one = read(cue_folder / "test" / "red" / "000.png", "000", classifier.image_size)
+    assert not isinstance(one, tuple)
+    images = stacked([one], "cpu")
+    with torch.inference_mode():
+        output: Output = classifier(images)
+        asked = asked_of(classifier.classes, ("grad-cam", "guided-backprop", "rise"), "green")
+        (answer,) = with_computed(classifier, images, [answer_of(classifier, output, 0)], asked)
+
+    lines = list(computed_lines(answer))
+    assert len(lines) == 3
+    assert lines[0].startswith("grad-cam at backbone.stage3 for green, computed afterwards: ")
+    assert METHODS["guided-backprop"].warning in lines[1]
+    assert answer.maps["grad-cam"].target == classifier.classes.index("green")
+    assert answer.maps["grad-cam"].low == 0
+    assert (answer.maps["guided-backprop"].values > answer.maps["guided-backprop"].high).sum() == 11  # of 32 x 32
+    assert "99th percentile" in lines[1]
+    assert answer.maps["rise"].low == pytest.approx(float(answer.maps["rise"].values.min()))
+    assert list(answer.maps)[-3:] == ["grad-cam", "guided-backprop", "rise"]
+
+
+@pytest.mark.parametrize("scale", ["range", "set"])
+def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
+    scale: str, finished_run: Path, cue_folder: Path, tmp_path: Path
+) -> None:
+    pictures = sorted((cue_folder / "test" / "red").iterdir())[:3]
+    classifier = Run.open(finished_run).classifier()
+    done = visualize(
+        classifier, pictures, tmp_path / "out", methods=["input-x-gradient"], scale=scale, query=pictures[0]
+    )
+    assert done.count == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "gradcam"), "Did you mean 'grad-cam'?"),
+        (("--method", "attention"), "drawn in any case"),
+        (("--target", "red"), "name a method with the target"),
+        (("--layer", "stage2"), "name a method that reads one"),
+        (("--method", "saliency", "--layer", "stage2"), "name a method that reads one"),
+        (("--method", "grad-cam", "--target", "rde"), "Did you mean 'red'?"),
+        (("--method", "grad-cam", "--layer", "stage5"), "No layer 'stage5'"),
+        (
+            (
+                "--method",
+                "cam",
+            ),
+            "Take grad-cam",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_and_nothing_is_left(
+    words: tuple[str, ...], said: str, finished_run: Path, cue_folder: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    line = refusal("visualize", finished_run, cue_folder / "test" / "red", "--out", tmp_path / "maps", *words)
+    assert said in line
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_class_may_be_given_by_its_index() -> None:
+    assert asked_of(("a", "b"), ("grad-cam", "grad-cam"), 1).target == 1
+    assert asked_of(("a", "b"), ("grad-cam", "grad-cam"), 1).methods == ("grad-cam",)
+    with pytest.raises(OptionError, match="Class 2 does not exist"):
+        asked_of(("a", "b"), ("grad-cam",), 2)
+
+
+def test_the_list_of_methods_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "methods"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in METHODS)
