@@ -11,6 +11,7 @@ PARTS = {
     "training-step": "training_step",
     "end-to-end": "end_to_end",
     "learned-maps": "learned_maps",
+    "map-methods": "map_methods",
     "drawing": "drawing",
     "startup": "startup",
 }
