@@ -6,7 +6,7 @@ import shutil
 # Before torch is imported: its thread pools take their size from here, and other work may share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,14 @@ CUE_SIDE = 10
 CUE_PICTURE_SIDE = 40
 
 Box = tuple[int, int, int, int]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEEDMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

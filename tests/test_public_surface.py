@@ -37,7 +37,7 @@ NAMES = [
 OPTIONS = (
     "data out root download image_size validation test allow_unreadable model attention weights head taps pretrained "
     "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment flip "
-    "cutmix patience precision workers memory seed tensorboard save_every"
+    "cutmix patience precision workers memory cache cache_size seed tensorboard save_every"
 )
 FIELDS = {
     "demo": "out seed",

@@ -28,7 +28,9 @@ TRAIN_GROUPS = {
         *("label_smoothing", "averaging", "patience"),
     ),
     "maps": ("map_supervision", "map_consistency", "map_entropy"),
-    "machine": ("precision", "workers", "memory", "save_every", "tensorboard", "root", "download"),
+    "machine": (
+        *("precision", "workers", "memory", "cache", "cache_size", "save_every", "tensorboard", "root", "download"),
+    ),
 }
 COMPARE_GROUPS = {
     "comparison": ("variants", "seeds", "out", "parallel", "resume", "config", "budget", "seed"),

@@ -66,6 +66,9 @@ class TrainOptions:
         workers: Processes or threads that decode pictures. Default: the machine's cores.
         memory: Gigabytes of decoded pictures to keep in memory; a larger set streams from disk. Default: a quarter of
             what is free.
+        cache: Folder where decoded pictures are kept for the next run, or off. Default: $HEEDMAP_CACHE, or the user's
+            cache folder.
+        cache_size: Gigabytes that the decoded pictures there may take, of all sets together.
         seed: Of the split, the order, the views and the weights.
         tensorboard: Write TensorBoard events into the run too.
         save_every: Seconds between checkpoints (one is also written after each epoch).
@@ -104,6 +107,8 @@ class TrainOptions:
     precision: Literal["auto", "bf16", "float32"] = "auto"
     workers: int | None = None
     memory: float | None = None
+    cache: str | None = None
+    cache_size: float = 20.0
     seed: int = 0
     tensorboard: bool = False
     save_every: float = 60.0
@@ -140,6 +145,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "patience": (0, 100_000),
     "workers": (0, 1024),
     "memory": (0, 1e6),
+    "cache_size": (0, 1e6),
     "seed": (0, 2**31 - 1),
     "save_every": (0, 1e9),
 }

@@ -24,9 +24,10 @@ import torch
 from heedmap.attention import check_weights
 from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import Pictures, Splits, check_splits, is_sharded, open_data, split_by_class
+from heedmap.data import Pictures, Splits, is_sharded, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
+from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
@@ -186,10 +187,16 @@ def _refuse_untrained_answer(options: TrainOptions) -> None:
 
 def prepare(options: TrainOptions, listener: Listener) -> Prepared:
     """Open, check and audit the data, and fill in what the options leave open."""
+    home = cache_folder(options.cache)
     splits = open_data(
-        options.data, root=options.root, download=options.download, seed=options.seed, test_share=options.test
+        options.data,
+        root=options.root,
+        download=options.download,
+        seed=options.seed,
+        test_share=options.test,
+        cache=home and home / "shards",
     )
-    splits = check_splits(splits, workers_to_use(options))
+    splits = check_splits_once(splits, workers_to_use(options), home)
     _check_unreadable(splits, options)
     for note in splits.notes:
         listener.message(note)
@@ -309,13 +316,17 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     augmentation = views.Augmentation(options.augment, bool(options.flip))
     # A dense matrix, or a network for one size alone, must be trained at the size at which it judges.
     view = views.view_size(size, augmentation) if classifier.takes_any_size else size
-    store = Store(prepared.splits.train, size, workers, memory)
+    home = cache_folder(options.cache)
+    cache = None if home is None else DecodedCache(home, options.cache_size * 1e9, keeper.listener.message)
+    with accelerator.local_main_process_first():  # the others of this machine find the cache filled
+        store = Store(prepared.splits.train, size, workers, memory, cache)
     batches = TrainingBatches(
         store, view, options.batch_size, augmentation, options.seed, share, options.map_supervision > 0
     )
     judged = None
     if prepared.validation is not None:
-        held_out = Store(prepared.validation, size, workers, memory)
+        with accelerator.local_main_process_first():
+            held_out = Store(prepared.validation, size, workers, memory, cache)
         judged = functools.partial(plain_batches, held_out, JUDGED_BATCH, accelerator.device, share)
 
     state = keeper.run.load_checkpoint()

@@ -8,7 +8,9 @@ without talking to the others.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psutil
@@ -18,9 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from heedmap.data import augmentation as views
 from heedmap.data.augmentation import Augmentation
+from heedmap.data.cache import DecodedCache, refuse_failed
 from heedmap.data.pictures import Pictures, load_many
 from heedmap.errors import DataError, PictureError
 from heedmap.records import Batch
+
+_AHEAD = 4  # batches
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,32 @@ class Share:
 
 
 class Store(Dataset[Tensor]):
-    """Pictures at one size: in memory when they fit, decoded when asked for otherwise.
+    """Pictures at one size: in memory when they fit; else mapped from a cache, or decoded when asked for.
 
     Args:
         pictures: what to hold.
         size: side of the stored squares.
         workers: threads (in memory) or processes (streaming) that decode.
         memory: bytes that the decoded pictures may take.
+        cache: where decoded pictures are kept for the next time.
 
     Raises:
         DataError: a picture that was readable before cannot be decoded now.
     """
 
-    def __init__(self, pictures: Pictures, size: int, workers: int, memory: float) -> None:
+    def __init__(
+        self, pictures: Pictures, size: int, workers: int, memory: float, cache: DecodedCache | None = None
+    ) -> None:
         self.pictures, self.size, self.workers = pictures, size, workers
         self.resident: Tensor | None = None
-        if len(pictures) * 3 * size * size <= memory:
+        self.mapped = None if cache is None else cache.open(pictures, size, workers)
+        if len(pictures) * 3 * size * size > memory:
+            return
+        if self.mapped is not None:
+            self.resident, self.mapped = self.mapped.gather(torch.arange(len(pictures))), None
+        else:
             self.resident, failed = load_many(pictures, range(len(pictures)), size, max(1, workers))
-            if failed:
-                index, reason = failed[0]
-                raise DataError(f"{pictures.names[index]}: {reason}. Remove the file and start again.")
+            refuse_failed(pictures, failed)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -64,6 +75,8 @@ class Store(Dataset[Tensor]):
         if self.resident is not None:
             for places in order:
                 yield self.resident[places]
+        elif self.mapped is not None:
+            yield from _ahead(self.mapped.gather, order)
         elif order:
             loader = DataLoader(
                 self,
@@ -77,6 +90,18 @@ class Store(Dataset[Tensor]):
             except PictureError as error:  # from a worker it comes with the worker's traceback, the reason last
                 reason = str(error).strip().splitlines()[-1].split("PictureError: ")[-1]
                 raise DataError(f"{reason.rstrip('.')}. Remove the file and start again.") from None
+
+
+def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Tensor]:
+    """What ``read`` gives for each tensor of places, a few ahead in a thread, so that the disk is not waited for."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Tensor]] = deque()
+        for places in order:
+            waiting.append(pool.submit(read, places))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _forkserver() -> multiprocessing.context.BaseContext:

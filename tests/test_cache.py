@@ -1,0 +1,268 @@
+"""Pictures decoded once: the same batches, a changed picture noticed, and no harm from whoever interferes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import cue_picture
+from heedmap.cli import main
+from heedmap.data import FolderPictures, load_many, open_data
+from heedmap.data import cache as cache_module
+from heedmap.data.augmentation import Augmentation
+from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
+from heedmap.data.loading import Store, TrainingBatches, plain_batches
+from heedmap.data.packing import pack
+from heedmap.data.pictures import Pictures, TensorPictures
+from heedmap.errors import DataError
+
+MUCH = 1e9
+
+
+@pytest.fixture(autouse=True)
+def _small_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "FEWEST", 1)
+    monkeypatch.setattr(cache_module, "_FILE_BYTES", 12 * 3 * 20 * 20)  # twelve pictures a file
+
+
+class Said(list[str]):
+    """What the cache told its listener."""
+
+
+def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Said]:
+    said = Said()
+    return DecodedCache(folder, limit, said.append), said
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that were decoded, as they are."""
+    seen: list[str] = []
+    load = FolderPictures.load
+
+    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+        seen.append(self.names[index])
+        return load(self, index, size)
+
+    monkeypatch.setattr(FolderPictures, "load", note)
+    return seen
+
+
+def all_of(some: Pictures) -> torch.Tensor:
+    return load_many(some, range(len(some)), 20, 1)[0]
+
+
+def test_pictures_from_the_cache_are_the_pictures(cue_folder: Path, tmp_path: Path) -> None:
+    train = open_data(str(cue_folder)).train
+    cache, said = cache_in(tmp_path)
+    kept = cache.open(train, 20, 2)
+    assert kept is not None
+    assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
+    assert torch.equal(kept.gather(torch.tensor([30, 2, 2])), all_of(train)[[30, 2, 2]])
+    assert len(said) == 1
+    assert "36 pictures of 20 px, 0 MB; 36 to decode once." in said[0]
+    assert str(tmp_path / "decoded") in said[0]
+
+
+@pytest.mark.parametrize("memory", [0, MUCH])
+def test_batches_are_the_same_with_and_without_a_cache(cue_folder: Path, tmp_path: Path, memory: float) -> None:
+    train = open_data(str(cue_folder)).train
+    stores = [Store(train, 20, 0, MUCH), *(Store(train, 20, 0, memory, cache_in(tmp_path)[0]) for _ in range(2))]
+    assert (stores[2].resident is None) == (memory == 0)
+    for epoch in (0, 3):
+        found = [list(TrainingBatches(store, 16, 6, Augmentation("crop", True), 2).epoch(epoch, 1)) for store in stores]
+        for batches in zip(*found, strict=True):
+            assert all(torch.equal(batches[0].images, batch.images) for batch in batches)
+    assert sum(len(batch.labels) for batch in plain_batches(stores[1], 7)) == 36
+
+
+def test_the_second_time_nothing_is_decoded(cue_folder: Path, tmp_path: Path, decoded: list[str]) -> None:
+    splits = open_data(str(cue_folder))
+    for again in (False, True):
+        decoded.clear()
+        checked = check_splits_once(splits, 1, tmp_path)
+        Store(checked.train, 20, 1, MUCH, cache_in(tmp_path)[0])
+        assert len(decoded) == (0 if again else 72 + 36)
+
+
+def test_other_parts_of_the_same_folder_share_what_was_decoded(
+    cue_folder: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    train = open_data(str(cue_folder)).train
+    cache_in(tmp_path)[0].open(train.subset(range(20)), 20, 1)
+    cache_in(tmp_path)[0].open(train.subset(range(10, 36)), 20, 1)
+    assert sorted(decoded) == sorted(train.names)
+    cache_in(tmp_path)[0].open(train, 24, 1)  # another size is another picture
+    assert len(decoded) == 72
+
+
+def test_a_changed_picture_is_noticed_and_only_that_one(
+    make_cue_folder: object, tmp_path: Path, decoded: list[str]
+) -> None:
+    folder: Path = make_cue_folder(train=6, test=2)  # type: ignore[operator]
+    splits = open_data(str(folder))
+    check_splits_once(splits, 1, tmp_path / "cache")
+    cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
+    decoded.clear()
+    changed = folder / "train" / "red" / "002.png"
+    before = changed.stat()
+    cue_picture("red", 99)[0].save(changed)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    (folder / "train" / "blue" / "000.png").write_bytes(b"broken now")
+    checked = check_splits_once(splits, 1, tmp_path / "cache")
+    assert [name for name, _ in checked.unreadable] == ["train/blue/000.png"]
+    assert sorted(decoded) == ["train/blue/000.png", "train/red/002.png"]
+    kept = cache_in(tmp_path / "cache")[0].open(checked.train, 20, 1)
+    assert kept is not None
+    assert sorted(decoded)[1:] == ["train/red/002.png"] * 2
+    assert torch.equal(kept.gather(torch.arange(17)), all_of(checked.train))
+
+
+def test_a_damaged_row_or_index_is_decoded_anew(cue_folder: Path, tmp_path: Path) -> None:
+    train = open_data(str(cue_folder)).train
+    cache_in(tmp_path)[0].open(train, 20, 1)
+    home = next((tmp_path / "decoded").iterdir())
+    rows, others = sorted(home.glob("*.rows")), sorted(home.glob("*.json"))
+    assert len(rows) == len(others) == 3
+    content = bytearray(rows[0].read_bytes())
+    content[2000] ^= 255
+    rows[0].write_bytes(content)  # a bit tipped over
+    rows[1].write_bytes(rows[1].read_bytes()[:-1])  # cut short
+    rows[2].with_suffix(".json").write_text('{"pictures": 3}')
+    kept = cache_in(tmp_path)[0].open(train, 20, 1)
+    assert kept is not None
+    assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
+
+
+def test_an_interrupted_filling_goes_on_where_it_was(
+    cue_folder: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_data(str(cue_folder)).train
+    written = 0
+    write = cache_module._write
+
+    def dies(target: Path, *contents: bytes | memoryview) -> None:
+        nonlocal written
+        written += 1
+        if written == 4:  # the second file's index
+            raise KeyboardInterrupt
+        write(target, *contents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            cache_in(tmp_path)[0].open(train, 20, 1)
+    decoded.clear()
+    kept = cache_in(tmp_path)[0].open(train, 20, 1)
+    assert kept is not None
+    assert len(decoded) == 24  # all but the first file's
+    assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
+
+
+def test_shards_are_kept_like_folders(cue_folder: Path, tmp_path: Path) -> None:
+    pack(open_data(str(cue_folder)), tmp_path / "packed", shard_bytes=20_000)
+    train = open_data(str(tmp_path / "packed")).train
+    for _ in range(2):
+        kept = cache_in(tmp_path / "cache")[0].open(train, 20, 1)
+        assert kept is not None
+        assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
+
+
+# ---- limits
+
+
+def test_the_set_unused_for_longest_makes_room(tmp_path: Path, make_cue_folder: object) -> None:
+    train = open_data(str(make_cue_folder(train=4, test=1))).train  # type: ignore[operator]
+    row = 12 * 3
+    for size, age in ((20, 300), (22, 200), (24, 100)):
+        assert cache_in(tmp_path)[0].open(train, size, 1) is not None
+        for home in (tmp_path / "decoded").iterdir():
+            if home.stat().st_mtime > 1e6:
+                os.utime(home, (1e6 - age, 1e6 - age))
+    limit = row * (22 * 22 + 24 * 24 + 18 * 18)
+    assert cache_in(tmp_path, limit)[0].open(train, 18, 1) is not None
+    sizes = {json.loads(next(home.glob("*.json")).read_text())["size"] for home in (tmp_path / "decoded").iterdir()}
+    assert sizes == {22, 24, 18}
+
+
+def test_a_set_beyond_the_limit_is_not_kept(cue_folder: Path, tmp_path: Path) -> None:
+    train = open_data(str(cue_folder)).train
+    cache, said = cache_in(tmp_path, 1000)
+    assert cache.open(train, 20, 1) is None
+    assert "would grow beyond its limit" in said[0]
+    assert Store(train, 20, 1, MUCH, cache).resident is not None
+
+
+def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "_write", full)
+    splits = check_splits_once(open_data(str(cue_folder)), 1, tmp_path)
+    cache, said = cache_in(tmp_path)
+    assert cache.open(splits.train, 20, 1) is None
+    assert "No space left on device" in said[-1]
+
+
+def test_few_pictures_and_pictures_in_memory_are_not_kept(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, said = cache_in(tmp_path)
+    in_memory = TensorPictures(
+        torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9).long(), ("a",), list("123456789")
+    )
+    assert cache.open(in_memory, 20, 1) is None
+    monkeypatch.setattr(cache_module, "FEWEST", 37)
+    assert cache.open(open_data(str(cue_folder)).train, 20, 1) is None
+    assert said == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_decoded_any_more_is_named(make_cue_folder: object, tmp_path: Path) -> None:
+    folder: Path = make_cue_folder(train=4, test=1)  # type: ignore[operator]
+    train = open_data(str(folder)).train
+    (folder / "train" / "red" / "001.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^train/red/001\.png: .*Remove the file"):
+        cache_in(tmp_path / "cache")[0].open(train, 20, 1)
+    (folder / "train" / "red" / "001.png").unlink()
+    assert cache_in(tmp_path / "cache")[0].open(train, 20, 1) is None  # whoever decodes it says so
+
+
+# ---- where it is
+
+
+def test_the_cache_is_where_it_was_wanted_or_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder("off") is None
+    assert cache_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    monkeypatch.setenv("HEEDMAP_CACHE", "off")
+    assert cache_folder() is None
+    assert cache_folder(str(tmp_path / "c")) == tmp_path / "c"
+    monkeypatch.delenv("HEEDMAP_CACHE")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_folder() == tmp_path / "x" / "heedmap"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    found = cache_folder()
+    assert found is not None
+    assert found.parent == tmp_path / "t"
+    assert found.stat().st_mode & 0o077 == 0
+    with pytest.raises(DataError, match="cannot be written; name another one with --cache"):
+        cache_folder(str(tmp_path / "file" / "x"))
+
+
+def test_a_second_run_finds_the_cache_and_ends_the_same(
+    cue_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--image-size", "24", "--epochs", "1", "--batch-size", "12", "--workers", "1", "--validation", "0.2"]
+    models = []
+    for name, cache in (("one", "kept"), ("two", "kept")):
+        main(["train", str(cue_folder), "--out", str(tmp_path / name), "--cache", str(tmp_path / cache), *words])
+        models.append((tmp_path / name / "model.safetensors").read_bytes())
+        text = capsys.readouterr().out
+        assert ("all there already" in text) == (name == "two")
+        assert text.count("Cache ") == 2  # to learn from, and to choose by
+    assert models[0] == models[1]
