@@ -1,0 +1,200 @@
+"""Ask any classifier, and any map, without leaving a trace in the network.
+
+What the judges of maps share. They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and a
+map as a function of it, so learned attention, an attribution and a user's own idea are judged by the same lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heedmap.classifier import combined_map
+from heedmap.errors import DataError, ModelError, nearest
+
+MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over pictures with its 95 % interval (normal; it says how far few pictures may mislead, not other seeds).
+
+    Attributes:
+        mean: over pictures.
+        low, high: mean -/+ 1.96 standard errors; NaN for a single picture.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def score(values: Tensor) -> Score:
+    """Summarise one value for each picture (N,); all NaN where there is no picture."""
+    values = values.double()
+    if not len(values):
+        return Score(math.nan, math.nan, math.nan)
+    mean = values.mean().item()
+    reach = 1.959964 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Score(mean, mean - reach, mean + reach)
+
+
+@contextlib.contextmanager
+def asking(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the model out in eval mode, in full precision, with gradients possible; every flag is put back afterwards.
+
+    Autocast is off inside. Weights that are themselves half precision are worked on as a float32 copy: a step of 1/255
+    is smaller than the distance of two neighbouring bfloat16 numbers near one, so an attack would vanish in rounding.
+    """
+    halves = any(value.dtype in (torch.float16, torch.bfloat16) for value in _tensors(model))
+    lent = copy.deepcopy(model).float() if halves else model
+    flags = {module: module.training for module in lent.modules()}
+    device = device_of(lent)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            yield lent.eval()
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes: the place of its first tensor, the CPU where it has none."""
+    return next((value.device for value in _tensors(model)), torch.device("cpu"))
+
+
+def fitted(model: nn.Module, images: Tensor) -> Tensor:
+    """Bring pictures to the model's device and type, out of inference mode and of any graph."""
+    kind = next((value.dtype for value in _tensors(model) if value.is_floating_point()), images.dtype)
+    there = images.detach().to(device_of(model), kind)
+    return there.clone() if there.is_inference() else there
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (B, K) of a model that answers with a tensor or with something that has ``logits``.
+
+    Raises:
+        ModelError: for any other answer.
+    """
+    answer = model(images)
+    logits = getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
+        raise ModelError(f"The model answers {found}; logits (B, K), or a result with .logits, are needed.")
+    return logits
+
+
+@torch.no_grad()
+def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Logits (N, K) of all pictures, on the CPU."""
+    return torch.cat([logits_of(model, fitted(model, part)).cpu() for part in images.split(batch_size)])
+
+
+def all_maps(
+    name: str, function: MapFunction, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int
+) -> Tensor:
+    """Ask a map function for all pictures.
+
+    Returns:
+        (N, h, w) on the CPU, at least float32, without gradient.
+
+    Raises:
+        ModelError: a map of another shape, or with values that are not finite; the message says ``name``.
+    """
+    parts = []
+    for some, aims in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+        there = fitted(model, some)
+        with torch.enable_grad():
+            values = function(model, there, aims.to(there.device))
+        parts.append(_read(name, values, len(some)))
+    if len({part.shape[1:] for part in parts}) != 1:
+        raise ModelError(f"Map {name!r} changes its size between batches; one size is needed.")
+    return torch.cat(parts)
+
+
+def _read(name: str, values: Tensor, count: int) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
+    values = values.detach()
+    if values.dim() == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.dim() != 3 or len(values) != count or 0 in values.shape:
+        raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
+    if not values.isfinite().all():
+        raise ModelError(f"Map {name!r} holds values that are not finite; look at the pictures and weights it came of.")
+    return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
+
+
+def check_pictures(images: Tensor, targets: Tensor | None = None) -> None:
+    """Check that pictures can be judged.
+
+    Raises:
+        DataError: no pictures, not floating point RGB (N, 3, H, W) in [0, 1], or targets that do not fit.
+    """
+    if images.dim() != 4 or not len(images) or not images.is_floating_point():
+        raise DataError(f"Pictures are {images.dtype} {tuple(images.shape)}; floating point (N, 3, H, W) are needed.")
+    if images.amin() < 0 or images.amax() > 1 or not images.isfinite().all():
+        raise DataError("Pictures must lie in [0, 1]; the normalisation belongs into the model.")
+    if targets is not None and (targets.shape != images.shape[:1] or targets.is_floating_point()):
+        raise DataError(f"{tuple(targets.shape)} targets of {targets.dtype} for {len(images)} pictures; integers (N,).")
+
+
+def learned_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the attention that the classifier used, (B, h, w): all taps combined (see ``combined_map``).
+
+    A :data:`MapFunction`; the target plays no part.
+
+    Raises:
+        ModelError: the model gives no attention.
+    """
+    return _learned(model, images, None)
+
+
+def learned_map_at(tap: str) -> MapFunction:
+    """Return a :data:`MapFunction` that gives the attention used at one tap; it raises ModelError where none is."""
+
+    def at_tap(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return _learned(model, images, tap)
+
+    return at_tap
+
+
+@torch.no_grad()
+def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
+    attention: Mapping[str, Tensor] = getattr(model(images), "attention", {})
+    if not attention:
+        raise ModelError(f"{type(model).__name__} gives no attention; pass a map function that computes one.")
+    if tap is None:
+        return combined_map(dict(attention))[:, 0]
+    if tap not in attention:
+        raise ModelError(f"There is no tap {tap!r}; it can be {', '.join(attention)}.{nearest(tap, attention)}")
+    return attention[tap][:, 0]
+
+
+def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return a map (B, H, W) that falls from the middle of the picture, whatever is in it; a :data:`MapFunction`."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) + 0.5) / height - 0.5
+    columns = (torch.arange(width, device=images.device) + 0.5) / width - 0.5
+    return (1 - torch.hypot(rows[:, None], columns)).expand(len(images), -1, -1)
+
+
+def edge_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the size of the brightness gradient (Sobel) (B, H, W); a :data:`MapFunction` that never asks the model."""
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(grey)
+    slopes = F.conv2d(grey, torch.stack((across, across.T))[:, None])
+    return torch.hypot(slopes[:, 0], slopes[:, 1])
