@@ -1,0 +1,301 @@
+"""Does a map depend on what the network learned? Throw the learned weights away and look whether the map changes.
+
+After Adebayo et al., "Sanity Checks for Saliency Maps" (NeurIPS 2018), sections 3 and 4: *cascading* randomisation from
+the top layer (nearest the logits) down, each stage keeping the ones before it, and *independent* randomisation of one
+layer at a time. Likeness of the maps before and after is told by Spearman's rank correlation, of absolute and of signed
+values, and by SSIM. Their third check, a network trained on shuffled labels, needs a training run and is not here.
+
+A map that stays the same shows the picture (edges, say), not what was learned of it. The reverse is not proven by this:
+a map may depend on the weights and still point to the wrong place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heedmap.errors import DataError, ModelError, OptionError, nearest
+from heedmap.evaluation.asking import MapFunction, all_logits, all_maps, asking, check_pictures
+from heedmap.evaluation.removal import upsampled
+from heedmap.listener import Listener
+
+DEPENDS_BELOW = 0.5  # mean rank correlation with every layer randomised
+SAME_FROM = 0.9
+SSIM_SIDE, SSIM_SIGMA, SSIM_FIRST, SSIM_SECOND = 11, 1.5, 0.01, 0.03
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How alike the maps are before and after some layers were randomised; means over pictures.
+
+    Attributes:
+        layers: the layers randomised by this stage.
+        absolute: Spearman's correlation of the absolute values, in [-1, 1]; 0 where the map after is constant.
+        signed: the same of the values as they are.
+        ssim: structural similarity of the maps at the picture's size, each brought to [0, 1].
+        constant: share of pictures whose map became constant.
+    """
+
+    layers: tuple[str, ...]
+    absolute: float
+    signed: float
+    ssim: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class RandomisationReport:
+    """What randomising did to a map.
+
+    Attributes:
+        count: pictures whose map says anything; constant maps are left out.
+        left_out: pictures with a constant map.
+        cascading: one stage after another, from the top; the last has every layer randomised.
+        independent: each group of layers alone.
+        between: mean rank correlation (absolute values) of one picture's map with the next picture's, before: what
+            maps have in common whatever the picture, such as a hot middle. NaN for a single picture.
+        depends: True, False, or None where it cannot be said.
+        verdict: the same in a sentence, with its thresholds.
+    """
+
+    count: int
+    left_out: int
+    cascading: tuple[Stage, ...]
+    independent: tuple[Stage, ...]
+    between: float
+    depends: bool | None
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers, strings, lists and dicts; NaN where a figure is not defined."""
+        return asdict(self)
+
+
+def randomisation(
+    model: nn.Module,
+    images: Tensor,
+    method: MapFunction,
+    targets: Tensor | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    most: int = 12,
+    independent: bool = True,
+    seed: int = 0,
+    batch_size: int = 64,
+    listener: Listener | None = None,
+) -> RandomisationReport:
+    """Randomise a network's layers and compare the maps; the weights are put back bit by bit, also after an error.
+
+    Args:
+        model: any classifier from RGB in [0, 1].
+        images: (N, 3, H, W) in [0, 1], at least 11 x 11.
+        method: the map function.
+        targets: (N,) class asked about, the same before and after; None takes those that the learned weights predict.
+        layers: names of modules from the input to the top; None takes all that own weights, in order of definition.
+        most: more layers than this are joined with their neighbours into so many groups.
+        independent: make the independent check too.
+        seed: of the new weights. The global random state is not touched.
+        batch_size: pictures a forward pass.
+        listener: is told which layers are at work.
+
+    Raises:
+        DataError: pictures or targets that do not fit, or pictures too small for SSIM.
+        ModelError: no weights, a layer that does not exist, or a map that is no map.
+        OptionError: ``most`` below 1.
+    """
+    check_pictures(images, targets)
+    if min(images.shape[2:]) < SSIM_SIDE:
+        raise DataError(f"Pictures of {tuple(images.shape[2:])} are too small for SSIM; {SSIM_SIDE} pixels are needed.")
+    with asking(model) as lent:
+        groups = _groups(lent, layers, most)
+        aims = all_logits(lent, images, batch_size).argmax(1) if targets is None else targets.cpu()
+        before = all_maps("before randomising", method, lent, images, aims, batch_size)
+
+        def after(names: tuple[str, ...]) -> Stage:
+            if listener is not None:
+                listener.message(f"Randomised: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+            maps = all_maps(f"after randomising {names[0]}", method, lent, images, aims, batch_size)
+            return _stage(names, before, maps, images)
+
+        with restored(lent):
+            cascading = []
+            for number, names in enumerate(groups):
+                randomise(lent, names, seed + number)
+                cascading.append(after(names))
+        alone = []
+        for number, names in enumerate(groups if independent else ()):
+            with restored(lent):
+                randomise(lent, names, seed + number)
+                alone.append(after(names))
+    return _report(before, tuple(cascading), tuple(alone))
+
+
+def _report(before: Tensor, cascading: tuple[Stage, ...], independent: tuple[Stage, ...]) -> RandomisationReport:
+    telling = before[~is_constant(before)]
+    between = spearman(telling.abs(), telling.abs().roll(1, 0)).mean().item() if len(telling) > 1 else float("nan")
+    depends, verdict = _verdict(cascading[-1], len(telling), len(before))
+    left_out = len(before) - len(telling)
+    return RandomisationReport(len(telling), left_out, cascading, independent, between, depends, verdict)
+
+
+def _verdict(last: Stage, telling: int, count: int) -> tuple[bool | None, str]:
+    """Judge by the last stage of the cascade, where nothing learned is left."""
+    ask = "Does this map depend on what the network learned?"
+    if 2 * telling < count:
+        return None, f"{ask} It cannot be said: {count - telling} of {count} maps are constant."
+    found = f"with all weights randomised its rank correlation with itself is {last.absolute:.2f}"
+    rule = f"(below {DEPENDS_BELOW}: yes; from {SAME_FROM} on: no)"
+    # A map turned upside down is as alike as one that stayed.
+    if abs(last.absolute) >= SAME_FROM:
+        return False, f"{ask} No: {found} {rule}. It shows the picture, not what was learned."
+    if abs(last.absolute) < DEPENDS_BELOW:
+        return True, f"{ask} Yes: {found} {rule}."
+    return None, f"{ask} Only in part: {found} {rule}."
+
+
+def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor) -> Stage:
+    if after.shape != before.shape:
+        raise ModelError(
+            f"The map changes its size from {tuple(before.shape)} to {tuple(after.shape)} when randomised."
+        )
+    telling = ~is_constant(before)
+    before, after = before[telling], after[telling]
+    if not len(before):
+        return Stage(names, *(float("nan"),) * 4)
+    height, width = images.shape[2:]
+    likeness = ssim(unit(upsampled(before, height, width)), unit(upsampled(after, height, width)))
+    return Stage(
+        names,
+        spearman(before.abs(), after.abs()).mean().item(),
+        spearman(before, after).mean().item(),
+        likeness.mean().item(),
+        is_constant(after).double().mean().item(),
+    )
+
+
+# ---- weights
+
+
+def _groups(model: nn.Module, layers: Sequence[str] | None, most: int) -> list[tuple[str, ...]]:
+    """Names of the layers to randomise, top first, in at most ``most`` groups of neighbours."""
+    if most < 1:
+        raise OptionError(f"most = {most} leaves no group of layers; it must be 1 or more.")
+    own = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    known = dict(model.named_modules())
+    for name in layers or ():
+        if name not in known:
+            raise ModelError(f"There is no layer {name!r} in the model.{nearest(name, known)}")
+    chosen = list(own if layers is None else layers)[::-1]
+    if not chosen:
+        raise ModelError("The model has no weights, so there is nothing to randomise.")
+    edges = [round(part * len(chosen) / min(most, len(chosen))) for part in range(min(most, len(chosen)) + 1)]
+    return [tuple(chosen[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Draw the weights of the named modules, and of all inside them, anew; in place.
+
+    Modules of torch draw as they do when they are made, running statistics included. What that leaves constant although
+    training had moved it (a layer that starts at zero), and the weights of modules that are not torch's, is drawn from
+    the normal distribution with the mean and the spread of the learned values.
+    """
+    modules = dict(model.named_modules())
+    devices = {value.device for value in model.parameters() if value.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        for name in names:
+            for module in modules[name].modules():
+                _redraw(module)
+
+
+def _redraw(module: nn.Module) -> None:
+    own = list(module.parameters(recurse=False))
+    learned = [value.detach().clone() for value in own]
+    reset = getattr(module, "reset_parameters", None)
+    standard = type(module).__module__.startswith("torch.nn.") and reset is not None
+    if standard:
+        reset()  # type: ignore[misc]  # checked on the line above
+    for value, old in zip(own, learned, strict=True):
+        if not standard or (_is_even(value) and not _is_even(old)):
+            spread = old.std().item() if old.numel() > 1 else abs(old.item())
+            value.normal_(old.mean().item(), spread)
+
+
+def _is_even(value: Tensor) -> bool:
+    return bool((value == value.flatten()[:1]).all())
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put every weight and buffer back bit by bit afterwards, also after an exception."""
+    kept = {value: value.detach().clone() for part in (model.parameters(), model.buffers()) for value in part}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, old in kept.items():
+                value.copy_(old)
+
+
+# ---- likeness of maps
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Whether a map (N, h, w) has one value only: (N,) bool."""
+    flat = maps.flatten(1)
+    return flat.amax(1) == flat.amin(1)
+
+
+def ranks(flat: Tensor) -> Tensor:
+    """Rank each row of (N, P) from 1 up; equal values share the mean of their ranks. float64."""
+    flat = flat.contiguous()
+    ordered = flat.sort(1).values
+    below = torch.searchsorted(ordered, flat)
+    upto = torch.searchsorted(ordered, flat, right=True)
+    return (below + upto + 1).double() / 2
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation of each pair of maps (N, h, w): (N,) float64 in [-1, 1]; 0 where a map is constant."""
+    one, two = (ranks(maps.flatten(1)) for maps in (first, second))
+    one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
+    size = (one.square().sum(1) * two.square().sum(1)).sqrt()
+    return torch.where(size > 0, (one * two).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Bring each map (N, h, w) to [0, 1] by its own smallest and largest value, in float64; a constant map to 0."""
+    maps = maps.double()
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity of each pair of maps (N, H, W) in [0, 1]: (N,) in [-1, 1], 1 where they are equal.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment" (2004), equation 13, with its window (Gaussian, 11 x 11,
+    sigma 1.5) and constants (0.01, 0.03, range 1), averaged over the places where the window lies inside the map.
+    """
+    axis = torch.arange(SSIM_SIDE, dtype=torch.float64) - SSIM_SIDE // 2
+    bell = torch.exp(-axis.square() / (2 * SSIM_SIGMA**2))
+    window = (bell[:, None] * bell / bell.sum() ** 2)[None, None]
+
+    def local(values: Tensor) -> Tensor:
+        return F.conv2d(values[:, None], window.to(values.device))
+
+    first, second = first.double(), second.double()
+    one, two = local(first), local(second)
+    spread_one, spread_two = local(first.square()) - one.square(), local(second.square()) - two.square()
+    shared = local(first * second) - one * two
+    low, mid = SSIM_FIRST**2, SSIM_SECOND**2
+    top = (2 * one * two + low) * (2 * shared + mid)
+    bottom = (one.square() + two.square() + low) * (spread_one + spread_two + mid)
+    return (top / bottom).mean((1, 2, 3))
