@@ -182,7 +182,9 @@ def test_the_blur_is_rises_kernel_and_leaves_a_plain_picture_alone():
 def test_each_stand_in_is_what_its_name_says(pictures):
     assert torch.equal(stand_in(pictures, "black"), torch.zeros_like(pictures))
     assert torch.allclose(stand_in(pictures, "mean")[2, 1], pictures[2, 1].mean())
-    assert torch.equal(stand_in(pictures, torch.tensor([0.1, 0.2, 0.3]).double())[:, 2].unique(), torch.tensor([0.3]).double())
+    assert torch.equal(
+        stand_in(pictures, torch.tensor([0.1, 0.2, 0.3]).double())[:, 2].unique(), torch.tensor([0.3]).double()
+    )
     with pytest.raises(OptionError, match="Did you mean 'black'"):
         stand_in(pictures, "blak")
     with pytest.raises(OptionError, match="no colour"):
