@@ -9,7 +9,7 @@ from torch import nn
 
 from heedmap.errors import DataError, ModelError, OptionError
 from heedmap.evaluation import removal
-from heedmap.evaluation.asking import asking, centre_map, edge_map, learned_map, learned_map_at, score
+from heedmap.evaluation.asking import asking, centre_map, edge_map, explained, learned_map, learned_map_at, score
 from heedmap.evaluation.faithfulness import faithfulness, random_maps
 from heedmap.evaluation.imputation import BLUR_SIGMA, blurred, imputed, stand_in
 from heedmap.records import Output
@@ -362,6 +362,17 @@ def test_learned_attention_is_a_map_like_any_other(images):
         learned_map_at("coarser")(Attending(), images, targets)
     with pytest.raises(ModelError, match="gives no attention"):
         learned_map(nn.Flatten(), images, targets)
+
+
+def test_a_method_of_the_map_engine_is_a_map_function(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    targets = torch.tensor([2, 0, 1, 1])
+    found = explained("grad-cam", layer="1")(model, images, targets)
+    features = model[:2](images)
+    by_hand = (features * model[4].weight[targets][:, :, None, None]).sum(1).relu()  # up to the size of the layer
+    assert found.shape == (4, 30, 30)
+    assert torch.allclose(found / found.amax(), by_hand / by_hand.amax(), atol=1e-5)
 
 
 def test_the_middle_is_the_centre_maps_hottest_place_and_edges_are_the_edge_maps(images):

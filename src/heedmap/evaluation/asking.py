@@ -184,6 +184,21 @@ def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
     return attention[tap][:, 0]
 
 
+def explained(method: str, layer: str | None = None) -> MapFunction:
+    """Return a method of :func:`heedmap.maps.explain`, with its target, as a :data:`MapFunction`.
+
+    Args:
+        method: key of :data:`heedmap.maps.METHODS`, such as ``grad-cam``.
+        layer: as ``explain`` takes it.
+    """
+    from heedmap.maps import explain
+
+    def ask(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return explain(model, images, method, targets, layer).values[:, 0]
+
+    return ask
+
+
 def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return a map (B, H, W) that falls from the middle of the picture, whatever is in it; a :data:`MapFunction`."""
     height, width = images.shape[-2:]
