@@ -239,8 +239,8 @@ def robustness(
                 if listener is not None:
                     listener.message(f"Robustness: {name}, {attack}")
                 for epsilon in levels:
-                    moved = subject.moved(attackers[attack], epsilon)
-                    found.append(subject.row(attack, epsilon, clean, subject.answer(moved)))
+                    now = subject.answer(subject.moved(attackers[attack], epsilon)) if epsilon else clean
+                    found.append(subject.row(attack, epsilon, clean, now))
             rows[name] = tuple(found)
             warnings[name] = masking(found, subject.silent_share(), len(images))
     settings = {"pgd_steps": steps, "pgd_step_size": "2.5 epsilon / steps", "restarts": 1, "seed": seed}
@@ -280,8 +280,6 @@ class _Subject:
         return predicted, all_maps(self.name, self.method, self.model, images, self.labels, self.batch_size)
 
     def moved(self, attack: Attack, epsilon: float) -> Tensor:
-        if epsilon == 0:
-            return self.images
         pairs = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
         return torch.cat([attack(self.model, *pair, epsilon, batch) for batch, pair in enumerate(pairs)])
 
