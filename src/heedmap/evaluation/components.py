@@ -9,6 +9,7 @@ them need to be joined, level by level, for many maps in one go.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,87 +69,114 @@ def components(maps: Tensor) -> Components:
     Args:
         maps: (M, H, W) float32, finite, each from 0 to 1.
     """
-    levels = quantised(maps).numpy().astype(np.int64)
-    peaks, peak_maps = _peaks(maps)
-    gains = _gains(levels, peaks, len(peak_maps))
-    passes = _passes(levels, peaks, len(peak_maps))
+    basins = [_basins(values, levels) for values, levels in zip(maps, quantised(maps), strict=True)]
+    peaks = np.array([found.peaks for found in basins])
+    first = np.cumsum(peaks) - peaks
+    gains = _top_down([_moved(found.gains, 1, number) for found, number in zip(basins, first, strict=True)])
+    passes = _top_down([_moved(found.passes, 2, number) for found, number in zip(basins, first, strict=True)])
     gained, passed = (np.searchsorted(-columns[0], np.arange(1 - LEVELS, 2)) for columns in (gains, passes))
-    flood = _Flood(len(maps), peak_maps, levels[0].size)
+    flood = _Flood(np.repeat(np.arange(len(maps)), peaks), len(maps), maps[0].numel())
     for step in range(LEVELS):
-        ends = [column[passed[step] : passed[step + 1]] for column in passes[1:]]
-        flood.lower(LEVELS - 1 - step, ends, [column[gained[step] : gained[step + 1]] for column in gains[1:]])
+        ends = passes[1:, passed[step] : passed[step + 1]]
+        flood.lower(LEVELS - 1 - step, ends, gains[1:, gained[step] : gained[step + 1]])
     return flood.result(maps.shape[2], maps.shape[1])
 
 
-def _peaks(maps: Tensor) -> tuple[Integers, Integers]:
+class _Basins(NamedTuple):
+    """The basins of one map.
+
+    Attributes:
+        peaks: how many there are.
+        gains: (8, G) what each basin gains at each level: level, peak, left, top, right, bottom, pixels, first pixel.
+        passes: (3, P) pairs of basins that touch, and from which level down they do: level, peak, peak.
+    """
+
+    peaks: int
+    gains: Integers
+    passes: Integers
+
+
+def _basins(values: Tensor, levels: Tensor) -> _Basins:
+    """Part one map (H, W) into basins by its values, and cut them by its levels."""
+    peak, count = _peaks(values)
+    level = levels.numpy().astype(np.int64)
+    return _Basins(count, _gains(level, peak, count), _passes(level, peak, count))
+
+
+def _moved(columns: Integers, peaks: int, number: int) -> Integers:
+    """Number the peaks, in so many lines after the first, on from a number."""
+    columns[1 : 1 + peaks] += number
+    return columns
+
+
+def _top_down(parts: list[Integers]) -> Integers:
+    """Put columns together, the highest level first."""
+    columns = np.concatenate(parts, axis=1)
+    return columns[:, np.argsort(LEVELS - 1 - columns[0].astype(np.uint8), kind="stable")]
+
+
+def _peaks(values: Tensor) -> tuple[Integers, int]:
     """Send each pixel uphill, always the steepest way, to a peak.
 
     Order is by value, among equals by place, so that no way runs in a circle.
 
     Returns:
-        For each pixel, flattened over all maps, the number of its peak; for each peak the number of its map.
+        For each pixel the number of its peak, and how many peaks there are.
     """
-    count, height, width = maps.shape
-    _, steepest = max_pool2d(maps[:, None], 3, 1, 1, return_indices=True)
-    way = (steepest.flatten(1) + torch.arange(count)[:, None] * (height * width)).flatten().numpy()
+    _, steepest = max_pool2d(values[None], 3, 1, 1, return_indices=True)
+    way = steepest.flatten().numpy()
     while not np.array_equal(further := way.take(way), way):
         way = further
     is_peak = way == np.arange(len(way))
-    return (np.cumsum(is_peak) - 1).take(way), np.flatnonzero(is_peak) // (height * width)
+    number = np.cumsum(is_peak) - 1
+    return number.take(way), int(number[-1]) + 1
 
 
-def _gains(levels: Integers, peaks: Integers, count: int) -> list[Integers]:
-    """What each basin gains at each level, from the top down: level, peak, left, top, right, bottom, pixels, first."""
-    height, width = levels.shape[1:]
-    bits = (height * width - 1).bit_length()
-    place = np.broadcast_to(np.arange(height * width), (len(levels), height * width)).ravel()
+def _gains(level: Integers, peak: Integers, count: int) -> Integers:
+    """See :class:`_Basins`."""
+    bits = (level.size - 1).bit_length()
     # One number to sort by, and to read everything from afterwards: level from the top, peak, place.
-    key = np.sort((((LEVELS - 1 - levels.ravel()) * count + peaks) << bits) | place)
+    key = np.sort((((LEVELS - 1 - level.ravel()) * count + peak) << bits) | np.arange(level.size))
     place, key = key & ((1 << bits) - 1), key >> bits
-    start = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-    row = place // width
-    column = place - row * width
-    return [
-        LEVELS - 1 - key[start] // count,
-        key[start] % count,
-        np.minimum.reduceat(column, start),
-        row[start],
-        np.maximum.reduceat(column, start) + 1,
-        row[np.append(start[1:], len(key)) - 1] + 1,
-        np.diff(start, append=len(key)),
-        place[start],
-    ]
+    start = np.flatnonzero(np.diff(key, prepend=-1))
+    row = place // level.shape[1]
+    column = place - row * level.shape[1]
+    last = np.append(start[1:], len(key))
+    left, right = np.minimum.reduceat(column, start), np.maximum.reduceat(column, start) + 1
+    depth, peaks = np.divmod(key[start], count)
+    return np.stack(
+        [LEVELS - 1 - depth, peaks, left, row[start], right, row[last - 1] + 1, last - start, place[start]]
+    )
 
 
-def _passes(levels: Integers, peaks: Integers, count: int) -> list[Integers]:
-    """Pairs of basins that touch, and the highest level at which they do, from the top down: level, peak, peak."""
-    basins = peaks.reshape(levels.shape)
-    height, width = levels.shape[1:]
+def _passes(level: Integers, peak: Integers, count: int) -> Integers:
+    """See :class:`_Basins`."""
+    peak = peak.reshape(level.shape)
+    height, width = level.shape
     found = []
     for down, right in _HALF:
-        here = (slice(None), slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        there = (slice(None), slice(down, None), slice(max(0, right), width + min(0, right)))
-        differs = np.flatnonzero(basins[here] != basins[there])
-        ends = basins[here].ravel().take(differs), basins[there].ravel().take(differs)
-        level = np.minimum(levels[here].ravel().take(differs), levels[there].ravel().take(differs))
-        found.append((np.minimum(*ends) * count + np.maximum(*ends)) * LEVELS + (LEVELS - 1 - level))
+        here = (slice(0, height - down), slice(max(0, -right), width - max(0, right)))
+        there = (slice(down, None), slice(max(0, right), width + min(0, right)))
+        differs = peak[here] != peak[there]
+        one, other = peak[here][differs], peak[there][differs]
+        reached = np.minimum(level[here][differs], level[there][differs])
+        found.append((np.minimum(one, other) * count + np.maximum(one, other)) * LEVELS + (LEVELS - 1 - reached))
     key = np.sort(np.concatenate(found))
-    pair, depth = key // LEVELS, key % LEVELS
+    pair, depth = np.divmod(key, LEVELS)
     is_highest = np.diff(pair, prepend=-1) > 0
-    pair, depth = pair[is_highest], depth[is_highest]
-    order = np.argsort(depth)
-    return [LEVELS - 1 - depth[order], pair[order] // count, pair[order] % count]
+    one, other = np.divmod(pair[is_highest], count)
+    return np.stack([LEVELS - 1 - depth[is_highest], one, other])
 
 
 class _Flood:
     """The components above a level that falls."""
 
-    def __init__(self, count: int, peak_maps: Integers, pixels: int) -> None:
+    def __init__(self, peak_maps: Integers, count: int, pixels: int) -> None:
         """Start above all peaks.
 
         Args:
-            count: number of maps.
             peak_maps: for each peak the number of its map.
+            count: number of maps.
             pixels: of one map.
         """
         peaks = len(peak_maps)
@@ -157,6 +185,7 @@ class _Flood:
         self._low = np.full((3, peaks), pixels)  # left, top, first pixel
         self._high = np.zeros((2, peaks), np.int64)  # right, bottom
         self._pixels = np.zeros(peaks, np.int64)
+        self._slot = np.zeros(peaks, np.int64)
         self._entry = np.full(peaks, -1)  # the component as it is; -1 for none yet
         self._entries: list[NDArray[np.int64]] = []
         self._deaths: list[tuple[Integers, int]] = []
@@ -164,17 +193,17 @@ class _Flood:
         self._largest = np.full((count, LEVELS), -1)
         self._top = np.full((2, count), -1)  # of the largest so far: its rank and its entry
 
-    def lower(self, level: int, ends: list[Integers], gains: list[Integers]) -> None:
+    def lower(self, level: int, ends: Integers, gains: Integers) -> None:
         """Lower the level by one.
 
         Args:
             level: the new one.
-            ends: pairs of peaks whose basins touch from this level on.
-            gains: what basins gain at this level: peak, left, top, right, bottom, pixels, first pixel.
+            ends: (2, P) pairs of peaks whose basins touch from this level on.
+            gains: (7, G) what basins gain at this level, see :class:`_Basins`.
         """
         # One end of a pass lies at this very level, so that each component that is joined here also grows here.
         if len(ends[0]):
-            self._join(self._root(np.concatenate(ends)), level)
+            self._join(self._root(ends.ravel()), level)
         if len(gains[0]):
             self._grow(self._root(gains[0]), gains[1:], level)
         self._largest[:, level] = self._top[1]
@@ -187,11 +216,11 @@ class _Flood:
         return root
 
     def _join(self, ends: Integers, level: int) -> None:
-        roots, ends = np.unique(ends, return_inverse=True)
-        one, other = ends.reshape(2, -1)
-        graph = coo_array((np.ones(len(one), bool), (one, other)), (len(roots), len(roots)))
-        _, label = connected_components(graph, directed=False)
-        order = np.argsort(label, kind="stable")
+        slots, is_last = self._slots(ends)
+        graph = coo_array((np.ones(len(ends) // 2, bool), tuple(slots.reshape(2, -1))), (len(ends), len(ends)))
+        label = connected_components(graph, directed=False)[1][is_last]
+        roots = ends[is_last]
+        order = np.argsort(label)
         start = np.flatnonzero(np.diff(label[order], prepend=-1))
         joined = roots[order]
         kept = joined[start]
@@ -203,14 +232,14 @@ class _Flood:
         self._pixels[kept] = np.add.reduceat(self._pixels[joined], start)
         self._parent[joined] = np.repeat(kept, np.diff(start, append=len(joined)))
 
-    def _grow(self, roots: Integers, gains: list[Integers], level: int) -> None:
+    def _grow(self, roots: Integers, gains: Integers, level: int) -> None:
         left, top, right, bottom, pixels, first = gains
         for line, gain in zip(self._low, (left, top, first), strict=True):
             np.minimum.at(line, roots, gain)
         for line, gain in zip(self._high, (right, bottom), strict=True):
             np.maximum.at(line, roots, gain)
         np.add.at(self._pixels, roots, pixels)
-        grown = np.unique(roots)
+        grown = roots[self._slots(roots)[1]]
         self._end(grown, level)
         entry = self._entry[grown] = self._count + np.arange(len(grown))
         self._count += len(grown)
@@ -220,6 +249,13 @@ class _Flood:
         np.maximum.at(self._top[0], maps, rank)
         is_top = rank == self._top[0, maps]
         self._top[1, maps[is_top]] = entry[is_top]
+
+    def _slots(self, roots: Integers) -> tuple[Integers, NDArray[np.bool_]]:
+        """For each the last place at which the same root stands, and which are these; without sorting."""
+        places = np.arange(len(roots))
+        self._slot[roots] = places
+        slots = self._slot.take(roots)
+        return slots, slots == places
 
     def _end(self, roots: Integers, level: int) -> None:
         entries = self._entry[roots]
