@@ -1,8 +1,8 @@
 """From a map to a mask: one scale of 256 levels for every map, and ways to choose the level.
 
-A map is scaled by its own lowest and highest value to 0 to 1 and cut to whole levels 0 to 255, as the reference code of
-Choe et al. (2020) does; the mask of level k holds what reaches k. Every measure of :mod:`heedmap.evaluation.localisation`
-works on these levels, so that it can be had from counts per level instead of from one mask for each threshold.
+A map is scaled by its own lowest and highest value to 0 to 1 and cut to whole levels 0 to 255, as the reference code
+of Choe et al. (2020) does; the mask of level k holds what reaches k. Every measure of
+:mod:`heedmap.evaluation.localisation` works on these levels, so that it can be had from counts for each level.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from heedmap.errors import OptionError, nearest
 
-__all__ = ["LEVELS", "THRESHOLDS", "is_judgeable", "masks_of", "otsu_levels", "quantised", "scaled"]
+__all__ = ["LEVELS", "THRESHOLDS", "is_judgeable", "masks_of", "otsu_levels", "quantised", "resized", "scaled"]
 
 LEVELS = 256
 
@@ -32,19 +32,33 @@ def scaled(maps: Tensor, size: int) -> Tensor:
 
     Args:
         maps: (M, 1, h, w). A map that is not finite, or the same everywhere, becomes 0 everywhere: it prefers no place.
-        size: side in pixels; a map of another size is interpolated linearly between the centres of its cells (the
-            reference code of Choe et al. interpolates with a cubic, which overshoots).
+        size: see :func:`resized`.
 
     Returns:
         (M, size, size) float32.
     """
-    _, differs = is_judgeable(maps)
-    maps = torch.where(differs[:, None, None, None], maps.float(), 0.0)
-    if maps.shape[-2:] != (size, size):
-        maps = interpolate(maps, (size, size), mode="bilinear", align_corners=False, antialias=max(maps.shape) > size)
-    maps = maps[:, 0]
+    maps = resized(torch.where(is_judgeable(maps)[1][:, None, None, None], maps, 0), size)
     low, high = maps.flatten(1).amin(1)[:, None, None], maps.flatten(1).amax(1)[:, None, None]
     return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+
+def resized(maps: Tensor, size: int) -> Tensor:
+    """Interpolate maps linearly between the centres of their cells, averaging where they shrink.
+
+    The reference code of Choe et al. interpolates with a cubic, which overshoots.
+
+    Args:
+        maps: (M, 1, h, w).
+        size: side of the result in pixels.
+
+    Returns:
+        (M, size, size) float32.
+    """
+    maps = maps.float()
+    if maps.shape[-2:] != (size, size):
+        is_larger = max(maps.shape[-2:]) > size
+        maps = interpolate(maps, (size, size), mode="bilinear", align_corners=False, antialias=is_larger)
+    return maps[:, 0]
 
 
 def quantised(maps: Tensor) -> Tensor:
@@ -89,8 +103,8 @@ THRESHOLDS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "fixed": lambda maps, share: maps >= share,
     "percentile": _at_percentile,
 }
-"""Way of choosing the threshold -> (maps (M, H, W) in 0 to 1, value) -> masks. ``otsu`` takes no heed of the value;
-``fixed`` keeps what reaches that share of the map's range, ``percentile`` what reaches that percentile of its values."""
+"""Way of choosing the threshold -> (maps (M, H, W) in 0 to 1, value) -> masks. ``otsu`` takes no value;
+``fixed`` keeps what reaches that share of the map's range, ``percentile`` that percentile of its values."""
 
 
 def masks_of(maps: Tensor, threshold: str = "otsu", value: float = 0.5, *, size: int = 224) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -112,7 +111,7 @@ def _moved(columns: Integers, peaks: int, number: int) -> Integers:
 def _top_down(parts: list[Integers]) -> Integers:
     """Put columns together, the highest level first."""
     columns = np.concatenate(parts, axis=1)
-    return columns[:, np.argsort(LEVELS - 1 - columns[0].astype(np.uint8), kind="stable")]
+    return columns.take(np.argsort(LEVELS - 1 - columns[0].astype(np.uint8), kind="stable"), axis=1)
 
 
 def _peaks(values: Tensor) -> tuple[Integers, int]:
@@ -144,9 +143,7 @@ def _gains(level: Integers, peak: Integers, count: int) -> Integers:
     last = np.append(start[1:], len(key))
     left, right = np.minimum.reduceat(column, start), np.maximum.reduceat(column, start) + 1
     depth, peaks = np.divmod(key[start], count)
-    return np.stack(
-        [LEVELS - 1 - depth, peaks, left, row[start], right, row[last - 1] + 1, last - start, place[start]]
-    )
+    return np.stack([LEVELS - 1 - depth, peaks, left, row[start], right, row[last - 1] + 1, last - start, place[start]])
 
 
 def _passes(level: Integers, peak: Integers, count: int) -> Integers:

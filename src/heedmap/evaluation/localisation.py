@@ -1,99 +1,325 @@
-"""Does a map's hottest point lie on the object? The pointing game, with its two baselines beside it.
-
-After Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), section 4.2. Departures: there the
-point may miss the object by 15 pixels, here it must lie inside the box; there accuracies are averaged over classes,
-here over pictures. A pointing figure means little without its baselines: objects that sit in the middle are hit by a
-map that always points there.
-"""
+"""Does a map lie on the object? Every map against the user's own annotations, with maps that know nothing beside."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["centre_pointing", "hottest_points", "pointing", "pointing_table", "random_pointing"]
+from heedmap.data.annotations import Annotations
+from heedmap.data.pictures import Pictures
+from heedmap.errors import DataError, OptionError
+from heedmap.evaluation.baselines import FIXED_BASELINES, edges, fixed_baselines
+from heedmap.evaluation.binarise import LEVELS, scaled
+from heedmap.evaluation.bootstrap import Bootstrap
+from heedmap.evaluation.components import Components, components
+from heedmap.evaluation.localisation_report import METRICS, PER_PICTURE, LocalisationReport, Score
+from heedmap.evaluation.measures import (
+    IGNORED,
+    OBJECT,
+    Measured,
+    Truth,
+    iou_by_level,
+    measure,
+    near,
+    pixel_average_precision,
+)
+from heedmap.evaluation.overlap import DELTAS
+from heedmap.evaluation.pointing import (
+    BASELINES,
+    centre_pointing,
+    hottest_points,
+    pointing,
+    pointing_table,
+    random_pointing,
+)
+from heedmap.listener import Listener
 
-BASELINES = ("centre", "random")
+__all__ = [
+    "BASELINES",
+    "METRICS",
+    "LocalisationReport",
+    "Maps",
+    "Score",
+    "centre_pointing",
+    "hottest_points",
+    "localise",
+    "pointing",
+    "pointing_table",
+    "random_pointing",
+]
 
+CHUNK = 128  # pictures held as maps at a time; at 224 pixels 26 MB for each copy
 
-def hottest_points(maps: Tensor) -> Tensor:
-    """Find each map's hottest point: the centre of its hottest cell.
+Maps = Tensor | Callable[[Tensor], Tensor]
+"""(N, 1, h, w), any scale; or a function from (n,) rows to (n, 1, h, w), for more maps than memory holds."""
 
-    Args:
-        maps: (N, 1, h, w) or (N, h, w), any scale.
-
-    Returns:
-        (N, 2) x and y in shares of the picture; among equal cells the first in raster order (row by row).
-
-    Raises:
-        ValueError: for another shape, an empty map, or values that are not finite.
-    """
-    if maps.dim() == 4 and maps.shape[1] == 1:
-        maps = maps[:, 0]
-    if maps.dim() != 3 or 0 in maps.shape[1:]:
-        raise ValueError(f"Maps must be (N, 1, h, w), not {tuple(maps.shape)}.")
-    if not torch.isfinite(maps).all():
-        raise ValueError("A map holds values that are not finite, so it has no hottest point.")
-    height, width = maps.shape[1:]
-    flat = maps.flatten(1)
-    # argmax may return any of several equal cells; the first that equals the maximum is the same on every device
-    cell = (flat == flat.amax(1, keepdim=True)).to(torch.uint8).argmax(1)
-    return torch.stack([(cell % width + 0.5) / width, (cell // width + 0.5) / height], dim=1)
-
-
-def _hits(points: Tensor, boxes: Tensor) -> float:
-    """Share of points (N, 2) that lie in their box, edges included."""
-    inside = (points >= boxes[:, :2]) & (points <= boxes[:, 2:])
-    return inside.all(1).double().mean().item()
-
-
-def _checked(boxes: Tensor) -> Tensor:
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-        raise ValueError(f"Boxes must be (N, 4) with N at least 1, not {tuple(boxes.shape)}.")
-    if not ((boxes[:, :2] < boxes[:, 2:]).all() and (boxes >= 0).all() and (boxes <= 1).all()):
-        raise ValueError("Boxes must be left < right and top < bottom in shares of the picture, 0 to 1.")
-    return boxes
-
-
-def pointing(maps: Tensor, boxes: Tensor) -> float:
-    """Share of pictures whose map's hottest point (see :func:`hottest_points`) lies inside the box.
-
-    Args:
-        maps: (N, 1, h, w), any scale.
-        boxes: (N, 4) left, top, right, bottom in shares of the picture that the map covers, 0 to 1.
-
-    Raises:
-        ValueError: when shapes do not fit, boxes are empty or out of range, or a map is not finite.
-    """
-    if len(maps) != len(_checked(boxes)):
-        raise ValueError(f"{len(maps)} maps for {len(boxes)} boxes; there must be one box for each map.")
-    return _hits(hottest_points(maps).to(boxes), boxes)
+Floats = NDArray[np.float64]
 
 
-def centre_pointing(boxes: Tensor) -> float:
-    """Share of boxes (N, 4) that hold the middle of the picture: what a map that always points there would score."""
-    return _hits(torch.full_like(_checked(boxes)[:, :2], 0.5), boxes)
-
-
-def random_pointing(boxes: Tensor) -> float:
-    """Mean area of the boxes (N, 4): what pointing at random would score in the long run."""
-    return (_checked(boxes)[:, 2:] - boxes[:, :2]).prod(1).double().mean().item()
-
-
-def pointing_table(attention: dict[str, Tensor], boxes: Tensor) -> dict[str, float]:
-    """Pointing for each map, and for the baselines ``centre`` and ``random``.
+def localise(
+    maps: Mapping[str, Maps],
+    annotations: Annotations,
+    *,
+    images: Pictures | Tensor | None = None,
+    chosen_on: Tensor | None = None,
+    size: int = 224,
+    tolerance: float = 0.04,
+    draws: int = 1000,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> LocalisationReport:
+    """Judge maps, and the baselines, by where the objects are.
 
     Args:
-        attention: tap name (or ``combined``) -> (N, 1, h, w).
-        boxes: (N, 4) in shares of the picture.
-
-    Returns:
-        name -> share in 0 to 1, the taps in their order, then the baselines.
+        maps: name -> maps of N pictures.
+        annotations: of the same N pictures, in the same order.
+        images: the pictures, for the baseline ``edges``: (N, 3, H, W), or pictures to load. None leaves it out.
+        chosen_on: (K,) rows on which the threshold of ``best_iou`` is chosen; these are then not judged at all. None
+            chooses on each half of the pictures, drawn with ``seed``, the threshold for the other half.
+        size: side in pixels at which maps and objects are compared; at most 1024.
+        tolerance: by how many shares of the picture's side ``pointing_near`` may miss.
+        draws: of the bootstrap; 0 gives intervals of NaN.
+        seed: of the bootstrap, the halves and the random baseline.
+        listener: hears which map is being judged.
 
     Raises:
-        ValueError: as :func:`pointing` does, or when a tap has a baseline's name.
+        DataError: no map; numbers that do not fit; no picture to judge, or fewer than two to choose a threshold on.
+        OptionError: an option out of range, or a map named like a baseline.
     """
-    if taken := set(BASELINES) & set(attention):
-        raise ValueError(f"A tap is named like a baseline: {', '.join(sorted(taken))}; give it another name.")
-    table = {tap: pointing(maps, boxes) for tap, maps in attention.items()}
-    return {**table, "centre": centre_pointing(boxes), "random": random_pointing(boxes)}
+    _check(maps, annotations, images, size, tolerance)
+    listener = listener or Listener()
+    truth = _Truths(annotations, size, tolerance)
+    chooses = torch.zeros(len(annotations), dtype=torch.bool)
+    if chosen_on is not None:
+        chooses[_rows_within(chosen_on, len(annotations))] = True
+    halves = _halves(truth.usable, chooses, chosen_on is not None, seed)
+    rows = (truth.usable & ~chooses).nonzero().flatten()
+    judge = _Judge(truth, rows, halves, Bootstrap(len(rows), draws, seed))
+    sources = _sources(maps, images, size, seed)
+    done: dict[str, _Judged] = {}
+    for number, (name, source) in enumerate(sources.items(), 1):
+        listener.message(f"Judging where maps lie: {name} ({number} of {len(sources)}).")
+        done[name] = judge(source)
+    left_out = {**truth.left_out, "chosen on": int((truth.usable & chooses).sum())}
+    return LocalisationReport(
+        scores={name: found.scores for name, found in done.items()},
+        baselines=tuple(name for name in sources if name not in maps),
+        thresholds={name: found.thresholds for name, found in done.items()},
+        rows=rows,
+        per_picture={name: found.per_picture for name, found in done.items()},
+        left_out={reason: count for reason, count in left_out.items() if count},
+        unjudgeable={name: found.unjudgeable for name, found in done.items() if found.unjudgeable},
+        outlined=int(truth.outlined[rows].sum()),
+        covered=int(truth.covered[rows].sum()),
+        size=size,
+        tolerance=tolerance,
+        draws=draws,
+        notes=annotations.notes + (() if images is not None else ("No pictures were given, so no edges beside.",)),
+    )
+
+
+def _check(
+    maps: Mapping[str, Maps], annotations: Annotations, images: Pictures | Tensor | None, size: int, tolerance: float
+) -> None:
+    if not maps:
+        raise DataError("There are no maps to judge; give at least one.")
+    if taken := {*FIXED_BASELINES, "edges"} & set(maps):
+        raise OptionError(f"A map is named like a baseline: {', '.join(sorted(taken))}; give it another name.")
+    for name, values in maps.items():
+        if isinstance(values, Tensor) and (values.dim() != 4 or values.shape[1] != 1 or 0 in values.shape[2:]):
+            raise DataError(f"The maps {name!r} must be (N, 1, h, w), not {tuple(values.shape)}.")
+        if isinstance(values, Tensor) and len(values) != len(annotations):
+            raise DataError(
+                f"{len(values)} maps {name!r} for {len(annotations)} annotated pictures; give one for each."
+            )
+    if images is not None and len(images) != len(annotations):
+        raise DataError(f"{len(images)} pictures for {len(annotations)} annotations; give the same ones in order.")
+    if not 8 <= size <= 1024:
+        raise OptionError(f"size lies between 8 and 1024 pixels, not at {size}.")
+    if not 0 <= tolerance <= 0.5:
+        raise OptionError(f"tolerance is a share of the picture's side from 0 to 0.5, not {tolerance}.")
+
+
+def _rows_within(rows: Tensor, count: int) -> Tensor:
+    rows = torch.as_tensor(rows)
+    if rows.dtype == torch.bool or rows.is_floating_point() or rows.dim() != 1:
+        raise DataError("chosen_on must be row numbers, a tensor of integers (K,).")
+    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
+        raise DataError(f"chosen_on names a row outside 0 .. {count - 1}.")
+    return rows.long()
+
+
+def _halves(usable: Tensor, chooses: Tensor, is_chosen: bool, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (rows to choose the threshold on, rows to use it for)."""
+    judged = (usable & ~chooses).nonzero().flatten()
+    if not len(judged):
+        raise DataError("No picture is left to judge: none has an object in its square view; check the annotations.")
+    if is_chosen:
+        other = (usable & chooses).nonzero().flatten()
+        if not len(other):
+            raise DataError("chosen_on names no picture with an object; name some, or leave it out.")
+        return [(other, judged)]
+    if len(judged) < 2:
+        raise DataError("One picture alone leaves none to choose the threshold on; give two or more.")
+    order = judged[torch.randperm(len(judged), generator=torch.Generator().manual_seed(seed))]
+    first, second = order[: len(order) // 2].sort()[0], order[len(order) // 2 :].sort()[0]
+    return [(first, second), (second, first)]
+
+
+class _Truths:
+    """The objects of all pictures, packed to bits: at 224 pixels 19 KB a picture."""
+
+    def __init__(self, annotations: Annotations, size: int, tolerance: float) -> None:
+        count = len(annotations)
+        self.size, self._tolerance = size, tolerance
+        self.outlined = torch.tensor([mask is not None for mask in annotations.masks], dtype=torch.bool)
+        self.usable, self.covered = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+        self.left_out = {"not annotated": 0, "annotated without object": 0, "object outside the square or too small": 0}
+        self._boxes = [box.double().numpy() for box in annotations.boxes]
+        self._packed = np.zeros((count, 3, (size * size + 7) // 8), np.uint8)
+        for row in range(count):
+            self._add(annotations, row)
+
+    def _add(self, annotations: Annotations, row: int) -> None:
+        if not annotations.known[row] or not annotations.objects[row]:
+            self.left_out["annotated without object" if annotations.known[row] else "not annotated"] += 1
+            return
+        region = annotations.region(row, self.size).numpy()
+        if not len(self._boxes[row]) or not (region == OBJECT).any():
+            self.left_out["object outside the square or too small"] += 1
+            return
+        self.usable[row], self.covered[row] = True, not (region == 0).any()
+        planes = np.stack([region == OBJECT, region == IGNORED, near(region, self._tolerance)])
+        self._packed[row] = np.packbits(planes.reshape(3, -1), axis=1)
+
+    def of(self, rows: Tensor) -> Truth:
+        bits = np.unpackbits(self._packed[rows.numpy()], axis=2, count=self.size**2)
+        planes = torch.from_numpy(bits).reshape(-1, 3, self.size, self.size)
+        regions = OBJECT * planes[:, 0] + IGNORED * planes[:, 1]
+        return Truth(
+            regions, planes[:, 2].bool(), tuple(self._boxes[row] for row in rows.tolist()), self.outlined[rows]
+        )
+
+
+class _Source(NamedTuple):
+    """Where the maps of some rows come from, and their components where they are known beforehand."""
+
+    of: Callable[[Tensor], Tensor]
+    components: Callable[[Tensor], Components] | None = None
+
+
+def _sources(maps: Mapping[str, Maps], images: Pictures | Tensor | None, size: int, seed: int) -> dict[str, _Source]:
+    sources = {name: _Source(_rows_of(name, values)) for name, values in maps.items()}
+    sources |= {name: _cycled(bank, size) for name, bank in fixed_baselines(size, seed).items()}
+    if isinstance(images, Tensor):
+        pictures = images
+        sources["edges"] = _Source(lambda rows: edges(pictures[rows]))
+    elif images is not None:
+        loaded = images
+        sources["edges"] = _Source(lambda rows: edges(torch.stack([loaded.load(row, size) for row in rows.tolist()])))
+    return sources
+
+
+def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
+    if isinstance(values, Tensor):
+        return lambda rows: values[rows].detach().cpu()
+
+    def called(rows: Tensor) -> Tensor:
+        found = values(rows).detach().cpu()
+        if found.dim() != 4 or found.shape[:2] != (len(rows), 1) or 0 in found.shape[2:]:
+            raise DataError(f"The function for the maps {name!r} gave {tuple(found.shape)} for {len(rows)} rows.")
+        return found
+
+    return called
+
+
+def _cycled(bank: Tensor, size: int) -> _Source:
+    """The same few maps over and over, whose components are found once."""
+    found = components(scaled(bank, size))
+    return _Source(lambda rows: bank[rows % len(bank)], lambda rows: found.of((rows % len(bank)).numpy()))
+
+
+class _Judged(NamedTuple):
+    scores: dict[str, Score]
+    thresholds: tuple[float, ...]
+    per_picture: dict[str, Floats]
+    unjudgeable: dict[str, int]
+
+
+class _Judge:
+    """Judges one map after the other by the same pictures and the same draws."""
+
+    def __init__(self, truth: _Truths, rows: Tensor, halves: list[tuple[Tensor, Tensor]], bootstrap: Bootstrap) -> None:
+        self._truth, self._rows, self._halves = truth, rows, halves
+        self._bootstrap = bootstrap
+        self._all = truth.usable.nonzero().flatten()
+        if len(halves) == 2:
+            self._all = rows
+        place = torch.full((len(truth.usable),), -1)
+        place[self._all] = torch.arange(len(self._all))
+        self._place = place.numpy()
+
+    def __call__(self, source: _Source) -> _Judged:
+        parts = [self._measure(source, rows) for rows in self._all.split(CHUNK)]
+        found = Measured(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        iou, thresholds = self._best_iou(iou_by_level(found.inside, found.outside))
+        kept = self._place[self._rows.numpy()]
+        per_picture = {
+            "pointing": found.pointing[kept],
+            "pointing_near": found.tolerant[kept],
+            "energy": found.energy[kept],
+            "otsu_iou": found.otsu_iou[kept],
+            "best_iou": iou,
+            "corloc": (found.otsu_box_iou[kept] >= 0.5).astype(np.float64),
+        }
+        counts = np.stack([found.inside[kept], found.outside[kept]], axis=1)
+        hits = np.stack([found.largest[kept], found.every[kept]], axis=1)
+        unjudgeable = {
+            "not finite": int((~found.finite[kept]).sum()),
+            "flat": int((found.finite & ~found.differs)[kept].sum()),
+        }
+        scores = self._scores(per_picture, counts, hits)
+        return _Judged(scores, thresholds, per_picture, {word: count for word, count in unjudgeable.items() if count})
+
+    def _measure(self, source: _Source, rows: Tensor) -> Measured:
+        known = None if source.components is None else source.components(rows)
+        return measure(source.of(rows), self._truth.of(rows), known)
+
+    def _best_iou(self, iou: Floats) -> tuple[Floats, tuple[float, ...]]:
+        """IoU of each judged picture at the level that is best on the other pictures, and these levels as shares."""
+        best, thresholds = np.full(len(self._place), np.nan), []
+        for chosen_on, used_for in self._halves:
+            level = int(iou[self._place[chosen_on.numpy()]].mean(0).argmax())
+            best[used_for.numpy()] = iou[self._place[used_for.numpy()], level]
+            thresholds.append(level / (LEVELS - 1))
+        return best[self._rows.numpy()], tuple(thresholds)
+
+    def _scores(
+        self, per_picture: dict[str, Floats], counts: NDArray[np.int64], hits: NDArray[np.bool_]
+    ) -> dict[str, Score]:
+        count = len(self._rows)
+        single = np.stack(list(per_picture.values()), axis=1)
+        flat = [single, counts.reshape(count, -1) / counts[0].sum(), hits.reshape(count, -1)]
+        ends = np.cumsum([0, *(part.shape[1] for part in flat)])
+        drawn = self._bootstrap.means(np.concatenate([part.astype(np.float32) for part in flat], axis=1))
+        of_draws = _figures(*(drawn[:, ends[i] : ends[i + 1]].astype(np.float64) for i in range(3)))
+        of_all = _figures(*(part.mean(0, dtype=np.float64)[None] for part in flat))
+        return {
+            metric: Score(float(of_all[metric][0]), *self._bootstrap.interval(of_draws[metric])) for metric in METRICS
+        }
+
+
+def _figures(single: Floats, counts: Floats, hits: Floats) -> dict[str, Floats]:
+    """Metric -> (draws,) from the means over pictures of what is known of each."""
+    inside, outside = counts.reshape(-1, 2, LEVELS).transpose(1, 0, 2)
+    best = hits.reshape(-1, 2, LEVELS, len(DELTAS)).max(2)
+    figures = dict(zip(PER_PICTURE, single.T, strict=True))
+    figures["pxap"] = pixel_average_precision(inside, outside)
+    figures["max_box_acc"] = best[:, 0, DELTAS.index(0.5)]
+    figures["max_box_acc_v2"] = best[:, 1].mean(-1)
+    return figures

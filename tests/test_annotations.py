@@ -1,0 +1,320 @@
+"""Annotations as people have them: the same two objects in every format, matched, cropped, refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from heedmap.data.annotation_matching import match
+from heedmap.data.annotations import annotations_of, read_annotations
+from heedmap.data.digit_scenes import digit_scenes
+from heedmap.data.object_masks import RunLengths, kind_of
+from heedmap.data.pictures import FolderPictures
+from heedmap.errors import DataError, OptionError
+
+WIDTH, HEIGHT = 40, 20  # the square view is columns 10 to 30
+BOX = (12, 4, 22, 14)  # left, top, right, bottom in pixels, right and bottom not included
+SHARES = torch.tensor([[0.1, 0.2, 0.6, 0.7]], dtype=torch.float64)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    names = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
+    for name in names:
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), "grey").save(tmp_path / "pictures" / name)
+    return FolderPictures(tmp_path / "pictures", names, torch.tensor([0, 0, 1]), ("cat", "dog"))
+
+
+def object_pixels():
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 1
+    return pixels
+
+
+def write_masks(folder, pixels, palette=False, names=("cat/1.png", "cat/2.png", "dog/1.png")):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels)
+        if palette:
+            image = image.convert("P")
+            image.putdata(pixels.ravel().tolist())
+            image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [9] * (253 * 3))
+        image.save(folder / name)
+    return folder
+
+
+def as_masks(folder):
+    return write_masks(folder / "m", object_pixels() * 255)
+
+
+def as_masks_of_ones(folder):
+    return write_masks(folder / "m", object_pixels())
+
+
+def as_indices_with_a_void_edge(folder):
+    pixels = object_pixels()
+    pixels[0] = 255
+    return write_masks(folder / "m", pixels, palette=True)
+
+
+def as_colours(folder):
+    pixels = object_pixels()[..., None] * np.array([128, 0, 0], np.uint8)
+    pixels[0] = (224, 224, 192)
+    return write_masks(folder / "m", pixels)
+
+
+def as_coco(folder, **changes):
+    left, top, right, bottom = BOX
+    annotation = {"bbox": [left, top, right - left, bottom - top], "category_id": 7, **changes}
+    names = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
+    content = {
+        "images": [{"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names)],
+        "annotations": [{"id": i, "image_id": i, **annotation} for i in range(3)],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(content))
+    return folder / "coco.json"
+
+
+def as_coco_polygons(folder):
+    left, top, right, bottom = BOX
+    return as_coco(folder, segmentation=[[left, top, right, top, right, bottom, left, bottom]])
+
+
+def run_lengths():
+    flat = object_pixels().T.ravel()
+    ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    return np.diff([0, *ends, flat.size]).tolist()
+
+
+def as_coco_run_lengths(folder):
+    return as_coco(folder, segmentation={"counts": run_lengths(), "size": [HEIGHT, WIDTH]})
+
+
+def as_voc(folder):
+    left, top, right, bottom = BOX
+    for name in ("cat/1.xml", "cat/2.xml", "dog/1.xml"):
+        (folder / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "x" / name).write_text(
+            f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><object><name>cat</name><bndbox>"
+            f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+            "</annotation>"
+        )
+    return folder / "x"
+
+
+def as_yolo(folder, line=None):
+    left, top, right, bottom = (value / side for value, side in zip(BOX, (WIDTH, HEIGHT) * 2, strict=True))
+    line = line or f"0 {(left + right) / 2} {(top + bottom) / 2} {right - left} {bottom - top}"
+    for name in ("cat/1.txt", "cat/2.txt", "dog/1.txt"):
+        (folder / "y" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "y" / name).write_text(line + "\n")
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    return folder / "y"
+
+
+def as_yolo_polygons(folder):
+    left, top, right, bottom = (value / side for value, side in zip(BOX, (WIDTH, HEIGHT) * 2, strict=True))
+    return as_yolo(folder, f"0 {left} {top} {right} {top} {right} {bottom} {left} {bottom}")
+
+
+def as_csv(folder, head="path,left,top,right,bottom,class\n", row="{},12,4,22,14,cat\n"):
+    names = ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
+    (folder / "boxes.csv").write_text(head + "".join(row.format(name) for name in names))
+    return folder / "boxes.csv"
+
+
+def as_csv_without_head(folder):
+    return as_csv(folder, head="", row="{},12,4,22,14\n")
+
+
+def as_csv_of_sides(folder):
+    return as_csv(folder, head="filename,x,y,w,h\n", row="{},12,4,10,10\n")
+
+
+def as_csv_of_shares(folder):
+    return as_csv(folder, row="{},0.3,0.2,0.55,0.7,cat\n")
+
+
+WRITERS = [
+    (as_masks, True),
+    (as_masks_of_ones, True),
+    (as_indices_with_a_void_edge, True),
+    (as_colours, True),
+    (as_coco, False),
+    (as_coco_polygons, True),
+    (as_coco_run_lengths, True),
+    (as_voc, False),
+    (as_yolo, False),
+    (as_yolo_polygons, True),
+    (as_csv, False),
+    (as_csv_without_head, False),
+    (as_csv_of_sides, False),
+    (as_csv_of_shares, False),
+]
+
+
+@pytest.mark.parametrize(("write", "has_mask"), WRITERS, ids=lambda value: getattr(value, "__name__", None))
+def test_every_format_tells_the_same_boxes_and_masks_in_the_square_view(write, has_mask, pictures, tmp_path):
+    found = read_annotations(write(tmp_path), pictures)
+    assert found.names == pictures.names
+    assert found.known.all()
+    assert found.objects.tolist() == [1, 1, 1]
+    for row in range(3):
+        assert torch.allclose(found.boxes[row], SHARES)
+        assert (found.masks[row] is not None) == has_mask
+        region = found.region(row, 20)
+        expected = torch.from_numpy(object_pixels()[:, 10:30].copy())
+        assert torch.equal(region == 1, expected == 1)
+        assert (region == 2).any() == (write in (as_indices_with_a_void_edge, as_colours))
+
+
+def test_packed_run_lengths_are_read():
+    """The text was packed by hand, by the rule in the docstring: 3, 2, 4, 1, 6 in groups of five bits."""
+    assert RunLengths.read("324O2", (4, 4)).counts == (3, 2, 4, 1, 6)
+    with pytest.raises(ValueError, match="do not fill"):
+        RunLengths.read([3, 2], (4, 4))
+
+
+def test_an_object_is_cut_at_the_square_or_gone(pictures, tmp_path):
+    rows = ["cat/1.jpg,0,0,20,20", "cat/2.jpg,0,0,9,9", "dog/1.jpg,25,5,40,20"]
+    (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom\n" + "\n".join(rows))
+    found = read_annotations(tmp_path / "boxes.csv", pictures)
+    assert found.boxes[0].tolist() == [[0.0, 0.0, 0.5, 1.0]]
+    assert found.boxes[1].tolist() == []
+    assert found.objects.tolist() == [1, 1, 1]
+    assert found.boxes[2].tolist() == [[0.75, 0.25, 1.0, 1.0]]
+    assert found.notes == ("1 pictures have objects only outside the centred square.",)
+
+
+def test_only_objects_of_the_pictures_own_class_where_asked(pictures, tmp_path):
+    found = read_annotations(as_coco(tmp_path), pictures, same_class=True)
+    assert found.objects.tolist() == [1, 1, 0]
+    (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom,class\ncat/1.jpg,1,1,9,9,cats\n")
+    with pytest.raises(DataError, match="Did you mean 'cat'"):
+        read_annotations(tmp_path / "boxes.csv", pictures, same_class=True)
+
+
+def test_values_of_a_mask_may_stand_for_classes(pictures, tmp_path):
+    pixels = object_pixels()
+    pixels[0:2, 10:14] = 2
+    folder = write_masks(tmp_path / "m", pixels)
+    assert read_annotations(folder, pictures).objects.tolist() == [2, 2, 2]
+    found = read_annotations(folder, pictures, class_values={"cat": 1, "dog": 2})
+    assert torch.allclose(found.boxes[0], SHARES)
+    assert found.boxes[2].tolist() == [[0.0, 0.0, 0.2, 0.1]]
+
+
+def test_a_mask_in_parts_has_a_box_for_each_or_one_for_all(pictures, tmp_path):
+    pixels = object_pixels()
+    pixels[16:18, 12:14] = 1
+    folder = write_masks(tmp_path / "m", pixels)
+    assert len(read_annotations(folder, pictures).boxes[0]) == 2
+    assert read_annotations(folder, pictures, parts=False).boxes[0].tolist() == [[0.1, 0.2, 0.6, 0.9]]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_indexed", "kind"),
+    [
+        ({0, 255}, False, "binary"),
+        ({0, 1}, False, "binary"),
+        ({0, 255}, True, "binary"),
+        ({0, 1, 255}, True, "indexed"),
+        ({0, 3, 15, 255}, False, "indexed"),
+        ({0, 40, 128, 230, 255}, False, "grey"),
+        ({0, 7, 200}, True, "indexed"),
+    ],
+)
+def test_the_kind_of_mask_is_told_from_its_values(values, is_indexed, kind):
+    assert kind_of(values, is_indexed) == kind
+
+
+@pytest.mark.parametrize(
+    ("pictures", "annotations", "expected"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["b/1.png", "a/1.png"], (1, 0)),
+        (["train/a/1.jpg", "test/a/1.jpg"], ["train/a/1.png"], (0, -1)),
+        (["a/1.jpg", "b/2.jpg"], ["images/a/1.png", "2.xml"], (0, 1)),
+        (["a/1.jpg", "b/1.jpg"], ["1.png"], (-1, -1)),
+        (["a/1.jpg", "b/2.jpg"], ["labels/1.txt", "labels/2.txt"], (0, 1)),
+        (["test/1.jpg"], ["train/1.png"], (-1,)),
+        (["a/1.jpg"], ["b/1.png"], (0,)),
+        (["a/1.jpg", "b/2.jpg"], ["b/1.png"], (-1, -1)),
+        (["a/1.jpg"], ["a/1_mask.png"], (0,)),
+        (["a/1.jpg"], ["x/1.png", "y/1.png"], (-1,)),
+        (["a/1.jpg"], ["a/1.png", "1.png"], (0,)),
+        (["a\\1.jpg"], ["a/1.png"], (0,)),
+    ],
+)
+def test_annotations_find_their_pictures_by_path_or_not_at_all(pictures, annotations, expected):
+    assert match(pictures, annotations).annotation_of == expected
+
+
+def test_what_does_not_match_is_told_in_one_line():
+    note = match(["a/1.jpg", "b/1.jpg", "c/3.jpg"], ["1.png", "9.png", "3.png"]).note
+    assert note == (
+        "2 of 3 pictures have no annotation; 1 annotations fit no picture (such as 9.png); "
+        "1 annotations are ambiguous (such as 1.png)."
+    )
+    assert match(["1.jpg"], ["1.png"]).note == ""
+
+
+def test_digit_scenes_bring_their_own():
+    scenes = digit_scenes("test", 3)
+    found = annotations_of(scenes)
+    assert torch.equal(found.region(1, 64) == 1, scenes.masks[1])
+    assert torch.equal(found.boxes[2][0].float(), scenes.boxes[2])
+    assert found.subset([2]).names == scenes.names[2:]
+
+
+def test_a_picture_lying_on_its_side_is_annotated_as_seen(pictures, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "pictures" / "cat" / "1.jpg", exif=exif)
+    assert torch.allclose(read_annotations(as_coco(tmp_path), pictures).boxes[0], SHARES)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("path,left,top,right,bottom\ncat/1.jpg,9,1,3,9\n", "is no box"),
+        ("path,left,top,right,bottom\ncat/1.jpg,1,1,300,9\n", "outside the picture"),
+        ("path,left,top,right,bottom\ncat/1.jpg,1,1,x,9\n", "line 2"),
+        ("path,left,up,right,bottom\ncat/1.jpg,1,1,3,9\n", "not understood"),
+        ("path,left,top,right,bottom\nbird/8.jpg,1,1,3,9\n", "fits a picture"),
+        ("path,left,top,right,bottom\ncat/1.jpg,1,nan,3,9\n", "is no box"),
+        ("", "empty"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_in_one_line(content, word, pictures, tmp_path):
+    (tmp_path / "boxes.csv").write_text(content)
+    with pytest.raises(DataError, match=word) as caught:
+        read_annotations(tmp_path / "boxes.csv", pictures)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_and_foreign_files_are_refused(pictures, tmp_path):
+    (tmp_path / "coco.json").write_text("[1]")
+    with pytest.raises(DataError, match="COCO"):
+        read_annotations(tmp_path / "coco.json", pictures)
+    (tmp_path / "coco.json").write_text("{}")
+    with pytest.raises(DataError, match="no 'annotations'"):
+        read_annotations(tmp_path / "coco.json", pictures)
+    folder = as_voc(tmp_path)
+    (folder / "cat/1.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"1\.xml"):
+        read_annotations(folder, pictures)
+    with pytest.raises(DataError, match="YOLO line"):
+        read_annotations(as_yolo(tmp_path, "0 0.5 0.5"), pictures)
+    masks = write_masks(tmp_path / "m", np.zeros((HEIGHT, HEIGHT), np.uint8))
+    with pytest.raises(DataError, match="20 x 20, but the picture is 40 x 20"):
+        read_annotations(masks, pictures)
+    with pytest.raises(OptionError, match="Did you mean 'masks'"):
+        read_annotations(masks, pictures, format="mask")
+    with pytest.raises(OptionError, match="Did you mean 'binary'"):
+        read_annotations(masks, pictures, mask_kind="binari")
+    with pytest.raises(DataError, match="there are no annotations"):
+        read_annotations(tmp_path / "nowhere", pictures)
