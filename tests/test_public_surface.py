@@ -48,6 +48,7 @@ FIELDS = {
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",
     "export": "run to out pictures",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
+    "explore": "run pictures with_ host port browser device",
     "audit": "data depth json show root download seed test",
     "pack": "data out shard_size test seed",
     "list": "what match",

@@ -76,7 +76,7 @@ def show_help(command: type, name: str, groups: Mapping[str, Sequence[str]]) -> 
 
 
 def _check_flags(command: type, name: str, words: Sequence[str]) -> None:
-    fields = [field.name.replace("_", "-") for field in dataclasses.fields(command)]
+    fields = [_word(field) for field in dataclasses.fields(command)]
     known = [f"--{field}" for field in fields] + [f"--no-{field}" for field in fields]
     for word in words:
         flag = word.split("=")[0].replace("_", "-")
@@ -148,8 +148,13 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return tuple(part for part in parts if part is not type(None))
 
 
+def _word(field: Field) -> str:
+    """What the user writes for a field; one that Python keeps for itself has an underscore at its end (``with_``)."""
+    return field.name.rstrip("_").replace("_", "-")
+
+
 def _flag(field: Field, hint: Any) -> str:
-    word, kind = field.name.replace("_", "-"), _kinds(hint)[0]
+    word, kind = _word(field), _kinds(hint)[0]
     if kind is bool:
         return f"--{word}" if field.default is False else f"--{word}, --no-{word}"
     value = {Literal: "NAME", tuple: "TEXT ..."}.get(typing.get_origin(kind)) or _VALUES[kind]
@@ -159,6 +164,6 @@ def _flag(field: Field, hint: Any) -> str:
 def _told(field: Field, hint: Any, sentence: str) -> str:
     choices = typing.get_args(_kinds(hint)[0]) if typing.get_origin(_kinds(hint)[0]) is Literal else ()
     named = f" One of: {', '.join(choices)}." if choices and any(each not in sentence for each in choices) else ""
-    if field.default is None or field.default is False:
+    if field.default is None or field.default is False or field.default == ():
         return sentence + named
     return f"{sentence}{named} Default: {'yes' if field.default is True else field.default}."

@@ -8,6 +8,7 @@ from heedmap.commands.compare import Compare
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
 from heedmap.commands.export import Export
+from heedmap.commands.explore import Explore
 from heedmap.commands.list import List
 from heedmap.commands.pack import Pack
 from heedmap.commands.predict import Predict
@@ -24,6 +25,7 @@ COMMANDS = {
     "compare": Compare,
     "export": Export,
     "serve": Serve,
+    "explore": Explore,
     "audit": AuditData,
     "pack": Pack,
     "list": List,

@@ -50,7 +50,16 @@ from heedmap.visualize.computed import Asked, asked_of, computed_lines, with_com
 from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
 from heedmap.visualize.reading import Read, batches, read, stacked
 
-__all__ = ["Answer", "Switched", "VisualizeResult", "answer_of", "answer_panel", "expand_pictures", "visualize"]
+__all__ = [
+    "Answer",
+    "Switched",
+    "VisualizeResult",
+    "answer_of",
+    "answer_panel",
+    "expand_pictures",
+    "visualize",
+    "why_no_query",
+]
 
 MOST_ON_PAGE = 5000
 """The page shows no more pictures than this, so that a browser can still open it; the CSV file has all."""
@@ -216,12 +225,12 @@ def _read_query(classifier: AttentionClassifier, path: Path, device: str | torch
     if isinstance(one, tuple):
         raise PictureError(f"Query {one[0]}: {one[1]}")
     if not classifier.uses_query:
-        return _Query(path.name, one.view, None, _why_no_query(classifier))
+        return _Query(path.name, one.view, None, why_no_query(classifier))
     return _Query(path.name, one.view, classifier.query(stacked([one], device)), "")
 
 
-def _why_no_query(classifier: AttentionClassifier) -> str:
-    """Say why no query can change the map."""
+def why_no_query(classifier: AttentionClassifier) -> str:
+    """Say why no query can change the map of a classifier that does not use one."""
     if classifier.attention_name == "parametrised":
         return (
             "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
