@@ -22,6 +22,8 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		echo "Left out: tests/test_explorer_browser.py, which needs a browser; on Debian: apt-get install chromium"
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -27,7 +27,7 @@ from heedmap.errors import HeedmapError
 from heedmap.explorer.asking import Network, Place, Question, Reply
 from heedmap.explorer.gallery import THUMBNAIL, Gallery, Seen
 from heedmap.explorer.guard import Guard
-from heedmap.explorer.methods import LEARNED, method_table
+from heedmap.explorer.methods import LEARNED, method_facts
 from heedmap.explorer.payload import network_facts, npz, reply_facts
 from heedmap.explorer.walking import Walk
 from heedmap.render import COLOURS
@@ -74,7 +74,10 @@ class _Explorer:
         try:
             return self.gallery.see(reference)
         except KeyError:
-            raise HTTPException(404, "This picture is not held any more; drop it again.") from None
+            way = (
+                "it is not held any more; drop it again" if reference.startswith("u-") else "there is none of that name"
+            )
+            raise HTTPException(404, f"Picture {reference!r}: {way}.") from None
 
     def network(self, run: int) -> Network:
         if run >= len(self.networks):
@@ -109,7 +112,7 @@ class _Explorer:
         return {
             "runs": [network_facts(network) for network in self.networks],
             "sources": sources,
-            "methods": [{"key": key, "sentence": sentence} for key, sentence in method_table().items()],
+            "methods": method_facts(),
             "colours": COLOURS.tobytes().hex(),
             "limits": {"bytes": MAX_UPLOAD, "pixels": MAX_PIXELS},
         }

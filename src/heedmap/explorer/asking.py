@@ -20,10 +20,10 @@ from torch import Tensor
 from heedmap.data import to_tensor
 from heedmap.data.augmentation import plain
 from heedmap.explorer.gallery import VIEW, Seen
+from heedmap.explorer.methods import LEARNED, check_method, computed
 from heedmap.runs import Run
 from heedmap.visualize import Answer, answer_of, why_no_query
 
-LEARNED = "learned"
 CROP = 0.3
 """Side of the crop that stands for a place, as a share of the picture, where no local feature can."""
 
@@ -44,7 +44,7 @@ class Question:
     """What is asked about a picture.
 
     Attributes:
-        method: ``learned``, or a key of the table of map methods.
+        method: a key of :data:`heedmap.maps.METHODS`.
         target: the class asked about; None takes the predicted one. Learned attention asks about no class.
         query: a place, another picture, or None for the picture's own.
     """
@@ -60,7 +60,7 @@ class Reply:
 
     Attributes:
         answer: probabilities and maps.
-        said: one sentence for the page: what was taken as the query, or why none can change the map.
+        said: for the page: what the map is, what was taken as the query, or why none can change the map.
         box: the part of the picture that the query came from, as shares of the picture; None where it is no part of it.
         follows: the maps were made with the query that was asked for.
         seconds: of computing.
@@ -97,7 +97,13 @@ class Network:
         self._thread.shutdown(cancel_futures=True)
 
     def ask(self, seen: Seen, question: Question) -> Reply:
-        """Answer in the network's thread; see :class:`Reply`."""
+        """Answer in the network's thread.
+
+        Raises:
+            OptionError: there is no such method.
+            ModelError: the method cannot explain this network.
+        """
+        check_method(question.method)
         return self.submit(lambda: self._reply(seen, question)).result()
 
     def images(self, seen: Seen) -> Tensor:
@@ -108,7 +114,12 @@ class Network:
     def _reply(self, seen: Seen, question: Question) -> Reply:
         began = time.perf_counter()
         images = self.images(seen)
-        if question.query is None:
+        if question.method != LEARNED:
+            answer, said = computed(self.classifier, images, question.method, question.target)
+            box, follows = None, False
+            if question.query is not None:
+                said += " It is of the picture's own query: this method takes no other."
+        elif question.query is None:
             answer, said, box, follows = self._answer(images, None), "", None, False
         elif not self.classifier.uses_query:
             answer, said, box, follows = self._answer(images, None), why_no_query(self.classifier), None, False

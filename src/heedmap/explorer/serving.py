@@ -100,21 +100,13 @@ def listen(host: str, port: int | None) -> socket.socket:
     raise OptionError(f"Cannot listen on {host}, {wanted}: {trouble}; name another --port or --host.")
 
 
-def serve(app: Guard, bound: socket.socket, on_ready: Callable[[str], None]) -> None:
-    """Serve until interrupted.
-
-    Args:
-        app: from :func:`assemble`.
-        bound: from :func:`listen`; closed at the end.
-        on_ready: called with the address to open, once requests would be answered.
-    """
-    host, port = bound.getsockname()[:2]
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+def make_server(app: Guard, on_ready: Callable[[str], None]) -> uvicorn.Server:
+    """Return a server to ``run(sockets=[...])``; ``on_ready`` is called with the address once it answers."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            on_ready(f"http://{shown}:{port}/")
+            on_ready(address_of((sockets or [])[0]))
 
     config = uvicorn.Config(
         app,
@@ -125,5 +117,23 @@ def serve(app: Guard, bound: socket.socket, on_ready: Callable[[str], None]) -> 
         server_header=False,
         ws="none",
     )
+    return Server(config)
+
+
+def address_of(bound: socket.socket) -> str:
+    """The address to open in a browser on this machine."""
+    host, port = bound.getsockname()[:2]
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/"
+
+
+def serve(app: Guard, bound: socket.socket, on_ready: Callable[[str], None]) -> None:
+    """Serve until interrupted.
+
+    Args:
+        app: from :func:`assemble`.
+        bound: from :func:`listen`; closed at the end.
+        on_ready: see :func:`make_server`.
+    """
     with bound:
-        Server(config).run(sockets=[bound])
+        make_server(app, on_ready).run(sockets=[bound])

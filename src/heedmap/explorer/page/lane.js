@@ -4,6 +4,7 @@ import { Tile, fileName, percent, save } from "./tile.js";
 import { element } from "./pane.js";
 import * as wire from "./wire.js";
 
+const LEARNED = "attention";
 const LETTERS = "ABCDEFGH";
 const MOST_BARS = 5;
 
@@ -43,11 +44,11 @@ export class Lane {
     const run = runs.length > 1
       ? this.select("Run", runs.map((each, place) => [place, each.name]), this.choice.run, change("run"))
       : element("span", { className: "grey" }, `${this.run.name}`);
-    const parts = [this.badge, run, element("span", { className: "grey small" }, `${this.run.model}, ${this.run.attention}`)];
+    const parts = [this.badge, run, element("span", { className: "grey small about" }, `${this.run.model}, ${this.run.attention}`)];
     if (methods.length > 1) {
-      parts.push(this.select("Map method", methods.map((each) => [each.key, each.key]), this.choice.method, change("method"), methods));
+      parts.push(this.select("Map method", methods.map((each) => [each.key, each.key === LEARNED ? "learned attention" : each.key]), this.choice.method, change("method"), methods));
     }
-    if (this.choice.method !== "learned") {
+    if (this.choice.method !== LEARNED) {
       const classes = [["", "predicted class"], ...this.run.classes.map((name, place) => [place, name])];
       parts.push(this.select("Target class", classes, this.choice.target ?? "", change("target")));
     }
@@ -65,8 +66,9 @@ export class Lane {
 
   select(label, pairs, chosen, onchange, told = []) {
     const options = pairs.map(([value, text]) => {
-      const title = told.find((each) => each.key === value)?.sentence ?? "";
-      return element("option", { value, textContent: text, selected: String(value) === String(chosen), title });
+      const title = told.find((each) => each.key === value);
+      const selected = String(value) === String(chosen);
+      return element("option", { value, textContent: text, selected, title: title ? `${title.sentence} (${title.cost})` : "" });
     });
     return element("select", { ariaLabel: label, onchange }, ...options);
   }
@@ -90,10 +92,22 @@ export class Lane {
       this.reply = reply;
       this.own = own;
       this.show();
+    } catch (error) {
+      if (error.status !== 400) throw error;
+      this.refuse(error.message); // this row cannot be had; the others can
     } finally {
       clearTimeout(slow);
       this.root.classList.remove("busy");
     }
+  }
+
+  refuse(message) {
+    this.tiles = [];
+    this.reply = null;
+    this.row.replaceChildren();
+    this.bars.replaceChildren();
+    this.verdict.replaceChildren();
+    this.said.textContent = message;
   }
 
   show() {
@@ -136,7 +150,7 @@ export class Lane {
 
   // Half the summed difference of two maps that sum to one: the share of the attention that lies elsewhere now.
   moved() {
-    if (!this.reply.follows || this.choice.method !== "learned") return "";
+    if (!this.reply.follows) return "";
     const parts = this.reply.maps.filter((map) => map.kind === "map" && map.name !== "combined").map((map) => {
       const before = this.own.maps.find((each) => each.name === map.name).values;
       const total = before.reduce((sum, value) => sum + value, 0);

@@ -19,7 +19,7 @@ export class Tile {
     this.read = element("p", { className: "value" });
     this.share = element("p", { className: "share small" });
     const save = (name, label, work) =>
-      element("button", { type: "button", className: "quiet", ariaLabel: `${label} of ${title}`, onclick: work }, name);
+      element("button", { type: "button", className: "quiet", ariaLabel: `${label} of ${title}`, title: `${label} of ${title}`, onclick: work }, name);
     this.tools = element("span", { className: "push" },
       save("PNG", "Save the heatmap", () => this.savePicture()),
       save("Mask", "Save the mask", () => this.saveMask()));
@@ -78,13 +78,13 @@ export class Tile {
   }
 
   reading({ row, column, value }) {
-    const times = this.mean > 0 ? ` = ${digits(value / this.mean)} × mean` : "";
-    return `${digits(value)}${times}, row ${row + 1} col ${column + 1}`;
+    const times = this.mean > 0 && this.map.low >= 0 ? ` (${(value / this.mean).toFixed(2)} × mean)` : "";
+    return `${digits(value)}${times} at ${row + 1}, ${column + 1}`;
   }
 
   summary() {
     const sum = this.mean * this.map.values.length;
-    const what = Math.abs(sum - 1) < 1e-3 ? "uniform" : "the mean";
+    const what = Math.abs(sum - 1) < 1e-3 ? "uniform" : "mean";
     return this.mean > 0 ? `peak ${digits(this.peak)} = ${digits(this.peak / this.mean)} × ${what}` : `peak ${digits(this.peak)}`;
   }
 

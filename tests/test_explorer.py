@@ -1,0 +1,548 @@
+"""The explorer's server: what travels is what the network used, and only what was opened can be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+import re
+import socket
+import time
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the explorer's extra is not installed: pip install 'heedmap[explore]'")
+pytest.importorskip("httpx", reason="FastAPI's test client needs httpx: pip install 'heedmap[dev]'")
+
+from starlette.testclient import TestClient
+
+from conftest import Refusal, cue_picture
+from explorer_runs import trained_dot
+from heedmap import Architecture, Run, build_classifier, combined_map, open_data
+from heedmap.data import TensorPictures
+from heedmap.data.augmentation import plain
+from heedmap.errors import DataError, OptionError, PictureError
+from heedmap.evaluation.localisation import hottest_points
+from heedmap.explorer import app as app_module
+from heedmap.explorer import explore, gallery
+from heedmap.explorer.asking import CROP, Network, Place, crop_query, local_query
+from heedmap.explorer.gallery import VIEW, Folder, Gallery, Source, confined, decoded
+from heedmap.explorer.guard import Guard
+from heedmap.explorer.serving import assemble, is_loopback, listen
+from heedmap.explorer.walking import Walk
+from heedmap.maps import METHODS, explain
+from heedmap.render import COLOURS
+
+PLAIN, DOT = 0, 1  # places of the runs
+
+
+@pytest.fixture(scope="module")
+def runs(_finished_run: Path, _cue_folder: Path) -> list[Path]:
+    return [_finished_run, trained_dot(_cue_folder)]
+
+
+@pytest.fixture(scope="module")
+def client(runs: list[Path]) -> Iterator[TestClient]:
+    app, _ = assemble([Run.open(path) for path in runs])
+    with TestClient(app, base_url="http://127.0.0.1:8470", raise_server_exceptions=False) as made:
+        yield made
+
+
+def asked(client: TestClient, **question: object) -> dict:
+    reply = client.post("/api/ask", json={"picture": "s0-0", **question})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def values(reply: dict, name: str) -> np.ndarray:
+    (found,) = [each for each in reply["maps"] if each["name"] == name]
+    return np.frombuffer(base64.b64decode(found["values"]), "<f4").reshape(found["height"], found["width"])
+
+
+def by_hand(runs: list[Path], place: int, index: int = 0) -> tuple:
+    """The classifier of a run and its input for a picture of the test part, without the explorer."""
+    run = Run.open(runs[place])
+    part = open_data(run.options.data, seed=run.options.seed, test_share=run.options.test).test
+    return run.classifier(), plain(part.load(index, 32)[None])
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("place", [PLAIN, DOT])
+def test_the_maps_that_travel_are_bit_for_bit_those_of_the_network(client, runs, place):
+    classifier, images = by_hand(runs, place)
+    with torch.no_grad():
+        output = classifier(images)
+    reply = asked(client, run=place)
+    for tap, weights in output.attention.items():
+        assert np.array_equal(values(reply, tap), weights[0, 0].numpy())
+    assert np.array_equal(values(reply, "combined"), combined_map(output.attention)[0, 0].numpy())
+    assert reply["probabilities"] == [float(share) for share in output.probabilities[0]]
+    assert reply["said"] == ""
+
+
+def test_a_place_as_the_query_is_the_last_stage_s_feature_there(client, runs):
+    classifier, images = by_hand(runs, DOT)
+    reply = asked(client, run=DOT, query={"x": 0.3, "y": 0.9})
+    normalised = (images - classifier.mean) / classifier.std
+    with torch.no_grad():
+        features = classifier.backbone.stage3(
+            classifier.backbone.stage2(classifier.backbone.stage1(classifier.backbone.stem(normalised)))
+        )
+        output = classifier(images, query=features[:, :, 7, 2])  # 8 x 8 cells: 0.9 * 8 = 7.2, 0.3 * 8 = 2.4
+    for tap, weights in output.attention.items():
+        np.testing.assert_allclose(values(reply, tap), weights[0, 0].numpy(), atol=1e-7)
+    assert reply["follows"]
+    assert reply["box"] == [2 / 8, 7 / 8, 3 / 8, 8 / 8]
+    assert "row 8, column 3 of 8 x 8" in reply["said"]
+    assert np.abs(values(reply, "stage3") - values(asked(client, run=DOT), "stage3")).sum() / 2 > 0.2
+
+
+def test_another_picture_as_the_query_is_its_global_feature(client, runs):
+    classifier, images = by_hand(runs, DOT)
+    _, other = by_hand(runs, DOT, 20)
+    with torch.no_grad():
+        output = classifier(images, query=classifier.query(other))
+    reply = asked(client, run=DOT, query="s0-20")
+    assert np.array_equal(values(reply, "stage3"), output.attention["stage3"][0, 0].numpy())
+    assert reply["said"].startswith("The query is the global feature of test/green/")
+
+
+@pytest.mark.parametrize("query", [{"x": 0.1, "y": 0.1}, "s0-20"])
+def test_where_no_query_can_change_the_map_the_reply_says_why(client, query):
+    reply = asked(client, run=PLAIN, query=query)
+    assert not reply["follows"]
+    assert "the softmax over positions cancels it" in reply["said"]
+    assert np.array_equal(values(reply, "stage3"), values(asked(client, run=PLAIN), "stage3"))
+
+
+def test_where_a_local_feature_does_not_fit_the_crop_round_the_place_is_the_query(generator):
+    classes = ("a", "b")
+    made = build_classifier(Architecture("paper-resnet", "dot", None, "concat", None, 32, classes)).eval()
+    network = types.SimpleNamespace(classifier=made, image_size=32, device=torch.device("cpu"))
+    pixels = torch.randint(0, 256, (VIEW, VIEW, 3), generator=generator, dtype=torch.uint8)
+    seen = types.SimpleNamespace(view=Image.fromarray(pixels.numpy()))
+    with torch.no_grad():
+        assert local_query(network, torch.rand(1, 3, 32, 32, generator=generator), Place(0.5, 0.5)) is None
+        vector, said, box = crop_query(network, seen, Place(0.05, 0.5))
+    assert vector.shape == (1, made.backbone.query_channels)
+    assert box == pytest.approx((0.0, 0.5 - CROP / 2, CROP, 0.5 + CROP / 2))  # shifted inwards at the border
+    assert "crop in the frame" in said
+
+
+def test_a_method_and_a_class_give_the_map_that_explain_gives(client, runs):
+    classifier, images = by_hand(runs, PLAIN)
+    reply = asked(client, method="grad-cam", target=2)
+    found = explain(classifier, images, "grad-cam", 2)
+    np.testing.assert_allclose(values(reply, "grad-cam"), found.values[0, 0].numpy(), atol=1e-6)
+    assert reply["maps"][0]["target"] == 2
+    assert reply["said"].startswith("grad-cam for red (layer ")
+    with_query = asked(client, run=DOT, method="grad-cam", query={"x": 0.5, "y": 0.5})
+    assert "this method takes no other" in with_query["said"]
+
+
+def test_every_method_of_the_table_is_offered_and_answers_or_says_why_not(client):
+    keys = [method["key"] for method in client.get("/api/about").json()["methods"]]
+    assert keys[0] == "attention"
+    assert sorted(keys) == sorted(METHODS)
+    for key in [key for key in keys if METHODS[key].cost.startswith("1 F")]:
+        reply = client.post("/api/ask", json={"picture": "s0-0", "method": key})
+        assert reply.status_code in (200, 400), key
+        assert reply.status_code == 200 or reply.json()["message"]
+
+
+def test_the_colours_of_the_page_are_those_of_render(client):
+    assert client.get("/api/about").json()["colours"] == COLOURS.tobytes().hex()
+
+
+def test_the_saved_arrays_are_the_maps_with_their_classes(client):
+    reply = asked(client, run=DOT, query={"x": 0.3, "y": 0.9})
+    content = client.post("/api/npz", json={"picture": "s0-0", "run": DOT, "query": {"x": 0.3, "y": 0.9}}).content
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["map_stage2"], values(reply, "stage2"))
+        assert arrays["classes"].tolist() == ["blue", "green", "red"]
+        assert str(arrays["query"]) == reply["said"]
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "words"),
+    [
+        ({"run": 7}, 404, "There is no run 7"),
+        ({"picture": "s0-999"}, 404, "there is none of that name"),
+        ({"picture": "s5-0"}, 404, "there is none of that name"),
+        ({"picture": "u-nothing"}, 404, "drop it again"),
+        ({"picture": "../../etc/passwd"}, 404, "there is none of that name"),
+        ({"method": "grad-can"}, 400, "Did you mean 'grad-cam'?"),
+        ({"target": 3}, 422, "3 classes only"),
+        ({"query": {"x": 1.5, "y": 0}}, 422, "cannot be read"),
+        ({"query": {"x": 0.5}}, 422, "cannot be read"),
+        ({"colour": "red"}, 422, "colour"),
+    ],
+)
+def test_a_question_that_makes_no_sense_gets_a_sentence(client, question, status, words):
+    reply = client.post("/api/ask", json={"picture": "s0-0", **question})
+    assert reply.status_code == status
+    assert words in reply.json()["message"]
+
+
+def test_ten_people_at_once_get_what_each_would_get_alone(client):
+    questions = [
+        {
+            "picture": f"s0-{number % 7}",
+            "run": number % 2,
+            "query": {"x": number / 60, "y": 0.5} if number % 3 else None,
+        }
+        for number in range(60)
+    ]
+    questions[::10] = [{"picture": "s0-1", "run": 0, "method": "grad-cam"}] * 6
+    alone = [client.post("/api/ask", json=question).json() for question in questions]
+    with ThreadPoolExecutor(10) as people:
+        together = list(people.map(lambda question: client.post("/api/ask", json=question).json(), questions))
+    for one, other in zip(alone, together, strict=True):
+        assert one["maps"] == other["maps"]
+        assert one["probabilities"] == other["probabilities"]
+
+
+# ---- pictures
+
+
+def sent(client: TestClient, content: bytes, name: str = "cat.png"):
+    return client.post("/api/uploads", params={"name": name}, content=content)
+
+
+def png(side: int = 48) -> bytes:
+    content = io.BytesIO()
+    cue_picture("red", 3, side)[0].save(content, "PNG")
+    return content.getvalue()
+
+
+def bomb(side: int = 60_000) -> bytes:
+    """A PNG whose header promises more pixels than may be decoded."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_an_upload_is_seen_by_the_network_as_a_file_would_be(client, runs):
+    facts = sent(client, png(), "my cat.png").json()
+    assert facts["name"] == "my cat.png"
+    seen = decoded(gallery._Named(png(), "x"), "x", None, (32,))
+    with torch.no_grad():
+        output = Run.open(runs[0]).classifier()(plain(seen.images[32][None]))
+    assert np.array_equal(values(asked(client, picture=facts["reference"]), "stage3"), output.attention["stage3"][0, 0])
+    view = Image.open(io.BytesIO(client.get(f"/api/pictures/{facts['reference']}/view").content))
+    assert view.size == (VIEW, VIEW)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"hello, I am a text", "cat.png: it is not a picture"),
+        (b"", "cat.png: the file is empty"),
+        (png()[:200], "cat.png: it is damaged"),
+        (bomb(), "above the guard of 100 million"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a picture"),
+    ],
+)
+def test_a_bad_upload_gets_a_sentence(client, content, words):
+    reply = sent(client, content)
+    assert reply.status_code == 400
+    assert words in reply.json()["message"]
+
+
+def test_a_large_upload_is_refused_by_its_length_and_while_it_arrives(client, monkeypatch):
+    monkeypatch.setattr(app_module, "MAX_UPLOAD", 1000)
+    taken = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(100):
+            taken.append(number)
+            yield b"x" * 500
+
+    for body in (b"x" * 1001, pieces()):
+        reply = client.post("/api/uploads", content=body)
+        assert reply.status_code == 413
+        assert "shrink it" in reply.json()["message"]
+
+
+def test_a_slow_upload_is_given_up(monkeypatch):
+    monkeypatch.setattr(app_module, "UPLOAD_SECONDS", 0.05)
+
+    class Slow:
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+        async def stream(self):
+            yield b"x"
+            await asyncio.sleep(30)
+            yield b"y"
+
+    with pytest.raises(app_module.HTTPException, match="did not arrive"):
+        asyncio.run(app_module._body(Slow()))
+
+
+def test_control_characters_and_length_of_a_name_are_cut(client):
+    name = sent(client, png(), "a\x00b\n" + "c" * 300).json()["name"]
+    assert len(name) <= 120
+    assert name.isprintable()
+
+
+def test_old_uploads_are_let_go_and_the_rest_stays(monkeypatch):
+    monkeypatch.setattr(gallery, "MOST_UPLOADS", 2)
+    kept = Gallery([], [32])
+    first, second = kept.upload(png(), "1"), kept.upload(png(), "2")
+    kept.see(first)
+    third = kept.upload(png(), "3")
+    assert [kept.see(one).name for one in (first, third)] == ["1", "3"]
+    with pytest.raises(KeyError):
+        kept.see(second)
+
+
+# ---- what may be seen
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "inside" / "red"
+    inside.mkdir(parents=True)
+    for number in range(2):
+        cue_picture("red", number)[0].save(inside / f"{number}.png")
+    cue_picture("blue", 0)[0].save(tmp_path / "secret.png")
+    return tmp_path / "inside"
+
+
+def test_a_link_out_of_the_folder_is_left_out_and_counted(folder):
+    (folder / "red" / "link.png").symlink_to(folder.parent / "secret.png")
+    (folder / "red" / "own.png").symlink_to(folder / "red" / "0.png")
+    made = Folder(folder, ("red", "blue"))
+    assert made.left_out == 1
+    assert set(made.names) == {"red/0.png", "red/1.png"}
+    assert set(made.labels) == {"red"}
+
+
+def test_a_folder_of_links_only_is_refused(folder):
+    alone = folder.parent / "links"
+    alone.mkdir()
+    (alone / "a.png").symlink_to(folder.parent / "secret.png")
+    with pytest.raises(DataError, match="link to somewhere else"):
+        Folder(alone, ())
+
+
+def test_a_file_swapped_for_a_link_after_the_start_is_refused(folder, runs):
+    app, _ = assemble([Run.open(runs[0])], [folder])
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        picture = folder / "red" / "1.png"
+        picture.unlink()
+        picture.symlink_to(folder.parent / "secret.png")
+        reply = client.get("/api/pictures/s0-1/view")
+    assert reply.status_code == 400
+    assert "leads out of the folder" in reply.json()["message"]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "red/../../secret.png", "/etc/passwd"])
+def test_a_name_that_climbs_out_is_refused(folder, name):
+    with pytest.raises(PictureError, match="leads out of the folder"):
+        confined(folder, name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/..%2f..%2fapp.py",
+        "/page/%2e%2e/app.py",
+        "/page/app.py",
+        "/page/../../../../etc/passwd",
+        "/api/pictures/..%2f..%2fetc%2fpasswd/view",
+        "/api/pictures/s0--1/view",
+        "/api/pictures/s0-1.5/view",
+        "/openapi.json",
+        "/docs",
+    ],
+)
+def test_no_path_leads_to_a_file(client, path):
+    assert client.get(path).status_code == 404
+
+
+def test_an_unreadable_picture_of_a_folder_gets_a_sentence_without_its_place(folder, runs):
+    (folder / "red" / "0.png").write_bytes(b"no picture")
+    app, _ = assemble([Run.open(runs[0])], [folder])
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        message = client.get("/api/pictures/s0-0/view").json()["message"]
+    assert message == "red/0.png: it is not a picture that heedmap reads"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("127.0.0.1:8470", True),
+        ("localhost:8470", True),
+        ("LOCALHOST", True),
+        ("[::1]:8470", True),
+        ("192.168.1.7:8470", True),  # reached by --host; an address cannot be rebound
+        ("mine.example:8470", True),  # what --host said
+        (f"{socket.gethostname()}:8470", True),
+        ("evil.example:8470", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("user@127.0.0.1", False),
+        ("127.0.0.1/evil", False),
+        ("[::1", False),
+        ("", False),
+    ],
+)
+def test_only_own_names_are_answered(host, is_own):
+    assert Guard(lambda *_: None, "mine.example").is_own(host) is is_own
+
+
+def test_a_foreign_host_or_origin_gets_nothing(client):
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}):
+        reply = client.get("/api/about", headers=headers)
+        assert reply.status_code == 403
+        assert set(reply.json()) == {"message"}
+    assert client.get("/api/about", headers={"origin": "http://127.0.0.1:8470"}).status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_may_not(client):
+    page = client.get("/").text
+    parts = re.findall(r'(?:src|href)="(/page/[^"]+)"', page)
+    assert {"/page/main.js", "/page/explorer.css", "/page/theme.js"} <= set(parts)
+    modules = [client.get(f"/page/{path.name}") for path in Path(app_module.__file__).parent.joinpath("page").iterdir()]
+    assert all(reply.status_code == 200 for reply in modules)
+    for text in (page, *(reply.text for reply in modules)):
+        assert set(re.findall(r"https?://[\w.]+", text)) <= {"http://www.w3.org"}
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_a_defect_is_told_without_a_traceback(client, monkeypatch, caplog):
+    monkeypatch.setattr(app_module, "reply_facts", lambda *_: 1 / 0)
+    reply = client.post("/api/ask", json={"picture": "s0-0"})
+    assert reply.status_code == 500
+    assert reply.json() == {"message": "The explorer failed at this; its terminal says how."}
+    assert "ZeroDivisionError" in caplog.text
+
+
+# ---- walking
+
+
+def walked(client: TestClient, run: int, source: int = 0) -> dict:
+    for _ in range(200):
+        state = client.get(f"/api/walks/{run}/{source}").json()
+        if len(state["rows"]) == state["total"]:
+            return state
+        time.sleep(0.02)
+    raise AssertionError(state)
+
+
+def test_the_ranking_is_what_each_picture_comes_to_alone(client, runs):
+    state = walked(client, DOT)
+    assert state["columns"] == ["predicted", "confidence", "loss", "peak", "pointing"]
+    for place in (0, 13, 35):
+        classifier, images = by_hand(runs, DOT, place)
+        with torch.no_grad():
+            output = classifier(images)
+        label = place // 12  # twelve test pictures of each class
+        combined = combined_map(output.attention)
+        predicted, confidence, loss, peak, pointing = state["rows"][place]
+        assert predicted == int(output.logits.argmax())
+        assert confidence == pytest.approx(float(output.probabilities.max()), rel=1e-5)
+        assert loss == pytest.approx(-math.log(float(output.probabilities[0, label])), rel=1e-4)
+        assert peak == pytest.approx(float(combined.max() / combined.mean()), rel=1e-5)
+        assert pointing is None  # a folder knows no boxes
+
+
+def test_pointing_is_told_where_boxes_are_known(runs):
+    network = Network(Run.open(runs[0]))
+    images = torch.stack([torch.from_numpy(np.array(cue_picture("red", seed)[0])).permute(2, 0, 1) for seed in (1, 2)])
+    shrunk = TensorPictures(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b")).load(0, 32)
+    reply = network.classifier(plain(shrunk[None]))
+    x, y = (float(share) for share in hottest_points(combined_map(reply.attention))[0])
+    around = torch.tensor([[x - 0.01, y - 0.01, x + 0.01, y + 0.01], [0.0, 0.0, 1.0, 1.0]]).clamp(0, 1)
+    part = TensorPictures(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b"), around)
+    walk = Walk(network, Source("made", part))
+    for _ in range(200):
+        if len(walk.state()["rows"]) == 2:
+            break
+        time.sleep(0.02)
+    network.close()
+    assert [row[4] for row in walk.state()["rows"]] == [True, True]
+
+
+def test_a_source_with_classes_that_the_run_does_not_know_cannot_be_ranked(runs):
+    network = Network(Run.open(runs[0]))
+    part = TensorPictures(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), ("cat",), ("a",))
+    with pytest.raises(DataError, match="knows no class 'cat'"):
+        Walk(network, Source("made", part))
+    network.close()
+
+
+def test_a_walk_of_what_is_not_there_is_not_found(client):
+    assert [client.get(f"/api/walks/{path}").status_code for path in ("0/9", "9/0", "-1/0")] == [404, 404, 404]
+
+
+# ---- starting
+
+
+def test_a_test_part_that_is_not_here_is_told_and_the_rest_works(copied_run, folder):
+    run = Run.open(copied_run)
+    run.config["options"]["data"] = str(folder / "gone")
+    _, notes = assemble([run], [folder])
+    assert any("test part is not shown" in note for note in notes)
+
+
+def test_other_hosts_than_loopback_are_warned_of(runs, monkeypatch):
+    from heedmap.explorer import serving
+
+    monkeypatch.setattr(serving, "serve", lambda app, bound, ready: bound.close())
+    notes: list[str] = []
+    explore([Run.open(runs[0])], host="0.0.0.0", port=0, browser=False, on_note=notes.append)
+    assert any(note.startswith("Warning: anyone who can reach 0.0.0.0") for note in notes)
+    notes.clear()
+    explore([Run.open(runs[0])], browser=False, port=0, on_note=notes.append)
+    assert notes == []
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "10.0.0.1", "example.org")] == [
+        *(True, True, True),
+        *(False, False),
+    ]
+
+
+def test_a_taken_port_is_told_and_without_one_the_next_is_taken():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port}: .*name another --port"):
+            listen("127.0.0.1", port)
+    with listen("127.0.0.1", None) as first, listen("127.0.0.1", None) as second:
+        assert first.getsockname()[1] != second.getsockname()[1]
+
+
+def test_without_the_extra_the_error_says_how_to_get_it(refusal: Refusal, runs, monkeypatch):
+    import heedmap.explorer
+
+    monkeypatch.setattr(heedmap.explorer, "NEEDED", ("no_such_library",))
+    assert refusal("explore", runs[0]) == "The explorer needs no_such_library: pip install 'heedmap[explore]'"
+
+
+def test_a_run_or_folder_that_is_not_there_is_refused(refusal: Refusal, runs):
+    assert "No run folder nowhere" in refusal("explore", "nowhere")
+    assert "No run folder nowhere" in refusal("explore", runs[0], "--with", "nowhere")
+    assert "There is no file or folder nothing" in refusal("explore", runs[0], "nothing", "--no-browser")
+    assert "port = 70000 is out of range" in refusal("explore", runs[0], "--port", "70000")
+
+
+def test_replies_are_json_without_nan(client):
+    json.loads(client.get("/api/about").text, parse_constant=lambda word: pytest.fail(word))
