@@ -15,7 +15,6 @@ from heedmap import Architecture, Run, TrainOptions, build_classifier, open_data
 from heedmap.data.augmentation import plain
 from heedmap.explorer.serving import assemble, listen, make_server
 
-
 STEPS = 30
 
 

@@ -7,8 +7,8 @@ from heedmap.commands.audit import AuditData
 from heedmap.commands.compare import Compare
 from heedmap.commands.demo import Demo
 from heedmap.commands.evaluate import Evaluate
-from heedmap.commands.export import Export
 from heedmap.commands.explore import Explore
+from heedmap.commands.export import Export
 from heedmap.commands.list import List
 from heedmap.commands.pack import Pack
 from heedmap.commands.predict import Predict
