@@ -42,7 +42,9 @@ def address(_finished_run: Path, _cue_folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(address: str) -> Iterator[Browser]:  # after the server, so that it is closed before it
-    sandbox = ["--disable-gpu"] + ([] if os.geteuid() else ["--no-sandbox"])  # chromium's sandbox refuses to work for root
+    sandbox = ["--disable-gpu"] + (
+        [] if os.geteuid() else ["--no-sandbox"]
+    )  # chromium's sandbox refuses to work for root
     with sync_playwright() as started:
         made = started.chromium.launch(executable_path=CHROMIUM, args=sandbox)
         yield made
