@@ -419,3 +419,30 @@ def test_variants_may_not_be_launched_by_torchrun(
 def test_the_options_of_a_kept_plan_are_anchored(finished: Path, cue_folder: Path) -> None:
     assert read_plan(finished / "comparison.yaml").options.data == str(cue_folder)
     assert replace(read_plan(finished / "comparison.yaml").options, data="x").seed == 0
+
+
+# ---- the experiments of the repository
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("budget", ["short", "full"])
+def test_an_experiment_of_the_repository_is_a_plan_with_a_control(path: Path, budget: str) -> None:
+    found = read_experiment(path, budget)
+    plan = make_plan(TrainOptions(**found["options"]), found["variants"], found["seeds"], title=found["title"])
+    assert plan.variants[0].changes["attention"] == "none"
+    assert len(plan.seeds) >= 2
+    assert f"`{path.name}`" in (ROOT / "experiments" / "README.md").read_text()
+
+
+def test_the_commands_of_the_experiments_page_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made: list[Any] = []
+    for command in COMMANDS.values():
+        monkeypatch.setattr(command, "work", lambda command: made.append(command))
+    lines = re.findall(r"^heedmap (.+)$", (ROOT / "experiments" / "README.md").read_text(), re.MULTILINE)
+    for line in lines:
+        main(line.split())
+    assert len(made) == len(lines) >= 8

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,16 @@ from heedmap.data.folders import find_splits
 from heedmap.data.loading import Store, memory_to_use, plain_batches
 from heedmap.errors import DataError, nearest
 from heedmap.evaluation.classification import ClassificationReport, classification_report
-from heedmap.evaluation.judging import Judged, judge
+from heedmap.evaluation.judging import Judged, answers_table, judge
 from heedmap.evaluation.localisation import pointing_table
+from heedmap.listener import Listener
 from heedmap.options import TrainOptions
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
-from heedmap.report import ReportData, ReportPanel, report_page
-from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, write_whole
+from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, report_page
+from heedmap.report.sections import sections
+from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
+from heedmap.suites import Subject, Wanted, control_of, run_suites
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_of, answer_panel
 
@@ -47,6 +49,7 @@ class Evaluation:
             ``random`` beside; None where no boxes are known.
         images_per_second: network and decoding together.
         learned: how many of these pictures the run learned from, or was chosen by; they flatter it.
+        suites: what :func:`heedmap.suites.run_suites` found; empty unless asked for.
     """
 
     part: str
@@ -54,6 +57,7 @@ class Evaluation:
     pointing: dict[str, float] | None
     images_per_second: float
     learned: int = 0
+    suites: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -63,6 +67,7 @@ class Evaluation:
             "pointing": self.pointing,
             "images_per_second": self.images_per_second,
             "learned": self.learned,
+            **({"suites": self.suites} if self.suites else {}),
         }
 
 
@@ -74,6 +79,9 @@ def evaluate(
     precision: str = "auto",
     root: str | None = None,
     download: bool = True,
+    wanted: Wanted | None = None,
+    control: Run | None = None,
+    listener: Listener | None = None,
 ) -> Evaluation:
     """Judge a finished run on the test part of its own data, or on other data with the same classes.
 
@@ -85,10 +93,14 @@ def evaluate(
         precision: ``auto``, ``bf16`` or ``float32``.
         root: where named sets lie; None takes the run's.
         download: fetch a named set that is not there.
+        wanted: suites beside accuracy; None takes none.
+        control: a run that is judged beside this one for robustness and transfer.
+        listener: is told which suite is at work.
 
     Raises:
         DataError: data that cannot be used, or classes that the run does not know.
-        RunError: a run that cannot be used.
+        ModelError, OptionError: see :func:`heedmap.suites.run_suites`.
+        RunError: a run that cannot be used, or a control with other classes or another picture size.
     """
     options, device = run.options, torch.device(device)
     classifier = run.classifier().to(device)
@@ -107,8 +119,13 @@ def evaluate(
     places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
-    found = assess(judged, pictures, classifier.classes, part)
-    return replace(found, learned=count_learned(pictures, options))
+    found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, options))
+    if wanted is None:
+        return found
+    sets = {"root": root or options.root, "download": download, "seed": options.seed, "test_share": options.test}
+    others = {} if control is None else {"control": control_of(control, classifier).to(device)}
+    subject = Subject(classifier, pictures, judged.labels, options.attention, "this run", others, sets)
+    return replace(found, suites=run_suites(wanted, subject, listener))
 
 
 def count_learned(pictures: Pictures, options: TrainOptions) -> int:
@@ -200,7 +217,7 @@ def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: s
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
-    """Write evaluation.json and confusion.png (rows: truth, columns: answer; light is many) into a folder.
+    """Write evaluation.json, confusion.png (rows: truth, columns: answer) and, with suites, a page into a folder.
 
     Raises:
         RunError: the folder cannot be written.
@@ -211,9 +228,26 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
     heatmap(shares, 0.0, 1.0, max(320, 4 * len(shares)), smooth=False).save(content, "PNG")
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / EVALUATION, json.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False).encode())
+        write_whole(out / EVALUATION, json.dumps(finite(evaluation.as_dict()), indent=1, ensure_ascii=False).encode())
         write_whole(out / "confusion.png", content.getvalue())
+        if evaluation.suites:
+            write_whole(out / REPORT, report_page(_bare_report(evaluation)).encode())
     return out
+
+
+def _bare_report(evaluation: Evaluation) -> ReportData:
+    """A page on other data than the run's own: no training, no panels."""
+    found = finite(evaluation.as_dict())
+    return ReportData(
+        title=f"Judged on {evaluation.part}",
+        command="",
+        classes=evaluation.report.classes,
+        splits={"judged": evaluation.report.count},
+        evaluation={"split": evaluation.part, **found},
+        pointing=evaluation.pointing,
+        sections=sections(found["suites"]),
+        test_sentence="Nothing of this run was chosen by these pictures, unless it learned from some of them.",
+    )
 
 
 def complete(
@@ -225,24 +259,12 @@ def complete(
     judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
     evaluation = assess(judged, pictures, splits.classes, "test")
     run.write_json(EVALUATION, evaluation.as_dict())
-    run.write(ANSWERS, answers_table(judged, pictures, splits.classes).encode())
+    run.write(ANSWERS, answers_table(judged, pictures.names, splits.classes).encode())
     right, wrong = report_panels(classifier, pictures, judged, device)
-    page = report_page(report_data(run, splits, evaluation, right, wrong))
+    page = report_page(report_data(run, splits, evaluation.as_dict(), right, wrong))
     run.write(REPORT, page.encode())
     run.finish()
     return evaluation
-
-
-def answers_table(judged: Judged, pictures: Pictures, classes: tuple[str, ...]) -> str:
-    """The answer to each picture as CSV: picture, label, predicted, and the probability of what was predicted."""
-    best = judged.logits.softmax(1).max(1)
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("picture", "label", "predicted", "probability"))
-    columns = (judged.labels.tolist(), best.indices.tolist(), best.values.tolist())
-    for name, label, predicted, share in zip(pictures.names, *columns, strict=True):
-        table.writerow((name, classes[label], classes[predicted], f"{share:.5f}"))
-    return lines.getvalue()
 
 
 def report_panels(
@@ -255,17 +277,23 @@ def report_panels(
     wrong = (predicted != judged.labels).nonzero().flatten().tolist()
     right = [right[i] for i in torch.linspace(0, len(right) - 1, min(PANELS, len(right))).long().tolist()]
     wrong = sorted(wrong, key=lambda row: -float(surety[row]))[:PANELS]
-    first, second = ([_report_panel(classifier, pictures, row, device) for row in rows] for rows in (right, wrong))
+    first, second = ([report_panel(classifier, pictures, row, device) for row in rows] for rows in (right, wrong))
     return first, second
 
 
 @torch.no_grad()
-def _report_panel(classifier: AttentionClassifier, pictures: Pictures, row: int, device: torch.device) -> ReportPanel:
+def report_panel(
+    classifier: AttentionClassifier,
+    pictures: Pictures,
+    row: int,
+    device: torch.device,
+    box: tuple[float, float, float, float] | None = None,
+) -> ReportPanel:
+    """The panel of one picture, with the object's box where the pictures bring one or one is given (in shares)."""
     view = pictures.load(row, classifier.image_size)
     answer = answer_of(classifier, classifier(plain(view[None]).to(device)), 0)
     label, name = pictures.classes[int(pictures.labels[row])], pictures.names[row]
-    box = None
-    if pictures.boxes is not None:
+    if box is None and pictures.boxes is not None:
         left, top, right, bottom = pictures.boxes[row].tolist()
         box = (left, top, right, bottom)
     picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
@@ -301,14 +329,14 @@ def panel_sheet(classifier: AttentionClassifier, views: Tensor) -> bytes:
 
 
 def report_data(
-    run: Run, splits: Splits, evaluation: Evaluation, right: list[ReportPanel], wrong: list[ReportPanel]
+    run: Run, splits: Splits, found: dict[str, Any], right: list[ReportPanel], wrong: list[ReportPanel]
 ) -> ReportData:
-    """Gather what the report shows, from the run's own files."""
+    """Gather what the report shows, from the run's own files and what evaluation.json holds."""
     metrics = run.read_metrics()
     epochs = [epoch_report(record) for record in metrics if record.get("kind") == "epoch"]
     steps = [(int(record["step"]), float(record["loss"])) for record in metrics if record.get("kind") == "step"]
     audit = read_audit(run.read_json(AUDIT))
-    flag = leakage_flag(evaluation.report.top1, audit, evaluation.report.count)
+    flag = leakage_flag(found["top1"], audit, found["count"])
     warnings = [*([flag] if flag else []), *(epochs[-1].warnings if epochs else ())]
     name, attention = run.config["options"]["model"], run.config["options"]["attention"]
     return ReportData(
@@ -321,14 +349,16 @@ def report_data(
         versions={"heedmap": str(run.config.get("heedmap")), **run.config.get("versions", {})},
         epochs=epochs,
         steps=steps[:: max(1, len(steps) // 1000)],
-        evaluation={"split": evaluation.part, **evaluation.as_dict()},
+        evaluation={"split": found["part"], **found},
         audit=audit,
-        pointing=evaluation.pointing,
+        pointing=found["pointing"],
         right=right,
         wrong=wrong,
         notes=splits.notes,
         warnings=warnings,
         is_leakage_suspected=flag is not None,
+        sections=sections(found.get("suites", {})),
+        test_sentence=TEST_AGAIN if found.get("suites") else TEST_ONCE,
     )
 
 

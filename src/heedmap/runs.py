@@ -221,7 +221,7 @@ class Run:
         """Add a line to metrics.jsonl; numbers that are not finite become null."""
         path = self.path / METRICS
         with disk(path), path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(_finite(record)) + "\n")
+            lines.write(json.dumps(finite(record)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one cut off by a sudden death is passed over."""
@@ -385,9 +385,10 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not -1e308 < value < 1e308 else value

@@ -128,6 +128,24 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
         )
 
 
+def show_sections(suites: Mapping[str, Any]) -> None:
+    """Print the tables and notes of the suites that were run."""
+    from heedmap.report.sections import sections, without_interval
+
+    for section in sections(suites):
+        console.print(f"[bold]{escape(section.title)}[/] {escape(section.sentence)}", soft_wrap=True)
+        for shown in section.tables:
+            table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+            for place, name in enumerate(shown.head):
+                table.add_column(name, justify="right" if place else "left")
+            for row in shown.rows:
+                cells = row if len(shown.head) <= 4 else without_interval(row)
+                table.add_row(*map(escape, cells), style="dim" if row[0] in shown.grey else None)
+            console.print(table)
+        for note in section.notes:
+            console.print(f"  {escape(note)}", soft_wrap=True)
+
+
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Print the variants' figures, each difference of accuracy in a sentence, and what to know of them."""
     from heedmap.report.comparison import GROUPS, amounts, cell

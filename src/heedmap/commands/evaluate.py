@@ -11,17 +11,26 @@ import tyro
 from rich.markup import escape
 
 from heedmap.commands.device import pick_device
-from heedmap.terminal import console, show_evaluation, show_next
+from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Judge a run: accuracy, classes, calibration, throughput, and pointing where boxes are known.
+    """Judge a run: accuracy and calibration; with suites also its maps, robustness and transfer.
 
     Attributes:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
-        out: Folder for evaluation.json and confusion.png. Default: only print.
+        suite: What is judged, with commas between: accuracy, localisation, faithfulness, robustness, transfer.
+        method: Maps judged, with commas between, such as attention,grad-cam. Default: these two, or Grad-CAM alone
+            for the control.
+        annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
+            Default: what the data brings.
+        transfer: Folders or named sets for the transfer suite.
+        control: A run judged beside this one for robustness and transfer, such as its matched control.
+        limit: Pictures a suite, each class with its share. Default: all; 100 for faithfulness, 200 for robustness.
+        out: Folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of the run's own
+            test part go into the run's report, others into evaluation-1, -2, ...; without suites only print.
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
         root: Where named sets lie. Default: as in the run.
@@ -30,6 +39,12 @@ class Evaluate:
 
     run: tyro.conf.Positional[str]
     data: tyro.conf.Positional[str | None] = None
+    suite: tuple[str, ...] = ("accuracy",)
+    method: tuple[str, ...] = ()
+    annotations: str | None = None
+    transfer: tuple[str, ...] = ()
+    control: str | None = None
+    limit: int | None = None
     out: str | None = None
     device: str | None = None
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -39,18 +54,43 @@ class Evaluate:
     def work(self) -> None:
         """Judge and print the tables."""
         from heedmap.evaluate import evaluate, write_evaluation
-        from heedmap.runs import Run
+        from heedmap.refresh import refresh
+        from heedmap.runs import Run, free_name
+        from heedmap.suites import Wanted
 
-        run = Run.open(self.run)
-        found = evaluate(
-            run,
-            self.data,
-            device=pick_device(self.device),
-            precision=self.precision,
-            root=self.root,
-            download=self.download,
+        wanted = Wanted(
+            suites=_split(self.suite),
+            methods=_split(self.method),
+            annotations=self.annotations,
+            transfer=self.transfer,
+            limit=self.limit,
         )
+        run, device = Run.open(self.run), pick_device(self.device)
+        with progress() as listener:
+            found = evaluate(
+                run,
+                self.data,
+                device=device,
+                precision=self.precision,
+                root=self.root,
+                download=self.download,
+                wanted=wanted,
+                control=None if self.control is None else Run.open(self.control),
+                listener=listener,
+            )
         show_evaluation(found.as_dict())
-        if self.out:
-            console.print(f"Written to {escape(str(write_evaluation(found, Path(self.out))))}", soft_wrap=True)
+        show_sections(found.suites)
+        out = Path(self.out) if self.out else None
+        if found.suites and out is None and self.data is None:
+            refresh(run, found, device=device)
+            console.print(f"Report: [bold]{escape(str(run.path / 'report.html'))}[/]", soft_wrap=True)
+        elif found.suites and out is None:
+            out = free_name(Path(), "evaluation")
+        if out is not None:
+            console.print(f"Written to {escape(str(write_evaluation(found, out)))}", soft_wrap=True)
         show_next(f"heedmap visualize {shlex.quote(self.run)} PICTURES")
+
+
+def _split(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Names given with spaces or commas between them."""
+    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())

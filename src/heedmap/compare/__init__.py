@@ -24,7 +24,7 @@ from heedmap.compare.running import Failure, is_finished, only_one, run_beside, 
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.listener import Listener
 from heedmap.report.comparison import comparison_page, comparison_plot
-from heedmap.runs import disk, write_whole
+from heedmap.runs import disk, finite, write_whole
 from heedmap.train import anchored, check_model, prepare
 from heedmap.training.recipes import derive
 
@@ -97,7 +97,7 @@ def write_comparison(plan: Plan, folder: Path, failures: Sequence[Failure] = (),
     """
     found = gather(plan, folder, failures, parallel)
     with disk(folder):
-        content = json.dumps(_known(found), indent=1, ensure_ascii=False)
+        content = json.dumps(finite(found), indent=1, ensure_ascii=False)
         write_whole(folder / RESULT, content.encode())
         write_whole(folder / PAGE, comparison_page(found).encode())
         write_whole(folder / PLOT, comparison_plot(found).encode())
@@ -162,12 +162,3 @@ def _teller(plan: Plan, folder: Path, missing: int, parallel: int, listener: Lis
         listener.message(f"{job.name}: test accuracy {run['test_accuracy']:.2%}, {run['minutes']:.1f} min{more}.")
 
     return tell
-
-
-def _known(value: Any) -> Any:
-    """The same without NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _known(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_known(item) for item in value]
-    return None if isinstance(value, float) and value != value else value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,3 +63,15 @@ def judge(
             kept.append(output.attention[tap].float().cpu())
     attention = {tap: torch.cat(kept) for tap, kept in maps.items()}
     return Judged(torch.cat(logits), torch.cat(labels), attention, time.perf_counter() - began)
+
+
+def answers_table(judged: Judged, names: Sequence[str], classes: Sequence[str]) -> str:
+    """The answer to each picture as CSV: picture, label, predicted, and the probability of what was predicted."""
+    best = judged.logits.softmax(1).max(1)
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("picture", "label", "predicted", "probability"))
+    columns = (judged.labels.tolist(), best.indices.tolist(), best.values.tolist())
+    for name, label, predicted, share in zip(names, *columns, strict=True):
+        table.writerow((name, classes[label], classes[predicted], f"{share:.5f}"))
+    return lines.getvalue()

@@ -16,15 +16,21 @@ from heedmap.errors import DataError
 from heedmap.evaluation.classification import wilson_interval
 from heedmap.records import Audit, EpochReport
 from heedmap.report.charts import Series, line_chart, matrix
+from heedmap.report.sections import Section
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["TEST_ONCE", "ReportData", "ReportPanel", "write_report"]
+__all__ = ["TEST_AGAIN", "TEST_ONCE", "ReportData", "ReportPanel", "write_report"]
 
 TEST_ONCE = (
     "The test part was touched once, after training; "
     "the weights were chosen on pictures set apart from the training part."
+)
+
+TEST_AGAIN = (
+    "The weights were chosen on pictures set apart from the training part. The test part was judged once after "
+    "training, and looked at again for the measures below; nothing was chosen by it."
 )
 
 MOST_CLASSES_IN_TABLE = 24
@@ -79,6 +85,8 @@ class ReportData:
         warnings: sentences that should be seen first.
         test_sentence: what was done with the test part.
         is_leakage_suspected: leakage would explain the accuracy.
+        sections: what the suites found.
+        ranked: ``best``, ``median``, ``worst`` -> panels, by how well the map lies on the object.
     """
 
     title: str
@@ -98,6 +106,8 @@ class ReportData:
     warnings: Sequence[str] = ()
     test_sentence: str = TEST_ONCE
     is_leakage_suspected: bool = False
+    sections: Sequence[Section] = ()
+    ranked: Mapping[str, Sequence[ReportPanel]] = field(default_factory=dict)
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:

@@ -1,0 +1,183 @@
+"""What the suites found, as sentences and tables that the terminal and the page share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WORDS = {
+    "pointing": "pointing",
+    "pointing_near": "pointing, near",
+    "energy": "energy inside",
+    "otsu_iou": "IoU, Otsu",
+    "best_iou": "IoU, best threshold",
+    "pxap": "PxAP",
+    "max_box_acc": "MaxBoxAcc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "corloc": "CorLoc",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under a head; a cell may end with its interval in parentheses. Lines of ``grey`` are baselines."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    grey: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One suite on the page.
+
+    Attributes:
+        key: of the suite.
+        title: a question.
+        sentence: how to read the tables.
+        tables: what was measured.
+        notes: what to know of it; verdicts.
+    """
+
+    key: str
+    title: str
+    sentence: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def sections(suites: Mapping[str, Any]) -> list[Section]:
+    """The sections of the suites that were run, in the order of the page."""
+    writers = {
+        "localisation": _localisation,
+        "faithfulness": _faithfulness,
+        "robustness": _robustness,
+        "transfer": _transfer,
+    }
+    return [write(suites[key]) for key, write in writers.items() if key in suites]
+
+
+def _localisation(found: Mapping[str, Any]) -> Section:
+    metrics = list(found["metrics"])
+    rows = [(name, *(_score(scores[metric]) for metric in metrics)) for name, scores in found["scores"].items()]
+    table = Table(
+        ("map", *(WORDS.get(metric, metric) for metric in metrics)), tuple(rows), frozenset(found["baselines"])
+    )
+    left = ", ".join(f"{count:,} {reason}" for reason, count in found["left_out"].items())
+    notes = [
+        _sample(found),
+        found["asked"],
+        *([f"Left out: {left}."] if left else []),
+        *(f"{name}: {kind} in {count:,} pictures." for name, kinds in found["unjudgeable"].items()
+          for kind, count in kinds.items()),
+        *found["notes"],
+    ]  # fmt: skip
+    sentence = (
+        "Do maps lie where the annotated objects are? In per cent, with the 95 % bootstrap interval over pictures; a "
+        "map that does not beat the lines of centre and edges says little."
+    )
+    return Section("localisation", "Does it lie on the object?", sentence, (table,), tuple(notes))
+
+
+def _faithfulness(found: Mapping[str, Any]) -> Section:
+    measures = list(dict.fromkeys(key for row in found["rows"] for key in row["scores"]))
+    rows = tuple((row["name"], *(_plain(row["scores"].get(key)) for key in measures)) for row in found["rows"])
+    baselines = frozenset(row["name"] for row in found["rows"] if row["chance"] is None or row["name"] == "centre")
+    checks = tuple(
+        (name, f"{check['cascading'][-1]['absolute']:.2f}", f"{check['cascading'][-1]['ssim']:.2f}")
+        for name, check in found["randomisation"].items()
+    )
+    randomised = Table(("map, all weights randomised", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
+    notes = [_sample(found), *(row["sentence"] for row in found["rows"] if row["name"] not in baselines)]
+    notes += [f"{name}: {check['verdict']}" for name, check in found["randomisation"].items()]
+    sentence = (
+        "Does the answer suffer when a map's hot places are taken away? Deletion and average drop: less is better; "
+        "insertion, ROAD and increase: more. Random maps of the same grid stand beside."
+    )
+    table = Table(("map", *(key.replace("_", " ") for key in measures)), rows, baselines)
+    return Section(
+        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomised), tuple(notes)
+    )
+
+
+def _robustness(found: Mapping[str, Any]) -> Section:
+    head = ("classifier", "attack", "epsilon", "accuracy", "fooled", "map rank correlation", "hottest tenth kept")
+    rows = []
+    for name, lines in found["models"].items():
+        for line in lines:
+            still = line["stability"]
+            maps = ("-", "-") if still is None else (f"{still['rank']:.2f}", f"{still['overlap']:.0%}")
+            rows.append(
+                (
+                    name,
+                    line["attack"],
+                    f"{255 * line['epsilon']:g}/255",
+                    f"{100 * line['accuracy']:.1f} ({100 * line['low']:.1f} - {100 * line['high']:.1f})",
+                    "-" if _unknown(line["fooled"]) else f"{line['fooled']:.1%}",
+                    *maps,
+                )
+            )
+    notes = [_sample(found), *(f"{name}: {each}" for name, said in found["warnings"].items() for each in said)]
+    sentence = (
+        "Accuracy in per cent when every pixel may change by epsilon; fooled: of the answers right before. "
+        "The last columns say how far the map stays what it was."
+    )
+    return Section("robustness", "Does it hold under attack?", sentence, (Table(head, tuple(rows)),), tuple(notes))
+
+
+def _transfer(found: Mapping[str, Any]) -> Section:
+    head = ("data", "classifier", "accuracy", "most frequent class", "C", "features", "train", "test")
+    rows = []
+    for row in found["rows"]:
+        probe = row["probe"]
+        rows.append(
+            (
+                row["data"],
+                row["model"],
+                f"{100 * probe['accuracy']:.1f} ({100 * probe['low']:.1f} - {100 * probe['high']:.1f})",
+                f"{100 * probe['majority']:.1f}",
+                f"{probe['cost']:g}",
+                str(probe["width"]),
+                f"{probe['train']:,}",
+                f"{probe['test']:,}",
+            )
+        )
+    slow = [row["data"] for row in found["rows"] if not row["probe"]["converged"]]
+    notes = [f"The solver did not come to its end on {name}." for name in slow]
+    sentence = "A linear SVM on the frozen features of this network; C was chosen inside the training part."
+    return Section("transfer", "Do its features serve elsewhere?", sentence, (Table(head, tuple(rows)),), tuple(notes))
+
+
+def _sample(found: Mapping[str, Any]) -> str:
+    judged, count = found["sample"]["judged"], found["sample"]["of"]
+    if judged == count:
+        return f"All {count:,} pictures of the part."
+    return f"{judged:,} of {count:,} pictures, each class with its share (--limit N takes others)."
+
+
+def _score(score: Mapping[str, float]) -> str:
+    if _unknown(score["value"]):
+        return "-"
+    value = f"{100 * score['value']:.1f}"
+    if _unknown(score["low"]):
+        return value
+    return f"{value} ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
+
+
+def _plain(score: Mapping[str, float] | None) -> str:
+    if score is None or _unknown(score["mean"]):
+        return "-"
+    interval = "" if _unknown(score["low"]) else f" ({score['low']:.3f} - {score['high']:.3f})"
+    return f"{score['mean']:.3f}{interval}"
+
+
+def _unknown(value: float | None) -> bool:
+    """JSON keeps what is not a number as null."""
+    return value is None or math.isnan(value)
+
+
+def without_interval(row: Sequence[str]) -> list[str]:
+    """The cells of a line without the intervals, for a narrow terminal."""
+    return [row[0], *(cell.partition(" (")[0] for cell in row[1:])]

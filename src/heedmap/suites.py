@@ -1,0 +1,246 @@
+"""The suites of ``heedmap evaluate``: which judges are asked about which maps, on which pictures.
+
+The judges themselves are in ``evaluation``; here stands what each is given. All of it is measured on a part that
+nothing was chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.data import FolderPictures, Pictures, check_splits, load_many, open_data
+from heedmap.data.augmentation import plain
+from heedmap.errors import DataError, ModelError, OptionError, RunError, nearest
+from heedmap.listener import Listener
+from heedmap.runs import Run
+
+SUITES = ("accuracy", "localisation", "faithfulness", "robustness", "transfer")
+MOST = {"faithfulness": 100, "robustness": 200}  # pictures, unless told: each costs hundreds of forward passes
+BATCH = 64
+WORKERS = 2
+
+MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be judged.
+
+    Attributes:
+        suites: some of ``SUITES``.
+        methods: map methods; empty takes the learned attention and Grad-CAM, or for a control Grad-CAM alone.
+        annotations: of the pictures, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
+        transfer: folders or named sets for the transfer suite.
+        limit: pictures a suite, spread evenly over the classes; None takes all, and for slow suites those of ``MOST``.
+    """
+
+    suites: tuple[str, ...] = ("accuracy",)
+    methods: tuple[str, ...] = ()
+    annotations: str | None = None
+    transfer: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            OptionError: an unknown suite or method, or a suite and its option that are not named together.
+        """
+        from heedmap.maps import METHODS
+
+        for name in self.suites:
+            if name not in SUITES:
+                raise OptionError(f"There is no suite {name!r}; it can be {', '.join(SUITES)}.{nearest(name, SUITES)}")
+        for name in self.methods:
+            if name not in METHODS:
+                raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
+        if ("transfer" in self.suites) != bool(self.transfer):
+            raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
+        if self.annotations is not None and "localisation" not in self.suites:
+            raise OptionError("Annotations are used by the localisation suite: --suite localisation.")
+        if self.limit is not None and self.limit < 2:
+            raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is judged, on what.
+
+    Attributes:
+        classifier: on the device to compute on, in eval mode.
+        pictures: the part that is judged.
+        labels: (N,) in the order of the classifier's classes.
+        attention: the kind it was built with; ``none`` for a control.
+        name: of the classifier, for tables.
+        others: name -> classifiers judged beside it where that makes sense, such as its control.
+        sets: how data sets of the transfer suite are opened: root, download, seed, test share.
+    """
+
+    classifier: AttentionClassifier
+    pictures: Pictures
+    labels: Tensor
+    attention: str
+    name: str
+    others: Mapping[str, AttentionClassifier] = field(default_factory=dict)
+    sets: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """All of them."""
+        return {self.name: self.classifier, **self.others}
+
+
+def run_suites(wanted: Wanted, subject: Subject, listener: Listener | None = None) -> dict[str, Any]:
+    """Ask the judges.
+
+    Returns:
+        suite -> what its report holds as plain numbers, with ``sample``: how many pictures of how many were judged.
+
+    Raises:
+        DataError, ModelError, OptionError: see the judges.
+    """
+    listener = listener or Listener()
+    found: dict[str, Any] = {}
+    for name in wanted.suites:
+        if name == "accuracy":
+            continue  # always judged, before
+        rows = spread_rows(subject.labels, wanted.limit or MOST.get(name))
+        sample = {"judged": len(rows), "of": len(subject.labels)}
+        listener.message(f"Suite {name}, {len(rows):,} of {len(subject.labels):,} pictures.")
+        found[name] = {**_JUDGES[name](wanted, subject, rows, listener), "sample": sample}
+        if name == "transfer":
+            del found[name]["sample"]  # it judges other pictures
+    return found
+
+
+def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
+    """The classifier of a run that is to stand beside another one.
+
+    Raises:
+        RunError: its classes or the size of its pictures are others, so that the two cannot see the same.
+    """
+    control = run.classifier()
+    for what, its, own in (
+        ("classes", control.classes, classifier.classes),
+        ("picture size", control.image_size, classifier.image_size),
+    ):
+        if its != own:
+            raise RunError(f"{run.path} cannot stand beside this run: its {what} is {its}, not {own}.")
+    return control
+
+
+def spread_rows(labels: Tensor, most: int | None) -> Tensor:
+    """Choose ``most`` rows so that each class keeps its share, evenly over its rows; ascending. None takes all."""
+    count = len(labels)
+    if most is None or most >= count:
+        return torch.arange(count)
+    by_class = labels.argsort(stable=True)
+    return by_class[(2 * torch.arange(most) + 1) * count // (2 * most)].sort()[0]
+
+
+def map_functions(wanted: Wanted, subject: Subject) -> dict[str, MapFunction]:
+    """Name -> map function of what is to be judged; learned attention gives one for each tap, and the combined one.
+
+    Raises:
+        ModelError: learned attention of a control, which has none.
+    """
+    from heedmap.evaluation.asking import explained, learned_map, learned_map_at
+
+    has_attention, taps = subject.attention != "none", subject.classifier.taps
+    functions: dict[str, MapFunction] = {}
+    for method in wanted.methods or (("attention", "grad-cam") if has_attention else ("grad-cam",)):
+        if method != "attention":
+            functions[method] = explained(method)
+            continue
+        if not has_attention:
+            raise ModelError("The control has no attention to judge; name another --method, such as grad-cam.")
+        functions |= {f"attention {tap}": learned_map_at(tap) for tap in taps}
+        if len(taps) > 1:
+            functions["attention combined"] = learned_map
+    return functions
+
+
+def _images(subject: Subject, rows: Tensor) -> Tensor:
+    """(n, 3, S, S) float32 in [0, 1], at the classifier's size."""
+    images, unreadable = load_many(subject.pictures, rows, subject.classifier.image_size, WORKERS)
+    if unreadable:
+        raise DataError(f"Picture {subject.pictures.names[unreadable[0][0]]} cannot be read: {unreadable[0][1]}.")
+    return plain(images)
+
+
+def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+    from heedmap.data.annotations import annotations_of, read_annotations
+    from heedmap.evaluation.asking import all_maps, asking
+    from heedmap.evaluation.localisation import localise
+
+    pictures = subject.pictures.subset(rows)
+    if wanted.annotations is None:
+        annotations = annotations_of(pictures)
+    elif isinstance(pictures, FolderPictures):
+        annotations = read_annotations(wanted.annotations, pictures)
+    else:
+        raise DataError("Annotations are matched to files, and these pictures are none; leave --annotations out.")
+
+    def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
+        def maps(some: Tensor) -> Tensor:
+            targets = subject.labels[rows[some]]
+            with asking(subject.classifier) as lent:
+                return all_maps(name, function, lent, _images(subject, rows[some]), targets, BATCH)[:, None]
+
+        return maps
+
+    functions = map_functions(wanted, subject)
+    report = localise(
+        {name: called(name, function) for name, function in functions.items()},
+        annotations,
+        images=pictures,
+        listener=listener,
+    )
+    first = next(iter(functions))
+    ranked = {kind: rows[torch.tensor(places)].tolist() for kind, places in report.ranked(first).items()}
+    boxes = {row: annotations.boxes[place].tolist() for place, row in enumerate(rows.tolist())}
+    shown = {row: boxes[row] for places in ranked.values() for row in places}
+    asked = "Attributions were asked about the true class."
+    return {**report.as_dict(), "ranked": {"map": first, "rows": ranked, "boxes": shown}, "asked": asked}
+
+
+def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+    from heedmap.evaluation.asking import edge_map
+    from heedmap.evaluation.faithfulness import faithfulness
+    from heedmap.evaluation.randomisation import randomisation
+
+    images, functions = _images(subject, rows), map_functions(wanted, subject)
+    report = faithfulness(subject.classifier, images, functions, batch_size=BATCH, listener=listener)
+    checks = {}
+    for name, function in {**functions, "edges": edge_map}.items():
+        listener.message(f"Randomising the weights under {name}.")
+        checks[name] = randomisation(subject.classifier, images, function, independent=False).as_dict()
+    return {**report.as_dict(), "randomisation": checks}
+
+
+def _robustness(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+    from heedmap.evaluation.robustness import robustness
+
+    labels = subject.labels[rows]
+    return robustness(subject.models, _images(subject, rows), labels, batch_size=BATCH, listener=listener).as_dict()
+
+
+def _transfer(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+    from heedmap.evaluation.transfer import transfer
+
+    sets = {name: check_splits(open_data(name, **subject.sets), WORKERS) for name in wanted.transfer}
+    return transfer(subject.models, sets, listener=listener).as_dict()
+
+
+_JUDGES: dict[str, Callable[[Wanted, Subject, Tensor, Listener], dict[str, Any]]] = {
+    "localisation": _localisation,
+    "faithfulness": _faithfulness,
+    "robustness": _robustness,
+    "transfer": _transfer,
+}

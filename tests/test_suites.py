@@ -1,0 +1,165 @@
+"""The suites: who is asked about what, on which pictures, and where it is written."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Refusal
+from heedmap.cli import main
+from heedmap.errors import ModelError, OptionError
+from heedmap.evaluate import evaluate
+from heedmap.report.sections import sections, without_interval
+from heedmap.runs import Run
+from heedmap.suites import SUITES, Subject, Wanted, control_of, map_functions, spread_rows
+
+
+def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 20)[
+        torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    ]
+    rows = spread_rows(labels, 20)
+    assert labels[rows].bincount().tolist() == [10, 5, 5]
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert spread_rows(labels, None).tolist() == spread_rows(labels, 100).tolist() == list(range(80))
+    assert spread_rows(torch.zeros(10), 5).tolist() == [1, 3, 5, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"suites": ("robustnes",)}, "There is no suite 'robustnes'; it can be accuracy, .* Did you mean 'robustness'"),
+        ({"methods": ("gradcam",)}, "No map method 'gradcam'; .* Did you mean 'grad-cam'"),
+        ({"suites": ("transfer",)}, "needs data sets: --suite transfer --transfer DIR"),
+        ({"transfer": ("pictures",)}, "needs data sets: --suite transfer"),
+        ({"annotations": "masks"}, "used by the localisation suite"),
+        ({"limit": 1}, "limit = 1 is out of range"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        Wanted(**changes)
+
+
+def subject_of(run: Run, attention: str) -> Subject:
+    return Subject(run.classifier(), None, torch.zeros(1), attention, "this run")  # type: ignore[arg-type]
+
+
+def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_has_none(finished_run: Path) -> None:
+    run = Run.open(finished_run)
+    functions = map_functions(Wanted(), subject_of(run, "parametrised"))
+    assert list(functions) == ["attention stage2", "attention stage3", "attention combined", "grad-cam"]
+    assert list(map_functions(Wanted(), subject_of(run, "none"))) == ["grad-cam"]
+    with pytest.raises(ModelError, match="The control has no attention to judge"):
+        map_functions(Wanted(methods=("attention",)), subject_of(run, "none"))
+    images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+    for function in functions.values():
+        assert function(run.classifier(), images, targets).shape[0] == 2
+
+
+def test_a_control_must_see_the_same_pictures(finished_run: Path, copied_run: Path) -> None:
+    from heedmap.errors import RunError
+
+    run, other = Run.open(finished_run), Run.open(copied_run)
+    assert control_of(other, run.classifier()).classes == run.classifier().classes
+    other.config["architecture"]["classes"] = ["red", "green", "blue"]
+    with pytest.raises(RunError, match=r"cannot stand beside this run: its classes is \('red'"):
+        control_of(other, run.classifier())
+
+
+@pytest.fixture(scope="module")
+def judged(_finished_run: Path, _cue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run in whose report the quick suites were put, and what the command printed."""
+    import contextlib
+    import io
+
+    from heedmap.terminal import console
+
+    run = Path(shutil.copytree(_finished_run, tmp_path_factory.mktemp("judged") / "run"))
+    said = io.StringIO()
+    words = ["--suite", "faithfulness,robustness,transfer", "--transfer", str(_cue_folder), "--limit", "4"]
+    with contextlib.redirect_stdout(said):
+        console.file = said
+        try:
+            main(["evaluate", str(run), *words, "--method", "attention,grad-cam", "--control", str(_finished_run)])
+        finally:
+            console.file = None  # type: ignore[assignment]
+    return run, said.getvalue()
+
+
+def test_suites_are_printed_kept_and_shown_in_the_report(judged: tuple[Path, str]) -> None:
+    path, said = judged
+    run = Run.open(path)
+    kept = run.read_json("evaluation.json")
+    assert set(kept["suites"]) == {"faithfulness", "robustness", "transfer"}
+    assert kept["suites"]["faithfulness"]["sample"] == {"judged": 4, "of": 36}
+    assert {"this run", "control"} == set(kept["suites"]["robustness"]["models"])
+    assert "NaN" not in (path / "evaluation.json").read_text()
+    page = (path / "report.html").read_text()
+    for text in (said.replace("\n", " "), page):
+        assert "4 of 36 pictures" in text
+        assert "Does this map depend on what the network learned?" in text
+        assert "Do its features serve elsewhere?" in text
+        assert "Does it lie on the object?" not in text  # not asked for
+    assert "nothing was chosen by it" in page
+    assert "<script" not in page
+    top1 = json.loads((path / "evaluation.json").read_text())["top1"]
+    assert top1 == Run.open(path).read_json("evaluation.json")["top1"]
+
+
+def test_a_run_that_was_judged_again_is_still_whole(judged: tuple[Path, str], finished_run: Path) -> None:
+    before, after = (Run.open(path).read_json("evaluation.json") for path in (finished_run, judged[0]))
+    suites = after.pop("suites")
+    assert before == after
+    assert {section.key for section in sections(suites)} == set(suites)
+    shown = {row[0] for row in sections(suites)[0].tables[0].rows}
+    assert {"attention stage2", "grad-cam", "centre"} <= shown
+
+
+def test_later_suites_stand_beside_earlier_ones(judged: tuple[Path, str], tmp_path: Path) -> None:
+    from heedmap.refresh import refresh
+
+    run = Run.open(Path(shutil.copytree(judged[0], tmp_path / "run")))
+    found = evaluate(run, wanted=Wanted(suites=("robustness",), limit=3))
+    refresh(run, found)
+    kept = run.read_json("evaluation.json")["suites"]
+    assert set(kept) == {"faithfulness", "robustness", "transfer"}
+    assert kept["robustness"]["sample"]["judged"] == 3
+    assert "control" not in kept["robustness"]["models"]
+
+
+def test_other_data_is_written_to_a_folder_of_its_own(
+    finished_run: Path, cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (finished_run / "evaluation.json").read_bytes()
+    main(["evaluate", str(finished_run), str(cue_folder / "test"), "--suite", "robustness", "--limit", "3"])
+    assert (finished_run / "evaluation.json").read_bytes() == before
+    assert "Does it hold under attack?" in (tmp_path / "evaluation-1" / "report.html").read_text()
+    assert "robustness" in json.loads((tmp_path / "evaluation-1" / "evaluation.json").read_text())["suites"]
+
+
+def test_without_suites_nothing_new_is_written(finished_run: Path) -> None:
+    before = (finished_run / "evaluation.json").read_bytes()
+    main(["evaluate", str(finished_run)])
+    assert (finished_run / "evaluation.json").read_bytes() == before
+
+
+def test_slips_of_the_pen_are_told(finished_run: Path, refusal: Refusal) -> None:
+    assert "Did you mean 'faithfulness'?" in refusal("evaluate", finished_run, "--suite", "accuracy,faithfullness")
+    assert re.search("no classes|needs data sets", refusal("evaluate", finished_run, "--suite", "transfer"))
+    assert "heedmap train" in refusal("evaluate", finished_run, "--suite", "robustness", "--control", "nowhere")
+
+
+def test_every_suite_has_a_judge_and_a_section() -> None:
+    from heedmap import suites
+
+    assert {"accuracy", *suites._JUDGES} == set(SUITES)
+
+
+def test_intervals_are_left_out_where_there_is_no_room() -> None:
+    assert without_interval(("grad-cam (x)", "1.0 (0.5 - 1.5)", "-")) == ["grad-cam (x)", "1.0", "-"]
