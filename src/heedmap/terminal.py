@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
     from heedmap.listener import Listener
     from heedmap.records import Audit, EpochReport, StepReport
 
+ABREAST = 5  # columns of figures that a terminal of 80 takes
+
 console = Console(highlight=False)
 complaints = Console(stderr=True, highlight=False)
 
@@ -135,13 +137,16 @@ def show_sections(suites: Mapping[str, Any]) -> None:
     for section in sections(suites):
         console.print(f"[bold]{escape(section.title)}[/] {escape(section.sentence)}", soft_wrap=True)
         for shown in section.tables:
-            table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-            for place, name in enumerate(shown.head):
-                table.add_column(name, justify="right" if place else "left")
-            for row in shown.rows:
-                cells = row if len(shown.head) <= 4 else without_interval(row)
-                table.add_row(*map(escape, cells), style="dim" if row[0] in shown.grey else None)
-            console.print(table)
+            rows = [row if len(shown.head) <= ABREAST else without_interval(row) for row in shown.rows]
+            for first in range(1, len(shown.head), ABREAST):
+                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
+                table.add_column(shown.head[0], no_wrap=True)
+                for name in shown.head[first : first + ABREAST]:
+                    table.add_column(name, justify="right")
+                for row in rows:
+                    cells = (row[0], *row[first : first + ABREAST])
+                    table.add_row(*map(escape, cells), style="dim" if row[0] in shown.grey else None)
+                console.print(table)
         for note in section.notes:
             console.print(f"  {escape(note)}", soft_wrap=True)
 
