@@ -36,7 +36,6 @@ def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
         ({"methods": ("gradcam",)}, "No map method 'gradcam'; .* Did you mean 'grad-cam'"),
         ({"suites": ("transfer",)}, "needs data sets: --suite transfer --transfer DIR"),
         ({"transfer": ("pictures",)}, "needs data sets: --suite transfer"),
-        ({"annotations": "masks"}, "used by the localisation suite"),
         ({"limit": 1}, "limit = 1 is out of range"),
     ],
 )
