@@ -36,6 +36,7 @@ def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
         ({"methods": ("gradcam",)}, "No map method 'gradcam'; .* Did you mean 'grad-cam'"),
         ({"suites": ("transfer",)}, "needs data sets: --suite transfer --transfer DIR"),
         ({"transfer": ("pictures",)}, "needs data sets: --suite transfer"),
+        ({"annotations": "masks"}, "used by the localisation suite"),
         ({"limit": 1}, "limit = 1 is out of range"),
     ],
 )
@@ -162,3 +163,19 @@ def test_every_suite_has_a_judge_and_a_section() -> None:
 
 def test_intervals_are_left_out_where_there_is_no_room() -> None:
     assert without_interval(("grad-cam (x)", "1.0 (0.5 - 1.5)", "-")) == ["grad-cam (x)", "1.0", "-"]
+
+
+def test_maps_are_held_against_the_boxes_that_the_pictures_bring(finished_run: Path) -> None:
+    from heedmap.data.pictures import TensorPictures
+    from heedmap.suites import run_suites
+
+    classifier = Run.open(finished_run).classifier()
+    images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, boxes = torch.arange(8) % 3, torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(8, 4)
+    pictures = TensorPictures(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
+    subject = Subject(classifier, pictures, labels, "parametrised", "this run")
+    found = run_suites(Wanted(suites=("localisation",), limit=6), subject)["localisation"]
+    assert found["sample"] == {"judged": 6, "of": 8}
+    assert {"attention stage2", "grad-cam", "centre", "edges"} <= set(found["scores"])
+    (section,) = sections({"localisation": found})
+    assert section.tables[0].grey == frozenset(found["baselines"])

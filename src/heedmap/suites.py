@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.data import Pictures, check_splits, load_many, open_data
+from heedmap.data import FolderPictures, Pictures, check_splits, load_many, open_data
 from heedmap.data.augmentation import plain
 from heedmap.errors import DataError, ModelError, OptionError, RunError, nearest
 from heedmap.listener import Listener
 from heedmap.runs import Run
 
-SUITES = ("accuracy", "faithfulness", "robustness", "transfer")
+SUITES = ("accuracy", "localisation", "faithfulness", "robustness", "transfer")
 MOST = {"faithfulness": 100, "robustness": 200}  # pictures, unless told: each costs hundreds of forward passes
 BATCH = 64
 WORKERS = 2
@@ -35,12 +35,14 @@ class Wanted:
     Attributes:
         suites: some of ``SUITES``.
         methods: map methods; empty takes the learned attention and Grad-CAM, or for a control Grad-CAM alone.
+        annotations: of the pictures, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
         transfer: folders or named sets for the transfer suite.
         limit: pictures a suite, spread evenly over the classes; None takes all, and for slow suites those of ``MOST``.
     """
 
     suites: tuple[str, ...] = ("accuracy",)
     methods: tuple[str, ...] = ()
+    annotations: str | None = None
     transfer: tuple[str, ...] = ()
     limit: int | None = None
 
@@ -60,6 +62,8 @@ class Wanted:
                 raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
         if ("transfer" in self.suites) != bool(self.transfer):
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
+        if self.annotations is not None and "localisation" not in self.suites:
+            raise OptionError("Annotations are used by the localisation suite: --suite localisation.")
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
@@ -170,6 +174,42 @@ def _images(subject: Subject, rows: Tensor) -> Tensor:
     return plain(images)
 
 
+def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+    from heedmap.data.annotations import annotations_of, read_annotations
+    from heedmap.evaluation.asking import all_maps, asking
+    from heedmap.evaluation.localisation import localise
+
+    pictures = subject.pictures.subset(rows)
+    if wanted.annotations is None:
+        annotations = annotations_of(pictures)
+    elif isinstance(pictures, FolderPictures):
+        annotations = read_annotations(wanted.annotations, pictures)
+    else:
+        raise DataError("Annotations are matched to files, and these pictures are none; leave --annotations out.")
+
+    def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
+        def maps(some: Tensor) -> Tensor:
+            targets = subject.labels[rows[some]]
+            with asking(subject.classifier) as lent:
+                return all_maps(name, function, lent, _images(subject, rows[some]), targets, BATCH)[:, None]
+
+        return maps
+
+    functions = map_functions(wanted, subject)
+    report = localise(
+        {name: called(name, function) for name, function in functions.items()},
+        annotations,
+        images=pictures,
+        listener=listener,
+    )
+    first = next(iter(functions))
+    ranked = {kind: rows[torch.tensor(places)].tolist() for kind, places in report.ranked(first).items()}
+    boxes = {row: annotations.boxes[place].tolist() for place, row in enumerate(rows.tolist())}
+    shown = {row: boxes[row] for places in ranked.values() for row in places}
+    asked = "Attributions were asked about the true class."
+    return {**report.as_dict(), "ranked": {"map": first, "rows": ranked, "boxes": shown}, "asked": asked}
+
+
 def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
     from heedmap.evaluation.asking import edge_map
     from heedmap.evaluation.faithfulness import faithfulness
@@ -199,6 +239,7 @@ def _transfer(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener
 
 
 _JUDGES: dict[str, Callable[[Wanted, Subject, Tensor, Listener], dict[str, Any]]] = {
+    "localisation": _localisation,
     "faithfulness": _faithfulness,
     "robustness": _robustness,
     "transfer": _transfer,

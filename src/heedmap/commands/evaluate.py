@@ -21,9 +21,11 @@ class Evaluate:
     Attributes:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
-        suite: What is judged, with commas between: accuracy, faithfulness, robustness, transfer.
+        suite: What is judged, with commas between: accuracy, localisation, faithfulness, robustness, transfer.
         method: Maps judged, with commas between, such as attention,grad-cam. Default: these two, or Grad-CAM alone
             for the control.
+        annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
+            Default: what the data brings.
         transfer: Folders or named sets for the transfer suite.
         control: A run judged beside this one for robustness and transfer, such as its matched control.
         limit: Pictures a suite, each class with its share. Default: all; 100 for faithfulness, 200 for robustness.
@@ -39,6 +41,7 @@ class Evaluate:
     data: tyro.conf.Positional[str | None] = None
     suite: tuple[str, ...] = ("accuracy",)
     method: tuple[str, ...] = ()
+    annotations: str | None = None
     transfer: tuple[str, ...] = ()
     control: str | None = None
     limit: int | None = None
@@ -58,6 +61,7 @@ class Evaluate:
         wanted = Wanted(
             suites=_split(self.suite),
             methods=_split(self.method),
+            annotations=self.annotations,
             transfer=self.transfer,
             limit=self.limit,
         )
