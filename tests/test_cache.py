@@ -103,12 +103,14 @@ def test_a_changed_picture_is_noticed_and_only_that_one(
 ) -> None:
     folder: Path = make_cue_folder(train=6, test=2)  # type: ignore[operator]
     splits = open_data(str(folder))
+    changed = folder / "train" / "red" / "002.png"
+    cue_picture("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the picture
     check_splits_once(splits, 1, tmp_path / "cache")
     cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
     decoded.clear()
-    changed = folder / "train" / "red" / "002.png"
     before = changed.stat()
-    cue_picture("red", 99)[0].save(changed)
+    cue_picture("red", 99)[0].save(changed, "BMP")
+    assert changed.stat().st_size == before.st_size
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     (folder / "train" / "blue" / "000.png").write_bytes(b"broken now")
     checked = check_splits_once(splits, 1, tmp_path / "cache")
