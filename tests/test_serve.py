@@ -140,6 +140,30 @@ def test_class_probabilities_maps_and_points_are_those_of_visualize(finished_run
         assert set(said["maps"]) == {key.removeprefix("map_") for key in drawn if key.startswith("map_")}
 
 
+def test_an_exported_file_is_served_with_the_answers_of_its_run(finished_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from heedmap.export import export
+
+    views = [cue_picture(name, 3)[0] for name in ("red", "blue", "green")]
+    file = export(Run.open(finished_run), tmp_path / "model.onnx", pictures=views).path
+    content = (pictures_in(tmp_path)[0]).read_bytes()
+
+    async def talk(made: Any) -> list[Any]:
+        ways = [post(content, params={"values": True}), post(content, params={"format": "grey"})]
+        return [(await made.get("/classes")).json(), *[await way(made) for way in ways]]
+
+    (known, said, _), (its, other, grey) = asked(talk, open_predictor(finished_run)), asked(talk, open_predictor(file))
+    assert known == its
+    one, two = said.json(), other.json()
+    assert [each["name"] for each in one["top"]] == [each["name"] for each in two["top"]]
+    assert one["predicted"]["probability"] == pytest.approx(two["predicted"]["probability"], abs=1e-5)
+    for name, found in one["maps"].items():
+        assert two["maps"][name]["method"] == found["method"]
+        np.testing.assert_allclose(two["maps"][name]["values"], found["values"], atol=1e-5)
+    assert grey.status_code == 200
+
+
 def test_a_batch_changes_no_answer_beyond_a_millionth(finished_run: Path) -> None:
     contents = [picture(40 + number, 50) for number in range(24)]
     predictor = open_predictor(finished_run)

@@ -19,7 +19,7 @@ class Serve:
     """Answer pictures over HTTP: class, probabilities, boxes and the map, as JSON, PNG or array.
 
     Attributes:
-        source: The run folder.
+        source: The run folder, or a file that export wrote (.onnx).
         host: Address to listen on. There is no password: whoever reaches it can ask.
         port: Port to listen on; 0 takes a free one.
         max_bytes: Largest body.

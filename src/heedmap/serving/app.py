@@ -122,7 +122,7 @@ class Service:
         taps = self.predictor.taps
         if name is not None and name not in taps:
             raise Refusal(422, f"Unknown tap {name!r}; there are {', '.join(taps)}.{nearest(name, taps)}")
-        return name or taps[-1]
+        return name or ("combined" if "combined" in taps else taps[0])
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         call = functools.partial(function, *arguments)

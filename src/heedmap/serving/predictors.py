@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.errors import ModelError
+from heedmap.onnx_classifier import Answers, OnnxClassifier
+from heedmap.records import AttentionMap
+from heedmap.render import scale_of
 from heedmap.runs import Run
 from heedmap.visualize import Answer, answer_of
 
@@ -61,14 +63,50 @@ class RunPredictor:
         return [answer_of(self._classifier, output, row) for row in range(len(views))]
 
 
+class OnnxPredictor:
+    """An exported file; its gradient maps, where it has any, are about the predicted class. See :class:`Predictor`.
+
+    Args:
+        classifier: the file.
+    """
+
+    def __init__(self, classifier: OnnxClassifier) -> None:
+        self.name = classifier.path.name
+        self.classes, self.image_size, self.taps = classifier.classes, classifier.image_size, classifier.maps
+        self._classifier = classifier
+
+    def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
+        """Answer views; a square of the right size passes the file's own resizing untouched."""
+        found = self._classifier(np.ascontiguousarray(views.transpose(0, 2, 3, 1)))
+        return [self._answer(found, row) for row in range(len(views))]
+
+    def _answer(self, found: Answers, row: int) -> Answer:
+        probabilities = found["probabilities"][row]
+        maps = {
+            name: self._map(name, values[row, 0], int(probabilities.argmax())) for name, values in found["maps"].items()
+        }
+        return Answer(probabilities, maps, {})
+
+    def _map(self, name: str, values: NDArray[np.float32], predicted: int) -> AttentionMap:
+        if name not in (*self._classifier.taps, "combined"):  # of a class: nothing says how large it may be
+            return AttentionMap(torch.from_numpy(values), name, name, *scale_of(values), predicted)
+        high = 1.0 if self._classifier.weights == "sigmoid" else float(values.max())
+        method = f"{self._classifier.attention_name}, {self._classifier.weights}"
+        return AttentionMap(torch.from_numpy(values), name, method, 0.0, high)
+
+
 def open_predictor(source: str | Path, device: str | torch.device = "cpu") -> Predictor:
-    """Open a run folder.
+    """Open a run folder, or a file that ``heedmap export --to onnx`` wrote.
+
+    Args:
+        source: the folder or the file.
+        device: where a run's network computes; a file computes on the CPU.
 
     Raises:
         RunError: no run, or one that cannot be used.
-        ModelError: a file of a kind that is not served.
+        ModelError: a file that cannot be run, or onnxruntime is missing.
     """
     path = Path(source)
-    if path.is_file():
-        raise ModelError(f"{path} is a file; name the run's folder.")
+    if path.suffix.lower() == ".onnx" or path.is_file():
+        return OnnxPredictor(OnnxClassifier(path))
     return RunPredictor(Run.open(path).classifier(), path.resolve().name, device)
