@@ -31,6 +31,9 @@ from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, repor
 from heedmap.report.sections import sections
 from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
 from heedmap.suites import Subject, Wanted, control_of, run_suites
+from heedmap.report import ReportData, ReportPanel, report_page
+from heedmap.report.viewer import viewer_pictures
+from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, write_whole
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_of, answer_panel
 
@@ -262,6 +265,8 @@ def complete(
     run.write(ANSWERS, answers_table(judged, pictures.names, splits.classes).encode())
     right, wrong = report_panels(classifier, pictures, judged, device)
     page = report_page(report_data(run, splits, evaluation.as_dict(), right, wrong))
+    viewer = viewer_pictures(classifier, pictures, judged, device)
+    page = report_page(replace(report_data(run, splits, evaluation, right, wrong), viewer=viewer))
     run.write(REPORT, page.encode())
     run.finish()
     return evaluation

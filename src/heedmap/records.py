@@ -59,6 +59,11 @@ class Output(NamedTuple):
         """(B, K) softmax of the logits."""
         return self.logits.softmax(dim=1)
 
+    def _repr_html_(self) -> str:
+        from heedmap.notebook import output_html
+
+        return output_html(self)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -87,6 +92,11 @@ class AttentionMap:
     low: float
     high: float
     target: int | None = None
+
+    def _repr_html_(self) -> str:
+        from heedmap.notebook import map_html
+
+        return map_html(self)
 
 
 @dataclass(frozen=True)

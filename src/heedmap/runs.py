@@ -52,6 +52,11 @@ class Run:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = path, config
 
+    def _repr_html_(self) -> str:
+        from heedmap.notebook import run_html
+
+        return run_html(self)
+
     @classmethod
     def create(cls, path: str | Path) -> Run:
         """Make an empty run folder.

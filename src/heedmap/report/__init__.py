@@ -1,6 +1,7 @@
 """One self-contained page about a run: result, maps, curves, tables, audit, and how it was made.
 
-The page loads nothing: style, charts (SVG) and pictures are inside it, and there is no script. It can be mailed.
+The page loads nothing: style, charts (SVG) and pictures are inside it, and so is the one script, of the viewer of
+pictures. It can be mailed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from heedmap.evaluation.classification import wilson_interval
 from heedmap.records import Audit, EpochReport
 from heedmap.report.charts import Series, line_chart, matrix
 from heedmap.report.sections import Section
+from heedmap.report.viewer import ViewerPicture, viewer_json
 
 if TYPE_CHECKING:
     import jinja2
@@ -81,6 +83,7 @@ class ReportData:
         pointing: tap -> share of pictures whose hottest point lies in the object's box, with the baselines ``centre``
             and ``random``; None where there are no boxes.
         right, wrong: panels of right and wrong answers.
+        viewer: the pictures behind the figures, to sort and filter on the page; may be empty.
         notes: sentences, such as how the data was split.
         warnings: sentences that should be seen first.
         test_sentence: what was done with the test part.
@@ -102,6 +105,7 @@ class ReportData:
     pointing: Mapping[str, float] | None = None
     right: Sequence[ReportPanel] = ()
     wrong: Sequence[ReportPanel] = ()
+    viewer: Sequence[ViewerPicture] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     test_sentence: str = TEST_ONCE
@@ -133,6 +137,8 @@ def report_page(data: ReportData) -> str:
         charts=_charts(data),
         worst=evaluation and most_confused(evaluation["confusion"], data.classes),
         big_matrix=_big_matrix(data),
+        viewer=viewer,
+        viewer_count=viewer_count,
         pointing=_pointing_rows(data.pointing),
         kept=_kept_epoch(data.epochs),
         seconds=sum(epoch.seconds for epoch in data.epochs),

@@ -1,0 +1,163 @@
+"""The pictures behind the figures, small enough that a thousand of them fit into a page of a few megabytes.
+
+A picture is a WebP thumbnail, and each of its maps one byte a cell; the browser draws the maps over it, with the
+colours and the interpolation of :mod:`heedmap.render`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from heedmap.classifier import AttentionClassifier, attention_maps
+from heedmap.data.augmentation import plain
+from heedmap.data.pictures import Pictures
+from heedmap.evaluation.judging import Judged
+from heedmap.render import COLOURS, grid_of
+
+__all__ = ["MOST_PICTURES", "THUMBNAIL", "ViewerPicture", "choose_rows", "viewer_json", "viewer_pictures"]
+
+MOST_PICTURES = 1000
+"""The page shows no more pictures than this."""
+
+THUMBNAIL = 128
+"""Side of a picture on the page in pixels."""
+
+MOST_BYTES = 9_000_000
+"""Of all pictures with their maps together; where fine maps or busy pictures need more, fewer are shown."""
+
+_QUALITY = 60
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class ViewerPicture:
+    """One picture with its answer and its maps.
+
+    Attributes:
+        name: the picture's name.
+        truth, predicted: places among the class names.
+        probability: of the answer, 0 to 1.
+        loss: negative log-likelihood of the truth, in nats.
+        view: uint8 RGB (S, S, 3), the square that the classifier sees.
+        maps: tap -> (h, w), not negative, the same taps for all pictures; drawn from zero to ``ends``.
+        ends: tap -> the value that is drawn hottest.
+    """
+
+    name: str
+    truth: int
+    predicted: int
+    probability: float
+    loss: float
+    view: NDArray[np.uint8]
+    maps: Mapping[str, NDArray[np.float32]]
+    ends: Mapping[str, float]
+
+
+def choose_rows(is_right: Sequence[bool], most: int = MOST_PICTURES) -> list[int]:
+    """Choose which pictures the page shows: all where there is room, else the wrong ones first, evenly spread.
+
+    Returns:
+        Places in the order of the pictures.
+    """
+    wrong = [row for row, right in enumerate(is_right) if not right]
+    right = [row for row, right in enumerate(is_right) if right]
+    # Half of the room is enough for mistakes where there are many: how right answers look is worth seeing too.
+    kept = _spread(wrong, max(most // 2, most - len(right)))
+    return sorted(kept + _spread(right, most - len(kept)))
+
+
+def _spread(rows: list[int], most: int) -> list[int]:
+    if len(rows) <= most:
+        return rows
+    return [rows[int(place)] for place in np.linspace(0, len(rows) - 1, most)]
+
+
+@torch.no_grad()
+def viewer_pictures(
+    classifier: AttentionClassifier, pictures: Pictures, judged: Judged, device: torch.device
+) -> list[ViewerPicture]:
+    """Gather what the page shows of a judged part: its pictures as thumbnails, each with its maps.
+
+    Args:
+        classifier: in eval mode, on ``device``; asked again for the maps, since judging forgets them.
+        pictures: the part.
+        judged: the answers to it.
+        device: where the classifier is.
+    """
+    predicted = judged.logits.argmax(1)
+    probabilities = judged.logits.softmax(1).amax(1)
+    losses = F.cross_entropy(judged.logits, judged.labels, reduction="none")
+    side, shown = min(THUMBNAIL, classifier.image_size), []
+    rows = choose_rows((predicted == judged.labels).tolist())
+    for start in range(0, len(rows), _BATCH):
+        chosen = rows[start : start + _BATCH]
+        views = torch.stack([pictures.load(row, classifier.image_size) for row in chosen])
+        output = classifier(plain(views).to(device))
+        for place, row in enumerate(chosen):
+            maps = attention_maps(classifier, output, place)
+            view = Image.fromarray(views[place].permute(1, 2, 0).numpy())
+            shown.append(
+                ViewerPicture(
+                    name=pictures.names[row],
+                    truth=int(judged.labels[row]),
+                    predicted=int(predicted[row]),
+                    probability=float(probabilities[row]),
+                    loss=float(losses[row]),
+                    view=np.asarray(view.resize((side, side), Image.Resampling.BILINEAR)),
+                    maps={name: drawn.values.numpy() for name, drawn in maps.items()},
+                    ends={name: drawn.high for name, drawn in maps.items()},
+                )
+            )
+    return shown
+
+
+def viewer_json(pictures: Sequence[ViewerPicture], classes: Sequence[str]) -> tuple[str, int]:
+    """Return what the page's script reads, safe inside a ``script`` element, and how many pictures are in it."""
+    taps = list(pictures[0].maps)
+    entries = [_entry(picture, taps) for picture in pictures]
+    size = sum(len(json.dumps(entry)) for entry in entries)
+    if size > MOST_BYTES:
+        is_right = [picture.truth == picture.predicted for picture in pictures]
+        entries = [entries[row] for row in choose_rows(is_right, max(1, len(entries) * MOST_BYTES // size))]
+    content = {
+        "classes": list(classes),
+        "taps": taps,
+        "colours": _text(COLOURS.tobytes()),
+        "pictures": entries,
+    }
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"), len(entries)
+
+
+def _entry(picture: ViewerPicture, taps: Sequence[str]) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(picture.view).save(file, "WEBP", quality=_QUALITY, method=4)
+    return {
+        "n": picture.name.encode("utf-8", "replace").decode(),  # a file's name may hold bytes that are no letters
+        "t": picture.truth,
+        "p": picture.predicted,
+        "q": round(picture.probability, 4),
+        "l": round(min(picture.loss, 1e6), 4),
+        "i": _text(file.getvalue()),
+        "m": [_packed(picture.maps[tap], picture.ends[tap]) for tap in taps],
+    }
+
+
+def _packed(values: NDArray[np.float32], high: float) -> list[Any]:
+    """Height, width, the value of 255, and the cells row by row, one byte each."""
+    heat = (grid_of(values) / (high if high > 0 else 1.0)).clip(0, 1)
+    return [*values.shape, float(f"{high:.4g}"), _text((heat * 255).round().astype(np.uint8).tobytes())]
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
