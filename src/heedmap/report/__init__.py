@@ -131,6 +131,7 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 def report_page(data: ReportData) -> str:
     """Return the page as text."""
     evaluation = data.evaluation
+    viewer, viewer_count = viewer_json(data.viewer, data.classes) if data.viewer else ("", 0)
     return page_template("page.html.jinja").render(
         data=data,
         interval=evaluation and wilson_interval(evaluation["top1"], evaluation["count"]),
