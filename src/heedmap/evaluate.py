@@ -29,11 +29,9 @@ from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
 from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, report_page
 from heedmap.report.sections import sections
+from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
 from heedmap.suites import Subject, Wanted, control_of, run_suites
-from heedmap.report import ReportData, ReportPanel, report_page
-from heedmap.report.viewer import viewer_pictures
-from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, write_whole
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_of, answer_panel
 
@@ -264,9 +262,8 @@ def complete(
     run.write_json(EVALUATION, evaluation.as_dict())
     run.write(ANSWERS, answers_table(judged, pictures.names, splits.classes).encode())
     right, wrong = report_panels(classifier, pictures, judged, device)
-    page = report_page(report_data(run, splits, evaluation.as_dict(), right, wrong))
-    viewer = viewer_pictures(classifier, pictures, judged, device)
-    page = report_page(replace(report_data(run, splits, evaluation, right, wrong), viewer=viewer))
+    data = report_data(run, splits, evaluation.as_dict(), right, wrong)
+    page = report_page(replace(data, viewer=viewer_pictures(classifier, pictures, judged, device)))
     run.write(REPORT, page.encode())
     run.finish()
     return evaluation

@@ -11,6 +11,7 @@ from heedmap.classifier import AttentionClassifier
 from heedmap.data import Pictures, check_splits, open_data
 from heedmap.evaluate import Evaluation, report_data, report_panel, report_panels, run_over, test_part
 from heedmap.report import ReportPanel, report_page
+from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import EVALUATION, REPORT, Run, finite
 
 SHOWN = 3  # pictures of each sort
@@ -33,7 +34,8 @@ def refresh(run: Run, evaluation: Evaluation, *, device: str | torch.device = "c
     judged = run_over(classifier, pictures, device, "float32", options.memory)
     right, wrong = report_panels(classifier, pictures, judged, device)
     data = report_data(run, splits, kept, right, wrong)
-    data = replace(data, ranked=_ranked(kept["suites"].get("localisation"), classifier, pictures, device))
+    ranked = _ranked(kept["suites"].get("localisation"), classifier, pictures, device)
+    data = replace(data, ranked=ranked, viewer=viewer_pictures(classifier, pictures, judged, device))
     run.write_json(EVALUATION, kept)
     run.write(REPORT, report_page(data).encode())
     run.finish()
