@@ -316,7 +316,7 @@ def test_no_file_of_weights_runs_code(cue_folder: Path, copied_run: Path, tmp_pa
         (("visualize",), "RUN is missing; the command is `heedmap visualize RUN PICTURES ...`."),
         (("visualize", "r", "p", "--batch-size", "0"), "batch_size = 0 is out of range"),
         (("audit", "digit-scenes", "--show", "-3"), "show = -3 is out of range"),
-        (("list", "modles"), "WHAT cannot be 'modles'; give one of all, attentions, models, sets. Did you"),
+        (("list", "modles"), "WHAT cannot be 'modles'; give one of all, attentions, methods, models, sets. Did you"),
         (("train", "x", "--config", "absent.yaml"), "Config file absent.yaml cannot be read: No such file"),
         (("evaluate", "x", "--device", "warp"), "No run folder x"),
     ],
