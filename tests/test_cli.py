@@ -63,7 +63,9 @@ def test_the_help_of_a_command_tells_every_option_in_words(capsys: Captured, nam
 def test_the_choices_and_defaults_of_an_option_are_told(capsys: Captured) -> None:
     text = told(capsys, "train", "--help")
     for name, hint in typing.get_type_hints(TrainOptions).items():
-        (line,) = [line for line in text.splitlines() if re.match(rf"(--|\[){name.replace('_', '-')}(?!-)\b", line, re.I)]
+        (line,) = [
+            line for line in text.splitlines() if re.match(rf"(--|\[){name.replace('_', '-')}(?!-)\b", line, re.I)
+        ]
         choices = [c for part in (hint, *typing.get_args(hint)) for c in typing.get_args(part) if isinstance(c, str)]
         assert all(choice in line for choice in choices), line
         value = TrainOptions.__dataclass_fields__[name].default
