@@ -21,13 +21,17 @@ class Export:
     Attributes:
         run: The run folder.
         to: The format.
-        out: The file. Default: model.onnx in the run's folder.
+        out: The file. Default: model.onnx or model.pt2 in the run's folder.
+        include: Maps of a target class, computed inside the file: grad_cam, saliency.
+        int8: Weights in eight bits: smaller, and close rather than equal (ONNX only).
         pictures: Files, folders or patterns for the proof. Default: 16 of the run's test part.
     """
 
     run: tyro.conf.Positional[str]
-    to: Literal["onnx"] = "onnx"
+    to: Literal["onnx", "torch-export"] = "onnx"
     out: str | None = None
+    include: tuple[str, ...] = ()
+    int8: bool = False
     pictures: tuple[str, ...] | None = None
 
     def work(self) -> None:
@@ -44,15 +48,21 @@ class Export:
                 run,
                 Path(self.out) if self.out else None,
                 to=self.to,
+                include=self.include,
+                int8=self.int8,
                 pictures=None if named is None else [read_picture(path) for path in named],
             )
         parity = made.parity
         sizes = ", ".join(map(str, parity.batches))
-        console.print(f"Against the model, {parity.pictures} pictures, in batches of {sizes}, largest difference:")
+        console.print(
+            f"Against the model, {parity.pictures} pictures, in batches of {sizes}: the same class for "
+            f"{parity.agreement:.0%}; largest difference:"
+        )
         lines = {
             name: f"{difference:.1e}   ({parity.resized[name]:.1e} where the file resizes the picture itself)"
             for name, difference in parity.differences.items()
         }
         show_table("", lines)
         console.print(f"{escape(str(made.path))}: {made.megabytes:.1f} MB in {made.seconds:.0f} s", soft_wrap=True)
-        show_next(f"heedmap visualize {shlex.quote(str(made.path))} PICTURES")
+        if self.to == "onnx":
+            show_next(f"heedmap visualize {shlex.quote(str(made.path))} PICTURES")

@@ -10,8 +10,9 @@ Nothing is written before the file has answered real pictures as the model does;
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +23,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.errors import DataError, ModelError
-from heedmap.export.onnx_file import answering, labelled, traced, translated
+from heedmap.errors import DataError, ModelError, OptionError, nearest
+from heedmap.export.gradients import INCLUDES, with_gradients
+from heedmap.export.onnx_file import answering, labelled, quantised, traced, translated
 from heedmap.export.parity import Answer, Named, Parity, compare
 from heedmap.export.pictures import pictures_of
+from heedmap.export.program_file import program_answering, program_bytes
 from heedmap.export.wrapped import Answering, Exportable
-from heedmap.onnx_classifier import SCHEMA
+from heedmap.maps import explain
+from heedmap.onnx_classifier import MAP, SCHEMA
 from heedmap.runs import Run, disk, write_whole
 
-__all__ = ["Exported", "Parity", "export"]
+__all__ = ["INCLUDES", "Exported", "Parity", "export"]
 
 LIMIT = 1e-5
-SUFFIXES = {"onnx": ".onnx"}
+LEAST_AGREEMENT = 0.85  # of eight bits with the model, on the pictures of the proof; 14 of 16
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ def export(
     model: Run | AttentionClassifier,
     out: str | Path | None = None,
     *,
-    to: Literal["onnx"] = "onnx",
+    to: Literal["onnx", "torch-export"] = "onnx",
+    include: Sequence[str] = (),
+    int8: bool = False,
     pictures: Iterable[Image.Image] | None = None,
     limit: float = LIMIT,
 ) -> Exported:
@@ -65,8 +72,12 @@ def export(
 
     Args:
         model: a finished run, or a classifier; the classifier is left as it was.
-        out: the file; None writes ``model.onnx`` into the run's folder.
-        to: the format.
+        out: the file; None writes ``model.onnx`` or ``model.pt2`` into the run's folder.
+        to: ``onnx``, or ``torch-export`` for ``torch.export.load``.
+        include: ``grad_cam``, ``saliency`` or both, computed inside the file for the class that its input ``target``
+            names, -1 for the predicted one; the same as :func:`heedmap.explain` computes.
+        int8: keep the weights, and compute their products, in eight bits (ONNX only). Such a file is held to naming
+            the same class for all but one in seven pictures, not to ``limit``; how far it is off is told.
         pictures: RGB, for the proof; None takes 16 of the run's test part.
         limit: see :class:`heedmap.export.parity.Parity`.
 
@@ -74,22 +85,28 @@ def export(
         DataError: a classifier without pictures, or a run whose data cannot be found.
         ModelError: a package is missing, the network cannot be exported, or the file answers otherwise; nothing is
             written then.
+        OptionError: an unknown format or map, or eight bits for another format than ONNX.
         RunError: the file cannot be written.
     """
     started = time.monotonic()
+    _check(to, include, int8)
     path = _target(model, out, SUFFIXES[to])
     shown = _shown(model, pictures)
-    classifier = model.classifier() if isinstance(model, Run) else model
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.eval()
-    try:
-        content, parity = _proven(classifier, shown, limit)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    # A copy, for tracing moves it to the CPU and changes its flags.
+    classifier = model.classifier() if isinstance(model, Run) else copy.deepcopy(model)
+    with torch.inference_mode(False):
+        content, parity = _proven(classifier.cpu().float().eval(), shown, to, tuple(include), int8, limit)
     with disk(path):
         write_whole(path, content)
     return Exported(path, parity, len(content) / 1e6, time.monotonic() - started)
+
+
+def _check(to: str, include: Sequence[str], int8: bool) -> None:
+    for what, word, known in [("format", to, SUFFIXES), *(("map to include", each, INCLUDES) for each in include)]:
+        if word not in known:
+            raise OptionError(f"Unknown {what} {word!r}; it can be {', '.join(known)}.{nearest(word, known)}")
+    if int8 and to != "onnx":
+        raise OptionError("int8 is made for ONNX files only; leave it out, or export to onnx.")
 
 
 def _target(model: Run | AttentionClassifier, out: str | Path | None, suffix: str) -> Path:
@@ -116,35 +133,59 @@ def _shown(model: Run | AttentionClassifier, pictures: Iterable[Image.Image] | N
     return shown
 
 
-def _proven(classifier: AttentionClassifier, shown: list[Image.Image], limit: float) -> tuple[bytes, Parity]:
+def _proven(
+    classifier: AttentionClassifier,
+    shown: list[Image.Image],
+    to: str,
+    include: tuple[str, ...],
+    int8: bool,
+    limit: float,
+) -> tuple[bytes, Parity]:
     """The file's bytes, and how closely they answer."""
-    module = Exportable(classifier.image_size, Answering(classifier)).eval()
-    program = traced(module)
-    model_answer = _eager(classifier)
-    blank = np.zeros((1, classifier.image_size, classifier.image_size, 3), np.uint8)
-    names = list(model_answer(blank))
-    model = translated(program, ["pictures"], names)
-    metadata = _described(classifier, names)
-    file_answer = answering(labelled(model, metadata), names)
-    parity = compare(file_answer, model_answer, shown, classifier.image_size, limit)
-    if parity.failures:
+    size, honest = classifier.image_size, _eager(classifier, include)
+    names = list(honest(np.zeros((1, size, size, 3), np.uint8)))
+    module, layer = Answering(classifier), ""
+    if include:
+        traceable, layer = with_gradients(module, size, include)
+    program = traced(Exportable(size, traceable if include else module).eval(), takes_target=bool(include))
+    metadata = {**_described(classifier, names), "int8": int8, "layer": layer}
+    if to == "onnx":
+        model = translated(program, ["pictures", "target"][: 1 + bool(include)], names)
+        model = quantised(model) if int8 else model
+        parity = compare(answering(labelled(model, metadata), names), honest, shown, size, limit)
+        _judge(parity, int8)
+        return labelled(model, {**metadata, "parity": parity.as_dict()}), parity
+    content = program_bytes(program, metadata)
+    parity = compare(program_answering(content, takes_target=bool(include)), honest, shown, size, limit)
+    _judge(parity, int8)
+    return program_bytes(program, {**metadata, "parity": parity.as_dict()}), parity
+
+
+def _judge(parity: Parity, int8: bool) -> None:
+    if int8:
+        if not parity.agreement >= LEAST_AGREEMENT:
+            raise ModelError(
+                f"In eight bits the file names another class for {1 - parity.agreement:.0%} of {parity.pictures} "
+                "pictures. Nothing was written; leave --int8 out."
+            )
+    elif parity.failures:
         name = max(parity.failures, key=lambda each: parity.shares[each])
         raise ModelError(
             f"The exported file answers otherwise than the model: {name} differs by {parity.differences[name]:.2g}, "
-            f"and {limit:g} is allowed. Nothing was written."
+            f"and {parity.limit:g} is allowed. Nothing was written."
         )
-    return labelled(model, {**metadata, "parity": parity.as_dict()}), parity
 
 
-def _eager(classifier: AttentionClassifier) -> Answer:
-    """The classifier itself, where it lies, in float32."""
-    answering = Answering(classifier)
-    device = classifier.mean.device
+def _eager(classifier: AttentionClassifier, include: tuple[str, ...]) -> Answer:
+    """The classifier itself, with maps of gradients as :func:`heedmap.explain` computes them."""
+    module = Answering(classifier)
 
-    @torch.no_grad()
     def answer(squares: NDArray[np.uint8]) -> Named:
-        images = torch.from_numpy(squares).to(device).permute(0, 3, 1, 2).float() / 255
-        return {name: values.cpu().numpy() for name, values in answering(images).items()}
+        images = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            found = module(images)
+        found |= {f"{MAP}{name}": explain(classifier, images, INCLUDES[name]).values for name in include}
+        return {name: values.numpy() for name, values in found.items()}
 
     return answer
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,18 @@ def labelled(model: Any, metadata: dict[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
+def quantised(model: Any) -> Any:
+    """Return the model with its weights in eight bits; activations are quantised as they come (dynamically)."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet(), tempfile.TemporaryDirectory() as folder:  # its interface takes files only
+        path = Path(folder) / "int8.onnx"
+        # Unsigned: onnxruntime has no convolution of signed weights on a CPU.
+        quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
+        return onnx.load(path)
+
+
 def answering(content: bytes, names: Sequence[str]) -> Answer:
     """Run the bytes of a file as :class:`heedmap.onnx_classifier.OnnxClassifier` does.
 
@@ -113,7 +127,7 @@ def answering(content: bytes, names: Sequence[str]) -> Answer:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep to themselves what the exporters say: deprecations among their own parts, and their progress."""
-    talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
     levels = [talker.level for talker in talkers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
