@@ -13,10 +13,11 @@ from PIL import Image
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier, combined_map
 from heedmap.cli import main
 from heedmap.data.decoding import square
-from heedmap.errors import DataError, ModelError
-from heedmap.export import export, onnx_file
+from heedmap.errors import DataError, ModelError, OptionError
+from heedmap.export import INCLUDES, export, onnx_file
 from heedmap.export.parity import compare
 from heedmap.export.wrapped import Answering, Squared
+from heedmap.maps import explain
 from heedmap.onnx_classifier import OnnxClassifier
 
 pytest.importorskip("onnxruntime")
@@ -238,6 +239,62 @@ def test_files_that_are_no_exports_are_named(file, tmp_path):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(ModelError, match=r"was not written by `heedmap export`"):
         OnnxClassifier(tmp_path / "other.onnx")
+
+
+# ---- maps of a target, other formats
+
+
+@pytest.fixture(scope="module")
+def explained(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("explained") / "model.onnx"
+    return export(classifier, target, include=("grad_cam", "saliency"), pictures=noise(*SIZES)).path
+
+
+@pytest.mark.parametrize("target", [None, 1, [2, 0, 1]])
+def test_grad_cam_and_saliency_in_the_file_are_those_of_explain(explained, classifier, target):
+    read = OnnxClassifier(explained)
+    pictures = np.stack([np.asarray(picture) for picture in noise(*[(32, 32)] * 3, seed=7)])
+    found = read(pictures, target)
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    for name, method in INCLUDES.items():
+        asked = torch.tensor(target) if isinstance(target, list) else target
+        expected = explain(classifier, images, method, target=asked).values.numpy()
+        assert expected.max() > 1e-3
+        assert np.abs(found["maps"][name] - expected).max() < 1e-5 * max(1, expected.max())
+    assert read.maps[-2:] == ("grad_cam", "saliency")
+    with pytest.raises(ModelError, match="target 3 is no class; they are numbered 0 to 2"):
+        read(pictures, 3)
+
+
+def test_a_program_of_torch_answers_alike_and_says_what_it_is(classifier, tmp_path):
+    made = export(classifier, tmp_path / "model.pt2", to="torch-export", pictures=noise(*SIZES))
+    kept = {"heedmap.json": ""}
+    program = torch.export.load(made.path, extra_files=kept)
+    (picture,) = noise((40, 33))
+    found = program.module()(torch.from_numpy(np.array(picture))[None])
+    assert list(found) == json.loads(kept["heedmap.json"])["outputs"]
+    assert max(json.loads(kept["heedmap.json"])["parity"]["differences"].values()) < 1e-5
+
+
+def test_eight_bits_are_smaller_and_name_the_same_classes(classifier, file, tmp_path):
+    made = export(classifier, tmp_path / "small.onnx", int8=True, pictures=noise(*SIZES))
+    assert made.path.stat().st_size < 0.4 * file.stat().st_size
+    assert made.parity.agreement >= 0.85
+    assert made.parity.differences["logits"] > 1e-5
+    assert OnnxClassifier(made.path).metadata["int8"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"to": "onx"}, "Unknown format 'onx'.*Did you mean 'onnx'"),
+        ({"include": ("gradcam",)}, "Unknown map to include 'gradcam'.*Did you mean 'grad_cam'"),
+        ({"to": "torch-export", "int8": True}, "int8 is made for ONNX files only"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words, message, classifier, tmp_path):
+    with pytest.raises(OptionError, match=message):
+        export(classifier, tmp_path / "model", pictures=noise((32, 32)), **words)
 
 
 # ---- the command

@@ -28,8 +28,11 @@ NAMES = [
     "explain",
     "export",
     "fit",
+    "from_pretrained",
     "open_data",
     "predict",
+    "push_to_hub",
+    "save_pretrained",
     "train",
     "visualize",
 ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from heedmap.predict import predict
     from heedmap.records import AttentionMap, Output
     from heedmap.runs import Run
+    from heedmap.sharing import from_pretrained, push_to_hub, save_pretrained
     from heedmap.train import train
     from heedmap.training.fit import fit
     from heedmap.visualize import visualize
@@ -48,8 +49,11 @@ _HOMES = {
     "explain": "heedmap.maps",
     "export": "heedmap.export",
     "fit": "heedmap.training.fit",
+    "from_pretrained": "heedmap.sharing",
     "open_data": "heedmap.data",
     "predict": "heedmap.predict",
+    "push_to_hub": "heedmap.sharing",
+    "save_pretrained": "heedmap.sharing",
     "train": "heedmap.train",
     "visualize": "heedmap.visualize",
 }
@@ -73,8 +77,11 @@ __all__ = [
     "explain",
     "export",
     "fit",
+    "from_pretrained",
     "open_data",
     "predict",
+    "push_to_hub",
+    "save_pretrained",
     "train",
     "visualize",
 ]

@@ -63,6 +63,7 @@ class AttentionClassifier(nn.Module):
         self.classes = checked_classes(classes)
         self.image_size = image_size
         self.attention_name, self.weights = attention_name, weights
+        self.architecture: Architecture | None = None  # where there is a description that makes it again
         self.uses_query = any(attention.uses_query for attention in attentions.values())
         # Crops for training are smaller than the pictures judged, unless the network is bound to one size.
         self.takes_any_size = backbone.fixed_size is None and attention_name != "feature-dense"
@@ -192,6 +193,12 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
     Raises:
         ModelError: an unknown model, attention or tap, a picture size that does not fit, or weights that cannot be had.
     """
+    classifier = _built(architecture, pretrained)
+    classifier.architecture = architecture
+    return classifier
+
+
+def _built(architecture: Architecture, pretrained: str | None) -> AttentionClassifier:
     if architecture.model in ("paper-vgg", "paper-resnet"):
         return _paper_classifier(architecture, pretrained)
     name = architecture.model

@@ -48,13 +48,11 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
     def answer(images: Tensor, target: Tensor) -> dict[str, Tensor]:
         caught: list[Tensor] = []
 
-        def shifted(_part: nn.Module, _given: Any, output: Tensor) -> Tensor:
-            caught.append(output)
-            return output + shift
+        def forward(shift: Tensor, at_pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            def shifted(_part: nn.Module, _given: Any, output: Tensor) -> Tensor:
+                caught.append(output)
+                return output + shift
 
-        def forward(at_layer: Tensor, at_pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            nonlocal shift
-            shift = at_layer
             handle = part.register_forward_hook(shifted)
             try:
                 found = answering(at_pixels)
@@ -64,7 +62,7 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
 
         # The gradient with respect to a shift of the layer's output is that with respect to the output itself.
         shift = images.new_zeros(images.shape[0], *shape)
-        logits, pull, found = torch.func.vjp(forward, shift, images, has_aux=True)
+        logits, pull, found = torch.func.vjp(forward, shift, images, has_aux=True)  # type: ignore[misc]  # three with aux
         asked = torch.where(target < 0, logits.argmax(1), target)
         hot = (torch.arange(logits.shape[1]) == asked[:, None]).to(logits.dtype)
         at_layer, at_pixels = pull(hot)
