@@ -305,6 +305,6 @@ def test_the_command_writes_into_the_run_and_tells_the_parity(copied_run, capsys
     said = capsys.readouterr()
     assert "16 pictures, in batches of 1, 3, 16, largest difference" in said.out
     assert "map_combined" in said.out
-    assert said.out.splitlines()[-1].startswith("Next: heedmap visualize")
+    assert said.out.splitlines()[-1].startswith("Next: heedmap serve")
     assert said.err == ""
     assert OnnxClassifier(copied_run / "model.onnx").metadata["parity"]["agreement"] == 1.0

@@ -65,4 +65,4 @@ class Export:
         show_table("", lines)
         console.print(f"{escape(str(made.path))}: {made.megabytes:.1f} MB in {made.seconds:.0f} s", soft_wrap=True)
         if self.to == "onnx":
-            show_next(f"heedmap visualize {shlex.quote(str(made.path))} PICTURES")
+            show_next(f"heedmap serve {shlex.quote(str(made.path))}")
