@@ -42,7 +42,7 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
     """
     example = torch.rand(2, 3, size, size), torch.tensor([-1, 0])
     layer = last_spatial(answering.classifier, example[0])
-    part = named_layer(answering.classifier, layer)
+    _, part = named_layer(answering.classifier, layer)
     shape = _shape_behind(answering, part, example[0])
 
     def answer(images: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -94,6 +94,7 @@ def quantised(model: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    del model.graph.value_info[:]  # shapes of weights that are turned round here; they are inferred again
     with quiet(), tempfile.TemporaryDirectory() as folder:  # its interface takes files only
         path = Path(folder) / "int8.onnx"
         # Unsigned: onnxruntime has no convolution of signed weights on a CPU.
