@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier, combined_map
+from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
 from heedmap.cli import main
 from heedmap.data.decoding import square
 from heedmap.errors import DataError, ModelError, OptionError
 from heedmap.export import INCLUDES, export, onnx_file
+from heedmap.export.gradients import avg_pool_backward, with_gradients
 from heedmap.export.parity import compare
 from heedmap.export.wrapped import Answering, Squared
 from heedmap.maps import explain
@@ -266,6 +269,34 @@ def test_grad_cam_and_saliency_in_the_file_are_those_of_explain(explained, class
         read(pictures, 3)
 
 
+def test_grad_cam_of_a_layer_that_attention_reads_too_goes_both_ways():
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    classifier = stirred(attach(own, classes=CLASSES, image_size=32, taps="1"))
+    traced, layer = with_gradients(Answering(classifier), 32, ("grad_cam",))
+    assert layer.endswith("net.1")
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        found = traced(images, torch.tensor([-1, -1, -1]))["map_grad_cam"]
+    expected = explain(classifier, images, "grad-cam").values
+    assert expected.max() > 1e-3
+    assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceil", "padded"),
+    [(2, 2, 0, True, False), (3, 2, 1, False, True), (3, 2, 1, True, False), (2, 3, 0, False, True)],
+)
+@pytest.mark.parametrize("side", [7, 8, 9, 10])
+def test_the_gradient_of_average_pooling_is_that_of_autograd(kernel, stride, padding, ceil, padded, side):
+    given = torch.rand(2, 3, side, side + 1, dtype=torch.double, requires_grad=True)
+    pooled = F.avg_pool2d(given, kernel, stride, padding, ceil, padded)
+    gradient = torch.rand_like(pooled)
+    (expected,) = torch.autograd.grad(pooled, given, gradient)
+    sizes = [kernel] * 2, [stride] * 2, [padding] * 2
+    assert torch.allclose(avg_pool_backward(gradient, given, *sizes, ceil, padded, None), expected)
+
+
 def test_a_program_of_torch_answers_alike_and_says_what_it_is(classifier, tmp_path):
     made = export(classifier, tmp_path / "model.pt2", to="torch-export", pictures=noise(*SIZES))
     kept = {"heedmap.json": ""}
@@ -303,7 +334,7 @@ def test_what_cannot_be_meant_is_refused(words, message, classifier, tmp_path):
 def test_the_command_writes_into_the_run_and_tells_the_parity(copied_run, capsys):
     main(["export", str(copied_run)])
     said = capsys.readouterr()
-    assert "16 pictures, in batches of 1, 3, 16, largest difference" in said.out
+    assert "16 pictures, in batches of 1, 3, 16: the same class for 100%;" in said.out
     assert "map_combined" in said.out
     assert said.out.splitlines()[-1].startswith("Next: heedmap serve")
     assert said.err == ""

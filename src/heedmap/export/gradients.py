@@ -53,7 +53,8 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
                 caught.append(output)
                 return output + shift
 
-            handle = part.register_forward_hook(shifted)
+            # First of all hooks: where the layer is a tap too, the attention must read the shifted output.
+            handle = part.register_forward_hook(shifted, prepend=True)
             try:
                 found = answering(at_pixels)
             finally:
@@ -106,6 +107,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
         **get_decompositions(known),
         aten.convolution_backward.default: _convolution_backward,
         aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+        aten.avg_pool2d_backward.default: avg_pool_backward,
     }
 
 
@@ -138,3 +140,34 @@ def _max_pool_backward(gradient: Tensor, given: Tensor, *more: Any) -> Tensor:
     batch, channels, height, width = given.shape
     flat = gradient.new_zeros(batch, channels, height * width)
     return flat.scatter_add(2, more[-1].flatten(2), gradient.flatten(2)).view(batch, channels, height, width)
+
+
+def avg_pool_backward(
+    gradient: Tensor,
+    given: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    _ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """Each gradient is shared out evenly among the places of its window: a transposed convolution with ones."""
+    shared, channels = gradient, given.shape[1]
+    for axis in (0, 1):
+        side, edge = given.shape[2 + axis], padding[axis]
+        first = torch.arange(gradient.shape[2 + axis]) * stride[axis] - edge
+        last = (first + kernel[axis]).clamp_max(side + edge)
+        count = last - first if count_include_pad else last.clamp_max(side) - first.clamp_min(0)
+        if divisor is None:
+            counts = count.to(gradient.dtype)
+            shared = shared / (counts if axis else counts[:, None])
+    if divisor is not None:
+        shared = shared / divisor
+    ones = gradient.new_ones(channels, 1, *kernel)
+    spread = aten.convolution(shared, ones, None, stride, [0, 0], [1, 1], True, [0, 0], channels)
+    short = [max(0, padding[axis] + given.shape[2 + axis] - spread.shape[2 + axis]) for axis in (0, 1)]
+    spread = torch.nn.functional.pad(spread, (0, short[1], 0, short[0]))  # places that no window reaches
+    for axis in (2, 3):
+        spread = spread.narrow(axis, padding[axis - 2], given.shape[axis])
+    return spread
