@@ -71,10 +71,8 @@ def test_a_crop_shows_the_place_that_its_numbers_name() -> None:
 
 def test_no_crop_looks_beyond_the_picture(generator: torch.Generator) -> None:
     # A picture of one value, among which padding of any other value would be seen.
-    made = views._crop(
-        torch.full((64, 3, 36, 36), 200, dtype=torch.uint8), views.draw(64, generator), never(64),
-        Augmentation("crop", True), 32,
-    )  # fmt: skip
+    same = torch.full((64, 3, 36, 36), 200, dtype=torch.uint8)
+    made = views.apply(same, views.draw(64, generator), never(64), Augmentation("crop", True, colour=0.0), 32)
     torch.testing.assert_close(made, torch.full_like(made, 200 / 255), atol=1e-5, rtol=0)
 
 
@@ -134,11 +132,40 @@ def test_digits_are_not_mirrored(stored: Tensor) -> None:
 def test_colours_move_brightness_contrast_and_saturation_as_told(generator: torch.Generator) -> None:
     picture = torch.rand(1, 3, 8, 8, generator=generator) * 0.4 + 0.3
     reach, numbers = 0.2, torch.tensor([[0, 0, 0, 0, 0.75, 0.25, 1.0]])
-    made = views._colours(picture, numbers, reach)
+    factors = (1 + reach * (numbers[:, 4:] * 2 - 1)).T[..., None, None, None]
+    made = views._colour(picture.clone(), factors)
     grey = picture.double().mean(1, keepdim=True)
     saturated = grey + 1.2 * (picture - grey)
     contrasted = grey.mean() + 0.9 * (saturated - grey.mean())
     torch.testing.assert_close(made.double(), 1.1 * contrasted, atol=1e-6, rtol=0)
+
+
+def by_the_definition(images: Tensor, numbers: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    """A crop with colours as torch has them: a matrix a picture, the whole batch at a time, nothing in place."""
+    area = 0.35 + 0.65 * numbers[:, 0]
+    aspect = ((numbers[:, 1] * 2 - 1) * 0.2877).exp()
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    across, down = (numbers[:, 2] * 2 - 1) * (1 - width), (numbers[:, 3] * 2 - 1) * (1 - height)
+    width, zero = torch.where(mirrored, -width, width), torch.zeros(len(images))
+    theta = torch.stack([torch.stack([width, zero, across], 1), torch.stack([zero, height, down], 1)], 1)
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    made = F.grid_sample(images.float() / 255, grid, padding_mode="reflection", align_corners=False)
+    brightness, contrast, saturation = (1 + 0.3 * (numbers[:, 4:7] * 2 - 1)).T[..., None, None, None]
+    grey = made.mean(1, keepdim=True)
+    made = torch.lerp(grey, made, saturation)
+    return (torch.lerp(grey.mean((2, 3), keepdim=True), made, contrast) * brightness).clamp(0, 1)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 16), (8, 32), (21, 40), (21, 49)])
+def test_crops_made_a_few_at_a_time_are_those_of_the_definition(
+    count: int, size: int, generator: torch.Generator
+) -> None:
+    images = torch.randint(0, 256, (count, 3, 54, 54), dtype=torch.uint8, generator=generator)
+    numbers, mirrored = views.draw(count, generator), torch.arange(count) % 3 == 0
+    made = views.apply(images, numbers, mirrored, Augmentation("crop", flip=True), size)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    # To the last bit on the machine it was written on; another processor may join a product and a sum.
+    torch.testing.assert_close(made, by_the_definition(images, numbers, mirrored, size), atol=2e-5, rtol=0)
 
 
 def test_cutmix_share_is_the_share_of_pixels_that_stayed(generator: torch.Generator) -> None:

@@ -191,20 +191,24 @@ class CompatibilityReadout(Readout):
         if self.scorer is None:
             assert query is not None  # a dot always uses the query
             return self._compared(flat, query * self.scale)
-        # Not len(flat): that is a plain number, and would fix the batch of an exported graph.
-        scores = self._compared(flat, self.scorer.weight.expand(flat.shape[0], -1))
+        scores = self._compared(flat, self.scorer.weight)
         return scores if query is None else scores + self.scorer(query)
 
     def _compared(self, flat: Tensor, direction: Tensor) -> Tensor:
-        """(B, N) dot products of the (lifted) features with one direction (B, channels) a picture."""
+        """(B, N) dot products of the (lifted) features with a direction: (1, channels) for all, or (B, channels)."""
         offset = None
         if self.lift is not None:
             if self.lift.bias is not None:
                 offset = direction @ self.lift.bias
             direction = direction @ self.lift.weight
-        if self.level:
-            direction = direction / (rms(flat) * flat.shape[1] ** 0.5)
-        scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]
+        if self.scorer is not None:
+            # One product for the whole batch: its gradient has the layout of channels_last features. That of a product
+            # a picture has not, and was 1.4 % of a training step of the paper's VGG.
+            scores = functional.linear(flat.transpose(1, 2), direction.to(flat.dtype))[:, :, 0]
+            scores = scores / (rms(flat) * flat.shape[1] ** 0.5) if self.level else scores
+        else:
+            direction = direction / (rms(flat) * flat.shape[1] ** 0.5) if self.level else direction
+            scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]
         return scores if offset is None else scores + offset[:, None]
 
     def _lifted(self, vector: Tensor, used: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from heedmap.backbones.chain import Backbone, Trunk, ordered
+from heedmap.backbones.dropout import QuickDropout
 from heedmap.errors import ModelError
 from heedmap.records import Stage
 
@@ -65,7 +66,7 @@ class _VGG(Backbone):
         stages = []
         for number, conv in enumerate(_CONVS, start=1):
             self.convs.append(_conv(width, conv.out))
-            self.dropouts.append(nn.Dropout(conv.dropout))
+            self.dropouts.append(QuickDropout(conv.dropout))
             width = conv.out
             stages.append(Stage(f"conv{number}", width, stride))
             stride *= 2 if number in self.pools else 1
@@ -107,7 +108,7 @@ class PaperVGG(_VGG):
         super().__init__(pools=(7, 10, 13))
         self.default_taps = LEVELS[taps]
         self.added = nn.ModuleList(_conv(512, conv.out) for conv in _ADDED)
-        self.added_dropouts = nn.ModuleList(nn.Dropout(conv.dropout) for conv in _ADDED)
+        self.added_dropouts = nn.ModuleList(QuickDropout(conv.dropout) for conv in _ADDED)
         self.to_query = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, self.query_channels))
         _initialise(self)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHIFT_UP_TO = 64  # pixels; wider pictures are cropped at random places and sizes instead
+IN_CACHE = 8  # pictures that a CPU varies at a time
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
     """
     mirrored = mirrored & augmentation.flip
     if augmentation.kind == "crop":
-        return _colours(_crop(images, numbers, mirrored, augmentation, size), numbers, augmentation.colour)
+        return _photographs(images, numbers, mirrored, augmentation, size)
     reach = size // 8 if augmentation.kind == "shift" else 0
     return _shift(images, numbers, mirrored, reach)
 
@@ -113,24 +114,48 @@ def _reflect(places: Tensor, side: int) -> Tensor:
     return torch.where(places >= side, 2 * (side - 1) - places, places)
 
 
-def _crop(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
+def _photographs(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
+    """Crop and colour; on a CPU a few pictures at a time, so that what one operation writes the next finds in cache.
+
+    That alone halves the time, and the results are written as the network wants them: a pixel's channels side by side.
+    """
+    boxes = _boxes(numbers, mirrored, augmentation)
+    factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T[..., None, None, None]
+    layout = torch.channels_last
+    views = torch.empty((len(images), 3, size, size), device=images.device, memory_format=layout)
+    step = IN_CACHE if images.device.type == "cpu" else max(1, len(images))
+    for rows in (slice(start, start + step) for start in range(0, len(images), step)):
+        views[rows] = _colour(_crop(plain(images[rows]), boxes[:, rows], size), factors[:, rows])
+    return views
+
+
+def _boxes(numbers: Tensor, mirrored: Tensor, augmentation: Augmentation) -> Tensor:
+    """(4, B): width and height of each crop, as shares of the picture, and where its centre lies, from -1 to 1."""
     area = augmentation.least_area + (1 - augmentation.least_area) * numbers[:, 0]
     aspect = ((numbers[:, 1] * 2 - 1) * 0.2877).exp()  # 3/4 .. 4/3
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     across, down = (numbers[:, 2] * 2 - 1) * (1 - width), (numbers[:, 3] * 2 - 1) * (1 - height)
-    width = torch.where(mirrored, -width, width)
-    zero = torch.zeros_like(width)
-    theta = torch.stack([torch.stack([width, zero, across], 1), torch.stack([zero, height, down], 1)], 1)
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
-    return F.grid_sample(plain(images), grid, padding_mode="reflection", align_corners=False)
+    return torch.stack((torch.where(mirrored, -width, width), height, across, down))
 
 
-def _colours(images: Tensor, numbers: Tensor, reach: float) -> Tensor:
-    brightness, contrast, saturation = (1 + reach * (numbers[:, 4:7] * 2 - 1)).T[..., None, None, None]
+def _crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Sample each box bilinearly: the values of ``F.affine_grid``, whose matrix product takes as long as sampling."""
+    width, height, across, down = boxes[..., None]
+    places = torch.linspace(-1, 1, size, device=images.device) * (size - 1) / size
+    grid = torch.empty((len(images), size, size, 2), device=images.device)
+    grid[..., 0] = (places * width + across)[:, None, :]
+    grid[..., 1] = (places * height + down)[:, :, None]
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _colour(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation, changed in place by ``factors`` (3, B, 1, 1, 1) in this order."""
+    brightness, contrast, saturation = factors
     grey = images.mean(dim=1, keepdim=True)
-    images = torch.lerp(grey, images, saturation)
     mean = grey.mean(dim=(2, 3), keepdim=True)
-    return (torch.lerp(mean, images, contrast) * brightness).clamp_(0, 1)
+    torch.lerp(grey, images, saturation, out=images)
+    images.addcmul_(images - mean, contrast - 1)  # lerp from the mean, which is slow where two of three are one number
+    return images.mul_(brightness).clamp_(0, 1)
 
 
 def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
