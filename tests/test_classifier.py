@@ -435,3 +435,16 @@ def test_every_model_that_is_listed_can_be_built() -> None:
         with torch.device("meta"):
             classifier = build_classifier(Architecture(name, "parametrised", None, "concat", None, 32, CLASSES))
         assert classifier.classes == CLASSES
+
+
+@pytest.mark.parametrize("head", ["concat", "indep"])
+@pytest.mark.parametrize("attention", ["parametrised", "dot", "additive", "feature", "none"])
+def test_a_classifier_in_bfloat16_answers_nearly_as_before_with_maps_in_float32(attention: str, head: str) -> None:
+    torch.manual_seed(0)
+    built = build_classifier(Architecture("compact", attention, None, head, None, 32, ("a", "b", "c"))).eval()
+    images = torch.rand(2, 3, 32, 32)
+    exact = built(images)
+    for given in (images, images.bfloat16()):
+        rough = built.bfloat16()(given)
+        assert torch.allclose(rough.logits, exact.logits, atol=0.1)
+        assert all(values.dtype == torch.float32 for values in (rough.logits, *rough.attention.values()))

@@ -190,3 +190,10 @@ def test_tokens_are_split_by_the_picture_s_proportions() -> None:
     assert token_grid(201, 224, 224, prefix=5) == (5, 14, 14)
     assert token_grid(25, 32, 48) == (1, 4, 6)
     assert activations.as_grid is as_grid
+
+
+def test_where_attention_reads_the_last_part_of_a_container_that_part_is_found() -> None:
+    classes = ("a", "b", "c")
+    shape = Architecture("torchvision/squeezenet1_1", "parametrised", None, "concat", ("features.12",), 64, classes)
+    found = explain(build_classifier(shape), torch.rand(2, 3, 64, 64), "grad-cam")
+    assert found.layer == "backbone.net.features.12"

@@ -88,7 +88,7 @@ class AttentionClassifier(nn.Module):
             See :class:`heedmap.records.Output`. For a gate, ``attention`` holds its mean over channels.
         """
         needs_own = self.uses_query and query is None
-        trunk = self.backbone((images - self.mean) / self.std, self.taps, needs_own)
+        trunk = self.backbone(self._normalised(images), self.taps, needs_own)
         query = trunk.query if needs_own else query
         vectors: dict[str, Tensor] = {}
         maps: dict[str, Tensor] = {}
@@ -102,13 +102,18 @@ class AttentionClassifier(nn.Module):
                     "after": attended.amax(1, keepdim=True).float(),
                 }
                 attended, weights = attended.mean(dim=(2, 3)), weights.mean(1, keepdim=True)
-            vectors[tap], maps[tap] = attended, weights
+            # The readouts are float32 at least; a head whose weights are bfloat16 takes nothing else.
+            vectors[tap], maps[tap] = attended.to(self.mean.dtype), weights
         logits = self.head(vectors, trunk.logits) if isinstance(self.head, ResidualHead) else self.head(vectors)
         return Output(logits.to(maps[self.taps[0]].dtype), maps, merged)
 
+    def _normalised(self, images: Tensor) -> Tensor:
+        # In the more precise of the two types: steps of 1/255 are lost in bfloat16 before the mean is taken off.
+        return ((images - self.mean) / self.std).to(self.mean.dtype)
+
     def query(self, images: Tensor) -> Tensor:
         """Return the global features (B, D) of pictures (B, 3, H, W) in [0, 1], to attend to other pictures with."""
-        found = self.backbone((images - self.mean) / self.std, self.taps, True).query
+        found = self.backbone(self._normalised(images), self.taps, True).query
         assert found is not None  # asked for
         return found
 

@@ -144,7 +144,7 @@ def count_learned(pictures: Pictures, options: TrainOptions) -> int:
 
 def is_named(data: str) -> bool:
     """Whether the data is called by a name, beside which a folder of that name does not count."""
-    return data in (DIGIT_SCENES, *NAMED)
+    return data in (*DIGIT_SCENES, *NAMED)
 
 
 def whole_folder(splits: Splits) -> FolderPictures | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.data import FolderPictures, Pictures, check_splits, load_many, open_data
+from heedmap.data import Pictures, check_splits, load_many, open_data
 from heedmap.data.augmentation import plain
 from heedmap.errors import DataError, ModelError, OptionError, RunError, nearest
 from heedmap.listener import Listener
@@ -175,17 +175,12 @@ def _images(subject: Subject, rows: Tensor) -> Tensor:
 
 
 def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
-    from heedmap.data.annotations import annotations_of, read_annotations
+    from heedmap.data.annotations import annotations_for
     from heedmap.evaluation.asking import all_maps, asking
     from heedmap.evaluation.localisation import localise
 
     pictures = subject.pictures.subset(rows)
-    if wanted.annotations is None:
-        annotations = annotations_of(pictures)
-    elif isinstance(pictures, FolderPictures):
-        annotations = read_annotations(wanted.annotations, pictures)
-    else:
-        raise DataError("Annotations are matched to files, and these pictures are none; leave --annotations out.")
+    annotations = annotations_for(pictures, wanted.annotations)
 
     def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
         def maps(some: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from heedmap.attention import check_weights
 from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import Pictures, Splits, is_sharded, open_data, split_by_class
+from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
@@ -133,6 +133,8 @@ def anchored(options: TrainOptions) -> TrainOptions:
         changes["data"] = _whole_path(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
         changes["pretrained"] = _whole_path(options.pretrained)
+    if options.annotations is not None:
+        changes["annotations"] = _whole_path(options.annotations)
     return replace(options, **changes)
 
 
@@ -212,6 +214,9 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
             training, validation = splits.train.subset(kept), splits.train.subset(taken)
             splits = replace(splits, train=training)
     derived = derive(options, splits)
+    if options.map_supervision and options.annotations is not None:
+        training, notes = _outlined(training, options.annotations, derived.image_size or 0)
+        splits = replace(splits, train=training, notes=splits.notes + notes)
     architecture = Architecture(
         model=derived.model or "compact",
         attention=derived.attention,
@@ -222,6 +227,18 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         classes=splits.classes,
     )
     return Prepared(derived, splits, validation, found, architecture)
+
+
+def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures, tuple[str, ...]]:
+    """The same pictures with the masks of their objects, and what there is to say of them."""
+    from heedmap.data.annotations import annotations_for
+
+    found = annotations_for(pictures, annotations)
+    masks = torch.stack([found.region(row, size) == 1 for row in range(len(found))])
+    marked = int(masks.flatten(1).any(1).sum())
+    notes = (*found.notes, f"{marked} of {len(masks)} training pictures have objects for map_supervision.")
+    assert isinstance(pictures, FolderPictures)  # annotations are refused for others
+    return pictures.outlined(masks), notes
 
 
 def workers_to_use(options: TrainOptions) -> int:

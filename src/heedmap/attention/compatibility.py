@@ -185,7 +185,7 @@ class CompatibilityReadout(Readout):
             seen = self.feature_map(flat.transpose(1, 2))
             if self.level:
                 seen = seen / rms(flat)[:, :, None]
-            hidden = torch.tanh(seen + query[:, None])
+            hidden = torch.tanh(seen + query[:, None]).to(self.scorer.weight.dtype)
             scored: Tensor = self.scorer(hidden)[:, :, 0]
             return scored
         if self.scorer is None:

@@ -38,7 +38,7 @@ __all__ = [
     "to_tensor",
 ]
 
-DIGIT_SCENES = "digit-scenes"
+DIGIT_SCENES = ("digit-scenes", "digit-scenes-8", "digit-scenes-4", "digit-scenes-0")
 
 
 def open_data(
@@ -70,16 +70,16 @@ def open_data(
         OptionError: ``test_share`` does not lie between 0 and 1.
     """
     name = str(data)
-    if name == DIGIT_SCENES:
+    if name in DIGIT_SCENES:
         from heedmap.data.digit_scenes import open_digit_scenes
 
-        return _say_which(open_digit_scenes(seed=seed))
+        return _say_which(open_digit_scenes(seed=seed, name=name))
     if name in NAMED:
         return _say_which(open_named(name, root, download))
     if is_sharded(data):
         return open_shards(data, test=test_share, seed=seed, cache=cache)
     if not Path(data).exists():
-        known = [DIGIT_SCENES, *NAMED]
+        known = [*DIGIT_SCENES, *NAMED]
         hint = nearest(name, known)
         if hint:
             raise DataError(f"There is no folder {name!r}, and the named sets are {', '.join(known)}.{hint}")

@@ -34,7 +34,7 @@ from heedmap.data.object_masks import (
 from heedmap.data.pictures import FolderPictures, Pictures
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = ["Annotations", "annotations_of", "read_annotations"]
+__all__ = ["Annotations", "annotations_for", "annotations_of", "read_annotations"]
 
 LOOKED_AT = 64  # masks from which it is told how all are to be read
 ODD_SHAPE = 0.02  # by how much the shape of an annotation may differ from its picture's: sizes are rounded
@@ -100,6 +100,19 @@ def annotations_of(pictures: Pictures) -> Annotations:
         boxes = tuple(torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in parts)
     objects = torch.tensor([len(box) for box in boxes])
     return Annotations(tuple(pictures.names), boxes, masks, torch.ones(count, dtype=torch.bool), objects)
+
+
+def annotations_for(pictures: Pictures, path: str | Path | None) -> Annotations:
+    """Read annotations from a path, or where there is none take those that the pictures bring.
+
+    Raises:
+        DataError: see :func:`annotations_of` and :func:`read_annotations`; or a path for pictures that are no files.
+    """
+    if path is None:
+        return annotations_of(pictures)
+    if not isinstance(pictures, FolderPictures):
+        raise DataError("Annotations are matched to files, and these pictures are none; leave --annotations out.")
+    return read_annotations(path, pictures)
 
 
 def read_annotations(

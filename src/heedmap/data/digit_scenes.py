@@ -38,6 +38,9 @@ such a beginning, with 10 blocks before it and 4 after it (510 digits, 28 %)."""
 
 CHUNK = 250  # scenes drawn together; the random stream is cut here, so a scene does not depend on how many are drawn
 FRAGMENTS = 12  # at most, a scene
+SCENES = {"digit-scenes": FRAGMENTS, "digit-scenes-8": 8, "digit-scenes-4": 4, "digit-scenes-0": 0}
+"""Name -> fragments a scene at most: the set, and the same with less clutter."""
+
 DIGIT_TILE = 48  # a 32 px digit turned by 12 degrees needs 39, and the cell's soft edge a little more
 FRAGMENT_TILE = 20
 CELLS = 10  # a digit's 8x8 cells with an empty rim, so that strokes end softly
@@ -143,7 +146,7 @@ def _scatter_fragments(
     """Paint clutter onto the canvases, which reach ``rim`` pixels over the picture on every side."""
     scenes, size = len(canvas), canvas.shape[-1] - 2 * rim
     axis = np.arange(FRAGMENT_TILE, dtype=np.float32) - (FRAGMENT_TILE - 1) / 2
-    for place in range(FRAGMENTS):
+    for place in range(inks.shape[1] - 1):  # the last ink is the digit's
         which = rng.integers(0, len(digits.ink), scenes)
         pick = rng.random(scenes)
         centre = np.stack([digits.ink[d][int(p * len(digits.ink[d]))] for d, p in zip(which, pick, strict=True)])
@@ -159,15 +162,15 @@ def _scatter_fragments(
         _paint(canvas, (ink * shown).astype(np.float32), inks[:, place], left, top)
 
 
-def _draw_chunk(split: Part, seed: int, chunk: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_chunk(split: Part, seed: int, chunk: int, size: int, fragments: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one chunk of scenes: uint8 (S, 3, size, size), labels (S,), masks (S, size, size)."""
     digits = _digits(split)
     rng = np.random.default_rng([seed, 0 if split == "train" else 1, size, chunk])
     ground, base = _grounds(rng, CHUNK, size)
     side = (rng.uniform(20, 32, CHUNK) * size / 64).astype(np.float32)
-    inks = _inks(rng, base, FRAGMENTS + 1)
+    inks = _inks(rng, base, fragments + 1)
     own = inks[:, -1:]
-    inks[:, :-1] = np.where(rng.random((CHUNK, FRAGMENTS, 1)) < 0.5, own, inks[:, :-1])
+    inks[:, :-1] = np.where(rng.random((CHUNK, fragments, 1)) < 0.5, own, inks[:, :-1])
     which = torch.from_numpy(rng.integers(0, len(digits.labels), CHUNK))
     digit = _place_digits(rng, digits.cells[which], side, size)
     rim = FRAGMENT_TILE
@@ -213,7 +216,9 @@ def _boxes(masks: Tensor) -> Tensor:
     return torch.stack([left / width, top / height, right / width, bottom / height], dim=1)
 
 
-def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64) -> TensorPictures:
+def digit_scenes(
+    split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS
+) -> TensorPictures:
     """Draw ``count`` scenes of one part; the same split, seed, size and index give the same scene, whatever the count.
 
     Args:
@@ -221,6 +226,7 @@ def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64) -> Tens
         count: how many scenes, at least 1.
         seed: 0 or more.
         size: side in pixels, 48 to 64; the digit's side is 20 to 32 pixels at 64 and in proportion below.
+        fragments: pieces of clutter a scene at most, 0 to 12; each is there with a probability of 0.85.
 
     Returns:
         Pictures with classes ``0`` to ``9``, with boxes (tight around the mask, in shares of the picture) and masks
@@ -233,20 +239,24 @@ def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64) -> Tens
         raise DataError(f"Digit scenes have the parts 'train' and 'test', not {split!r}.")
     if count < 1 or seed < 0 or not 48 <= size <= 64:
         raise DataError(f"Digit scenes need count >= 1, seed >= 0, size 48 to 64; got {count}, {seed}, {size}.")
-    chunks = [_draw_chunk(split, seed, chunk, size) for chunk in range(-(-count // CHUNK))]
+    if not 0 <= fragments <= FRAGMENTS:
+        raise DataError(f"Digit scenes hold 0 to {FRAGMENTS} fragments, not {fragments}.")
+    chunks = [_draw_chunk(split, seed, chunk, size, fragments) for chunk in range(-(-count // CHUNK))]
     images, labels, masks = (torch.cat(parts)[:count] for parts in zip(*chunks, strict=True))
     names = tuple(f"{split}/{index:06d}" for index in range(count))
     return TensorPictures(images, labels, CLASSES, names, boxes=_boxes(masks), masks=masks)
 
 
-def open_digit_scenes(train_count: int = 12000, test_count: int = 2000, seed: int = 0) -> Splits:
-    """Draw the embedded data set: train and test parts, not flippable (a mirrored digit is another sign)."""
+def open_digit_scenes(
+    train_count: int = 12000, test_count: int = 2000, seed: int = 0, name: str = "digit-scenes"
+) -> Splits:
+    """Draw one of ``SCENES``: train and test parts, not flippable (a mirrored digit is another sign)."""
     return Splits(
-        name="digit-scenes",
+        name=name,
         classes=CLASSES,
-        train=digit_scenes("train", train_count, seed),
+        train=digit_scenes("train", train_count, seed, fragments=SCENES[name]),
         validation=None,
-        test=digit_scenes("test", test_count, seed),
+        test=digit_scenes("test", test_count, seed, fragments=SCENES[name]),
         unreadable=(),
         notes=("Scenes drawn from scikit-learn's handwritten digits; train and test share no digit and no writer.",),
         flippable=False,

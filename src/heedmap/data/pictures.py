@@ -65,9 +65,15 @@ class FolderPictures:
     """Pictures in files under a folder, decoded when asked for. See :class:`Pictures` for the attributes."""
 
     boxes: Tensor | None = None
-    masks: Tensor | None = None
 
-    def __init__(self, root: str | Path, names: Sequence[str], labels: Tensor, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        names: Sequence[str],
+        labels: Tensor,
+        classes: Sequence[str],
+        masks: Tensor | None = None,
+    ) -> None:
         """Keep the list.
 
         Args:
@@ -75,6 +81,7 @@ class FolderPictures:
             names: N paths relative to ``root``.
             labels: (N,) int64.
             classes: class names.
+            masks: (N, S, S) bool, the objects' pixels in the square view, or None.
 
         Raises:
             DataError: names and labels differ in number, or a label lies outside the classes.
@@ -83,6 +90,7 @@ class FolderPictures:
         self.names = tuple(names)
         self.labels = labels
         self.classes = tuple(classes)
+        self.masks = masks
         _check_labels(len(self.names), labels, self.classes)
 
     def __len__(self) -> int:
@@ -120,7 +128,12 @@ class FolderPictures:
         """Return these pictures, in this order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = [self.names[index] for index in chosen.tolist()]
-        return FolderPictures(self.root, names, self.labels[chosen], self.classes)
+        masks = None if self.masks is None else self.masks[chosen]
+        return FolderPictures(self.root, names, self.labels[chosen], self.classes, masks)
+
+    def outlined(self, masks: Tensor) -> FolderPictures:
+        """Return the same pictures with the masks (N, S, S) of their objects."""
+        return FolderPictures(self.root, self.names, self.labels, self.classes, masks)
 
 
 class TensorPictures:

@@ -125,7 +125,10 @@ def _last(model: nn.Module, places: list[_Place], layers: int) -> str:
             "can be found; name one, such as the first normalisation of the last block, or take attention-rollout or "
             "relevance."
         )
-    return grids[-1].name
+    # A container gives what its last part gave. Where attention has listened at the part, only the part is on its way.
+    same = [place.name for place in grids if place.node is not None and place.node is grids[-1].node]
+    taps = {f"backbone.net.{tap}" for tap in model.taps} if isinstance(model, AttentionClassifier) else set()
+    return next((name for name in same if name in taps), grids[-1].name)
 
 
 def as_grid(output: Tensor, images: Tensor, *, prefix: int | None = None) -> Tensor | None:
