@@ -27,7 +27,7 @@ TRAIN_GROUPS = {
         *("recipe", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
         *("label_smoothing", "averaging", "patience"),
     ),
-    "maps": ("map_supervision", "map_consistency", "map_entropy"),
+    "maps": ("annotations", "map_supervision", "map_consistency", "map_entropy"),
     "machine": (
         *("precision", "workers", "memory", "cache", "cache_size", "save_every", "tensorboard", "root", "download"),
     ),

@@ -58,9 +58,9 @@ class TrainOptions:
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
             augmentation.
-        annotations: Where the objects are, for a folder of pictures: a folder of masks, VOC or YOLO files, a COCO JSON, or
+        annotations: Where the objects in a folder's pictures are: a folder of masks, VOC or YOLO files, a COCO JSON, or
             a CSV of boxes. Read by map_supervision, and by compare, which then judges the maps.
-        map_supervision: Weight of a term that draws the attention onto the objects' masks, where they are known.
+        map_supervision: Weight of a term that draws the attention onto the objects' masks, where these are known.
         map_consistency: Weight of a term that asks a mirrored picture for the mirrored map; a second forward pass.
         map_entropy: Weight of a term that narrows the maps; below zero it spreads them.
         patience: Stop when validation has not improved for this many epochs; 0 never stops early.

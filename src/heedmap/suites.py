@@ -22,6 +22,7 @@ from heedmap.runs import Run
 
 SUITES = ("accuracy", "localisation", "faithfulness", "robustness", "transfer")
 MOST = {"faithfulness": 100, "robustness": 200}  # pictures, unless told: each costs hundreds of forward passes
+MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller pictures at their own size
 BATCH = 64
 WORKERS = 2
 
@@ -195,6 +196,7 @@ def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: List
         {name: called(name, function) for name, function in functions.items()},
         annotations,
         images=pictures,
+        size=min(subject.classifier.image_size, MOST_SIZE),
         listener=listener,
     )
     first = next(iter(functions))

@@ -70,7 +70,9 @@ class List:
         from heedmap.maps import METHODS
 
         scenes = {"digit-scenes": "embedded: real handwritten digits among clutter, boxes known; no download"}
-        scenes |= {name: f"the same, with {name.rpartition('-')[2]} pieces of clutter at most" for name in DIGIT_SCENES[1:]}
+        scenes |= {
+            name: f"the same, with {name.rpartition('-')[2]} pieces of clutter at most" for name in DIGIT_SCENES[1:]
+        }
         tables = {
             "attention": {name: kind.sentence for name, kind in ATTENTIONS.items()},
             "method": {name: line.sentence for name, line in METHODS.items()},

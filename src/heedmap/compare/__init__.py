@@ -19,6 +19,7 @@ from typing import Any
 
 from heedmap.classifier import Architecture, build_classifier
 from heedmap.compare.gathering import gather
+from heedmap.compare.maps import has_maps_to_judge, judge_maps
 from heedmap.compare.plan import Job, Plan, extended, make_plan, read_experiment, read_plan, read_variant
 from heedmap.compare.running import Failure, is_finished, only_one, run_beside, run_here
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
@@ -70,6 +71,9 @@ def compare(
             _check_all(plan, listener)
         with disk(folder):
             write_whole(folder / PLAN, plan.as_text().encode())
+        for job in jobs:
+            if is_finished(job) and has_maps_to_judge(job):  # the process died in between, or an older version ran
+                judge_maps(job, listener)
         on_end = _teller(plan, folder, len(missing), parallel, listener)
         try:
             failures = (
@@ -129,6 +133,11 @@ def _check_all(plan: Plan, listener: Listener) -> None:
         with _named(job.variant.name):
             check_model(job.options)
     prepared = prepare(plan.options, listener)
+    if plan.options.annotations is not None:
+        from heedmap.data.annotations import annotations_for
+        from heedmap.evaluate import test_part
+
+        annotations_for(test_part(prepared.splits), plan.options.annotations)
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             options = derive(job.options, prepared.splits)
@@ -154,6 +163,8 @@ def _teller(plan: Plan, folder: Path, missing: int, parallel: int, listener: Lis
     def tell(job: Job) -> None:
         nonlocal ended
         ended += 1
+        if has_maps_to_judge(job):
+            judge_maps(job, Listener())
         found = write_comparison(plan, folder, parallel=parallel)
         (variant,) = [each for each in found["variants"] if each["name"] == job.variant.name]
         (run,) = [each for each in variant["runs"] if each["seed"] == job.seed]

@@ -34,7 +34,7 @@ class Measure:
         name: for people.
         unit: ``share`` (shown in per cent, differences in points) or ``number``.
         better: ``higher``, ``lower``, or empty where neither is.
-        group: ``answers``, ``maps`` or ``cost``; a narrow terminal shows one after the other.
+        group: ``answers``, ``pointing``, ``overlap``, ``boxes`` or ``cost``; each is a table of its own.
     """
 
     key: str
@@ -50,6 +50,8 @@ MEASURES = (
     Measure("ece", "ECE", "share", "lower"),
     Measure("nll", "NLL", "number", "lower"),
 )
+MAPS = {"pointing": ("pointing", "pointing"), "otsu_iou": ("IoU", "overlap"), "max_box_acc": ("MaxBoxAcc", "boxes")}
+"""Metric of the localisation suite -> its word in the table, and its group."""
 COSTS = (
     Measure("images_per_second", "images/s in training", "number", "", "cost"),
     Measure("minutes", "minutes", "number", "", "cost"),
@@ -127,16 +129,35 @@ def _figures(run: Run) -> dict[str, Any]:
         "images_per_second": statistics.median(record["images_per_second"] for record in epochs),
         "minutes": sum(record["seconds"] for record in epochs) / 60,
     }
+    figures |= _map_figures(found)
     # The maps of the control are even: their first place is called the hottest, which says nothing.
     if found.get("pointing") and run.options.attention != "none":
         figures |= {f"pointing {name}": share for name, share in found["pointing"].items() if name not in BASELINES}
     return figures
 
 
+def _map_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """What the localisation suite found of each map, such as ``IoU stage2``; its baselines stand in the notes."""
+    suite = found.get("suites", {}).get("localisation")
+    if suite is None:
+        return {}
+    return {
+        f"{word} {name.removeprefix('attention ')}": scores[metric]["value"]
+        for metric, (word, _) in MAPS.items()
+        for name, scores in suite["scores"].items()
+        if name not in suite["baselines"]
+    }
+
+
 def _measures(figures: Iterable[Mapping[str, float]]) -> list[Measure]:
     """Those that any run has, in their order, the maps' between answers and costs."""
     known = dict.fromkeys(key for each in figures for key, value in each.items() if not math.isnan(value))
-    maps = [Measure(key, key, "share", "higher", "maps") for key in known if key.startswith("pointing ")]
+    maps = [
+        Measure(key, key, "share", "higher", group)
+        for word, group in MAPS.values()
+        for key in known
+        if key.startswith(f"{word} ")
+    ]
     return [each for each in (*MEASURES, *maps, *COSTS) if each.key in known]
 
 
@@ -252,6 +273,21 @@ def _baselines(runs: Iterable[Run]) -> str:
     return ", ".join(f"{words[key]} {share:.1%}" for key, share in means.items())
 
 
+def _map_notes(runs: Iterable[Run]) -> list[str]:
+    """What maps that know nothing came to in the localisation suite, means over runs; the edges among them."""
+    found = [run.read_json(EVALUATION).get("suites", {}).get("localisation") for run in runs]
+    suites = [suite for suite in found if suite is not None]
+    if not suites:
+        return []
+    lines = []
+    for metric, (word, _) in MAPS.items():
+        names = suites[0]["baselines"]
+        means = (statistics.fmean(suite["scores"][name][metric]["value"] for suite in suites) for name in names)
+        lines.append(f"{word}: " + ", ".join(f"{name} {mean:.1%}" for name, mean in zip(names, means, strict=True)))
+    of_masks = " Its pointing is at the mask, where there is one." if any(suite["outlined"] for suite in suites) else ""
+    return [f"Maps that know nothing, by the localisation suite: {'; '.join(lines)}.{of_masks}"]
+
+
 def _notes(
     plan: Plan,
     runs: Mapping[tuple[str, int], Run],
@@ -279,6 +315,7 @@ def _notes(
         )
     if baselines := _baselines(runs.values()):
         notes.append(f"Beside the maps' pointing: {baselines}.")
+    notes += _map_notes(runs.values())
     for name in BUDGET:
         values = {key[0]: getattr(run.options, name) for key, run in runs.items()}
         if len(set(values.values())) > 1:

@@ -216,9 +216,7 @@ def _boxes(masks: Tensor) -> Tensor:
     return torch.stack([left / width, top / height, right / width, bottom / height], dim=1)
 
 
-def digit_scenes(
-    split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS
-) -> TensorPictures:
+def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS) -> TensorPictures:
     """Draw ``count`` scenes of one part; the same split, seed, size and index give the same scene, whatever the count.
 
     Args:

@@ -148,7 +148,7 @@ class TrainingBatches:
         with_masks: bool = False,
     ) -> None:
         if with_masks and store.pictures.masks is None:
-            raise DataError("map_supervision needs to know where the objects are; give --annotations, or leave it at 0.")
+            raise DataError("map_supervision must know where the objects are; give --annotations, or leave it at 0.")
         self.masks = store.pictures.masks if with_masks else None
         if min(batch_size, len(store)) < share.world:
             raise DataError(

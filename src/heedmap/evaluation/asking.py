@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heedmap.classifier import combined_map
 from heedmap.errors import DataError, ModelError, nearest
+from heedmap.evaluation.baselines import centre, edges
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
@@ -201,15 +201,9 @@ def explained(method: str, layer: str | None = None) -> MapFunction:
 
 def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return a map (B, H, W) that falls from the middle of the picture, whatever is in it; a :data:`MapFunction`."""
-    height, width = images.shape[-2:]
-    rows = (torch.arange(height, device=images.device) + 0.5) / height - 0.5
-    columns = (torch.arange(width, device=images.device) + 0.5) / width - 0.5
-    return (1 - torch.hypot(rows[:, None], columns)).expand(len(images), -1, -1)
+    return centre(*images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
 
 
 def edge_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the size of the brightness gradient (Sobel) (B, H, W); a :data:`MapFunction` that never asks the model."""
-    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(grey)
-    slopes = F.conv2d(grey, torch.stack((across, across.T))[:, None])
-    return torch.hypot(slopes[:, 0], slopes[:, 1])
+    """Return how steep the picture itself is, (B, H, W); a :data:`MapFunction` that never asks the model."""
+    return edges(images)[:, 0]

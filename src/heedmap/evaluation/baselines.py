@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-__all__ = ["FIXED_BASELINES", "edges", "fixed_baselines"]
+__all__ = ["FIXED_BASELINES", "centre", "edges", "fixed_baselines"]
 
 GRID = 14  # cells of the noise along a side: as many as the deepest features of most networks at 224 pixels have
 RANDOM_MAPS = 64  # then they come round again: their components need to be found only once
@@ -37,12 +37,18 @@ def fixed_baselines(size: int, seed: int) -> dict[str, Tensor]:
     row, column = axis[:, None], axis[None, :]
     generator = torch.Generator().manual_seed(seed)
     maps = {
-        "centre": torch.exp(-(row**2 + column**2) / (2 * SPREAD**2))[None, None],
+        "centre": centre(size | 1, size | 1)[None, None],
         "centre box": 1 - 2 * torch.maximum(row.abs(), column.abs())[None, None],
         "uniform": torch.ones(1, 1, GRID, GRID),
         "random": torch.rand(RANDOM_MAPS, 1, GRID, GRID, generator=generator),
     }
     return {name: maps[name] for name in FIXED_BASELINES}
+
+
+def centre(height: int, width: int) -> Tensor:
+    """The Gaussian around the middle, (height, width)."""
+    row, column = ((torch.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    return torch.exp(-(row[:, None] ** 2 + column[None, :] ** 2) / (2 * SPREAD**2))
 
 
 def edges(images: Tensor) -> Tensor:
@@ -52,9 +58,10 @@ def edges(images: Tensor) -> Tensor:
         images: (M, 3, H, W) RGB, uint8 or in [0, 1].
 
     Returns:
-        (M, 1, H, W) float32.
+        (M, 1, H, W) float32, where the pictures are.
     """
-    grey = (images.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    grey = (images.float() * weights[:, None, None]).sum(1, keepdim=True)
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
     filters = torch.stack([across, across.T])[:, None]
     return conv2d(pad(grey, (1, 1, 1, 1), mode="replicate"), filters).norm(dim=1, keepdim=True)

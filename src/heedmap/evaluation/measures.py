@@ -133,9 +133,8 @@ def _energy(maps: Tensor, finite: Tensor, regions: Tensor) -> Floats:
     values = resized(torch.where(finite[:, None, None, None], maps, 0), regions.shape[-1]).clamp_min(0)
     values = torch.where((values > 0).flatten(1).any(1)[:, None, None], values, 1.0).flatten(1)
     values = values / values.amax(1, keepdim=True)  # so that no sum overflows
-    regions = regions.flatten(1)
-    on = (values * (regions == OBJECT)).sum(1, dtype=torch.float64)
-    off = (values * (regions == 0)).sum(1, dtype=torch.float64)
+    kinds = torch.stack([regions.flatten(1) == OBJECT, regions.flatten(1) == 0], dim=1).float()
+    on, off = torch.bmm(kinds, values[:, :, None])[:, :, 0].double().unbind(1)
     return (on / torch.where(on + off > 0, on + off, 1.0)).numpy()
 
 

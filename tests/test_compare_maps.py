@@ -1,0 +1,101 @@
+"""Where the objects are known: comparisons judge the maps, and training can be drawn onto the objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import write_cue_part
+from heedmap import TrainOptions
+from heedmap.compare import compare, make_plan
+from heedmap.compare.plan import Plan
+from heedmap.errors import DataError
+from heedmap.listener import Listener
+from heedmap.runs import Run
+from heedmap.train import prepare
+
+SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
+VARIANTS = ("attention=none", "drawn:attention=parametrised,map_supervision=1")
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Cue pictures, and a table of the cues' boxes."""
+    folder = tmp_path_factory.mktemp("annotated")
+    lines = ["picture,left,top,right,bottom"]
+    for part, first in (("train", 0), ("test", 1000)):
+        for name, box in write_cue_part(folder / "pictures" / part, 8, first).items():
+            lines.append(f"{part}/{name},{','.join(map(str, box))}")
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return folder / "pictures", folder / "boxes.csv"
+
+
+def plan_of(pictures: Path, boxes: Path | None, seeds: int = 1) -> Plan:
+    where = None if boxes is None else str(boxes)
+    return make_plan(TrainOptions(data=str(pictures), annotations=where, **SMALL), VARIANTS, seeds)
+
+
+def test_a_comparison_tells_where_maps_lie_and_what_maps_come_to_that_know_nothing(
+    annotated: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "compared"
+    found = compare(plan_of(*annotated), out)
+    groups = {each["key"]: each["group"] for each in found["measures"]}
+    assert groups["pointing combined"] == "pointing"
+    assert groups["IoU grad-cam"] == "overlap"
+    assert groups["MaxBoxAcc stage3"] == "boxes"
+    control, drawn = (variant["runs"][0] for variant in found["variants"])
+    suite = Run.open(out / "drawn" / "seed-0").read_json("evaluation.json")["suites"]["localisation"]
+    assert drawn["IoU stage3"] == suite["scores"]["attention stage3"]["otsu_iou"]["value"]
+    assert "IoU grad-cam" in control
+    assert "IoU stage3" not in control  # its maps are even
+    (note,) = [note for note in found["notes"] if note.startswith("Maps that know nothing")]
+    assert f"edges {suite['scores']['edges']['otsu_iou']['value']:.1%}" in note
+    assert any(each["measure"] == "IoU grad-cam" for each in found["differences"])
+    assert "IoU grad-cam" in (out / "comparison.html").read_text()
+    assert "Does it lie on the object?" in (out / "drawn" / "seed-0" / "report.html").read_text()
+
+
+def test_runs_whose_maps_were_not_judged_yet_are_judged_when_the_comparison_goes_on(
+    annotated: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "compared"
+    compare(plan_of(*annotated), out)
+    path = out / "drawn" / "seed-0" / "evaluation.json"
+    content = json.loads(path.read_text())
+    whole = content.pop("suites")
+    path.write_text(json.dumps(content))
+    compare(None, out)
+    assert json.loads(path.read_text())["suites"] == whole
+
+
+def test_annotations_that_fit_nothing_are_told_before_anything_is_trained(
+    annotated: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "boxes.csv").write_text("picture,left,top,right,bottom\nelsewhere.png,1,1,9,9\n")
+    with pytest.raises(DataError, match=r"boxes\.csv"):
+        compare(plan_of(annotated[0], tmp_path / "boxes.csv"), tmp_path / "compared")
+    assert not list((tmp_path / "compared").glob("*/seed-0"))
+
+
+def test_training_pictures_of_a_folder_get_the_masks_of_their_annotations(annotated: tuple[Path, Path]) -> None:
+    options = TrainOptions(data=str(annotated[0]), annotations=str(annotated[1]), map_supervision=1.0, **SMALL)
+    prepared = prepare(options, Listener())
+    masks = prepared.splits.train.masks
+    assert masks is not None
+    assert masks.shape == (len(prepared.splits.train), 32, 32)
+    shares = masks.double().mean((1, 2))
+    assert shares.min() > 0.02  # every picture has its cue, of the same size
+    assert shares.max() < 1.5 * shares.min()
+    assert any("training pictures have objects" in note for note in prepared.splits.notes)
+
+
+def test_supervision_of_maps_without_known_objects_is_refused(annotated: tuple[Path, Path], tmp_path: Path) -> None:
+    from heedmap import train
+
+    options = TrainOptions(data=str(annotated[0]), map_supervision=1.0, out=str(tmp_path / "run"), **SMALL)
+    with pytest.raises(DataError, match="--annotations"):
+        train(options)
