@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import heedmap as hm
@@ -154,8 +155,9 @@ def main() -> None:
     assert splits.test is not None
     images, labels = tensors(splits.test, channels, side)
     found = accuracy(net, images, labels)
-    low, high = wilson_interval(round(found * len(labels)), len(labels))
+    low, high = wilson_interval(found, len(labels))
     told.out.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, told.out / "model.safetensors")
     rows = [int((labels == kind).nonzero()[3]) for kind in torch.linspace(0, 9, SHOWN).long()]
     sheet(net.eval(), images[rows], labels[rows], splits.classes).save(told.out / "maps.png")
     count = sum(each.numel() for each in net.parameters())
