@@ -28,12 +28,12 @@ pytest.importorskip("onnxruntime")
 CLASSES = ("ant", "bee", "cow")
 
 
-def stirred(classifier: AttentionClassifier, seed: int = 0) -> AttentionClassifier:
+def stirred(classifier: AttentionClassifier, seed: int = 0, scale: float = 0.1) -> AttentionClassifier:
     """The classifier with random numbers in every weight: fresh ones have even maps, which prove nothing."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in classifier.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * scale)
         for name, values in classifier.named_buffers():
             if name.endswith("running_mean"):
                 values.normal_(0, 0.1)
@@ -191,6 +191,13 @@ def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def jumping(values: np.ndarray, places: int) -> np.ndarray:
+    """The map with some of the 1024 places of each picture changed."""
+    changed = values.copy().reshape(len(values), -1)
+    changed[:, :places] += 0.1
+    return changed.reshape(values.shape)
+
+
 @pytest.mark.parametrize(
     ("failing", "broken"),
     [
@@ -199,14 +206,21 @@ def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monk
         (("logits",), lambda found: {**found, "logits": found["logits"] + 1.1e-5}),
         (("map_stage2",), lambda found: {**found, "map_stage2": found["map_stage2"] * 1.01}),  # below 1e-5 in itself
         (("map_stage2",), lambda found: {**found, "map_stage2": found["map_stage2"] * np.nan}),
-        (("logits", "map_stage2"), lambda found: {name: values[::-1] for name, values in found.items()}),
+        (("logits", "map_stage2", "map_saliency"), lambda found: {name: each[::-1] for name, each in found.items()}),
+        ((), lambda found: {**found, "map_saliency": jumping(found["map_saliency"], 8)}),
+        (("map_saliency",), lambda found: {**found, "map_saliency": jumping(found["map_saliency"], 16)}),
+        (("map_saliency",), lambda found: {**found, "map_saliency": found["map_saliency"] * 1.01}),
     ],
-    ids=["the same", "rounding", "logits moved", "a higher map", "a map of NaN", "rows turned round"],
+    ids=[
+        *("the same", "rounding", "logits moved", "a higher map", "a map of NaN", "rows turned round"),
+        *("a gradient that jumps here and there", "one that jumps too often", "a higher gradient"),
+    ],
 )
 def test_the_proof_finds_what_is_broken(failing, broken):
     def model(pictures):
         bright = pictures.astype(np.float32).mean((1, 2)) / 255
-        return {"logits": bright, "map_stage2": bright[:, None, None, :1] * 1e-4}
+        gradient = pictures.mean(3, dtype=np.float32)[:, None] / 255
+        return {"logits": bright, "map_stage2": bright[:, None, None, :1] * 1e-4, "map_saliency": gradient}
 
     squares = noise(*[(32, 32)] * 5)
     parity = compare(lambda pictures: broken(model(pictures)), model, squares, 32, limit=1e-5)

@@ -16,9 +16,9 @@ from heedmap.maps import METHODS, explain
 from heedmap.records import Output
 from heedmap.runs import Run
 from heedmap.visualize import visualize
-from heedmap.visualize.answers import answer_of
 from heedmap.visualize.computed import asked_of, computed_lines, with_computed
-from heedmap.visualize.reading import read, stacked
+from heedmap.visualize.network import answer_of
+from heedmap.visualize.reading import read
 
 
 def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
@@ -36,7 +36,7 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     assert not isinstance(one, tuple)
     with np.load(out / "maps" / "000.npz") as arrays:
         for method in ("grad-cam", "layer-cam"):
-            wanted = explain(classifier, stacked([one], "cpu"), method).values[0, 0]
+            wanted = explain(classifier, torch.from_numpy(one.image)[None].float() / 255, method).values[0, 0]
             np.testing.assert_allclose(arrays[f"map_{method}"], wanted.numpy(), rtol=1e-4, atol=1e-6)
     with (out / "predictions.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -47,7 +47,7 @@ def test_the_class_asked_about_is_named_under_the_picture(finished_run: Path, cu
     classifier = Run.open(finished_run).classifier().eval()
     one = read(cue_folder / "test" / "red" / "000.png", "000", classifier.image_size)
     assert not isinstance(one, tuple)
-    images = stacked([one], "cpu")
+    images = torch.from_numpy(one.image)[None].float() / 255
     with torch.inference_mode():
         output: Output = classifier(images)
         asked = asked_of(classifier.classes, ("grad-cam", "guided-backprop", "rise"), "green")

@@ -14,8 +14,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from heedmap.errors import RunError
-from heedmap.options import TrainOptions
-from heedmap.runs import CHECKPOINT, CONFIG, MANIFEST, METRICS, MODEL, Run, free_name, refuse_pickle, write_whole
+from heedmap.options import TrainOptions, free_name
+from heedmap.runs import CHECKPOINT, CONFIG, MANIFEST, METRICS, MODEL, Run, refuse_pickle, write_whole
 
 Break = Callable[[Path], None]
 

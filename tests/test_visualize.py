@@ -252,7 +252,7 @@ def test_one_scale_for_the_set_draws_a_cooler_picture_cooler(tmp_path: Path) -> 
 
 
 def test_features_before_and_after_a_gate_share_one_scale(tmp_path: Path) -> None:
-    from heedmap.visualize import answer_of
+    from heedmap.visualize.network import answer_of
 
     classifier = Fake(("fine",), "feature", "sigmoid").eval()
     answer = answer_of(classifier, classifier(torch.rand(1, 3, 32, 32)), 0)

@@ -33,7 +33,8 @@ from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
 from heedmap.suites import Subject, Wanted, control_of, run_suites
 from heedmap.training.precision import resolve
-from heedmap.visualize import answer_of, answer_panel
+from heedmap.visualize import answer_panel
+from heedmap.visualize.network import answer_of
 
 BATCH = 100
 PANELS = 8  # right answers, and as many wrong ones, in the report

@@ -265,3 +265,11 @@ def _wanted(kind: Any) -> str:
         return f"one of {', '.join(_words(kind))}"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return plain.get(kind, "a list of names")
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """The first of ``stem-1``, ``stem-2``, ... in ``parent`` that does not exist."""
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"

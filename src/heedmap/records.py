@@ -6,9 +6,12 @@ Axis letters: B batch, C channels, H W rows and columns, N positions (H * W), K 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 
 class Batch(NamedTuple):
@@ -79,14 +82,14 @@ class AttentionMap:
     """A map as data; a heatmap is its picture.
 
     Attributes:
-        values: (h, w) float32 as the network used them, never rescaled.
+        values: (h, w) float32 as the network used them, never rescaled; an array where an exported file gave them.
         tap: tap name, or ``combined``.
         method: how it came about, such as ``parametrised, softmax``.
         low, high: the ends of the scale on which it is to be drawn.
         target: the class asked about, or None where the map belongs to no class (learned attention).
     """
 
-    values: Tensor
+    values: Tensor | NDArray[np.float32]
     tap: str
     method: str
     low: float

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
-from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heedmap.records import AttentionMap
 
-Values: TypeAlias = Tensor | NDArray[np.floating]
+Values: TypeAlias = "Tensor | NDArray[np.floating]"
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -98,7 +99,7 @@ def grid_of(values: Values) -> NDArray[np.float64]:
     Raises:
         ValueError: not two axes, empty, or a value that is NaN or infinite.
     """
-    grid = (values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)).astype(float)
+    grid = (values if isinstance(values, np.ndarray) else values.detach().double().cpu().numpy()).astype(float)
     if grid.ndim != 2 or grid.size == 0:
         raise ValueError(f"A map has the shape (h, w), not {tuple(grid.shape)}.")
     if not np.isfinite(grid).all():

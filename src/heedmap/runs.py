@@ -325,14 +325,6 @@ def refuse_pickle(path: Path) -> None:
         raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
 
 
-def free_name(parent: Path, stem: str) -> Path:
-    """The first of ``stem-1``, ``stem-2``, ... in ``parent`` that does not exist."""
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
-
-
 def write_whole(target: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it into its place."""
     partial = target.with_name(f".{target.name}.partial")

@@ -33,9 +33,9 @@ from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper
 from heedmap.listener import Listener
-from heedmap.options import TrainOptions, plan_sentence
+from heedmap.options import TrainOptions, free_name, plan_sentence
 from heedmap.records import Audit
-from heedmap.runs import AUDIT, Run, free_name
+from heedmap.runs import AUDIT, Run
 from heedmap.training.fit import Fitting, fit, make_accelerator
 from heedmap.training.recipes import derive
 

@@ -13,7 +13,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.errors import OptionError
-from heedmap.options import TrainOptions
+from heedmap.options import TrainOptions, free_name
 from heedmap.terminal import console, progress, show_comparison, show_next
 
 DEFAULT_VARIANTS = ("attention=none", "attention=parametrised")
@@ -87,7 +87,6 @@ class Compare(TrainOptions):
 
     def _planned(self) -> tuple[Any, Path]:
         from heedmap.compare.plan import make_plan, read_experiment
-        from heedmap.runs import free_name
 
         if not self.data:
             raise OptionError("Name the data: `heedmap compare DIR`, or `heedmap compare digit-scenes`.")

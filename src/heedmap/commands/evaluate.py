@@ -54,8 +54,9 @@ class Evaluate:
     def work(self) -> None:
         """Judge and print the tables."""
         from heedmap.evaluate import evaluate, write_evaluation
+        from heedmap.options import free_name
         from heedmap.refresh import refresh
-        from heedmap.runs import Run, free_name
+        from heedmap.runs import Run
         from heedmap.suites import Wanted
 
         wanted = Wanted(

@@ -63,6 +63,12 @@ class Export:
             for name, difference in parity.differences.items()
         }
         show_table("", lines)
+        for name in () if self.int8 else [name for name, share in parity.beyond.items() if share]:
+            console.print(
+                f"{name} differs by more than is allowed at {parity.beyond[name]:.2%} of its places, where rounding "
+                "switches a ReLU or a maximum; one in a hundred may.",
+                soft_wrap=True,
+            )
         console.print(f"{escape(str(made.path))}: {made.megabytes:.1f} MB in {made.seconds:.0f} s", soft_wrap=True)
         if self.to == "onnx":
             show_next(f"heedmap serve {shlex.quote(str(made.path))}")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.markup import escape
 
 from heedmap.commands.device import pick_device
-from heedmap.options import check_range, counted
+from heedmap.errors import OptionError
+from heedmap.options import check_range, counted, free_name
 from heedmap.terminal import complaints, console, counting, show_next
+
+if TYPE_CHECKING:
+    from heedmap.classifier import AttentionClassifier
+    from heedmap.onnx_classifier import OnnxClassifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,7 @@ class Visualize:
     """Draw where a trained classifier looks, for any pictures.
 
     Attributes:
-        run: The run folder.
+        run: The run folder, or a file that export wrote (.onnx), which needs no torch.
         pictures: Files, folders, patterns, or - for a list of files on standard input.
         out: Folder for the pictures; made. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other picture.
@@ -49,16 +55,13 @@ class Visualize:
 
     def work(self) -> None:
         """Draw, and say where the page is."""
-        from heedmap.runs import Run, free_name
         from heedmap.visualize import expand_pictures, visualize
-        from heedmap.visualize.computed import check_methods
 
         check_range("batch_size", self.batch_size, 1, 100_000)
         methods = [word.strip() for word in self.method.split(",") if word.strip()] if self.method else []
-        check_methods(methods, self.target, self.layer)
-        run = Run.open(self.run)
+        open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
         files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
-        classifier = run.classifier()
+        classifier = open_it()
         out = Path(self.out) if self.out else free_name(Path(), "maps")
         with counting(len(files), "drawing") as advance:
             result = visualize(
@@ -70,7 +73,7 @@ class Visualize:
                 methods=methods,
                 target=self.target,
                 layer=self.layer,
-                device=pick_device(self.device),
+                device=device,
                 scale=self.scale,
                 overwrite=self.overwrite,
                 on_progress=advance,
@@ -82,3 +85,21 @@ class Visualize:
         drawn = counted(result.count, "picture")
         console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
         show_next(f"open {shlex.quote(str(result.index))}")
+
+    def _file(self) -> tuple[Callable[[], OnnxClassifier], str]:
+        """How to open an exported file, and where it computes; imports no torch."""
+        from heedmap.onnx_classifier import OnnxClassifier
+
+        if self.device not in (None, "cpu"):
+            raise OptionError(
+                f"An exported file computes on the CPU here, not on {self.device}; name the run for that."
+            )
+        return lambda: OnnxClassifier(self.run), "cpu"
+
+    def _network(self, methods: list[str]) -> tuple[Callable[[], AttentionClassifier], str]:
+        """How to open a run's network, and where it computes."""
+        from heedmap.runs import Run
+        from heedmap.visualize.computed import check_methods
+
+        check_methods(methods, self.target, self.layer)
+        return Run.open(self.run).classifier, pick_device(self.device)

@@ -1,19 +1,21 @@
 """Pictures: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit.
 
-`open_data` is the door: whatever the data is, out come :class:`Splits`.
+`open_data` is the door: whatever the data is, out come :class:`Splits`. Names are imported when they are first used, so
+that decoding a picture needs no torch: an exported file is run without it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
-from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
-from heedmap.data.named import NAMED, open_named
-from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, TensorPictures, load_many
-from heedmap.data.sharded import is_sharded, open_shards
-from heedmap.errors import DataError, nearest
+if TYPE_CHECKING:
+    from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
+    from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
+    from heedmap.data.named import NAMED, open_named
+    from heedmap.data.opening import DIGIT_SCENES, open_data
+    from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, TensorPictures, load_many
+    from heedmap.data.sharded import is_sharded, open_shards
 
 __all__ = [
     "DIGIT_SCENES",
@@ -38,56 +40,33 @@ __all__ = [
     "to_tensor",
 ]
 
-DIGIT_SCENES = ("digit-scenes", "digit-scenes-8", "digit-scenes-4", "digit-scenes-0")
+_HOMES = {
+    "DIGIT_SCENES": "opening",
+    "FilePictures": "pictures",
+    "FolderPictures": "pictures",
+    "NAMED": "named",
+    "Pictures": "pictures",
+    "Splits": "pictures",
+    "TensorPictures": "pictures",
+    "check_splits": "folders",
+    "crop_box": "decoding",
+    "drop_unreadable": "folders",
+    "is_sharded": "sharded",
+    "load_many": "pictures",
+    "open_data": "opening",
+    "open_folder": "folders",
+    "open_named": "named",
+    "open_shards": "sharded",
+    "read_picture": "decoding",
+    "split_by_class": "folders",
+    "square": "decoding",
+    "to_tensor": "decoding",
+}
 
 
-def open_data(
-    data: str | Path,
-    *,
-    root: str | Path = "data",
-    download: bool = True,
-    seed: int = 0,
-    test_share: float = 0.2,
-    cache: Path | None = None,
-) -> Splits:
-    """Open a data set by what the user calls it.
-
-    Args:
-        data: ``digit-scenes``, a named set (``NAMED``), a folder, or tar shards (a folder of them, or a pattern such as
-            ``shards/train-{000..009}.tar``). A name wins over a folder of the same name; write
-            ``./cifar10`` for the folder.
-        root: where the files of named sets lie or are put.
-        download: fetch the files of a named set that are not there.
-        seed: of the digit scenes, and of the test part drawn from a folder that has none.
-        test_share: share of each class for that test part.
-        cache: folder in which the indexes of shards are kept for the next time; None keeps nothing.
-
-    Returns:
-        The parts. Files are listed, not yet decoded: see :func:`check_splits`.
-
-    Raises:
-        DataError: see :func:`open_folder`, :func:`open_shards` and :func:`open_named`.
-        OptionError: ``test_share`` does not lie between 0 and 1.
-    """
-    name = str(data)
-    if name in DIGIT_SCENES:
-        from heedmap.data.digit_scenes import open_digit_scenes
-
-        return _say_which(open_digit_scenes(seed=seed, name=name))
-    if name in NAMED:
-        return _say_which(open_named(name, root, download))
-    if is_sharded(data):
-        return open_shards(data, test=test_share, seed=seed, cache=cache)
-    if not Path(data).exists():
-        known = [*DIGIT_SCENES, *NAMED]
-        hint = nearest(name, known)
-        if hint:
-            raise DataError(f"There is no folder {name!r}, and the named sets are {', '.join(known)}.{hint}")
-    return open_folder(data, test=test_share, seed=seed)
-
-
-def _say_which(splits: Splits) -> Splits:
-    if not Path(splits.name).is_dir():
-        return splits
-    note = f"There is also a folder {splits.name!r} here; write ./{splits.name} to mean it."
-    return replace(splits, notes=(*splits.notes, note))
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heedmap.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"heedmap.data.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

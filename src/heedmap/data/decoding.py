@@ -11,19 +11,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from heedmap.errors import PictureError
 
-__all__ = ["MAX_PIXELS", "crop_box", "read_picture", "square", "to_tensor"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "crop_box", "read_picture", "square", "to_tensor"]
 
 MAX_PIXELS = 100_000_000
 """Pictures whose header promises more pixels than this are refused before anything is decoded."""
+
+PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
+"""Endings, in lower case, of the files that are taken for pictures."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION_TAG = 0x0112
@@ -99,6 +103,8 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """Return an RGB picture as uint8 (3, H, W)."""
+    import torch  # the rest of this file is used where there is none
+
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 

@@ -18,13 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heedmap.data.decoding import PICTURE_SUFFIXES
 from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
 from heedmap.errors import DataError, OptionError, nearest
 
 __all__ = ["check_pictures", "check_splits", "drop_unreadable", "find_splits", "open_folder", "split_by_class"]
-
-PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Endings, in lower case, of the files that are taken for pictures."""
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _DEBRIS = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])

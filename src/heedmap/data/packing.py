@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from heedmap.data.folders import PICTURE_SUFFIXES
+from heedmap.data.decoding import PICTURE_SUFFIXES
 from heedmap.data.pictures import FilePictures, Splits
 from heedmap.data.sharded import CLASSES
 from heedmap.errors import DataError, PictureError

@@ -23,8 +23,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from heedmap.data.decoding import read_picture, square, to_tensor
-from heedmap.data.folders import PICTURE_SUFFIXES
+from heedmap.data.decoding import PICTURE_SUFFIXES, read_picture, square, to_tensor
 from heedmap.errors import DataError, PictureError
 
 __all__ = ["MEMBER_BYTES", "ShardIndex", "ShardPictures", "index_shard", "read_member", "split_key"]

@@ -22,7 +22,8 @@ from heedmap.data.augmentation import plain
 from heedmap.explorer.gallery import VIEW, Seen
 from heedmap.explorer.methods import LEARNED, check_method, computed
 from heedmap.runs import Run
-from heedmap.visualize import Answer, answer_of, why_no_query
+from heedmap.visualize import Answer
+from heedmap.visualize.network import answer_of, why_no_query
 
 CROP = 0.3
 """Side of the crop that stands for a place, as a share of the picture, where no local feature can."""

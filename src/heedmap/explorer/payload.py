@@ -11,8 +11,8 @@ import numpy as np
 from heedmap.explorer.asking import Network, Reply
 from heedmap.explorer.gallery import Seen
 from heedmap.records import AttentionMap
-from heedmap.visualize import why_no_query
 from heedmap.visualize.answers import packed
+from heedmap.visualize.network import why_no_query
 
 
 def network_facts(network: Network) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
 
     ``kind`` is ``map`` (drawn over the picture) or ``features`` (drawn alone).
     """
-    values = drawn.values.detach().float().cpu().numpy()
+    values = np.asarray(drawn.values)
     height, width = values.shape
     return {
         "name": drawn.tap,

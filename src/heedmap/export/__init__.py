@@ -30,7 +30,7 @@ from heedmap.export.parity import Answer, Named, Parity, compare
 from heedmap.export.pictures import pictures_of
 from heedmap.export.program_file import program_answering, program_bytes
 from heedmap.export.wrapped import Answering, Exportable
-from heedmap.maps import explain
+from heedmap.maps import METHODS, explain
 from heedmap.onnx_classifier import MAP, SCHEMA
 from heedmap.runs import Run, disk, write_whole
 
@@ -148,7 +148,7 @@ def _proven(
     if include:
         traceable, layer = with_gradients(module, size, include)
     program = traced(Exportable(size, traceable if include else module).eval(), takes_target=bool(include))
-    metadata = {**_described(classifier, names), "int8": int8, "layer": layer}
+    metadata = {**_described(classifier, names), "int8": int8, "methods": _methods(include, layer)}
     if to == "onnx":
         model = translated(program, ["pictures", "target"][: 1 + bool(include)], names)
         model = quantised(model) if int8 else model
@@ -169,7 +169,7 @@ def _judge(parity: Parity, int8: bool) -> None:
                 "pictures. Nothing was written; leave --int8 out."
             )
     elif parity.failures:
-        name = max(parity.failures, key=lambda each: parity.shares[each])
+        name = max(parity.failures, key=lambda each: parity.beyond[each])
         raise ModelError(
             f"The exported file answers otherwise than the model: {name} differs by {parity.differences[name]:.2g}, "
             f"and {parity.limit:g} is allowed. Nothing was written."
@@ -188,6 +188,19 @@ def _eager(classifier: AttentionClassifier, include: tuple[str, ...]) -> Answer:
         return {name: values.numpy() for name, values in found.items()}
 
     return answer
+
+
+def _methods(include: tuple[str, ...], layer: str) -> dict[str, dict[str, Any]]:
+    """What is to be said of the maps of gradients where they are drawn, without the table of methods at hand."""
+    return {
+        name: {
+            "method": INCLUDES[name],
+            "layer": layer if METHODS[INCLUDES[name]].needs_layer else "",
+            "sentence": METHODS[INCLUDES[name]].sentence,
+            "is_peaked": METHODS[INCLUDES[name]].is_peaked,
+        }
+        for name in include
+    }
 
 
 def _described(classifier: AttentionClassifier, outputs: list[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def viewer_pictures(
                     probability=float(probabilities[row]),
                     loss=float(losses[row]),
                     view=np.asarray(view.resize((side, side), Image.Resampling.BILINEAR)),
-                    maps={name: drawn.values.numpy() for name, drawn in maps.items()},
+                    maps={name: np.asarray(drawn.values) for name, drawn in maps.items()},
                     ends={name: drawn.high for name, drawn in maps.items()},
                 )
             )

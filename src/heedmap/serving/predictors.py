@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.onnx_classifier import Answers, OnnxClassifier
-from heedmap.records import AttentionMap
-from heedmap.render import scale_of
+from heedmap.onnx_classifier import OnnxClassifier
 from heedmap.runs import Run
-from heedmap.visualize import Answer, answer_of
+from heedmap.visualize import Answer
+from heedmap.visualize.exported import FileAsker
+from heedmap.visualize.network import answer_of
 
 
 class Predictor(Protocol):
@@ -71,28 +71,13 @@ class OnnxPredictor:
     """
 
     def __init__(self, classifier: OnnxClassifier) -> None:
+        self._asker = FileAsker(classifier)
         self.name = classifier.path.name
-        self.classes, self.image_size, self.taps = classifier.classes, classifier.image_size, classifier.maps
-        self._classifier = classifier
+        self.classes, self.image_size, self.taps = classifier.classes, classifier.image_size, self._asker.maps
 
     def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
-        """Answer views; a square of the right size passes the file's own resizing untouched."""
-        found = self._classifier(np.ascontiguousarray(views.transpose(0, 2, 3, 1)))
-        return [self._answer(found, row) for row in range(len(views))]
-
-    def _answer(self, found: Answers, row: int) -> Answer:
-        probabilities = found["probabilities"][row]
-        maps = {
-            name: self._map(name, values[row, 0], int(probabilities.argmax())) for name, values in found["maps"].items()
-        }
-        return Answer(probabilities, maps, {})
-
-    def _map(self, name: str, values: NDArray[np.float32], predicted: int) -> AttentionMap:
-        if name not in (*self._classifier.taps, "combined"):  # of a class: nothing says how large it may be
-            return AttentionMap(torch.from_numpy(values), name, name, *scale_of(values), predicted)
-        high = 1.0 if self._classifier.weights == "sigmoid" else float(values.max())
-        method = f"{self._classifier.attention_name}, {self._classifier.weights}"
-        return AttentionMap(torch.from_numpy(values), name, method, 0.0, high)
+        """Answer views as ``heedmap visualize`` does of a file."""
+        return self._asker(views)[0]
 
 
 def open_predictor(source: str | Path, device: str | torch.device = "cpu") -> Predictor:

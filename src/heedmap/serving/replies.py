@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -210,7 +211,7 @@ def _map(drawn: AttentionMap, seen: tuple[int, int, int, int], image_size: int, 
                 "bottom": seen[1] + box["bottom"] * side,
                 "share": box["share"],
             }
-            for box in boxes_of(values[None, None], asked.threshold, image_size)[0]
+            for box in boxes_of(torch.as_tensor(values)[None, None], asked.threshold, image_size)[0]
         ],
         "values": values.tolist() if asked.values else None,
     }
@@ -220,7 +221,7 @@ def drawn_map(drawn: AttentionMap, view: Image.Image | None, form: Form, asked: 
     """Return the map's file: PNG over ``view``, 16-bit grey PNG, or ``.npy``."""
     file = io.BytesIO()
     if form == "npy":
-        np.save(file, drawn.values.numpy(), allow_pickle=False)
+        np.save(file, np.asarray(drawn.values), allow_pickle=False)
     elif form == "grey":
         heat = ((grid_of(drawn.values) - drawn.low) / (drawn.high - drawn.low)).clip(0, 1)
         Image.fromarray((heat * 65535).round().astype(np.uint16)).save(file, "PNG")

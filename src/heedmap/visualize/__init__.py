@@ -17,19 +17,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from heedmap.classifier import AttentionClassifier
 from heedmap.data.decoding import crop_box, read_picture, square
-from heedmap.errors import DataError, OptionError, PictureError
+from heedmap.errors import DataError, OptionError
+from heedmap.onnx_classifier import OnnxClassifier
 from heedmap.render import hottest, is_flat, overlay
 from heedmap.visualize.answers import (
     TILE,
@@ -37,7 +35,6 @@ from heedmap.visualize.answers import (
     Ends,
     Scale,
     Switched,
-    answer_of,
     answer_panel,
     common_ends,
     on_scale,
@@ -46,20 +43,17 @@ from heedmap.visualize.answers import (
     unpacked,
     without_values,
 )
-from heedmap.visualize.computed import Asked, asked_of, computed_lines, with_computed
+from heedmap.visualize.asking import Asker
+from heedmap.visualize.exported import file_asker
 from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
-from heedmap.visualize.reading import Read, batches, read, stacked
+from heedmap.visualize.reading import Read, batches
 
-__all__ = [
-    "Answer",
-    "Switched",
-    "VisualizeResult",
-    "answer_of",
-    "answer_panel",
-    "expand_pictures",
-    "visualize",
-    "why_no_query",
-]
+if TYPE_CHECKING:
+    import torch
+
+    from heedmap.classifier import AttentionClassifier
+
+__all__ = ["Answer", "Switched", "VisualizeResult", "answer_panel", "expand_pictures", "visualize"]
 
 MOST_ON_PAGE = 5000
 """The page shows no more pictures than this, so that a browser can still open it; the CSV file has all."""
@@ -86,25 +80,13 @@ class VisualizeResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Query:
-    """The other picture of query switching; ``vector`` (1, D) is None where a query cannot change the map."""
-
-    name: str
-    view: Image.Image
-    vector: Tensor | None
-    remark: str
-
-
 @dataclass
 class _Job:
     """What stays the same from batch to batch, and what adds up."""
 
-    classifier: AttentionClassifier
+    asker: Asker
     out: Path
     scale: Scale
-    query: _Query | None
-    asked: Asked
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     ends: Ends = field(default_factory=dict)
@@ -112,7 +94,7 @@ class _Job:
 
 
 def visualize(
-    classifier: AttentionClassifier,
+    classifier: AttentionClassifier | OnnxClassifier,
     pictures: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
@@ -131,7 +113,8 @@ def visualize(
     Where a picture lies in a folder with the name of a class, that name is taken for the truth.
 
     Args:
-        classifier: moved to ``device``; its train flags are left as they were.
+        classifier: moved to ``device``; its train flags are left as they were. Or an exported file: then no torch is
+            needed, nothing is imported of it, and the maps of gradients that the file holds are drawn in any case.
         pictures: a file, a folder (all its pictures), or several; :func:`expand_pictures` takes patterns too.
         out: folder to write to.
         batch_size: pictures per forward pass.
@@ -149,26 +132,25 @@ def visualize(
 
     Raises:
         DataError: no pictures, none that can be read, or an output folder that is not empty or cannot be written.
-        OptionError: ``batch_size`` is below 1; an unknown method or class.
+        OptionError: ``batch_size`` is below 1; an unknown method or class; something that an exported file cannot do.
         ModelError: a method that cannot explain this classifier, or a layer that it does not have.
         PictureError: the query cannot be read.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
-    asked = asked_of(classifier.classes, methods, target, layer)
+    asking = _asking(classifier, device, query, methods, target, layer)
     files = named_pictures(pictures)
     started, out = time.monotonic(), Path(out)
-    with _writing(out), _judging(classifier, device), ThreadPoolExecutor(_THREADS) as pool:
-        _refuse_other(out, overwrite)
-        other = None if query is None else _read_query(classifier, Path(query), device)
-        job = _Job(classifier, out, scale, other, asked)
+    _refuse_other(out, overwrite)
+    with _writing(out), asking as asker, ThreadPoolExecutor(_THREADS) as pool:
+        job = _Job(asker, out, scale)
         _make_folder(out)
         with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.DictWriter(file, _columns(job))
             table.writeheader()
-            for batch, failures in batches(pool, files, classifier.image_size, batch_size):
+            for batch, failures in batches(pool, files, asker.image_size, batch_size):
                 job.unreadable += failures
-                table.writerows(_draw_batch(job, pool, batch, device) if batch else ())
+                table.writerows(_draw_batch(job, pool, batch) if batch else ())
                 if on_progress is not None:
                     on_progress(job.count)
         if job.count == 0:
@@ -194,16 +176,23 @@ def _writing(out: Path) -> Iterator[None]:
         raise DataError(f"Cannot write to {error.filename or out}: {error.strerror}. Name another folder.") from error
 
 
-@contextmanager
-def _judging(classifier: AttentionClassifier, device: str | torch.device) -> Iterator[None]:
-    flags = [(module, module.training) for module in classifier.modules()]
-    classifier.to(device).eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def _asking(
+    classifier: AttentionClassifier | OnnxClassifier,
+    device: str | torch.device,
+    query: str | Path | None,
+    methods: Sequence[str],
+    target: str | int | None,
+    layer: str | None,
+) -> AbstractContextManager[Asker]:
+    """Check what is asked; what comes back asks."""
+    if isinstance(classifier, OnnxClassifier):
+        return nullcontext(file_asker(classifier, query, methods, target, layer))
+    # Here, because an exported file is drawn where there is no torch.
+    from heedmap.visualize.computed import asked_of
+    from heedmap.visualize.network import asking_network
+
+    asked = asked_of(classifier.classes, methods, target, layer)
+    return asking_network(classifier, device, None if query is None else Path(query), asked)
 
 
 def _refuse_other(out: Path, overwrite: bool) -> None:
@@ -220,39 +209,12 @@ def _make_folder(out: Path) -> None:
         (out / part).mkdir(parents=True, exist_ok=True)
 
 
-def _read_query(classifier: AttentionClassifier, path: Path, device: str | torch.device) -> _Query:
-    one = read(path, path.stem, classifier.image_size)
-    if isinstance(one, tuple):
-        raise PictureError(f"Query {one[0]}: {one[1]}")
-    if not classifier.uses_query:
-        return _Query(path.name, one.view, None, why_no_query(classifier))
-    return _Query(path.name, one.view, classifier.query(stacked([one], device)), "")
-
-
-def why_no_query(classifier: AttentionClassifier) -> str:
-    """Say why no query can change the map of a classifier that does not use one."""
-    if classifier.attention_name == "parametrised":
-        return (
-            "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
-            "every position, and the softmax over positions cancels it."
-        )
-    return f"The query cannot change this map: attention '{classifier.attention_name}' looks at no query."
-
-
-def _draw_batch(
-    job: _Job, pool: ThreadPoolExecutor, batch: list[Read], device: str | torch.device
-) -> list[dict[str, Any]]:
-    """Ask the network once (twice with a query), then draw and write in threads; returns the rows of the table."""
-    images = stacked(batch, device)
-    output = job.classifier(images)
-    own = [answer_of(job.classifier, output, row) for row in range(len(batch))]
-    own = with_computed(job.classifier, images, own, job.asked)
-    other: list[Answer | None] = [None] * len(batch)
-    if job.query is not None and job.query.vector is not None:
-        output = job.classifier(images, query=job.query.vector)
-        other = [answer_of(job.classifier, output, row) for row in range(len(batch))]
+def _draw_batch(job: _Job, pool: ThreadPoolExecutor, batch: list[Read]) -> list[dict[str, Any]]:
+    """Ask once, then draw and write in threads; returns the rows of the table."""
+    own, switched = job.asker(np.stack([one.image for one in batch]))
     if job.scale == "set":
-        job.ends = common_ends([*_held(job.ends, own[0]), *own, *(each for each in other if each is not None)])
+        job.ends = common_ends([*_held(job.ends, own[0]), *own, *(switched or ())])
+    other: Sequence[Answer | None] = switched or [None] * len(batch)
     drawn = list(pool.map(lambda one: _keep(job, *one), zip(batch, own, other, strict=True)))
     job.count += len(batch)
     room = len(drawn) if job.scale == "set" else max(0, MOST_ON_PAGE - len(job.entries))
@@ -266,7 +228,7 @@ def _held(ends: Ends, like: Answer) -> list[Answer]:
 
 def _keep(job: _Job, one: Read, own: Answer, other: Answer | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write a picture's files; returns its entry on the page and its row in the table."""
-    classes = job.classifier.classes
+    classes = job.asker.classes
     box = crop_box(*one.size)
     arrays = packed(own) | (packed(other, "query_") if other is not None else {})
     arrays |= {"predicted": np.array(own.predicted), "classes": np.array(classes)}
@@ -298,17 +260,18 @@ def _redraw(job: _Job, entry: dict[str, Any]) -> None:
 
 
 def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, other: Answer | None) -> None:
-    switched = Switched(job.query.view, job.query.name, other) if job.query and other else None
+    query = job.asker.query
+    switched = Switched(query.view, query.name, other) if query and other else None
     drawn = answer_panel(
         view,
         own,
-        job.classifier.classes,
+        job.asker.classes,
         label=entry["label"],
         name=entry["path"],
         scale=job.scale,
         switched=switched,
-        remark=job.query.remark if job.query else "",
-        notes=computed_lines(own),
+        remark=query.remark if query else "",
+        notes=job.asker.lines(own),
     )
     drawn.save(job.out / "panels" / f"{entry['name']}.png", compress_level=3)
     maps = rescaled([own], job.scale)[0].maps
@@ -318,11 +281,10 @@ def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, othe
 
 
 def _columns(job: _Job) -> list[str]:
-    taps, query = job.classifier.taps, job.query
+    query = job.asker.query
     names = ["path", "label", "predicted", "probability", "second", "second_probability", "third", "third_probability"]
-    maps = (*taps, "combined") if len(taps) > 1 else taps
-    names += [f"{tap}_{axis}" for tap in (*maps, *job.asked.methods) for axis in "xy"]
-    return names + ["query_predicted", "query_probability"] * (query is not None and query.vector is not None)
+    names += [f"{tap}_{axis}" for tap in job.asker.maps for axis in "xy"]
+    return names + ["query_predicted", "query_probability"] * (query is not None and not query.remark)
 
 
 def _row(
@@ -358,7 +320,8 @@ def _nothing_drawn(unreadable: list[tuple[str, str]]) -> str:
 
 
 def _notes(job: _Job) -> tuple[str, ...]:
-    notes = [job.query.remark] if job.query and job.query.remark else []
+    query = job.asker.query
+    notes = [query.remark] if query and query.remark else []
     if job.unreadable:
         notes.append(f"{len(job.unreadable)} of {len(job.unreadable) + job.count} pictures cannot be read.")
     if job.count > len(job.entries[:MOST_ON_PAGE]):
@@ -379,8 +342,8 @@ def _write_index(job: _Job, notes: tuple[str, ...]) -> None:
         classes=sorted({entry["predicted"] for entry in entries}),
         wrong=sum(entry["label"] not in (None, entry["predicted"]) for entry in entries),
         known=sum(entry["label"] is not None for entry in entries),
-        method=f"{job.classifier.attention_name}, {job.classifier.weights}",
-        query=job.query.name if job.query else None,
+        method=job.asker.method,
+        query=job.asker.query.name if job.asker.query else None,
         unreadable=[(_printable(Path(path)), reason) for path, reason in job.unreadable],
         notes=notes,
     )

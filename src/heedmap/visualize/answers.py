@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from heedmap.classifier import AttentionClassifier, attention_maps
-from heedmap.maps import METHODS
-from heedmap.records import AttentionMap, Output
-from heedmap.render import Caption, Row, is_flat, panel, scale_of
+from heedmap.records import AttentionMap
+from heedmap.render import Caption, Row, Values, grid_of, is_flat, panel, scale_of
 
 Scale: TypeAlias = Literal["picture", "range", "set"] | tuple[float, float]
 Ends: TypeAlias = dict[str, tuple[float, float]]
@@ -64,16 +61,43 @@ class Switched:
     answer: Answer
 
 
-def answer_of(classifier: AttentionClassifier, output: Output, row: int) -> Answer:
-    """Take one picture's share of a batch's output."""
-    features = {name: values[row, 0].float().cpu() for name, values in output.features.items()}
-    high = max((scale_of(values)[1] for values in features.values()), default=1.0)
-    low = min((scale_of(values)[0] for values in features.values()), default=0.0)
-    return Answer(
-        output.probabilities[row].float().cpu().numpy(),
-        attention_maps(classifier, output, row),
-        {name: AttentionMap(values, name, "largest channel", low, high) for name, values in features.items()},
-    )
+def feature_maps(values: Mapping[str, Values]) -> dict[str, AttentionMap]:
+    """Return the pictures of features, name -> (h, w), on one scale for all of them."""
+    ends = [scale_of(each) for each in values.values()]
+    low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=1.0)
+    return {name: AttentionMap(each, name, "largest channel", low, high) for name, each in values.items()}
+
+
+def computed_map(
+    name: str, values: Values, place: str, *, target: int | None, has_offset: bool = False, is_peaked: bool = False
+) -> AttentionMap:
+    """Return a map that was computed afterwards, on the scale that shows it.
+
+    Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out; and one
+    pixel in a hundred may be hotter than the scale, or it alone would be seen.
+
+    Args:
+        name: of the method.
+        values: (h, w).
+        place: what stands behind the name in the legend, such as `` at layer4 for cat``.
+        target: the class asked about, None where the map belongs to no class.
+        has_offset, is_peaked: as in :class:`heedmap.maps.Method`.
+    """
+    grid = grid_of(values)
+    low = float(grid.min()) if has_offset else 0.0
+    high = float(np.quantile(grid, 0.99) if is_peaked else grid.max())
+    return AttentionMap(values, name, f"{name}{place}", low, high if high > low else low + 1.0, target)
+
+
+def is_computed(drawn: AttentionMap) -> bool:
+    """Whether a map was computed afterwards: its method begins with its own name, not with that of an attention."""
+    return drawn.method.split(" ")[0] == drawn.tap
+
+
+def computed_line(drawn: AttentionMap, sentence: str, is_peaked: bool, more: str = "") -> str:
+    """Say what a map that was computed afterwards shows, and what to know of it."""
+    peaked = " Drawn up to its 99th percentile." * is_peaked
+    return f"{drawn.method}, computed afterwards: {sentence}.{peaked}{more.rstrip()}"
 
 
 def common_ends(answers: Iterable[Answer]) -> Ends:
@@ -96,7 +120,7 @@ def _ends(answers: Sequence[Answer], scale: Scale) -> Ends:
         return dict.fromkeys(answers[0].maps, scale)
     if scale == "range":
         values = {
-            name: torch.stack([each.maps[name].values for each in answers if name in each.maps])
+            name: np.stack([grid_of(each.maps[name].values) for each in answers if name in each.maps])
             for name in answers[0].maps
         }
         return {name: _apart(float(stack.min()), float(stack.max())) for name, stack in values.items()}
@@ -156,7 +180,7 @@ def answer_panel(
 def _row(answer: Answer, picture: Image.Image, title: str, classes: Sequence[str]) -> Row:
     maps = list(answer.maps.values())
     if answer.features:
-        maps = [drawn if drawn.tap in METHODS else replace(drawn, tap=f"gate at {drawn.tap}") for drawn in maps]
+        maps = [drawn if is_computed(drawn) else replace(drawn, tap=f"gate at {drawn.tap}") for drawn in maps]
     features = [replace(drawn, tap=f"features {drawn.tap}") for drawn in answer.features.values()]
     return Row(picture, title, tuple(maps), tuple(features), top=answer.top(classes))
 
@@ -192,7 +216,7 @@ def _rule(answer: Answer, scale: Scale, is_switched: bool) -> str:
 
 def without_values(answer: Answer) -> Answer:
     """Return the answer with its values left out; :func:`unpacked` fills them in from the file."""
-    blank = torch.zeros(0)
+    blank = np.zeros(0, np.float32)
     maps = {name: replace(drawn, values=blank) for name, drawn in answer.maps.items()}
     return replace(answer, maps=maps, features={n: replace(d, values=blank) for n, d in answer.features.items()})
 
@@ -200,8 +224,8 @@ def without_values(answer: Answer) -> Answer:
 def packed(answer: Answer, prefix: str = "") -> dict[str, NDArray[Any]]:
     """Return the answer as named arrays for an ``.npz`` file: raw values, nothing rescaled."""
     arrays: dict[str, NDArray[Any]] = {f"{prefix}probabilities": answer.probabilities}
-    arrays |= {f"{prefix}map_{name}": drawn.values.numpy() for name, drawn in answer.maps.items()}
-    arrays |= {f"{prefix}features_{name}": drawn.values.numpy() for name, drawn in answer.features.items()}
+    arrays |= {f"{prefix}map_{name}": np.asarray(drawn.values) for name, drawn in answer.maps.items()}
+    arrays |= {f"{prefix}features_{name}": np.asarray(drawn.values) for name, drawn in answer.features.items()}
     return arrays
 
 
@@ -209,10 +233,7 @@ def unpacked(arrays: Mapping[str, NDArray[Any]], like: Answer, prefix: str = "")
     """Return the answer that :func:`packed` made arrays of; ``like`` lends its scales and methods."""
 
     def filled(maps: dict[str, AttentionMap], kind: str) -> dict[str, AttentionMap]:
-        return {
-            name: replace(drawn, values=torch.from_numpy(arrays[f"{prefix}{kind}_{name}"]))
-            for name, drawn in maps.items()
-        }
+        return {name: replace(drawn, values=arrays[f"{prefix}{kind}_{name}"]) for name, drawn in maps.items()}
 
     features = filled(like.features, "features")
     return Answer(arrays[f"{prefix}probabilities"], filled(like.maps, "map"), features)

@@ -11,7 +11,8 @@ from heedmap.classifier import AttentionClassifier
 from heedmap.errors import OptionError, nearest
 from heedmap.maps import METHODS, Explanation, explain
 from heedmap.records import AttentionMap
-from heedmap.visualize.answers import Answer
+from heedmap.visualize.answers import Answer, computed_line, computed_map
+from heedmap.visualize.naming import class_index
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,7 @@ def asked_of(
         OptionError: see :func:`check_methods`; or a class that the classifier does not know.
     """
     checked = check_methods(methods, target, layer)
-    if isinstance(target, str):
-        if target not in classes:
-            some = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
-            raise OptionError(f"No class {target!r}; this classifier knows {some}.{nearest(target, classes)}")
-        target = list(classes).index(target)
-    if target is not None and not 0 <= target < len(classes):
-        raise OptionError(f"Class {target} does not exist; this classifier knows {len(classes)}, from 0 on.")
-    return Asked(checked, target, layer)
+    return Asked(checked, None if target is None else class_index(classes, target), layer)
 
 
 def with_computed(
@@ -84,19 +78,11 @@ def with_computed(
 def _as_map(found: Explanation, row: int, classes: Sequence[str]) -> AttentionMap:
     values, target = found.values[row, 0].cpu(), int(found.targets[row, 0])
     line = METHODS[found.method]
-    # Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out; and one
-    # pixel in a hundred may be hotter than the scale, or it alone would be seen.
-    low = float(values.min()) if line.has_offset else 0.0
-    high = float(values.quantile(0.99) if line.is_peaked else values.max())
     where = f" at {found.layer}" if found.layer else ""
     whose = f" for {classes[target]}" if line.per_class else ""
-    return AttentionMap(
-        values,
-        found.method,
-        f"{found.method}{where}{whose}",
-        low,
-        high if high > low else low + 1.0,
-        target if line.per_class else None,
+    asked = target if line.per_class else None
+    return computed_map(
+        *(found.method, values, f"{where}{whose}"), target=asked, has_offset=line.has_offset, is_peaked=line.is_peaked
     )
 
 
@@ -105,9 +91,5 @@ def computed_lines(answer: Answer) -> Iterator[str]:
     for name, drawn in answer.maps.items():
         if name in METHODS:
             line = METHODS[name]
-            text = f"{drawn.method}, computed afterwards: {line.sentence}."
-            text += (
-                " Drawn up to its 99th percentile." * line.is_peaked
-                + " Drawn from its smallest value." * line.has_offset
-            )
-            yield f"{text} {line.warning}" if line.warning else text
+            offset = " Drawn from its smallest value." * line.has_offset
+            yield computed_line(drawn, line.sentence, line.is_peaked, f"{offset} {line.warning}")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from heedmap.data.folders import PICTURE_SUFFIXES
+from heedmap.data.decoding import PICTURE_SUFFIXES
 from heedmap.errors import DataError
 
 DRAWN = {"panels": ".png", "maps": ".npz", "thumbnails": ".jpg"}

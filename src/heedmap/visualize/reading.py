@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
-from torch import Tensor
 
-from heedmap.data.decoding import read_picture, square, to_tensor
+from heedmap.data.decoding import read_picture, square
 from heedmap.errors import PictureError
 from heedmap.visualize.answers import TILE
 from heedmap.visualize.listing import drawing_names
@@ -33,7 +33,7 @@ class Read:
 
     path: Path
     name: str
-    image: Tensor
+    image: NDArray[np.uint8]
     view: Image.Image
     size: tuple[int, int]
 
@@ -55,11 +55,6 @@ def batches(
         yield [one for one in done if isinstance(one, Read)], [one for one in done if isinstance(one, tuple)]
 
 
-def stacked(pictures: Sequence[Read], device: str | torch.device) -> Tensor:
-    """Return the network's input: (B, 3, S, S) float32 in [0, 1]."""
-    return torch.stack([one.image for one in pictures]).to(device).float() / 255
-
-
 def read(path: Path, name: str, image_size: int) -> Read | tuple[str, str]:
     """Decode a picture for the network exactly as in training, and sharp enough to draw on."""
     try:
@@ -67,7 +62,8 @@ def read(path: Path, name: str, image_size: int) -> Read | tuple[str, str]:
         large = picture if image_size >= TILE else read_picture(path, short_side=TILE)
     except PictureError as error:
         return str(path), str(error).removeprefix(f"{path}: ")
-    return Read(path, name, to_tensor(square(picture, image_size)), square(large, TILE), full_size(path, picture))
+    image = np.ascontiguousarray(np.asarray(square(picture, image_size)).transpose(2, 0, 1))
+    return Read(path, name, image, square(large, TILE), full_size(path, picture))
 
 
 def full_size(path: Path | IO[bytes], picture: Image.Image) -> tuple[int, int]:

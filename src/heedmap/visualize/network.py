@@ -1,0 +1,101 @@
+"""Ask a network in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heedmap.classifier import AttentionClassifier, attention_maps
+from heedmap.errors import PictureError
+from heedmap.records import Output
+from heedmap.visualize.answers import Answer, feature_maps
+from heedmap.visualize.asking import OtherQuery
+from heedmap.visualize.computed import Asked, computed_lines, with_computed
+from heedmap.visualize.reading import read
+
+
+class NetworkAsker:
+    """A classifier in eval mode; see :class:`heedmap.visualize.asking.Asker`.
+
+    Args:
+        classifier: on ``device``.
+        device: where it computes.
+        query: another picture's file, to attend with.
+        asked: maps to compute besides.
+
+    Raises:
+        PictureError: the query cannot be read.
+    """
+
+    def __init__(
+        self, classifier: AttentionClassifier, device: str | torch.device, query: Path | None, asked: Asked
+    ) -> None:
+        self._classifier, self._device, self._asked = classifier, device, asked
+        self.classes, self.image_size = tuple(classifier.classes), classifier.image_size
+        self.method = f"{classifier.attention_name}, {classifier.weights}"
+        self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *asked.methods)
+        self.query, self._vector = None, None
+        if query is not None:
+            one = read(query, query.stem, classifier.image_size)
+            if isinstance(one, tuple):
+                raise PictureError(f"Query {one[0]}: {one[1]}")
+            self.query = OtherQuery(query.name, one.view, "" if classifier.uses_query else why_no_query(classifier))
+            if classifier.uses_query:
+                self._vector = classifier.query(self._images(one.image[None]))
+
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[list[Answer], list[Answer] | None]:
+        """Ask the network once, twice where a query changes the maps."""
+        pictures = self._images(images)
+        own = with_computed(self._classifier, pictures, self._answers(self._classifier(pictures)), self._asked)
+        if self._vector is None:
+            return own, None
+        return own, self._answers(self._classifier(pictures, query=self._vector))
+
+    def lines(self, answer: Answer) -> Iterable[str]:
+        """Say of each map that was computed afterwards what it is."""
+        return computed_lines(answer)
+
+    def _answers(self, output: Output) -> list[Answer]:
+        return [answer_of(self._classifier, output, row) for row in range(len(output.logits))]
+
+    def _images(self, views: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(views).to(self._device).float() / 255
+
+
+@contextmanager
+def asking_network(
+    classifier: AttentionClassifier, device: str | torch.device, query: Path | None, asked: Asked
+) -> Iterator[NetworkAsker]:
+    """Ask a classifier, moved to ``device`` and in eval mode meanwhile; its train flags are put back."""
+    flags = [(module, module.training) for module in classifier.modules()]
+    classifier.to(device).eval()
+    try:
+        with torch.inference_mode():
+            yield NetworkAsker(classifier, device, query, asked)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def answer_of(classifier: AttentionClassifier, output: Output, row: int) -> Answer:
+    """Take one picture's share of a batch's output."""
+    return Answer(
+        output.probabilities[row].float().cpu().numpy(),
+        attention_maps(classifier, output, row),
+        feature_maps({name: values[row, 0].float().cpu() for name, values in output.features.items()}),
+    )
+
+
+def why_no_query(classifier: AttentionClassifier) -> str:
+    """Say why no query can change the map of a classifier that does not use one."""
+    if classifier.attention_name == "parametrised":
+        return (
+            "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
+            "every position, and the softmax over positions cancels it."
+        )
+    return f"The query cannot change this map: attention '{classifier.attention_name}' looks at no query."
