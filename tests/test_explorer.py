@@ -530,6 +530,11 @@ def test_a_taken_port_is_told_and_without_one_the_next_is_taken():
         assert first.getsockname()[1] != second.getsockname()[1]
 
 
+def test_the_socket_is_one_that_asyncio_sends_from_without_delay():
+    with listen("127.0.0.1", 0) as bound:
+        assert bound.proto == socket.IPPROTO_TCP
+
+
 def test_without_the_extra_the_error_says_how_to_get_it(refusal: Refusal, runs, monkeypatch):
     import heedmap.explorer
 

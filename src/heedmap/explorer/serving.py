@@ -17,6 +17,7 @@ from heedmap.explorer.asking import Network
 from heedmap.explorer.gallery import Folder, Gallery, Source
 from heedmap.explorer.guard import Guard
 from heedmap.runs import Run
+from heedmap.serving.listening import listening_socket
 
 FIRST_PORT, PORTS = 8470, 20
 
@@ -93,7 +94,7 @@ def listen(host: str, port: int | None) -> socket.socket:
     for tried in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,):
         try:
             family = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((host, tried), family=family, backlog=128)
+            return listening_socket(family, host, tried, 128)
         except OSError as error:
             trouble = error.strerror or str(error)
     wanted = f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1}" if port is None else f"port {port}"
