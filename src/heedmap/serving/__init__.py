@@ -15,7 +15,6 @@ one sentence. FastAPI, uvicorn and python-multipart come with ``pip install 'hee
 from __future__ import annotations
 
 import importlib.util
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
