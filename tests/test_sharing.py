@@ -1,7 +1,10 @@
 """What is saved, pushed and pulled answers the same, bit for bit; and no pickle comes in that way."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ from torch import nn
 from heedmap import Run, attach, from_pretrained, push_to_hub, save_pretrained
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.errors import HeedmapError, ModelError
+from hub_standin import COMMIT, hub_standin
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -197,3 +201,42 @@ def test_a_path_that_is_not_there_does_not_go_to_the_hub(name, hub):
     with pytest.raises(ModelError, match="There is no folder"):
         from_pretrained(name)
     assert hub.calls == []
+
+
+REAL_CLIENT = """
+import sys
+import torch
+from heedmap import HeedmapError, Run, from_pretrained, push_to_hub
+
+run = Run.open(sys.argv[1])
+print(push_to_hub(run, "me/cues"))
+images = torch.rand(3, 3, 32, 32)
+for again in (from_pretrained("me/cues"), from_pretrained("me/cues", local_files_only=True)):
+    with torch.no_grad():
+        one, other = run.classifier()(images), again(images)
+    assert torch.equal(one.logits, other.logits)
+    assert all(torch.equal(one.attention[tap], other.attention[tap]) for tap in one.attention)
+try:
+    from_pretrained("me/nothing")
+except HeedmapError as error:
+    print(error)
+"""
+
+
+def test_the_hubs_own_client_pushes_and_pulls_over_http(finished_run, tmp_path):
+    with hub_standin() as (address, kept):
+        telling = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none", "NO_PROXY": "*"}
+        environment = os.environ | telling | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", REAL_CLIENT, str(finished_run)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr + "\n".join(kept.asked)
+        assert sorted(kept.files) == ["README.md", "config.json", "model.safetensors"]
+        told = done.stdout.splitlines()
+        assert told[0] == f"{address}/me/cues/commit/{COMMIT}"
+        assert "The hub has no 'me/nothing', or it is private" in told[1]

@@ -168,6 +168,7 @@ def _refuse_pickles(folder: Path) -> None:
 def _hub() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors  # the package gives its submodules only once they are imported
     except ImportError:
         raise ModelError("The hub needs huggingface_hub, which is missing: pip install 'heedmap[hub]'") from None
     return huggingface_hub
