@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from heedmap.evaluate import (
     read_audit,
     run_over,
     write_evaluation,
+)
+from heedmap.evaluate import (
+    test_part as part_judged,
 )
 from heedmap.evaluation.judging import Judged
 from heedmap.records import Audit, Finding
@@ -112,6 +116,36 @@ def test_classes_are_told_apart_by_name_not_by_place(finished_run: Path, tmp_pat
     report = evaluate(run, str(tmp_path / "flat")).report
     assert report.classes == ("red", "blue", "green")
     assert report.confusion.sum(1).tolist() == [1, 3, 2]
+
+
+def test_flips_average_the_answers_to_a_picture_and_its_mirror_image(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(finished_run)
+    plain, pictures = evaluate(run), part_judged(open_data(run.options.data))
+    # Sure and right of every second picture, slightly wrong of the others, whose mirror images are right and surer.
+    right = torch.nn.functional.one_hot(pictures.labels, len(pictures.classes)).float()
+    sign = torch.ones(len(right), 1)
+    sign[1::2] = -1
+
+    def answered(*_: object, mirrored: bool = False) -> Judged:
+        return judged(right * (2 if mirrored else sign), pictures.labels.tolist())
+
+    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", answered)  # the function hides its module
+    found = evaluate(run, flips=True)
+    assert (found.report.top1, found.top1_with_flips) == (0.5, 1.0)
+    assert plain.top1_with_flips is None
+    assert "top1_with_flips" not in plain.as_dict()
+
+
+def test_mirrored_pictures_are_shown_as_in_a_mirror(finished_run: Path) -> None:
+    run = Run.open(finished_run)
+    classifier, pictures = run.classifier(), part_judged(open_data(run.options.data))
+    images = torch.stack([pictures.load(row, classifier.image_size) for row in range(len(pictures))]) / 255
+    found = run_over(classifier, pictures, CPU, "float32", mirrored=True)
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, classifier(images.flip(3)).logits)
+        assert not torch.allclose(found.logits, classifier(images).logits)
 
 
 def test_unknown_and_missing_classes_are_named() -> None:

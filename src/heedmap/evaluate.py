@@ -52,6 +52,8 @@ class Evaluation:
         images_per_second: network and decoding together.
         learned: how many of these pictures the run learned from, or was chosen by; they flatter it.
         suites: what :func:`heedmap.suites.run_suites` found; empty unless asked for.
+        top1_with_flips: share of right answers where the logits of a picture and of its mirror image are averaged, at
+            twice the cost; None unless asked for, and never what ``report.top1`` says.
     """
 
     part: str
@@ -60,6 +62,7 @@ class Evaluation:
     images_per_second: float
     learned: int = 0
     suites: dict[str, Any] = field(default_factory=dict)
+    top1_with_flips: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -69,6 +72,7 @@ class Evaluation:
             "pointing": self.pointing,
             "images_per_second": self.images_per_second,
             "learned": self.learned,
+            **({} if self.top1_with_flips is None else {"top1_with_flips": self.top1_with_flips}),
             **({"suites": self.suites} if self.suites else {}),
         }
 
@@ -83,6 +87,7 @@ def evaluate(
     download: bool = True,
     wanted: Wanted | None = None,
     control: Run | None = None,
+    flips: bool = False,
     listener: Listener | None = None,
 ) -> Evaluation:
     """Judge a finished run on the test part of its own data, or on other data with the same classes.
@@ -97,6 +102,7 @@ def evaluate(
         download: fetch a named set that is not there.
         wanted: suites beside accuracy; None takes none.
         control: a run that is judged beside this one for robustness and transfer.
+        flips: judge the mirrored pictures too, for ``top1_with_flips``.
         listener: is told which suite is at work.
 
     Raises:
@@ -117,11 +123,16 @@ def evaluate(
     splits = check_splits(splits, options.workers or 2)
     whole = None if data is None or _is_same(data, options.data) else whole_folder(splits)
     pictures = whole or test_part(splits)
-    judged = run_over(classifier, pictures, device, resolve(precision, device), options.memory)
+    precision = resolve(precision, device)
+    judged = run_over(classifier, pictures, device, precision, options.memory)
     places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
     found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, options))
+    if flips:
+        other = run_over(classifier, pictures, device, precision, options.memory, mirrored=True)
+        right = (judged.logits + other.logits).argmax(1) == judged.labels
+        found = replace(found, top1_with_flips=float(right.double().mean()))
     if wanted is None:
         return found
     sets = {"root": root or options.root, "download": download, "seed": options.seed, "test_share": options.test}
@@ -199,11 +210,14 @@ def run_over(
     device: torch.device,
     precision: str,
     memory: float | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Judged:
-    """Answer all pictures; the attention is kept where the objects' boxes are known."""
+    """Answer all pictures, or their mirror images; the attention is kept where the objects' boxes are known."""
     store = Store(pictures, classifier.image_size, 2, memory_to_use(memory, 1))
     batches = plain_batches(store, BATCH, device)
-    return judge(classifier, batches, precision=precision, device=device, keep_attention=pictures.boxes is not None)
+    keep = pictures.boxes is not None and not mirrored
+    return judge(classifier, batches, precision=precision, device=device, keep_attention=keep, mirrored=mirrored)
 
 
 def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: str) -> Evaluation:

@@ -109,6 +109,8 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
         "calibration": f"ECE {found['ece']:.3f}, NLL {found['nll']:.3f}",
         "throughput": f"{found['images_per_second']:,.0f} images/s",
     }
+    if "top1_with_flips" in found:
+        lines["top-1 with flips"] = f"{found['top1_with_flips']:.2%}  (picture and mirror image averaged)"
     if len(found["per_class"]) <= 5:  # always right
         del lines["top-5"]
     show_table(f"{found['part']}, {counted(found['count'], 'picture')}", lines)

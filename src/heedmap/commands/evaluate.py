@@ -28,6 +28,7 @@ class Evaluate:
             Default: what the data brings.
         transfer: Folders or named sets for the transfer suite.
         control: A run judged beside this one for robustness and transfer, such as its matched control.
+        flips: Judge the mirrored pictures too; the accuracy of both answers averaged is reported beside the plain one.
         limit: Pictures a suite, each class with its share. Default: all; 100 for faithfulness, 200 for robustness.
         out: Folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of the run's own
             test part go into the run's report, others into evaluation-1, -2, ...; without suites only print.
@@ -44,6 +45,7 @@ class Evaluate:
     annotations: str | None = None
     transfer: tuple[str, ...] = ()
     control: str | None = None
+    flips: bool = False
     limit: int | None = None
     out: str | None = None
     device: str | None = None
@@ -77,6 +79,7 @@ class Evaluate:
                 download=self.download,
                 wanted=wanted,
                 control=None if self.control is None else Run.open(self.control),
+                flips=self.flips,
                 listener=listener,
             )
         show_evaluation(found.as_dict())

@@ -41,6 +41,7 @@ def judge(
     precision: str = "float32",
     device: torch.device | str = "cpu",
     keep_attention: bool = False,
+    mirrored: bool = False,
 ) -> Judged:
     """Answer every batch.
 
@@ -50,13 +51,15 @@ def judge(
         precision: ``bf16`` or ``float32``.
         device: where to compute.
         keep_attention: keep the maps of all pictures too.
+        mirrored: show every picture as in a mirror.
     """
     began, device = time.perf_counter(), torch.device(device)
     logits, labels = [], []
     maps: dict[str, list[Tensor]] = {tap: [] for tap in classifier.taps} if keep_attention else {}
     for batch in batches:
+        images = batch.images.flip(3) if mirrored else batch.images
         with autocast(precision, device):
-            output = classifier(batch.images.contiguous(memory_format=torch.channels_last))
+            output = classifier(images.contiguous(memory_format=torch.channels_last))
         logits.append(output.logits.float().cpu())
         labels.append(batch.labels.cpu())
         for tap, kept in maps.items():
