@@ -75,10 +75,10 @@ def drawn(count: int, first_seed: int) -> TensorPictures:
     return TensorPictures(pictures, torch.arange(count) % 3, CUE_CLASSES, [str(i) for i in range(count)])
 
 
-def dropping() -> AttentionClassifier:
+def dropping(model: str = "compact") -> AttentionClassifier:
     """A net with dropout in it, whose numbers come from torch's global generator."""
     torch.manual_seed(3)
-    classifier = build_classifier(Architecture("compact", "dot", None, "concat", None, 16, CUE_CLASSES))
+    classifier = build_classifier(Architecture(model, "dot", None, "concat", None, 16, CUE_CLASSES))
     classifier.head.linear = nn.Sequential(nn.Dropout(0.3), classifier.head.linear)
     return classifier
 
@@ -86,10 +86,11 @@ def dropping() -> AttentionClassifier:
 def fitting_of(options: TrainOptions, state: State | None = None, on_step: Any = None) -> Fitting:
     batches = TrainingBatches(Store(drawn(26, 0), 18, 1, 1e9), 16, 8, Augmentation("crop", True), 1)
     held_out = Store(drawn(9, 70), 16, 1, 1e9)
-    return fit(dropping(), batches, lambda: plain_batches(held_out, 4), options, state=state, on_step=on_step)
+    model = "whitened" if options.optimizer == "muon" else "compact"
+    return fit(dropping(model), batches, lambda: plain_batches(held_out, 4), options, state=state, on_step=on_step)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_fitting_taken_up_from_any_step_ends_with_the_same_weights(optimizer: str) -> None:
     options = TrainOptions(**{**SETTINGS, "epochs": 4, "optimizer": optimizer, "patience": 0, "learning_rate": 0.01})
     states: dict[int, State] = {}

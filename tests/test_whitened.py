@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from heedmap.backbones import Whitened
 from heedmap.backbones.whitened import FILTERS
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.options import TrainOptions
-from heedmap.training.optimizer import ATTENTION_SHARE, EAGER_SHARE, HEAD_SHARE, make_optimizer
+from heedmap.training.optimizer import SHARES, make_optimizer
 
 
 def pictures(count: int = 64, size: int = 16) -> Tensor:
@@ -80,18 +82,27 @@ def test_stages_behind_the_last_tap_are_not_run_and_not_trained() -> None:
         assert classifier.eval()(torch.rand(2, 3, 32, 32)).logits.shape == (2, 2)
 
 
-def test_under_sgd_norm_biases_learn_faster_and_attention_and_head_slower_and_under_adamw_all_alike() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_biases_learn_faster_and_attention_and_head_at_a_part_of_that(optimizer: Any) -> None:
     classifier = small()
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
-    for optimizer, expected in (("sgd", {EAGER_SHARE, 1.0, ATTENTION_SHARE, HEAD_SHARE}), ("adamw", {1.0})):
-        options = TrainOptions(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)  # type: ignore[arg-type]
-        groups = make_optimizer(classifier, options, fused=False).param_groups
-        assert {group["share"] for group in groups} == expected
-        told = [names[id(p)] for group in groups for p in group["params"]]
-        assert sorted(told) == sorted(name for name, p in classifier.named_parameters() if p.requires_grad)
-        if optimizer == "sgd":
-            eager = {names[id(p)] for group in groups if group["share"] == EAGER_SHARE for p in group["params"]}
-            assert eager == {f"backbone.stage{s}.{i}.bias" for s in (1, 2, 3) for i in (2, 5)}
-            slow = {names[id(p)] for group in groups if group["share"] < 1 for p in group["params"]}
-            assert {"attentions.0.scorer.weight", "head.linear.weight"} < slow
-            assert not any(name.startswith("backbone") for name in slow)
+    options = TrainOptions(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)
+    groups = make_optimizer(classifier, options, fused=False).param_groups
+    told = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(told) == sorted(name for name, p in classifier.named_parameters() if p.requires_grad)
+    assert {group["share"] for group in groups} == {1.0, *SHARES[optimizer]}
+    shares = {names[id(p)]: group["share"] for group in groups for p in group["params"]}
+    eager = {name for name, share in shares.items() if share == SHARES[optimizer].eager}
+    biases = {f"backbone.stage{s}.{i}.bias" for s in (1, 2, 3) for i in (2, 5)}
+    assert eager == biases | ({"backbone.first.bias"} if optimizer == "muon" else set())
+    assert {share for name, share in shares.items() if name.startswith("head")} == {SHARES[optimizer].head}
+    assert {share for name, share in shares.items() if name.startswith("attentions")} == {SHARES[optimizer].attentions}
+    turned = {names[id(p)] for group in groups if group.get("orthogonal") for p in group["params"]}
+    kernels = {f"backbone.stage{s}.{i}.weight" for s in (1, 2, 3) for i in (0, 4)}
+    assert turned == (kernels if optimizer == "muon" else set())
+
+
+def test_under_adamw_all_learn_alike() -> None:
+    options = TrainOptions(optimizer="adamw", learning_rate=0.1, weight_decay=0.01)
+    groups = make_optimizer(small(), options, fused=False).param_groups
+    assert {group["share"] for group in groups} == {1.0}

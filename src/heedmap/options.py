@@ -46,7 +46,8 @@ class TrainOptions:
         recipe: standard, or fast: fewer passes, for most of the accuracy in much less time.
         epochs: Passes over the training part. Default: from its size and the recipe.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
-        optimizer: adamw, or sgd (Nesterov momentum 0.9). Default: adamw; sgd for whitened.
+        optimizer: adamw, sgd (Nesterov momentum 0.9), or muon (orthogonalised momentum; for whitened alone). Default:
+            adamw; muon for whitened.
         learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
         weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer and
             model.
@@ -93,7 +94,7 @@ class TrainOptions:
     recipe: Literal["standard", "fast"] = "standard"
     epochs: int | None = None
     batch_size: int | None = None
-    optimizer: Literal["sgd", "adamw"] | None = None
+    optimizer: Literal["sgd", "adamw", "muon"] | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
+from heedmap.training.muon import Muon
 
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
-EAGER_SHARE = 64.0  # of SGD's, for what a backbone calls eager
-# Of SGD's then: at the kernels' rate maps narrow before there is much to see, and the head jumps about.
-ATTENTION_SHARE, HEAD_SHARE = 0.1, 0.03
+
+
+class Shares(NamedTuple):
+    """Of the kernels' learning rate, where a backbone names eager parameters.
+
+    At the kernels' rate maps narrow before there is much to see, and the head jumps about. Muon's rate is the length of
+    a kernel's step and not a factor of its gradient, hence the other numbers.
+    """
+
+    eager: float
+    attentions: float
+    head: float
+
+
+SHARES = {"sgd": Shares(64.0, 0.1, 0.03), "muon": Shares(264.0, 0.4, 0.12)}
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; only weight matrices and kernels decay, biases and scales do not.
+    """SGD with Nesterov momentum, Muon, or AdamW; only weight matrices and kernels decay, biases and scales do not.
 
     Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
-    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD moves these at
-    many times the rate, and attention and head at a small part of it.
+    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD and Muon move
+    these at many times the rate, attention and head at a part of it; Muon moves all biases of the backbone so.
+
+    Raises:
+        OptionError: Muon, and a backbone whose kernels are not each followed by a normalisation.
     """
+    backbone: Any = getattr(model, "backbone", None)
+    if options.optimizer == "muon" and (backbone is None or not backbone.eager_parameters()):
+        raise OptionError(
+            "optimizer = 'muon' is for the whitened network, whose kernels are each followed by a normalisation; "
+            "give sgd or adamw, or --model whitened."
+        )
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shares = _shares(model, options)
     groups: list[dict[str, Any]] = [
@@ -34,6 +57,11 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
         for is_matrix in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
+    if options.optimizer == "muon":
+        kernels = {id(parameter) for parameter in backbone.parameters() if parameter.ndim == 4}
+        for group in groups:
+            group["orthogonal"] = kernels.issuperset(map(id, group["params"]))
+        return Muon(groups, lr=options.learning_rate or 0)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
     return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
@@ -46,10 +74,15 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
         return {}
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
-    eager = backbone.eager_parameters() if options.optimizer == "sgd" else []
-    parts = {"attentions": ATTENTION_SHARE, "head": HEAD_SHARE} if eager else {}
-    slow = {id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()}
-    return {id(p): EAGER_SHARE for p in eager} | slow
+    eager, rates = backbone.eager_parameters(), SHARES.get(options.optimizer or "")
+    if not eager or rates is None:
+        return {}
+    if options.optimizer == "muon":
+        eager = [parameter for parameter in backbone.parameters() if parameter.ndim == 1]
+    parts = {"attentions": rates.attentions, "head": rates.head}
+    return {id(p): rates.eager for p in eager} | {
+        id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()
+    }
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:

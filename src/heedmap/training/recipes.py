@@ -31,8 +31,8 @@ class Rates:
     label_smoothing: float = 0.1
 
 
-RATES = {"adamw": Rates(3e-3, 0.05), "sgd": Rates(0.1, 5e-4)}
-WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2)}
+RATES = {"adamw": Rates(3e-3, 0.05), "sgd": Rates(0.1, 5e-4), "muon": Rates(0.037, 4e-3)}
+WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2), "muon": Rates(0.037, 4e-3, 0.2)}
 
 
 def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
@@ -47,9 +47,9 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     chosen = views.choose(size, splits.flippable)
     kind: Any = options.augment or chosen.kind
     cutmix = 0.5 if kind == "crop" and options.pretrained is None else 0.0
-    optimizer: Any = options.optimizer or ("sgd" if model == "whitened" else "adamw")
+    optimizer: Any = options.optimizer or ("muon" if model == "whitened" else "adamw")
     rates = (WHITENED_RATES if model == "whitened" else RATES)[optimizer]
-    most = 128 if size <= views.SHIFT_UP_TO else 48
+    most = 512 if optimizer == "muon" else 128 if size <= views.SHIFT_UP_TO else 48
     batch = options.batch_size or min(most, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
     rate = rates.learning_rate * math.sqrt(batch / 48)
     return replace(
