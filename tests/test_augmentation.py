@@ -81,12 +81,14 @@ def test_without_augmentation_a_picture_is_itself(stored: Tensor, generator: tor
     assert torch.equal(made, stored.float() / 255)
 
 
-def test_a_shift_is_a_crop_of_the_picture_with_reflected_borders(stored: Tensor, generator: torch.Generator) -> None:
-    reach = 4  # an eighth of 36 pixels, rounded down
+@pytest.mark.parametrize(("shift", "reach"), [(None, 4), (2, 2), (0, 0)])  # an eighth of 36 pixels, rounded down
+def test_a_shift_is_a_crop_of_the_picture_with_reflected_borders(
+    shift: int | None, reach: int, stored: Tensor, generator: torch.Generator
+) -> None:
     numbers = views.draw(6, generator)
     numbers[0, :2], numbers[1, :2] = 0.0, 0.9999  # the ends of the reach
     mirrored = torch.tensor([False, False, True, True, False, True])
-    made = views.apply(stored, numbers, mirrored, Augmentation("shift", flip=True), 36)
+    made = views.apply(stored, numbers, mirrored, Augmentation("shift", flip=True, shift=shift), 36)
     padded = F.pad(stored.double() / 255, (reach,) * 4, mode="reflect")
     for row in range(6):
         down, across = (int(number * (2 * reach + 1)) for number in numbers[row, :2].tolist())

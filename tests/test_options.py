@@ -40,6 +40,7 @@ ODD = TrainOptions(
     label_smoothing=0.0,
     averaging=0.5,
     augment="none",
+    shift=3,
     flip=False,
     cutmix=0.5,
     patience=4,

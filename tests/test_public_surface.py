@@ -39,16 +39,16 @@ NAMES = [
 
 OPTIONS = (
     "data out root download image_size validation test allow_unreadable model attention weights head taps pretrained "
-    "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment flip "
-    "cutmix annotations map_supervision map_consistency map_entropy patience precision workers memory cache cache_size "
-    "seed tensorboard save_every"
+    "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment shift "
+    "flip cutmix annotations map_supervision map_consistency map_entropy patience precision workers memory cache "
+    "cache_size seed tensorboard save_every"
 )
 FIELDS = {
     "demo": "out seed",
     "train": f"{OPTIONS} config resume",
     "visualize": "run pictures out query method target layer scale batch_size device overwrite",
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
-    "evaluate": "run data suite method annotations transfer control limit out device precision root download",
+    "evaluate": "run data suite method annotations transfer control flips limit out device precision root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",
     "export": "run to out include int8 pictures",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from heedmap.data import Splits, TensorPictures
+from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
 from heedmap.training.recipes import FAST, derive
 
@@ -31,7 +32,7 @@ def test_many_small_pictures_take_the_whitened_net(count: int, size: int, model:
 def test_the_fast_recipe_takes_fewer_passes_and_changes_nothing_else() -> None:
     data = splits(12_000, 32)
     standard, fast = (derive(TrainOptions(recipe=recipe), data) for recipe in ("standard", "fast"))
-    passes = 3400 / math.sqrt(12_000)
+    passes = 2650 / math.sqrt(12_000)
     assert (standard.epochs, fast.epochs) == (round(passes), round(passes * FAST))
     differing = {name for name in vars(standard) if getattr(standard, name) != getattr(fast, name)}
     assert differing == {"recipe", "epochs"}
@@ -58,3 +59,12 @@ def test_nothing_is_left_open() -> None:
         needed = ("model", "image_size", "augment", "flip", "cutmix", "batch_size", "epochs", "optimizer")
         needed += ("learning_rate", "weight_decay", "label_smoothing")
         assert [name for name in needed if derived[name] is None] == []
+
+
+def test_the_shift_follows_the_side_and_the_net_and_must_leave_something() -> None:
+    assert derive(TrainOptions(model="compact"), splits(12_000, 32)).shift == 4
+    assert derive(TrainOptions(), splits(12_000, 32)).shift == 2
+    assert derive(TrainOptions(shift=0), splits(12_000, 32)).shift == 0
+    assert derive(TrainOptions(), splits(200, 150)).shift is None
+    with pytest.raises(OptionError, match="shift = 32 leaves nothing of pictures of 32 pixels"):
+        derive(TrainOptions(shift=32), splits(12_000, 32))

@@ -56,6 +56,8 @@ class TrainOptions:
         averaging: Decay of the weights' moving average, which is what is judged and kept; 0 switches it off. Default: a
             horizon of one eighth of all steps.
         augment: How pictures are varied: shift (small pictures), crop (photographs), none. Default: by size.
+        shift: Largest shift in pixels, where pictures are shifted. Default: an eighth of the side; a sixteenth for
+            whitened, which passes over the pictures only a few times.
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
             augmentation.
@@ -101,6 +103,7 @@ class TrainOptions:
     label_smoothing: float | None = None
     averaging: float | None = None
     augment: Literal["shift", "crop", "none"] | None = None
+    shift: int | None = None
     flip: bool | None = None
     cutmix: float | None = None
     annotations: str | None = None
@@ -142,6 +145,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 10),
     "label_smoothing": (0, 0.9),
     "averaging": (0, 0.999999),
+    "shift": (0, 1024),
     "cutmix": (0, 1),
     "map_supervision": (0, 1000),
     "map_consistency": (0, 1000),

@@ -330,7 +330,7 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     assert options.batch_size is not None
     assert options.augment is not None
     size, workers, memory = options.image_size, workers_to_use(options), memory_to_use(options.memory, share.world)
-    augmentation = views.Augmentation(options.augment, bool(options.flip))
+    augmentation = views.Augmentation(options.augment, bool(options.flip), shift=options.shift)
     # A dense matrix, or a network for one size alone, must be trained at the size at which it judges.
     view = views.view_size(size, augmentation) if classifier.takes_any_size else size
     home = cache_folder(options.cache)

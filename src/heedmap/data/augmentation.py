@@ -22,18 +22,20 @@ class Augmentation:
     """How training pictures are varied.
 
     Attributes:
-        kind: ``none``, ``shift`` (reflected borders, up to an eighth of the side: small pictures), or ``crop`` (random
+        kind: ``none``, ``shift`` (reflected borders: small pictures), or ``crop`` (random
             place, size and shape, and colour: photographs).
         flip: mirror every picture in every other epoch (K. Jordan, arXiv 2404.00498, section 3.6), which covers both
             views evenly where a coin would not.
         least_area: smallest share of the picture that a crop keeps.
         colour: largest change of brightness, contrast and saturation, as a factor 1 ± colour.
+        shift: largest shift each way in pixels; None is an eighth of the side.
     """
 
     kind: str
     flip: bool
     least_area: float = 0.35
     colour: float = 0.3
+    shift: int | None = None
 
 
 def choose(size: int, flippable: bool) -> Augmentation:
@@ -74,7 +76,8 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
     mirrored = mirrored & augmentation.flip
     if augmentation.kind == "crop":
         return _photographs(images, numbers, mirrored, augmentation, size)
-    reach = size // 8 if augmentation.kind == "shift" else 0
+    reach = size // 8 if augmentation.shift is None else augmentation.shift
+    reach = reach if augmentation.kind == "shift" else 0
     return _shift(images, numbers, mirrored, reach)
 
 

@@ -15,11 +15,13 @@ from PIL import Image
 
 from heedmap.data import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data import augmentation as views
+from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
 
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
 MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
-FAST = 0.625  # passes of the fast recipe, as a share of the standard one's
+PASSES = {"pretrained": 1000, "whitened": 2650}  # over one picture; the root of their number divides it. Others: 3400
+FAST = 2 / 3  # passes of the fast recipe, as a share of the standard one's
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
 
     Small pictures get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
     more often than a large one.
+
+    Raises:
+        OptionError: a shift as wide as the picture.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
@@ -57,10 +62,11 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
         model=model,
         image_size=size,
         augment=kind,
+        shift=_shift(options, model, size) if kind == "shift" else None,
         flip=chosen.flip if options.flip is None else options.flip,
         cutmix=cutmix if options.cutmix is None else options.cutmix,
         batch_size=batch,
-        epochs=options.epochs or _epochs(options, count),
+        epochs=options.epochs or _epochs(options, model, count),
         optimizer=optimizer,
         learning_rate=rate if options.learning_rate is None else options.learning_rate,
         weight_decay=rates.weight_decay if options.weight_decay is None else options.weight_decay,
@@ -68,8 +74,16 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     )
 
 
-def _epochs(options: TrainOptions, count: int) -> int:
-    passes = (1000 if options.pretrained is not None else 3400) / math.sqrt(count)
+def _shift(options: TrainOptions, model: str, size: int) -> int:
+    if options.shift is None:  # the fewer passes, the less a picture has to vary
+        return size // (16 if model == "whitened" else 8)
+    if options.shift >= size:
+        raise OptionError(f"shift = {options.shift} leaves nothing of pictures of {size} pixels; give fewer pixels.")
+    return options.shift
+
+
+def _epochs(options: TrainOptions, model: str, count: int) -> int:
+    passes = PASSES.get(model if options.pretrained is None else "pretrained", 3400) / math.sqrt(count)
     return round(min(max(passes, 4), 200) * (FAST if options.recipe == "fast" else 1))
 
 
