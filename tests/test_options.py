@@ -41,6 +41,7 @@ ODD = TrainOptions(
     averaging=0.5,
     augment="none",
     shift=3,
+    annotations="masks",
     flip=False,
     cutmix=0.5,
     patience=4,

@@ -190,8 +190,9 @@ def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[s
     """Say in one line what a training with these options, all of them derived, is going to do."""
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     epochs, batch = counted(options.epochs or 0, "epoch"), counted(options.batch_size or 0, "picture")
+    attention = "no attention (the control)" if options.attention == "none" else f"{options.attention} attention"
     return (
-        f"{options.model}, {parameters / 1e6:.2f} M parameters, {options.attention} attention at {', '.join(taps)}; "
+        f"{options.model}, {parameters / 1e6:.2f} M parameters, {attention} at {', '.join(taps)}; "
         f"{options.image_size} px, {epochs} of {batch} a step, "
         f"{options.optimizer} up to learning rate {options.learning_rate:.3g}; pictures: {parts}."
     )
