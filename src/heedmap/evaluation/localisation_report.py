@@ -21,17 +21,17 @@ __all__ = ["METRICS", "PER_PICTURE", "LocalisationReport", "Score"]
 Floats = NDArray[np.float64]
 
 METRICS = {
-    "pointing": "share of pictures whose hottest cell's centre lies on the object (Zhang et al. 2016, section 4.2); of "
+    "pointing": "share of pictures whose hottest cell's centre lies on the object (Zhang et al. 2016, section 4.1); of "
     "several equally hot cells, the share that does",
     "pointing_near": "the same, but the point may miss by the tolerance (there 15 pixels of a photo of about 375)",
     "energy": "share of the map's positive sum that lies on the object (Wang et al. 2020, Score-CAM, section 4.3)",
-    "otsu_iou": "IoU of the map cut at Otsu's threshold with the object (Jetley et al. 2018, section 5.5)",
+    "otsu_iou": "IoU of the map cut at Otsu's threshold with the object (as Jetley et al. 2018 segment)",
     "best_iou": "IoU of the map cut at the one threshold that is best on other pictures",
-    "pxap": "area under precision and recall of all pixels pooled (Choe et al. 2020, section 3.2)",
+    "pxap": "area under precision and recall of all pixels pooled (Choe et al. 2020, section 4.1)",
     "max_box_acc": "share of pictures where the box of the largest component overlaps an object by IoU 0.5, at the one "
-    "threshold best for these very pictures (Choe et al. 2020, section 3.2)",
+    "threshold best for these very pictures (Choe et al. 2020, section 4.1)",
     "max_box_acc_v2": "the same where the box of any component may overlap, for IoU 0.3, 0.5 and 0.7, each at its own "
-    "best threshold, averaged (Choe et al. 2020, TPAMI version, section 3.3)",
+    "best threshold, averaged (Choe et al. 2020, TPAMI version)",
     "corloc": "share of pictures where the largest component's box overlaps an object by IoU 0.5 (Deselaers et al. "
     "2012), cut at Otsu's threshold, so that nothing is chosen by looking at the answer",
 }

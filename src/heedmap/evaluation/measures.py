@@ -103,7 +103,7 @@ def iou_by_level(inside: Counts, outside: Counts) -> Floats:
 
 
 def pixel_average_precision(inside: Floats, outside: Floats) -> Floats:
-    """PxAP (Choe et al. 2020, section 3.2): the area under precision against recall, all pixels of all pictures pooled.
+    """PxAP (Choe et al. 2020, section 4.1): the area under precision against recall, all pixels of all pictures pooled.
 
     Args:
         inside: (..., 256) pixels at each level on objects, or their shares.

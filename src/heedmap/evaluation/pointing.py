@@ -1,6 +1,6 @@
 """Does a map's hottest point lie on the object? The pointing game, with its two baselines beside it.
 
-After Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), section 4.2. Departures: there the
+After Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), section 4.1. Departures: there the
 point may miss the object by 15 pixels, here it must lie inside the box; there accuracies are averaged over classes,
 here over pictures. A pointing figure means little without its baselines: objects that sit in the middle are hit by a
 map that always points there.

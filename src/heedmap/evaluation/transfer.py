@@ -1,6 +1,6 @@
 """Are the features of one run of use on other pictures? Freeze them, and put a linear SVM on top.
 
-After the cross-domain experiment of Jetley et al., "Learn To Pay Attention" (ICLR 2018), section 5.3: what the head of
+After the cross-domain experiment of Jetley et al., "Learn To Pay Attention" (ICLR 2018): what the head of
 the trained network reads (the weighted readouts; for the control the pooled features) is computed for another data set,
 brought to length one, and a linear SVM is trained on it. How the paper set the SVM is not known; here its C is chosen
 by cross-validation inside the train part, and the test part is touched once.
