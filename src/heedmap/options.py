@@ -62,7 +62,7 @@ class TrainOptions:
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
             augmentation.
         annotations: Where the objects in a folder's pictures are: a folder of masks, VOC or YOLO files, a COCO JSON, or
-            a CSV of boxes. Read by map_supervision, and by compare, which then judges the maps.
+            a CSV of boxes; for map_supervision, and for compare to judge the maps by. Default: what the data brings.
         map_supervision: Weight of a term that draws the attention onto the objects' masks, where these are known.
         map_consistency: Weight of a term that asks a mirrored picture for the mirrored map; a second forward pass.
         map_entropy: Weight of a term that narrows the maps; below zero it spreads them.
