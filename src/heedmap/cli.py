@@ -22,7 +22,7 @@ from heedmap.usage import parse, show_help
 TRAIN_GROUPS = {
     "run": ("out", "config", "resume", "seed"),
     "model": ("model", "attention", "weights", "head", "taps", "pretrained"),
-    "pictures": ("image_size", "augment", "flip", "cutmix", "validation", "test", "allow_unreadable"),
+    "pictures": ("image_size", "augment", "shift", "flip", "cutmix", "validation", "test", "allow_unreadable"),
     "training": (
         *("recipe", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
         *("label_smoothing", "averaging", "patience"),
