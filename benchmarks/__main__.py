@@ -1,11 +1,13 @@
-"""Run parts of the benchmark: `python -m benchmarks [PART ...]`; without names, all of them."""
+"""Run parts of the benchmark: `python -m benchmarks [PART ...]`; without names, all that need no GPU."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+from benchmarks import measuring
 
 PARTS = {
     "training-step": "training_step",
@@ -14,17 +16,38 @@ PARTS = {
     "map-methods": "map_methods",
     "drawing": "drawing",
     "startup": "startup",
+    "scale": "scale",
 }
+ASKED_FOR = {"gpu": "gpu"}
 
 
-def main(names: list[str]) -> None:
-    """Run each part and print its figures."""
-    unknown = [name for name in names if name not in PARTS]
+def main() -> None:
+    """Run each part, print its figures, and write the page of them all."""
+    known = {**PARTS, **ASKED_FOR}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(known))
+    parser.add_argument(
+        "--clock",
+        choices=measuring.CLOCKS,
+        default="wall",
+        help="processor: seconds of this process, for one thread (OMP_NUM_THREADS=1) on a machine that others use",
+    )
+    parser.add_argument("--rounds", type=int, help="of each part; by default each part's own number")
+    parser.add_argument(
+        "--page", action="store_true", help="only write docs/performance.md again, from the figures kept"
+    )
+    asked = parser.parse_args()
+    unknown = [name for name in asked.parts if name not in known]
     if unknown:
-        raise SystemExit(f"No part {unknown[0]!r}; there are {', '.join(PARTS)}.")
-    for name in names or PARTS:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(known)}")
+    measuring.clock = asked.clock
+    for name in () if asked.page else asked.parts or PARTS:
         print(f"\n{name}")
-        show(importlib.import_module(f"benchmarks.{PARTS[name]}").main())
+        rounds = {} if asked.rounds is None else {"rounds": asked.rounds}
+        show(importlib.import_module(f"benchmarks.{known[name]}").main(**rounds))
+    from benchmarks.page import write_page
+
+    print(f"\n{write_page()}")
 
 
 def show(record: Mapping[str, Any], indent: str = "  ") -> None:
@@ -40,4 +63,4 @@ def show(record: Mapping[str, Any], indent: str = "  ") -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

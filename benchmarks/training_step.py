@@ -21,7 +21,7 @@ from heedmap.training.precision import autocast, resolve
 
 BATCH, CLASSES = 128, 10
 CONVS = (64, 64, 128, 128, 256, 256, 256, "tap", 512, 512, 512, "tap", 512, 512, 512, "tap")
-MULTIPLY_ADDS = 3.786e9  # a picture, forward: trunk and query (the projection of the reference comes on top)
+MULTIPLY_ADDS = 3.739e9  # a picture, forward: conv 1 to 13, which is all that ours runs
 
 
 class Reference(nn.Module):
@@ -61,8 +61,8 @@ class Reference(nn.Module):
         return self.head(torch.cat(read, 1))
 
 
-def main(rounds: int = 3, device: str = "cpu", batch: int = BATCH) -> dict[str, Any]:
-    """Measure, keep and return the figures."""
+def main(rounds: int = 3, device: str = "cpu", batch: int = BATCH, *, save: bool = True) -> dict[str, Any]:
+    """Measure, keep (unless ``save`` is off) and return the figures."""
     images = torch.rand(batch, 3, 32, 32, device=device)
     labels = torch.randint(0, CLASSES, (batch,), device=device)
     architecture = Architecture(
@@ -92,7 +92,8 @@ def main(rounds: int = 3, device: str = "cpu", batch: int = BATCH) -> dict[str, 
         "heedmap TFLOP/s": used,
         "share of the bf16 product": used / product,
     }
-    keep("training-step", record)
+    if save:
+        keep("training-step", record)
     return record
 
 

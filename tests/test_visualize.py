@@ -16,6 +16,7 @@ from heedmap.errors import DataError, OptionError, PictureError
 from heedmap.records import Output
 from heedmap.visualize import expand_pictures, visualize
 from heedmap.visualize.answers import TILE
+from heedmap.visualize.png import png
 
 
 class Fake(nn.Module):
@@ -314,3 +315,12 @@ def test_what_is_no_picture_is_refused_with_one_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=line):
         expand_pictures([argument], io.StringIO(""))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 5), (37, 23)])
+def test_a_panel_s_file_gives_back_every_pixel(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(png(Image.fromarray(pixels)))) as again:
+        assert (again.format, again.mode, again.size) == ("PNG", "RGB", size)
+        again.verify()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(Image.fromarray(pixels))))), pixels)

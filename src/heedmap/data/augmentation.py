@@ -176,5 +176,6 @@ def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     tall, wide = int(height * area**0.5), int(width * area**0.5)
     top, left = int(row * (height - tall + 1)), int(column * (width - wide + 1))
     mixed = images.clone()
-    mixed[..., top : top + tall, left : left + wide] = images.roll(1, 0)[..., top : top + tall, left : left + wide]
+    place = (..., slice(top, top + tall), slice(left, left + wide))
+    mixed[place] = images[place].roll(1, 0)
     return mixed, 1 - tall * wide / (height * width)

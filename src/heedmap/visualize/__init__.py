@@ -46,6 +46,7 @@ from heedmap.visualize.answers import (
 from heedmap.visualize.asking import Asker
 from heedmap.visualize.exported import file_asker
 from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
+from heedmap.visualize.png import png
 from heedmap.visualize.reading import Read, batches
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Answer, othe
         remark=query.remark if query else "",
         notes=job.asker.lines(own),
     )
-    drawn.save(job.out / "panels" / f"{entry['name']}.png", compress_level=3)
+    (job.out / "panels" / f"{entry['name']}.png").write_bytes(png(drawn))
     maps = rescaled([own], job.scale)[0].maps
     shown = maps.get("combined") or next(iter(maps.values()))
     thumbnail = overlay(view, shown.values, shown.low, shown.high)

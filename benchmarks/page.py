@@ -1,0 +1,104 @@
+"""docs/performance.md: the figures that were kept, as tables between two marks of the page, and one plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PLOT = PAGE.parent / "images" / "performance.png"
+BEGIN, END = "<!-- figures: python -m benchmarks --page -->", "<!-- end of figures -->"
+ABOUT = ("part", "day", "machine", "ceiling", "ceiling before", "ceiling after", "clock")
+# What the plot shows: title, part, the way to the figures, and what they are divided by.
+_RATES = "images per second"
+BARS: tuple[tuple[str, str, tuple[str, ...], str, str], ...] = (
+    ("VGG-att3 step / reference", "training-step", (_RATES,), "heedmap", "reference (float32, NCHW)"),
+    *(
+        (f"train / bare step, {title}", "end-to-end", ("training", title, _RATES), "heedmap train", "bare step")
+        for title in ("JPEG folder, 150 x 150", "small pictures, 32 x 32")
+    ),
+    *(
+        (f"visualize / grad-cam, {job}", "drawing", (_RATES,), "visualize", f"pytorch-grad-cam, {job}")
+        for job in ("same job", "one map")
+    ),
+    *(
+        (f"with maps / without, {title}", "learned-maps", ("networks", title, _RATES), "parametrised", "none")
+        for title in ("compact, 144 px", "paper-vgg, 32 px")
+    ),
+)
+
+
+def write_page() -> Path:
+    """Write tables and plot anew from benchmarks/results/*.json; returns the page.
+
+    Raises:
+        ValueError: the page has lost its marks.
+    """
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    text = PAGE.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{PAGE} lacks the marks {BEGIN} and {END}; put them back.")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    tables = "\n\n".join(_table(record) for record in records.values() if "machine" in record)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    _plot(records)
+    return PAGE
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    machine = record["machine"]
+    clock = record.get("clock", machine.get("clock", "wall"))
+    where = f"{machine.get('gpu', machine['processor'])}, {machine['threads']} of {machine['cores']} cores"
+    units = ", ".join(machine["bf16 units"]) or "no bf16 units"
+    lines = [
+        f"### {record['part']}",
+        "",
+        f"{record['day']}; {where}, {units}; torch {machine['torch']}; {clock} clock; load {machine['load']}.",
+        "",
+        "| figure | median | lowest | highest |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    shown = {name: value for name, value in record.items() if name not in ABOUT or name.startswith("ceiling")}
+    return "\n".join([*lines, *_rows(shown)])
+
+
+def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        title = f"{above}{name}"
+        if isinstance(value, Mapping) and set(value) == {"median", "low", "high"}:
+            yield f"| {title} | {value['median']:.4g} | {value['low']:.4g} | {value['high']:.4g} |"
+        elif isinstance(value, Mapping):
+            yield from _rows(value, f"{title}: ")
+        else:
+            yield f"| {title} | {value:.4g} | | |" if isinstance(value, float) else f"| {title} | {value} | | |"
+
+
+def _plot(records: Mapping[str, Any]) -> None:
+    """Ratios as bars, on an axis where twice as fast and half as fast lie equally far from even."""
+    from matplotlib.figure import Figure
+
+    names, ratios = [], []
+    for title, part, way, mine, theirs in BARS:
+        rates = records.get(part, {})
+        for step in way:
+            rates = rates.get(step, {})
+        if mine in rates and theirs in rates:
+            names.append(title)
+            ratios.append(rates[mine]["median"] / rates[theirs]["median"])
+    figure = Figure(figsize=(9, 0.45 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, [ratio - 1 for ratio in ratios], left=1, color="#bc3754")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([0.5, 1, 2, 4, 8], ["1/2", "1", "2", "4", "8"])
+    axes.axvline(1, color="#1c1d1f", linewidth=0.8)
+    for place, ratio in enumerate(ratios):
+        axes.annotate(f" {ratio:.2f}", (max(ratio, 1), place), va="center")
+    axes.set_xlabel("times as fast (medians)")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, dpi=110)

@@ -1,0 +1,111 @@
+"""What a training step costs as pictures, taps, classes and sets grow, and two processes against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import measuring
+from benchmarks.end_to_end import draw_folder
+from benchmarks.measuring import alternate, ceiling, keep, spread
+from heedmap.classifier import Architecture, build_classifier
+from heedmap.data.augmentation import Augmentation
+from heedmap.data.loading import Store, TrainingBatches
+from heedmap.data.pictures import TensorPictures
+from heedmap.options import TrainOptions
+from heedmap.training.optimizer import make_optimizer
+from heedmap.training.precision import autocast, resolve
+
+BATCH = 32
+SIZES = (64, 96, 144, 224)
+TAPS = (("stage3",), ("stage2", "stage3"), ("stage1", "stage2", "stage3"))
+CLASSES = (10, 100, 1000)
+PICTURES = (1_000, 10_000, 100_000)
+DRAWN = 960  # files for one and for two processes
+
+
+def main(rounds: int = 5) -> dict[str, Any]:
+    """Measure, keep and return the figures; two processes are left out under the processor's clock."""
+    record: dict[str, Any] = {"batch": BATCH, "ceiling": ceiling()}
+    record["training images per second by picture size"] = _rates({str(s): _step(s) for s in SIZES}, rounds)
+    record["training images per second by taps, 144 px"] = _rates(
+        {str(len(taps)): _step(144, taps) for taps in TAPS}, rounds
+    )
+    record["training images per second by classes, 144 px"] = _rates(
+        {str(count): _step(144, classes=count) for count in CLASSES}, rounds
+    )
+    record["prepared images per second by pictures in the set, 32 px"] = _rates(
+        {str(count): _preparing(count) for count in PICTURES}, rounds, 10 * BATCH
+    )
+    if measuring.clock == "wall":
+        record["heedmap train, images per second by processes"] = _processes(rounds)
+    keep("scale", record)
+    return record
+
+
+def _rates(contenders: dict[str, Callable[[], object]], rounds: int, images: int = BATCH) -> dict[str, Any]:
+    seconds = alternate(contenders, rounds)
+    return {name: spread([images / value for value in values]) for name, values in seconds.items()}
+
+
+def _step(size: int, taps: tuple[str, ...] | None = None, classes: int = 10) -> Callable[[], None]:
+    torch.manual_seed(0)
+    names = tuple(map(str, range(classes)))
+    model = build_classifier(Architecture("compact", "parametrised", None, "concat", taps, size, names)).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(model, TrainOptions(optimizer="adamw", learning_rate=1e-6, weight_decay=0.0), fused=True)
+    images = torch.rand(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH) % classes
+    precision = resolve("auto", images.device)
+
+    def step() -> None:
+        with autocast(precision, images.device):
+            logits = model(images).logits
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _preparing(count: int) -> Callable[[], None]:
+    """Ten batches of an epoch, its shuffling included, from a set of so many pictures in memory."""
+    values = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    pictures = TensorPictures(values, torch.arange(count) % 10, tuple("abcdefghij"), [""] * count)
+    batches = TrainingBatches(Store(pictures, 32, 0, 1e12), 32, BATCH, Augmentation("shift", flip=True), 0)
+
+    def prepare() -> None:
+        for _, _ in zip(range(10), batches.epoch(0), strict=False):
+            pass
+
+    return prepare
+
+
+def _processes(rounds: int) -> dict[str, Any]:
+    """The same training by one process on two threads, and by two processes on one thread each."""
+    with tempfile.TemporaryDirectory() as place:
+        draw_folder(Path(place) / "pictures", DRAWN, 150)
+        return {str(world): spread(_trained(Path(place), world, rounds)) for world in (1, 2)}
+
+
+def _trained(place: Path, world: int, rounds: int) -> list[float]:
+    """Images a second, over all processes, of each epoch after the first."""
+    out = place / f"run{world}"
+    # fmt: off
+    joined = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+    words = [sys.executable, *joined, "-m", "heedmap", "train", str(place / "pictures"), "--out", str(out),
+             "--epochs", str(rounds + 1), "--batch-size", "48", "--cache", "off"]
+    # fmt: on
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}
+    subprocess.run(words, check=True, capture_output=True, env={**os.environ, **threads})
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [float(line["images_per_second"]) for line in lines if line["kind"] == "epoch"][1:]
