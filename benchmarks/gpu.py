@@ -53,6 +53,7 @@ def main(
     epochs: tuple[int | None, ...] = (None,),
     batch: int = 2000,
     step_batches: tuple[int, ...] = (128, 512, 2048),
+    save: bool = True,
 ) -> dict[str, Any]:
     """Measure, keep and return the figures.
 
@@ -63,6 +64,7 @@ def main(
         epochs: lengths of training to try, None being the fast recipe's own: the curve of accuracy against seconds.
         batch: pictures a step of training.
         step_batches: pictures a step of VGG-att3.
+        save: keep the figures for the page.
 
     Raises:
         SystemExit: there is no GPU and no device was named.
@@ -82,7 +84,8 @@ def main(
         "VGG-att3 step by batch": steps,
         "training by epochs": trained,
     }
-    keep("gpu", record)
+    if save:
+        keep("gpu", record)
     return record
 
 
@@ -126,7 +129,8 @@ def _main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         draw_folder(Path(place) / "pictures", 120, 32)
-        show(main(1, device=asked.device, data=str(Path(place) / "pictures"), epochs=(1,), batch=20, step_batches=(4,)))
+        drawn = str(Path(place) / "pictures")
+        show(main(1, device=asked.device, data=drawn, epochs=(1,), batch=20, step_batches=(4,), save=False))
 
 
 if __name__ == "__main__":
