@@ -75,6 +75,27 @@ def test_a_saved_run_answers_the_same_when_it_is_read(saved, finished_run):
     assert_same(Run.open(finished_run).classifier(), from_pretrained(saved))
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_a_file_of_another_hand_is_not_replaced(name, finished_run, tmp_path):
+    (tmp_path / name).write_text('{"title": "mine"}', encoding="utf-8")
+    with pytest.raises(ModelError, match=f"{name} was not written by heedmap.* name another folder"):
+        save_pretrained(Run.open(finished_run), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == '{"title": "mine"}'
+
+
+def test_an_earlier_saving_is_replaced_although_somebody_added_to_its_card(saved, finished_run):
+    card = saved / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + "\nTaken in my garden.\n", encoding="utf-8")
+    save_pretrained(Run.open(finished_run), saved)
+    assert "garden" not in card.read_text(encoding="utf-8")
+
+
+def test_the_path_of_a_run_is_no_run(tmp_path):
+    with pytest.raises(ModelError, match=r"not 'runs/x'; open a run's folder with heedmap.Run.open"):
+        save_pretrained("runs/x", tmp_path / "saved")
+
+
 @pytest.mark.parametrize(
     ("attention", "taps"), [("dot", ("stage3",)), ("additive", None), ("feature", None), ("none", None)]
 )

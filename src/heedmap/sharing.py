@@ -38,24 +38,31 @@ def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Pat
     Args:
         model: a finished run, or a classifier that :func:`heedmap.build_classifier` made or :func:`from_pretrained`
             read; a classifier alone has no measured figures, and its card says so.
-        folder: made where it is not there; the three files in it are replaced, others stay.
+        folder: made where it is not there; the three files of an earlier saving are replaced, others stay.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: a classifier around a network of your own, which cannot be built again from its description.
+        ModelError: neither a run nor a classifier; a classifier around a network of your own, which cannot be built
+            again from its description; a file of one of these names in the folder that heedmap did not write.
         RunError: the folder cannot be written.
     """
+    if not isinstance(model, Run | AttentionClassifier):  # the path of a run, most likely
+        raise ModelError(
+            f"save_pretrained takes a run or a classifier, not {model!r}; open a run's folder with heedmap.Run.open."
+        )
     classifier = model.classifier() if isinstance(model, Run) else model
     architecture = model.architecture if isinstance(model, Run) else _architecture(classifier)
     out = Path(folder)
     config = {**_version(), "architecture": asdict(architecture)}
     tensors = {name: values.detach().cpu().contiguous() for name, values in classifier.state_dict().items()}
     with disk(out):
+        _refuse_foreign(out)
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / WEIGHTS, save(tensors, {"format": "pt"}))
+        # The mark of the weights comes before them, so that who was interrupted can go on.
         write_whole(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
+        write_whole(out / WEIGHTS, save(tensors, {"format": "pt"}))
         write_whole(out / CARD, _card(architecture, model if isinstance(model, Run) else None).encode())
     return out
 
@@ -114,6 +121,39 @@ def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = 
             repo_id=name, folder_path=folder, commit_message=message or "A classifier with attention maps, by heedmap"
         )
     return str(done.commit_url)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Look for files that would be replaced although another hand wrote them; config.json vouches for the weights.
+
+    Raises:
+        ModelError: there is one.
+    """
+    config, card = folder / CONFIG, folder / CARD
+    ours = {CONFIG: _is_our_config(config), WEIGHTS: _is_our_config(config), CARD: _is_our_card(card)}
+    foreign = [name for name, is_ours in ours.items() if (folder / name).exists() and not is_ours]
+    if foreign:
+        raise ModelError(
+            f"{folder / foreign[0]} was not written by heedmap.save_pretrained and would be lost; name another folder, "
+            "or move the file away."
+        )
+
+
+def _is_our_config(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("library_name") == "heedmap"
+
+
+def _is_our_card(path: Path) -> bool:
+    """Whether the part between the dashes, which people may have added to, names heedmap."""
+    try:
+        before, _, rest = path.read_text(encoding="utf-8").partition("---\n")
+    except (OSError, ValueError):
+        return False
+    return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
 
 
 def _version() -> dict[str, Any]:
