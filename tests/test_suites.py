@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from conftest import Refusal
 from heedmap.cli import main
 from heedmap.errors import ModelError, OptionError
 from heedmap.evaluate import evaluate
+from heedmap.listener import Listener
 from heedmap.report.sections import sections, without_interval
 from heedmap.runs import Run
-from heedmap.suites import SUITES, Subject, Wanted, control_of, map_functions, spread_rows
+from heedmap.suites import SUITES, Subject, Wanted, control_of, map_functions, ready_suites, spread_rows
 
 
 def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
@@ -36,8 +38,10 @@ def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
         ({"methods": ("gradcam",)}, "No map method 'gradcam'; .* Did you mean 'grad-cam'"),
         ({"suites": ("transfer",)}, "needs data sets: --suite transfer --transfer DIR"),
         ({"transfer": ("pictures",)}, "needs data sets: --suite transfer"),
-        ({"annotations": "masks"}, "used by the localisation suite"),
-        ({"limit": 1}, "limit = 1 is out of range"),
+        ({"annotations": "masks"}, "--annotations is heeded by localisation alone: add --suite localisation"),
+        ({"limit": 5}, "--limit is heeded by localisation and faithfulness and robustness alone"),
+        ({"suites": ("robustness",), "methods": ("grad-cam",)}, "--method is heeded by localisation and faithfulness"),
+        ({"suites": ("robustness",), "limit": 1}, "limit = 1 is out of range"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(changes: dict[str, Any], told: str) -> None:
@@ -55,7 +59,7 @@ def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_ha
     assert list(functions) == ["attention stage2", "attention stage3", "attention combined", "grad-cam"]
     assert list(map_functions(Wanted(), subject_of(run, "none"))) == ["grad-cam"]
     with pytest.raises(ModelError, match="The control has no attention to judge"):
-        map_functions(Wanted(methods=("attention",)), subject_of(run, "none"))
+        map_functions(Wanted(suites=("faithfulness",), methods=("attention",)), subject_of(run, "none"))
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
     for function in functions.values():
         assert function(run.classifier(), images, targets).shape[0] == 2
@@ -155,6 +159,51 @@ def test_slips_of_the_pen_are_told(finished_run: Path, refusal: Refusal) -> None
     assert "heedmap train" in refusal("evaluate", finished_run, "--suite", "robustness", "--control", "nowhere")
 
 
+def test_a_folder_with_something_in_it_is_left_alone_and_told_before_any_work(
+    finished_run: Path, copied_run: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    before = {path: path.stat().st_mtime_ns for path in copied_run.iterdir()}
+    line = refusal("evaluate", finished_run, "--suite", "robustness", "--out", copied_run)
+    assert f"Output folder {copied_run} is not empty; name another one." in line
+    assert {path: path.stat().st_mtime_ns for path in copied_run.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; name another one" in refusal("evaluate", finished_run, "--out", tmp_path / "file")
+
+
+def test_every_input_is_checked_before_the_first_suite_works(
+    finished_run: Path, cue_folder: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    told = refusal("evaluate", finished_run, "--suite", "faithfulness,transfer", "--transfer", "nothere")
+    assert "nothere" in told
+    told = refusal("evaluate", finished_run, "--suite", "transfer", "--transfer", cue_folder, "--limit", 5)
+    assert "--limit is heeded by" in told
+    told = refusal("evaluate", finished_run, "--suite", "robustness,localisation", "--annotations", "nothere")
+    assert "nothere" in told
+    assert "--control is heeded by robustness and transfer" in refusal(
+        "evaluate", finished_run, "--control", finished_run
+    )
+
+
+@pytest.mark.parametrize("fault", [ModelError("It broke."), KeyboardInterrupt()])
+def test_what_earlier_suites_found_outlives_a_later_one(
+    fault: BaseException, copied_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("heedmap.evaluation.faithfulness.faithfulness", fails)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(copied_run), "--suite", "robustness,faithfulness", "--limit", "3"])
+    assert ended.value.code == (130 if isinstance(fault, KeyboardInterrupt) else 2)
+    said = capsys.readouterr()
+    assert "Does it hold under attack?" in said.out
+    assert ("It broke." if isinstance(fault, ModelError) else "Stopped.") in said.err
+    assert "Next:" not in said.out
+    assert set(Run.open(copied_run).read_json("evaluation.json")["suites"]) == {"robustness"}
+
+
 def test_every_suite_has_a_judge_and_a_section() -> None:
     from heedmap import suites
 
@@ -167,14 +216,13 @@ def test_intervals_are_left_out_where_there_is_no_room() -> None:
 
 def test_maps_are_held_against_the_boxes_that_the_pictures_bring(finished_run: Path) -> None:
     from heedmap.data.pictures import TensorPictures
-    from heedmap.suites import run_suites
 
     classifier = Run.open(finished_run).classifier()
     images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, boxes = torch.arange(8) % 3, torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(8, 4)
     pictures = TensorPictures(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
     subject = Subject(classifier, pictures, labels, "parametrised", "this run")
-    found = run_suites(Wanted(suites=("localisation",), limit=6), subject)["localisation"]
+    found = ready_suites(Wanted(suites=("localisation",), limit=6), subject)["localisation"](Listener())
     assert found["sample"] == {"judged": 6, "of": 8}
     assert {"attention stage2", "grad-cam", "centre", "edges"} <= set(found["scores"])
     (section,) = sections({"localisation": found})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, repor
 from heedmap.report.sections import sections
 from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
-from heedmap.suites import Subject, Wanted, control_of, run_suites
+from heedmap.suites import Judge, Subject, Wanted, check_used, control_of, ready_suites
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_panel
 from heedmap.visualize.network import answer_of
@@ -51,7 +52,7 @@ class Evaluation:
             ``random`` beside; None where no boxes are known.
         images_per_second: network and decoding together.
         learned: how many of these pictures the run learned from, or was chosen by; they flatter it.
-        suites: what :func:`heedmap.suites.run_suites` found; empty unless asked for.
+        suites: what :func:`heedmap.suites.ready_suites` found; empty unless asked for.
         top1_with_flips: share of right answers where the logits of a picture and of its mirror image are averaged, at
             twice the cost; None unless asked for, and never what ``report.top1`` says.
     """
@@ -89,6 +90,7 @@ def evaluate(
     control: Run | None = None,
     flips: bool = False,
     listener: Listener | None = None,
+    on_found: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Judge a finished run on the test part of its own data, or on other data with the same classes.
 
@@ -104,10 +106,11 @@ def evaluate(
         control: a run that is judged beside this one for robustness and transfer.
         flips: judge the mirrored pictures too, for ``top1_with_flips``.
         listener: is told which suite is at work.
+        on_found: called with what is known so far, after accuracy and after each suite.
 
     Raises:
         DataError: data that cannot be used, or classes that the run does not know.
-        ModelError, OptionError: see :func:`heedmap.suites.run_suites`.
+        ModelError, OptionError: see :func:`heedmap.suites.ready_suites`; or a control that no suite would heed.
         RunError: a run that cannot be used, or a control with other classes or another picture size.
     """
     options, device = run.options, torch.device(device)
@@ -123,9 +126,17 @@ def evaluate(
     splits = check_splits(splits, options.workers or 2)
     whole = None if data is None or _is_same(data, options.data) else whole_folder(splits)
     pictures = whole or test_part(splits)
+    places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
+    check_used("control", control, () if wanted is None else wanted.suites)
+    suites: dict[str, Judge] = {}
+    if wanted is not None:  # before anything is judged, for it tells what cannot be used
+        sets = {"root": root or options.root, "download": download, "seed": options.seed, "test_share": options.test}
+        others = {} if control is None else {"control": control_of(control, classifier).to(device)}
+        labels = places[torch.as_tensor(pictures.labels)]
+        subject = Subject(classifier, pictures, labels, options.attention, "this run", others, sets)
+        suites = ready_suites(wanted, subject)
     precision = resolve(precision, device)
     judged = run_over(classifier, pictures, device, precision, options.memory)
-    places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
     found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, options))
@@ -133,12 +144,12 @@ def evaluate(
         other = run_over(classifier, pictures, device, precision, options.memory, mirrored=True)
         right = (judged.logits + other.logits).argmax(1) == judged.labels
         found = replace(found, top1_with_flips=float(right.double().mean()))
-    if wanted is None:
-        return found
-    sets = {"root": root or options.root, "download": download, "seed": options.seed, "test_share": options.test}
-    others = {} if control is None else {"control": control_of(control, classifier).to(device)}
-    subject = Subject(classifier, pictures, judged.labels, options.attention, "this run", others, sets)
-    return replace(found, suites=run_suites(wanted, subject, listener))
+    tell = on_found or (lambda _: None)
+    tell(found)
+    for name, judge_suite in suites.items():
+        found = replace(found, suites={**found.suites, name: judge_suite(listener or Listener())})
+        tell(found)
+    return found
 
 
 def count_learned(pictures: Pictures, options: TrainOptions) -> int:

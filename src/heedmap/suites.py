@@ -26,7 +26,15 @@ MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller pictur
 BATCH = 64
 WORKERS = 2
 
+USERS = {  # of an option, the suites that heed it
+    "annotations": ("localisation",),
+    "method": ("localisation", "faithfulness"),
+    "limit": ("localisation", "faithfulness", "robustness"),
+    "control": ("robustness", "transfer"),
+}
+
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Judge = Callable[[Listener], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,8 @@ class Wanted:
         methods: map methods; empty takes the learned attention and Grad-CAM, or for a control Grad-CAM alone.
         annotations: of the pictures, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
         transfer: folders or named sets for the transfer suite.
-        limit: pictures a suite, spread evenly over the classes; None takes all, and for slow suites those of ``MOST``.
+        limit: pictures that localisation, faithfulness and robustness judge, spread evenly over the classes; None takes
+            all, and for slow suites those of ``MOST``.
     """
 
     suites: tuple[str, ...] = ("accuracy",)
@@ -63,8 +72,8 @@ class Wanted:
                 raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
         if ("transfer" in self.suites) != bool(self.transfer):
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
-        if self.annotations is not None and "localisation" not in self.suites:
-            raise OptionError("Annotations are used by the localisation suite: --suite localisation.")
+        for option, value in (("annotations", self.annotations), ("method", self.methods), ("limit", self.limit)):
+            check_used(option, value or None, self.suites)
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
@@ -97,27 +106,43 @@ class Subject:
         return {self.name: self.classifier, **self.others}
 
 
-def run_suites(wanted: Wanted, subject: Subject, listener: Listener | None = None) -> dict[str, Any]:
-    """Ask the judges.
-
-    Returns:
-        suite -> what its report holds as plain numbers, with ``sample``: how many pictures of how many were judged.
+def check_used(option: str, value: Any, suites: tuple[str, ...]) -> None:
+    """Refuse an option (a key of ``USERS``) that was given, not None, and that none of the suites would heed.
 
     Raises:
-        DataError, ModelError, OptionError: see the judges.
+        OptionError: it is such a one.
     """
-    listener = listener or Listener()
-    found: dict[str, Any] = {}
-    for name in wanted.suites:
-        if name == "accuracy":
-            continue  # always judged, before
-        rows = spread_rows(subject.labels, wanted.limit or MOST.get(name))
-        sample = {"judged": len(rows), "of": len(subject.labels)}
-        listener.message(f"Suite {name}, {len(rows):,} of {len(subject.labels):,} pictures.")
-        found[name] = {**_JUDGES[name](wanted, subject, rows, listener), "sample": sample}
-        if name == "transfer":
-            del found[name]["sample"]  # it judges other pictures
-    return found
+    users = USERS[option]
+    if value is not None and not set(users) & set(suites):
+        raise OptionError(f"--{option} is heeded by {' and '.join(users)} alone: add --suite {users[0]}.")
+
+
+def ready_suites(wanted: Wanted, subject: Subject) -> dict[str, Judge]:
+    """Open all that the suites need, so that a wrong name is told before the first of them has worked for minutes.
+
+    Returns:
+        suite -> what judges when called with a listener; it gives what the suite's report holds as plain numbers, with
+        ``sample``: how many pictures of how many were judged. Accuracy is always judged before, and is not among them.
+
+    Raises:
+        DataError, ModelError, OptionError: a data set, annotations or a map that cannot be used.
+    """
+    return {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
+
+
+def _ready(name: str, wanted: Wanted, subject: Subject) -> Judge:
+    count = len(subject.labels)
+    rows = spread_rows(subject.labels, wanted.limit or MOST.get(name))
+    judge = _JUDGES[name](wanted, subject, rows)
+
+    def said_and_judged(listener: Listener) -> dict[str, Any]:
+        if name == "transfer":  # it judges other pictures
+            listener.message("Suite transfer.")
+            return judge(listener)
+        listener.message(f"Suite {name}, {len(rows):,} of {count:,} pictures.")
+        return {**judge(listener), "sample": {"judged": len(rows), "of": count}}
+
+    return said_and_judged
 
 
 def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
@@ -175,13 +200,13 @@ def _images(subject: Subject, rows: Tensor) -> Tensor:
     return plain(images)
 
 
-def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+def _localisation(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
     from heedmap.data.annotations import annotations_for
     from heedmap.evaluation.asking import all_maps, asking
     from heedmap.evaluation.localisation import localise
 
     pictures = subject.pictures.subset(rows)
-    annotations = annotations_for(pictures, wanted.annotations)
+    annotations, functions = annotations_for(pictures, wanted.annotations), map_functions(wanted, subject)
 
     def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
         def maps(some: Tensor) -> Tensor:
@@ -191,51 +216,62 @@ def _localisation(wanted: Wanted, subject: Subject, rows: Tensor, listener: List
 
         return maps
 
-    functions = map_functions(wanted, subject)
-    report = localise(
-        {name: called(name, function) for name, function in functions.items()},
-        annotations,
-        images=pictures,
-        size=min(subject.classifier.image_size, MOST_SIZE),
-        listener=listener,
-    )
-    first = next(iter(functions))
-    ranked = {kind: rows[torch.tensor(places)].tolist() for kind, places in report.ranked(first).items()}
-    boxes = {row: annotations.boxes[place].tolist() for place, row in enumerate(rows.tolist())}
-    shown = {row: boxes[row] for places in ranked.values() for row in places}
-    asked = "Attributions were asked about the true class."
-    return {**report.as_dict(), "ranked": {"map": first, "rows": ranked, "boxes": shown}, "asked": asked}
+    def judge(listener: Listener) -> dict[str, Any]:
+        report = localise(
+            {name: called(name, function) for name, function in functions.items()},
+            annotations,
+            images=pictures,
+            size=min(subject.classifier.image_size, MOST_SIZE),
+            listener=listener,
+        )
+        first = next(iter(functions))
+        ranked = {kind: rows[torch.tensor(places)].tolist() for kind, places in report.ranked(first).items()}
+        boxes = {row: annotations.boxes[place].tolist() for place, row in enumerate(rows.tolist())}
+        shown = {row: boxes[row] for places in ranked.values() for row in places}
+        asked = "Attributions were asked about the true class."
+        return {**report.as_dict(), "ranked": {"map": first, "rows": ranked, "boxes": shown}, "asked": asked}
+
+    return judge
 
 
-def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
     from heedmap.evaluation.asking import edge_map
     from heedmap.evaluation.faithfulness import faithfulness
     from heedmap.evaluation.randomisation import randomisation
 
-    images, functions = _images(subject, rows), map_functions(wanted, subject)
-    report = faithfulness(subject.classifier, images, functions, batch_size=BATCH, listener=listener)
-    checks = {}
-    for name, function in {**functions, "edges": edge_map}.items():
-        listener.message(f"Randomising the weights under {name}.")
-        checks[name] = randomisation(subject.classifier, images, function, independent=False).as_dict()
-    return {**report.as_dict(), "randomisation": checks}
+    functions = map_functions(wanted, subject)
+
+    def judge(listener: Listener) -> dict[str, Any]:
+        images = _images(subject, rows)
+        report = faithfulness(subject.classifier, images, functions, batch_size=BATCH, listener=listener)
+        checks = {}
+        for name, function in {**functions, "edges": edge_map}.items():
+            listener.message(f"Randomising the weights under {name}.")
+            checks[name] = randomisation(subject.classifier, images, function, independent=False).as_dict()
+        return {**report.as_dict(), "randomisation": checks}
+
+    return judge
 
 
-def _robustness(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
+def _robustness(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
     from heedmap.evaluation.robustness import robustness
 
-    labels = subject.labels[rows]
-    return robustness(subject.models, _images(subject, rows), labels, batch_size=BATCH, listener=listener).as_dict()
+    def judge(listener: Listener) -> dict[str, Any]:
+        images, labels = _images(subject, rows), subject.labels[rows]
+        return robustness(subject.models, images, labels, batch_size=BATCH, listener=listener).as_dict()
+
+    return judge
 
 
-def _transfer(wanted: Wanted, subject: Subject, rows: Tensor, listener: Listener) -> dict[str, Any]:
-    from heedmap.evaluation.transfer import transfer
+def _transfer(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
+    from heedmap.evaluation.transfer import check_sets, transfer
 
     sets = {name: check_splits(open_data(name, **subject.sets), WORKERS) for name in wanted.transfer}
-    return transfer(subject.models, sets, listener=listener).as_dict()
+    check_sets(sets)
+    return lambda listener: transfer(subject.models, sets, listener=listener).as_dict()
 
 
-_JUDGES: dict[str, Callable[[Wanted, Subject, Tensor, Listener], dict[str, Any]]] = {
+_JUDGES: dict[str, Callable[[Wanted, Subject, Tensor], Judge]] = {
     "localisation": _localisation,
     "faithfulness": _faithfulness,
     "robustness": _robustness,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.markup import escape
 
 from heedmap.commands.device import pick_device
+from heedmap.errors import DataError
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
+
+if TYPE_CHECKING:
+    from heedmap.evaluate import Evaluation
+    from heedmap.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +27,18 @@ class Evaluate:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
         suite: What is judged, with commas between: accuracy, localisation, faithfulness, robustness, transfer.
-        method: Maps judged, with commas between, such as attention,grad-cam. Default: these two, or Grad-CAM alone
-            for the control.
+        method: Maps that localisation and faithfulness judge, with commas between, such as attention,grad-cam. Default:
+            these two, or Grad-CAM alone for the control.
         annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
             Default: what the data brings.
         transfer: Folders or named sets for the transfer suite.
         control: A run judged beside this one for robustness and transfer, such as its matched control.
         flips: Judge the mirrored pictures too; the accuracy of both answers averaged is reported beside the plain one.
-        limit: Pictures a suite, each class with its share. Default: all; 100 for faithfulness, 200 for robustness.
-        out: Folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of the run's own
-            test part go into the run's report, others into evaluation-1, -2, ...; without suites only print.
+        limit: Pictures that localisation, faithfulness and robustness judge, each class with its share; accuracy takes
+            all. Default: all; 100 for faithfulness, 200 for robustness.
+        out: New or empty folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of
+            the run's own test part go into the run's report, others into evaluation-1, -2, ...; without suites only
+            print.
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
         root: Where named sets lie. Default: as in the run.
@@ -55,12 +62,12 @@ class Evaluate:
 
     def work(self) -> None:
         """Judge and print the tables."""
-        from heedmap.evaluate import evaluate, write_evaluation
-        from heedmap.options import free_name
-        from heedmap.refresh import refresh
+        from heedmap.evaluate import evaluate
         from heedmap.runs import Run
         from heedmap.suites import Wanted
 
+        if self.out is not None:
+            _refuse_other(Path(self.out))
         wanted = Wanted(
             suites=_split(self.suite),
             methods=_split(self.method),
@@ -69,19 +76,33 @@ class Evaluate:
             limit=self.limit,
         )
         run, device = Run.open(self.run), pick_device(self.device)
-        with progress() as listener:
-            found = evaluate(
-                run,
-                self.data,
-                device=device,
-                precision=self.precision,
-                root=self.root,
-                download=self.download,
-                wanted=wanted,
-                control=None if self.control is None else Run.open(self.control),
-                flips=self.flips,
-                listener=listener,
-            )
+        found: list[Evaluation] = []
+        try:
+            with progress() as listener:
+                evaluate(
+                    run,
+                    self.data,
+                    device=device,
+                    precision=self.precision,
+                    root=self.root,
+                    download=self.download,
+                    wanted=wanted,
+                    control=None if self.control is None else Run.open(self.control),
+                    flips=self.flips,
+                    listener=listener,
+                    on_found=found.append,
+                )
+        finally:  # what is known before a later suite fails, or Ctrl-C comes, took long enough
+            if found:
+                self._tell(run, found[-1], device)
+        show_next(f"heedmap visualize {shlex.quote(self.run)} PICTURES")
+
+    def _tell(self, run: Run, found: Evaluation, device: str) -> None:
+        """Print what was found, and write it where it belongs."""
+        from heedmap.evaluate import write_evaluation
+        from heedmap.options import free_name
+        from heedmap.refresh import refresh
+
         show_evaluation(found.as_dict())
         show_sections(found.suites)
         out = Path(self.out) if self.out else None
@@ -92,7 +113,13 @@ class Evaluate:
             out = free_name(Path(), "evaluation")
         if out is not None:
             console.print(f"Written to {escape(str(write_evaluation(found, out)))}", soft_wrap=True)
-        show_next(f"heedmap visualize {shlex.quote(self.run)} PICTURES")
+
+
+def _refuse_other(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"Output folder {out} is a file; name another one.")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"Output folder {out} is not empty; name another one.")
 
 
 def _split(words: tuple[str, ...]) -> tuple[str, ...]:

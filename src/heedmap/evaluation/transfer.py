@@ -121,10 +121,9 @@ def transfer(
     """
     if not models or not sets:
         raise OptionError("There is no model or no data set; name at least one of each.")
+    check_sets(sets)
     rows = []
     for data, splits in sets.items():
-        if splits.test is None:
-            raise DataError(f"{data} has no test part; add a folder 'test' beside 'train'.")
         for name, model in models.items():
             if listener is not None:
                 listener.message(f"Transfer: {name} to {data}")
@@ -142,6 +141,17 @@ def transfer(
             found = probe(*train, features, labels, costs=costs, folds=folds, seed=seed)
             rows.append(TransferRow(name, data, found))
     return TransferReport(tuple(rows), {"costs": list(costs), "folds": folds, "seed": seed, "length": "one (L2)"})
+
+
+def check_sets(sets: Mapping[str, Splits]) -> None:
+    """Check that each data set has what is judged.
+
+    Raises:
+        DataError: one has no test part.
+    """
+    for data, splits in sets.items():
+        if splits.test is None:
+            raise DataError(f"{data} has no test part; add a folder 'test' beside 'train'.")
 
 
 def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], layer: str | None = None) -> Tensor:
