@@ -130,3 +130,19 @@ def after_training(**asked: float) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["map_supervision", "map_consistency", "map_entropy"])
 def test_what_is_asked_of_the_maps_reaches_the_training(name: str) -> None:
     assert after_training(**{name: 1.0})[name] < after_training()[name]
+
+
+def test_nothing_is_asked_of_the_controls_constant_maps() -> None:
+    def losses(**asked: float) -> list[float]:
+        scenes = digit_scenes("train", 16, size=48)
+        torch.manual_seed(0)
+        classifier = build_classifier(Architecture("compact", "none", None, "concat", None, 48, scenes.classes))
+        options = TrainOptions(attention="none", epochs=2, learning_rate=0.01, weight_decay=0.0, **asked)  # type: ignore[arg-type]
+        batches = TrainingBatches(
+            Store(scenes, 48, 1, 1e9), 48, 8, Augmentation("none", False), 0, with_masks="map_supervision" in asked
+        )
+        return [report.train_loss for report in fit(classifier, batches, None, options)]
+
+    plain = losses()
+    assert losses(map_entropy=1.0) == plain
+    assert losses(map_supervision=1.0) == plain

@@ -68,3 +68,5 @@ def test_the_shift_follows_the_side_and_the_net_and_must_leave_something() -> No
     assert derive(TrainOptions(), splits(200, 150)).shift is None
     with pytest.raises(OptionError, match="shift = 32 leaves nothing of pictures of 32 pixels"):
         derive(TrainOptions(shift=32), splits(12_000, 32))
+    with pytest.raises(OptionError, match="shift = 5 is for augment = shift; here augment is crop"):
+        derive(TrainOptions(shift=5), splits(200, 150))

@@ -125,7 +125,7 @@ def hottest(values: Values) -> tuple[float, float]:
 
 
 def is_flat(values: Values) -> bool:
-    """Whether a map is even to rounding, its largest value below 1.05 times its mean: its hottest cell says nothing."""
+    """Whether a map is about even, its largest value below 1.05 times its mean: its hottest cell says nothing."""
     grid = grid_of(values)
     peak, mean = float(grid.max()), float(grid.mean())
     return peak < FLAT * mean if mean > 0 else peak == float(grid.min())

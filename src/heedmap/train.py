@@ -134,6 +134,8 @@ def anchored(options: TrainOptions) -> TrainOptions:
     if options.pretrained is not None and Path(options.pretrained).is_file():
         changes["pretrained"] = _whole_path(options.pretrained)
     if options.annotations is not None:
+        if not Path(options.annotations).exists():
+            raise DataError(f"There are no annotations {options.annotations}; give a folder or a file that exists.")
         changes["annotations"] = _whole_path(options.annotations)
     return replace(options, **changes)
 
@@ -214,6 +216,8 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
             training, validation = splits.train.subset(kept), splits.train.subset(taken)
             splits = replace(splits, train=training)
     derived = derive(options, splits)
+    if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
+        listener.message("attention = none: the control's maps are constant, so what is asked of maps is passed over.")
     if options.map_supervision and options.annotations is not None:
         training, notes = _outlined(training, options.annotations, derived.image_size or 0)
         splits = replace(splits, train=training, notes=splits.notes + notes)

@@ -259,6 +259,8 @@ class Fitting:
     def _map_terms(self, attention: dict[str, Tensor], masks: Tensor | None) -> Tensor | float:
         """What the options ask of the maps; zero where they ask nothing. Masks do not fit pictures that were mixed."""
         options, total = self.options, cast("Tensor | float", 0.0)
+        if options.attention == "none":  # its maps are constant; a term would only blur the loss
+            return total
         maps = attention
         if options.map_consistency:
             halves = {tap: values.chunk(2) for tap, values in attention.items()}

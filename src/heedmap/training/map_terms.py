@@ -1,4 +1,6 @@
-"""What training may ask of the maps besides the right answer; each term is a number from 0 (best) to about 1.
+"""What training may ask of the maps besides the right answer; 0 is best.
+
+Entropy and disagreement end at 1; the logarithm in ``outside`` ends at 13.8, where nothing lies on the object.
 
 All are differentiable in the maps that the network used, and act on every tap alike.
 """

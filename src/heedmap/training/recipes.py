@@ -44,7 +44,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     more often than a large one.
 
     Raises:
-        OptionError: a shift as wide as the picture.
+        OptionError: a shift as wide as the picture, or where pictures are not shifted.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
@@ -62,7 +62,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
         model=model,
         image_size=size,
         augment=kind,
-        shift=_shift(options, model, size) if kind == "shift" else None,
+        shift=_shift(options, model, size, kind),
         flip=chosen.flip if options.flip is None else options.flip,
         cutmix=cutmix if options.cutmix is None else options.cutmix,
         batch_size=batch,
@@ -74,9 +74,11 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     )
 
 
-def _shift(options: TrainOptions, model: str, size: int) -> int:
+def _shift(options: TrainOptions, model: str, size: int, kind: str) -> int | None:
     if options.shift is None:  # the fewer passes, the less a picture has to vary
-        return size // (16 if model == "whitened" else 8)
+        return size // (16 if model == "whitened" else 8) if kind == "shift" else None
+    if kind != "shift":
+        raise OptionError(f"shift = {options.shift} is for augment = shift; here augment is {kind}.")
     if options.shift >= size:
         raise OptionError(f"shift = {options.shift} leaves nothing of pictures of {size} pixels; give fewer pixels.")
     return options.shift
