@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
+from heedmap.allocation import keep_freed_memory
 from heedmap.terminal import console, progress, show_next, show_result
 
 
@@ -25,6 +26,7 @@ class Demo:
         """Train, draw, and say where to look."""
         from heedmap.demo import demo
 
+        keep_freed_memory()
         with progress() as listener:
             run, page = demo(self.out, seed=self.seed, listener=listener)
         show_result(run.path)

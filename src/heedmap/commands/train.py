@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from heedmap.allocation import keep_freed_memory
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
 from heedmap.terminal import progress, show_next, show_result
@@ -34,6 +35,7 @@ class Train(TrainOptions):
         """Train, and say what to do next."""
         from heedmap.train import refuse_changes, train
 
+        keep_freed_memory()
         if self.resume is None and not self.data:
             raise OptionError(
                 "Name the data: `heedmap train DIR`, or `heedmap train digit-scenes` for the embedded set."
