@@ -303,6 +303,14 @@ def test_the_table_sets_perfect_random_and_centre_beside_each_other(model, weigh
     assert report.as_dict()["rows"][0]["sentence"] == rows["perfect"].sentence
 
 
+def test_no_verdict_is_given_from_a_handful_of_pictures(model, pictures):
+    few = faithfulness(model, pictures[:3], {"perfect": perfect_map}, measures=["deletion"]).rows
+    assert few[0].sentence == "perfect: too few pictures to tell (n = 3; 20 are needed)"
+    assert few[2].sentence == "random 8x8: not compared with chance"
+    enough = faithfulness(model, pictures.repeat(4, 1, 1, 1)[:20], {"perfect": perfect_map}, measures=["deletion"])
+    assert "chance in deletion" in enough.rows[0].sentence
+
+
 def test_each_grid_has_a_random_map_of_its_own(model, pictures):
     methods = {"fine": perfect_map, "coarse": lambda *given: perfect_map(*given)[:, ::2, ::2]}
     report = faithfulness(model, pictures, methods, measures=["deletion"])

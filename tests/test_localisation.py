@@ -13,8 +13,10 @@ from heedmap.errors import DataError, OptionError
 from heedmap.evaluation.baselines import edges, fixed_baselines
 from heedmap.evaluation.binarise import masks_of, otsu_levels, scaled
 from heedmap.evaluation.bootstrap import Bootstrap
+from heedmap.evaluation.classification import wilson_interval
 from heedmap.evaluation.components import components
 from heedmap.evaluation.localisation import METRICS, localise
+from heedmap.evaluation.localisation_report import YES_NO
 from heedmap.evaluation.measures import near
 
 SIDE = 16
@@ -205,7 +207,21 @@ def test_a_map_that_is_the_mask_is_perfect_in_every_metric(generator):
     masks = squares(12, generator)
     report = localise({"mask": masks[:, None].float()}, annotated(masks), size=SIDE, draws=50)
     for name in METRICS:
-        assert report.scores["mask"][name] == pytest.approx((1.0, 1.0, 1.0), abs=1e-6), name
+        low = wilson_interval(1.0, 12)[0] if name in YES_NO else 1.0
+        assert report.scores["mask"][name] == pytest.approx((1.0, low, 1.0), abs=1e-6), name
+
+
+def test_no_hit_in_six_pictures_does_not_mean_that_there_will_never_be_one():
+    masks = torch.zeros(6, SIDE, SIDE, dtype=torch.bool)
+    masks[:, :4, :4] = True
+    maps = torch.zeros(6, 1, SIDE, SIDE)
+    maps[..., -1, -1] = 1
+    scores = localise({"corner": maps}, annotated(masks), size=SIDE, draws=20).scores["corner"]
+    for name in ("pointing", "pointing_near", "corloc"):
+        assert scores[name] == pytest.approx((0.0, 0.0, 0.3903), abs=5e-5), name  # z^2 / (n + z^2)
+    assert (scores["energy"].low, scores["energy"].high) == (0.0, 0.0)  # no yes or no: the bootstrap's
+    flat = localise({"flat": torch.zeros(6, 1, 4, 4)}, annotated(masks), size=SIDE, draws=20).scores["flat"]
+    assert flat["pointing"].low == pytest.approx(flat["pointing"].high)  # each picture says the same share
 
 
 def test_a_random_map_is_at_chance_and_so_is_a_uniform_one(generator):

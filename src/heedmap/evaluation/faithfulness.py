@@ -34,6 +34,7 @@ from heedmap.listener import Listener
 MEASURES = ("deletion", "insertion", "road", "drop")
 # Less is better (-1) or more (+1). Drop and increase are not judged: they follow the area of a map.
 JUDGED = {"deletion": -1, "insertion": 1, "road": 1}
+FEWEST = 20  # pictures; the spread of fewer is too uncertain for an interval of the normal kind to be believed
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class MapScores:
         chance: name of the random map of the same grid; None for a random map.
         better: of ``deletion``, ``insertion``, ``road`` those measured -> by how much the map is better than that
             random map, picture by picture; above 0 is better.
+        count: pictures it was judged on.
     """
 
     name: str
@@ -56,10 +58,16 @@ class MapScores:
     scores: dict[str, Score]
     chance: str | None
     better: dict[str, Score]
+    count: int
 
     @property
     def sentence(self) -> str:
-        """One line: in which measures the interval of the gain over chance leaves out zero, and on which side."""
+        """One line: in which measures the interval of the gain over chance leaves out zero, and on which side.
+
+        Below ``FEWEST`` pictures it says that there are too few.
+        """
+        if self.better and self.count < FEWEST:
+            return f"{self.name}: too few pictures to tell (n = {self.count}; {FEWEST} are needed)"
         above = [measure for measure, gain in self.better.items() if gain.low > 0]
         below = [measure for measure, gain in self.better.items() if gain.high < 0]
         level = [measure for measure in self.better if measure not in above + below]
@@ -201,13 +209,13 @@ def _row(name: str, maps: Tensor, values: Mapping[str, Mapping[str, Tensor]]) ->
     scores = {measure: score(each) for measure, each in own.items()}
     height, width = maps.shape[1:]
     if name == chance:
-        return MapScores(name, (height, width), scores, None, {})
+        return MapScores(name, (height, width), scores, None, {}, len(maps))
     better = {
         measure: score(sign * (own[measure] - values[chance][measure]))
         for measure, sign in JUDGED.items()
         if measure in own
     }
-    return MapScores(name, (height, width), scores, chance, better)
+    return MapScores(name, (height, width), scores, chance, better, len(maps))
 
 
 def _plain(baseline: str | Tensor) -> str | list[float]:

@@ -16,8 +16,9 @@ from heedmap.errors import DataError, OptionError
 from heedmap.evaluation.baselines import FIXED_BASELINES, edges, fixed_baselines
 from heedmap.evaluation.binarise import LEVELS, scaled
 from heedmap.evaluation.bootstrap import Bootstrap
+from heedmap.evaluation.classification import wilson_interval
 from heedmap.evaluation.components import Components, components
-from heedmap.evaluation.localisation_report import METRICS, PER_PICTURE, LocalisationReport, Score
+from heedmap.evaluation.localisation_report import METRICS, PER_PICTURE, YES_NO, LocalisationReport, Score
 from heedmap.evaluation.measures import (
     IGNORED,
     OBJECT,
@@ -83,7 +84,7 @@ def localise(
             chooses on each half of the pictures, drawn with ``seed``, the threshold for the other half.
         size: side in pixels at which maps and objects are compared; at most 1024.
         tolerance: by how many shares of the picture's side ``pointing_near`` may miss.
-        draws: of the bootstrap; 0 gives intervals of NaN.
+        draws: of the bootstrap; 0 gives NaN for the intervals that come of it.
         seed: of the bootstrap, the halves and the random baseline.
         listener: hears which map is being judged.
 
@@ -310,8 +311,22 @@ class _Judge:
         of_draws = _figures(*(drawn[:, ends[i] : ends[i + 1]].astype(np.float64) for i in range(3)))
         of_all = _figures(*(part.mean(0, dtype=np.float64)[None] for part in flat))
         return {
-            metric: Score(float(of_all[metric][0]), *self._bootstrap.interval(of_draws[metric])) for metric in METRICS
+            metric: Score(
+                float(of_all[metric][0]),
+                *(
+                    wilson_interval(float(of_all[metric][0]), count)
+                    if _is_yes_no(metric, per_picture)
+                    else self._bootstrap.interval(of_draws[metric])
+                ),
+            )
+            for metric in METRICS
         }
+
+
+def _is_yes_no(metric: str, per_picture: Mapping[str, Floats]) -> bool:
+    """Whether every picture says yes or no. Of 0 hits in 6 every draw of a bootstrap has 0, and knows no better."""
+    # Of a map with several hottest places a picture counts in part, which Wilson's interval would take for luck.
+    return metric in YES_NO and bool(np.isin(per_picture.get(metric, 0.0), (0.0, 1.0)).all())
 
 
 def _figures(single: Floats, counts: Floats, hits: Floats) -> dict[str, Floats]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heedmap.errors import OptionError, nearest
 
-__all__ = ["METRICS", "PER_PICTURE", "LocalisationReport", "Score"]
+__all__ = ["METRICS", "PER_PICTURE", "YES_NO", "LocalisationReport", "Score"]
 
 Floats = NDArray[np.float64]
 
@@ -40,9 +40,12 @@ METRICS = {
 PER_PICTURE = ("pointing", "pointing_near", "energy", "otsu_iou", "best_iou", "corloc")
 """The metrics that are means of one figure for each picture."""
 
+YES_NO = ("pointing", "pointing_near", "corloc", "max_box_acc")
+"""The metrics that say yes or no of a picture, unless its map is equally hot in several places."""
+
 
 class Score(NamedTuple):
-    """A figure from 0 to 1 and the ends of its interval (95 %, bootstrap over pictures)."""
+    """A figure from 0 to 1 and the ends of its 95 % interval over pictures: Wilson's of yes and no, else bootstrap."""
 
     value: float
     low: float

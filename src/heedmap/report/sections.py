@@ -75,7 +75,7 @@ def _localisation(found: Mapping[str, Any]) -> Section:
         *found["notes"],
     ]  # fmt: skip
     sentence = (
-        "Do maps lie where the annotated objects are? In per cent, with the 95 % bootstrap interval over pictures; a "
+        "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over pictures; a "
         "map that does not beat the lines of centre and edges says little."
     )
     return Section("localisation", "Does it lie on the object?", sentence, (table,), tuple(notes))
