@@ -527,3 +527,48 @@ def test_a_damaged_picture_is_an_error_of_the_data_in_python_too(tmp_path: Path)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="without class folders"):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (".", "is a folder; name a file in it, such as"),
+        ("absent/a.json", "There is no folder"),
+        ("mine.json", "mine.json exists already and holds no findings of an audit; name another file."),
+    ],
+)
+def test_a_file_for_findings_that_cannot_be_meant_is_refused_before_the_audit(
+    cue_folder: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    monkeypatch.setattr("heedmap.data.audit.audit", lambda *_, **__: pytest.fail("the audit was begun"))
+    (tmp_path / "mine.json").write_text('{"title": "mine"}')
+    assert said in refusal("audit", cue_folder, "--json", tmp_path / name)
+    assert (tmp_path / "mine.json").read_text() == '{"title": "mine"}'
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        ("predict", "m.onnx", "is an exported file, which `heedmap visualize` and `heedmap serve` take"),
+        ("evaluate", "m.onnx", "is an exported file, which"),
+        ("visualize", "m.pt2", "is a program for torch.export.load, which no command takes"),
+        ("predict", "m.txt", "is a file, and neither a run's folder nor an exported .onnx file."),
+    ],
+)
+def test_a_file_in_place_of_a_run_is_said_to_be_what_it_is(
+    cue_folder: Path, tmp_path: Path, refusal: Refusal, command: str, name: str, said: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    line = refusal(command, tmp_path / name, cue_folder)
+    assert said in line
+    assert "heedmap train" not in line
+
+
+def test_predicting_nothing_but_broken_pictures_is_refused(
+    finished_run: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.png").write_bytes(b"")
+    for _ in range(2):  # the second time the table is there already
+        line = refusal("predict", finished_run, tmp_path / "a.png", "--out", tmp_path / "out")
+        assert f"No picture was answered: 1 picture could not be read; {tmp_path / 'out' / 'unreadable'} says" in line

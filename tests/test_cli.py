@@ -195,6 +195,7 @@ def test_audit_prints_and_writes_its_findings(cue_folder: Path, tmp_path: Path, 
     assert "train 36, test 36 pictures; full audit" in text
     assert json.loads((tmp_path / "findings.json").read_text())["pictures"] == {"train": 36, "test": 36}
     assert last_line(text) == f"Next: heedmap train {cue_folder}"
+    told(capsys, "audit", cue_folder, "--json", tmp_path / "findings.json")  # an earlier audit is replaced
 
 
 def test_audit_names_the_files(make_cue_folder: typing.Any, capsys: Captured) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
 from heedmap.cli import main
 from heedmap.data.decoding import square
-from heedmap.errors import DataError, ModelError, OptionError
+from heedmap.errors import DataError, HeedmapError, ModelError, OptionError
 from heedmap.export import INCLUDES, export, onnx_file
 from heedmap.export.gradients import avg_pool_backward, with_gradients
 from heedmap.export.parity import compare
@@ -241,9 +241,14 @@ def test_a_target_is_refused_where_none_can_be_asked_about(file):
 def test_files_that_are_no_exports_are_named(file, tmp_path):
     with pytest.raises(ModelError, match="There is no file"):
         OnnxClassifier(tmp_path / "none.onnx")
-    (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(ModelError, match=r"text\.onnx cannot be run"):
-        OnnxClassifier(tmp_path / "text.onnx")
+    content = file.read_bytes()
+    for name, some in (("text", b"hello"), ("empty", b""), ("cut", content[: len(content) // 2])):
+        (tmp_path / f"{name}.onnx").write_bytes(some)
+        with pytest.raises(ModelError, match=rf"{name}\.onnx is damaged or no ONNX file; copy or export it again\.$"):
+            OnnxClassifier(tmp_path / f"{name}.onnx")
+    (tmp_path / "model.pt2").write_bytes(b"PK")
+    with pytest.raises(ModelError, match=r"model\.pt2 is a program for torch\.export\.load"):
+        OnnxClassifier(tmp_path / "model.pt2")
     import onnx
 
     model = onnx.load(file)
@@ -342,6 +347,24 @@ def test_what_cannot_be_meant_is_refused(words, message, classifier, tmp_path):
         export(classifier, tmp_path / "model", pictures=noise((32, 32)), **words)
 
 
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("folder", "onnx", r"folder is a folder; name a file in it, such as \S+folder/model\.onnx\.$"),
+        ("there.onnx", "onnx", r"there\.onnx exists already; name another --out, or allow it with --overwrite"),
+        ("m.txt", "onnx", r"onnx ends in \.onnx; name \S+m\.onnx\.$"),
+        ("m.onnx", "torch-export", r"torch-export ends in \.pt2; name \S+m\.pt2\.$"),
+    ],
+)
+def test_a_target_that_cannot_be_meant_is_refused_before_the_work(name, to, message, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["heedmap.export"], "_proven", lambda *_: pytest.fail("the work was begun"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there.onnx").write_bytes(b"precious")
+    with pytest.raises(HeedmapError, match=message):
+        export(classifier, tmp_path / name, to=to, pictures=noise((32, 32)))
+    assert (tmp_path / "there.onnx").read_bytes() == b"precious"
+
+
 # ---- the command
 
 
@@ -350,6 +373,8 @@ def test_the_command_writes_into_the_run_and_tells_the_parity(copied_run, capsys
     said = capsys.readouterr()
     assert "16 pictures, in batches of 1, 3, 16: the same class for 100%;" in said.out
     assert "map_combined" in said.out
+    stages = ("Reading the pictures", "Tracing", "Writing it as ONNX", "Proving that the file")
+    assert [line.startswith(stage) for line, stage in zip(said.out.splitlines(), stages, strict=False)] == [True] * 4
     assert said.out.splitlines()[-1].startswith("Next: heedmap serve")
     assert said.err == ""
     assert OnnxClassifier(copied_run / "model.onnx").metadata["parity"]["agreement"] == 1.0

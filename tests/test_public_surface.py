@@ -50,7 +50,7 @@ FIELDS = {
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data suite method annotations transfer control flips limit out device precision root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",
-    "export": "run to out include int8 pictures",
+    "export": "run to out include int8 pictures overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run pictures with_ host port browser device",
     "audit": "data depth json show root download seed test",

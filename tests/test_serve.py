@@ -266,6 +266,7 @@ def test_health_classes_and_the_page_tell_what_there_is() -> None:
     assert "http://" not in page.text  # nothing from elsewhere
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "#result[hidden] { display: none; }" in page.text  # or its grid shows a broken picture before the first
 
 
 # What is refused

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from heedmap.classifier import combined_map
 from heedmap.data.decoding import crop_box, read_picture
-from heedmap.errors import DataError, OptionError, PictureError
+from heedmap.errors import DataError, OptionError, PictureError, Stopped
 from heedmap.records import Output
 from heedmap.visualize import expand_pictures, visualize
 from heedmap.visualize.answers import TILE
@@ -278,6 +279,52 @@ def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
     pictures = [red_spot(tmp_path / f"{n}.png") for n in range(3)]
     visualize(Fake(), pictures, tmp_path / "out", batch_size=2, on_progress=told.append)
     assert told == [2, 3]
+
+
+class Impatient(Fake):
+    """The user interrupts while the batch with this number is computed."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.last = batch
+
+    def forward(self, images: Tensor, query: Tensor | None = None) -> Output:
+        if len(self.batches) + 1 == self.last:
+            raise KeyboardInterrupt
+        return super().forward(images, query)
+
+
+@pytest.mark.parametrize("scale", ["picture", "set"])
+def test_whoever_interrupts_keeps_rows_and_page_of_what_was_drawn(tmp_path: Path, scale: str) -> None:
+    pictures = [red_spot(tmp_path / f"{number}.png") for number in range(6)]
+    out = tmp_path / "out"
+    with pytest.raises(Stopped, match=r"^Stopped after 4 of 6 pictures; .* in \S+index.html\.$"):
+        visualize(Impatient(3), pictures, out, batch_size=2, scale=scale)
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        assert [Path(row["path"]).stem for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    assert "Stopped after 4 of 6 pictures." in (out / "index.html").read_text(encoding="utf-8")
+    for part in ("panels", "maps", "thumbnails"):
+        assert sorted(path.stem for path in (out / part).iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_an_interruption_in_the_midst_of_writing_leaves_no_file_without_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(picture: Image.Image) -> bytes:
+        if len(list((tmp_path / "out" / "maps").iterdir())) > 2:
+            raise KeyboardInterrupt
+        return png(picture)
+
+    monkeypatch.setattr(sys.modules["heedmap.visualize"], "png", impatient)
+    with pytest.raises(Stopped, match="after 2 of 6"):
+        visualize(Fake(), [red_spot(tmp_path / f"{n}.png") for n in range(6)], tmp_path / "out", batch_size=2)
+    assert sorted(path.stem for path in (tmp_path / "out" / "maps").iterdir()) == ["0", "1"]
+
+
+def test_an_interruption_before_the_first_picture_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        visualize(Impatient(1), [red_spot(tmp_path / "a.png")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_folders_patterns_and_lists_become_paths_each_once(

@@ -7,6 +7,7 @@ kind. Resizing and normalisation are inside the graph, so a picture goes in as i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from heedmap.errors import ModelError
 
-__all__ = ["Answers", "OnnxClassifier"]
+__all__ = ["Answers", "OnnxClassifier", "what_file"]
 
 KEY = "heedmap"
 """Under this name the file's metadata hold one JSON object; ``heedmap.export`` writes it."""
@@ -108,6 +109,7 @@ class OnnxClassifier:
 
 
 _KINDS = (MAP, FEATURES)
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph")  # classes of onnxruntime, which has no module of them
 
 
 def _checked(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -120,6 +122,8 @@ def _checked(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _session(path: Path, threads: int | None) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no file {path}; `heedmap export RUN --to onnx` makes one.")
+    if path.suffix.lower() == ".pt2":
+        raise ModelError(f"{path} is {what_file(path)}")
     try:
         import onnxruntime
     except ImportError:
@@ -130,7 +134,20 @@ def _session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base class of their own
-        raise ModelError(f"{path} cannot be run: {str(error).strip().splitlines()[0]}") from None
+        if type(error).__name__ in _DAMAGED or "No graph was found" in str(error):
+            raise ModelError(f"{path} is damaged or no ONNX file; copy or export it again.") from None
+        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().splitlines()[0])
+        raise ModelError(f"{path} cannot be run: {reason}") from None
+
+
+def what_file(path: Path) -> str:
+    """Say of a file that stands where it does not belong what it is, and which command takes it; a sentence's end."""
+    kind = path.suffix.lower()
+    if kind == ".onnx":
+        return "an exported file, which `heedmap visualize` and `heedmap serve` take; name the run's folder here."
+    if kind == ".pt2":
+        return "a program for torch.export.load, which no command takes; name a run's folder."
+    return "a file, and neither a run's folder nor an exported .onnx file."
 
 
 def _metadata(session: Any, path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.errors import RunError
+from heedmap.onnx_classifier import what_file
 from heedmap.options import TrainOptions, known_options
 
 SCHEMA = 1
@@ -98,6 +99,8 @@ class Run:
             RunError: no such folder, not a run, not finished, from a newer heedmap, or changed since.
         """
         folder = Path(path)
+        if folder.is_file():
+            raise RunError(f"{folder} is {what_file(folder)}")
         if not folder.is_dir():
             raise RunError(f"No run folder {folder}; `heedmap train DATA` makes one.")
         if not (folder / CONFIG).is_file():

@@ -12,6 +12,7 @@ from typing import Literal
 import tyro
 from rich.markup import escape
 
+from heedmap.errors import DataError
 from heedmap.options import check_range
 from heedmap.terminal import console, show_audit, show_next
 
@@ -47,6 +48,7 @@ class AuditData:
         from heedmap.runs import disk, write_whole
 
         check_range("show", self.show, 0, 1_000_000_000)
+        _check_target(self.json)
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
@@ -60,3 +62,26 @@ class AuditData:
                 write_whole(target, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False).encode())
             console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
         show_next(f"heedmap train {shlex.quote(self.data)}")
+
+
+def _check_target(json: str | None) -> None:
+    """Look at the file before the work; one that is there may hold an earlier audit and nothing else."""
+    if json is None:
+        return
+    path = Path(json)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file in it, such as {path / 'findings.json'}.")
+    if not path.parent.is_dir():
+        raise DataError(f"There is no folder {path.parent} for the findings.")
+    if path.exists() and not _is_audit(path):
+        raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")
+
+
+def _is_audit(path: Path) -> bool:
+    import json
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"findings", "depth"} <= content.keys()

@@ -11,7 +11,8 @@ from typing import Literal
 import tyro
 from rich.markup import escape
 
-from heedmap.terminal import console, show_next, show_table
+from heedmap.options import counted
+from heedmap.terminal import console, progress, show_next, show_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Export:
         include: Maps of a target class, computed inside the file: grad_cam, saliency.
         int8: Weights in eight bits: smaller, and close rather than equal (ONNX only).
         pictures: Files, folders or patterns for the proof. Default: 16 of the run's test part.
+        overwrite: Replace a file that is there.
     """
 
     run: tyro.conf.Positional[str]
@@ -33,6 +35,7 @@ class Export:
     include: tuple[str, ...] = ()
     int8: bool = False
     pictures: tuple[str, ...] | None = None
+    overwrite: bool = False
 
     def work(self) -> None:
         """Export, prove, write, and say how close the file comes."""
@@ -43,7 +46,7 @@ class Export:
 
         run = Run.open(self.run)
         named = expand_pictures(self.pictures, sys.stdin)[:64] if self.pictures else None
-        with console.status("exporting"):
+        with progress() as listener:
             made = export(
                 run,
                 Path(self.out) if self.out else None,
@@ -51,11 +54,13 @@ class Export:
                 include=self.include,
                 int8=self.int8,
                 pictures=None if named is None else [read_picture(path) for path in named],
+                overwrite=self.overwrite,
+                listener=listener,
             )
         parity = made.parity
         sizes = ", ".join(map(str, parity.batches))
         console.print(
-            f"Against the model, {parity.pictures} pictures, in batches of {sizes}: the same class for "
+            f"Against the model, {counted(parity.pictures, 'picture')}, in batches of {sizes}: the same class for "
             f"{parity.agreement:.0%}; largest difference:"
         )
         lines = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -13,9 +14,11 @@ import tyro
 from rich.markup import escape
 
 from heedmap.commands.device import pick_device
-from heedmap.errors import OptionError
+from heedmap.errors import DataError, OptionError
 from heedmap.options import check_range, counted
 from heedmap.terminal import console, counting, show_next
+
+_SPECIAL = '"$`\\!'  # what a shell reads between double quotes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Predict:
     def work(self) -> None:
         """Answer, and say where the tables are."""
         from heedmap.data.loading import Share
-        from heedmap.predict import Question, find_sources, predict
+        from heedmap.predict import MANIFEST, Question, find_sources, predict
         from heedmap.runs import Run
 
         check_range("batch_size", self.batch_size, 1, 100_000)
@@ -88,9 +91,24 @@ class Predict:
         )
         if result.unreadable:
             console.print(f"Why not: [bold]{escape(str(Path(self.out) / 'unreadable'))}[/]", soft_wrap=True)
+        if result.finished:
+            _refuse_nothing(Path(self.out), MANIFEST)
         if share.rank == 0:
-            table = f"import pyarrow.parquet as p; print(p.read_table({str(Path(self.out) / 'predictions')!r}))"
-            show_next(f"python -c {shlex.quote(table)}")
+            show_next(_showing(Path(self.out) / "predictions"))
+
+
+def _refuse_nothing(out: Path, manifest: str) -> None:
+    """A script must learn that no picture at all could be read."""
+    written = json.loads((out / manifest).read_text(encoding="utf-8"))
+    if written["pictures"] == 0:
+        lost = counted(written["unreadable"], "picture")
+        raise DataError(f"No picture was answered: {lost} could not be read; {out / 'unreadable'} says why.")
+
+
+def _showing(table: Path) -> str:
+    """The command that prints the table; in double quotes, unless the name of the folder needs more than these."""
+    program = f"import pyarrow.parquet as p; print(p.read_table({str(table)!r}))"
+    return f"python -c {shlex.quote(program)}" if set(program) & set(_SPECIAL) else f'python -c "{program}"'
 
 
 def _own_device(device: str, world: int) -> str:

@@ -30,6 +30,7 @@ from heedmap.export.parity import Answer, Named, Parity, compare
 from heedmap.export.pictures import pictures_of
 from heedmap.export.program_file import program_answering, program_bytes
 from heedmap.export.wrapped import Answering, Exportable
+from heedmap.listener import Listener
 from heedmap.maps import METHODS, explain
 from heedmap.onnx_classifier import MAP, SCHEMA
 from heedmap.runs import Run, disk, write_whole
@@ -39,6 +40,7 @@ __all__ = ["INCLUDES", "Exported", "Parity", "export"]
 LIMIT = 1e-5
 LEAST_AGREEMENT = 0.85  # of eight bits with the model, on the pictures of the proof; 14 of 16
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+_PROOF = "Proving that the file answers as the network does ..."
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,15 @@ def export(
     int8: bool = False,
     pictures: Iterable[Image.Image] | None = None,
     limit: float = LIMIT,
+    overwrite: bool = False,
+    listener: Listener | None = None,
 ) -> Exported:
     """Write a classifier into one file, after the proof that the file answers as the classifier does.
 
     Args:
         model: a finished run, or a classifier; the classifier is left as it was.
-        out: the file; None writes ``model.onnx`` or ``model.pt2`` into the run's folder.
+        out: the file, with the suffix ``.onnx`` or ``.pt2`` that the format has; None writes ``model.onnx`` or
+            ``model.pt2`` into the run's folder.
         to: ``onnx``, or ``torch-export`` for ``torch.export.load``.
         include: ``grad_cam``, ``saliency`` or both, computed inside the file for the class that its input ``target``
             names, -1 for the predicted one; the same as :func:`heedmap.explain` computes.
@@ -80,22 +85,26 @@ def export(
             the same class for all but one in seven pictures, not to ``limit``; how far it is off is told.
         pictures: RGB, for the proof; None takes 16 of the run's test part.
         limit: see :class:`heedmap.export.parity.Parity`.
+        overwrite: replace a file that is there.
+        listener: told when each long stage begins.
 
     Raises:
-        DataError: a classifier without pictures, or a run whose data cannot be found.
+        DataError: a classifier without pictures, a run whose data cannot be found, or an ``out`` that is there already.
         ModelError: a package is missing, the network cannot be exported, or the file answers otherwise; nothing is
             written then.
-        OptionError: an unknown format or map, or eight bits for another format than ONNX.
+        OptionError: an unknown format or map, a suffix of another format, or eight bits for another format than ONNX.
         RunError: the file cannot be written.
     """
     started = time.monotonic()
     _check(to, include, int8)
-    path = _target(model, out, SUFFIXES[to])
+    path = _target(model, out, to, overwrite)
+    listener = listener or Listener()
+    listener.message("Reading the pictures of the proof ...")
     shown = _shown(model, pictures)
     # A copy, for tracing moves it to the CPU and changes its flags.
     classifier = model.classifier() if isinstance(model, Run) else copy.deepcopy(model)
     with torch.inference_mode(False):
-        content, parity = _proven(classifier.cpu().float().eval(), shown, to, tuple(include), int8, limit)
+        content, parity = _proven(classifier.cpu().float().eval(), shown, to, tuple(include), int8, limit, listener)
     with disk(path):
         write_whole(path, content)
     return Exported(path, parity, len(content) / 1e6, time.monotonic() - started)
@@ -109,7 +118,9 @@ def _check(to: str, include: Sequence[str], int8: bool) -> None:
         raise OptionError("int8 is made for ONNX files only; leave it out, or export to onnx.")
 
 
-def _target(model: Run | AttentionClassifier, out: str | Path | None, suffix: str) -> Path:
+def _target(model: Run | AttentionClassifier, out: str | Path | None, to: str, overwrite: bool) -> Path:
+    """The file to write, looked at before the work of minutes."""
+    suffix = SUFFIXES[to]
     if out is not None:
         path = Path(out)
     elif isinstance(model, Run):
@@ -118,6 +129,14 @@ def _target(model: Run | AttentionClassifier, out: str | Path | None, suffix: st
         raise DataError("Name the file to export to: a classifier that is not in a run has no folder.")
     if not path.parent.is_dir():
         raise DataError(f"There is no folder {path.parent} to export to.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file in it, such as {path / f'model{suffix}'}.")
+    if path.suffix.lower() != suffix:
+        raise OptionError(f"A file of the format {to} ends in {suffix}; name {path.with_suffix(suffix)}.")
+    if path.exists() and not overwrite:
+        raise DataError(
+            f"{path} exists already; name another --out, or allow it with --overwrite (overwrite=True in Python)."
+        )
     return path
 
 
@@ -140,22 +159,27 @@ def _proven(
     include: tuple[str, ...],
     int8: bool,
     limit: float,
+    listener: Listener,
 ) -> tuple[bytes, Parity]:
     """The file's bytes, and how closely they answer."""
     size, honest = classifier.image_size, _eager(classifier, include)
     names = list(honest(np.zeros((1, size, size, 3), np.uint8)))
     module, layer = Answering(classifier), ""
+    listener.message("Tracing the network ...")
     if include:
         traceable, layer = with_gradients(module, size, include)
     program = traced(Exportable(size, traceable if include else module).eval(), takes_target=bool(include))
     metadata = {**_described(classifier, names), "int8": int8, "methods": _methods(include, layer)}
     if to == "onnx":
+        listener.message("Writing it as ONNX ...")
         model = translated(program, ["pictures", "target"][: 1 + bool(include)], names)
         model = quantised(model) if int8 else model
+        listener.message(_PROOF)
         parity = compare(answering(labelled(model, metadata), names), honest, shown, size, limit)
         _judge(parity, int8)
         return labelled(model, {**metadata, "parity": parity.as_dict()}), parity
     content = program_bytes(program, metadata)
+    listener.message(_PROOF)
     parity = compare(program_answering(content, takes_target=bool(include)), honest, shown, size, limit)
     _judge(parity, int8)
     return program_bytes(program, {**metadata, "parity": parity.as_dict()}), parity

@@ -7,7 +7,7 @@
     OUT/thumbnails/NAME.jpg  what the page shows
 
 Pictures travel through in batches and are forgotten, so memory does not grow with their number. What cannot be read is
-named, counted and passed over.
+named, counted and passed over. Whoever interrupts keeps what was drawn until then, with its rows and its page.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 
 from heedmap.data.decoding import crop_box, read_picture, square
-from heedmap.errors import DataError, OptionError
+from heedmap.errors import DataError, OptionError, Stopped
 from heedmap.onnx_classifier import OnnxClassifier
+from heedmap.options import counted
 from heedmap.render import hottest, is_flat, overlay
 from heedmap.visualize.answers import (
     TILE,
@@ -90,6 +91,7 @@ class _Job:
     scale: Scale
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
+    under_way: list[str] = field(default_factory=list)
     ends: Ends = field(default_factory=dict)
     count: int = 0
 
@@ -136,6 +138,7 @@ def visualize(
         OptionError: ``batch_size`` is below 1; an unknown method or class; something that an exported file cannot do.
         ModelError: a method that cannot explain this classifier, or a layer that it does not have.
         PictureError: the query cannot be read.
+        Stopped: interrupted after the first batch; rows and page of what was drawn until then are written.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
@@ -143,23 +146,20 @@ def visualize(
     files = named_pictures(pictures)
     started, out = time.monotonic(), Path(out)
     _refuse_other(out, overwrite)
-    with _writing(out), asking as asker, ThreadPoolExecutor(_THREADS) as pool:
+    with _writing(out), asking as asker:
         job = _Job(asker, out, scale)
         _make_folder(out)
-        with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.DictWriter(file, _columns(job))
-            table.writeheader()
-            for batch, failures in batches(pool, files, asker.image_size, batch_size):
-                job.unreadable += failures
-                table.writerows(_draw_batch(job, pool, batch) if batch else ())
-                if on_progress is not None:
-                    on_progress(job.count)
+        is_whole = _draw_all(job, files, batch_size, on_progress)
         if job.count == 0:
             raise DataError(_nothing_drawn(job.unreadable))
         if scale == "set":
-            list(pool.map(lambda entry: _redraw(job, entry), job.entries))
-        notes = _notes(job)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(lambda entry: _redraw(job, entry), job.entries))
+        stopped = "" if is_whole else f"Stopped after {job.count:,} of {counted(len(files), 'picture')}"
+        notes = (*_notes(job), *([f"{stopped}."] if stopped else []))
         _write_index(job, notes)
+    if stopped:
+        raise Stopped(f"{stopped}; what was drawn until then is in {out / 'index.html'}.")
     return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", notes, time.monotonic() - started)
 
 
@@ -210,17 +210,51 @@ def _make_folder(out: Path) -> None:
         (out / part).mkdir(parents=True, exist_ok=True)
 
 
-def _draw_batch(job: _Job, pool: ThreadPoolExecutor, batch: list[Read]) -> list[dict[str, Any]]:
-    """Ask once, then draw and write in threads; returns the rows of the table."""
+def _draw_all(job: _Job, files: list[Path], batch_size: int, on_progress: Callable[[int], None] | None) -> bool:
+    """Draw batch by batch and write the table; returns False where the user interrupted after the first batch."""
+    with (
+        (job.out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        table = csv.DictWriter(file, _columns(job))
+        table.writeheader()
+        try:
+            for batch, failures in batches(pool, files, job.asker.image_size, batch_size):
+                job.unreadable += failures
+                if batch:
+                    _draw_batch(job, pool, batch, table)
+                if on_progress is not None:
+                    on_progress(job.count)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # whoever writes a file ends it first
+            _forget(job.out, job.under_way)
+            if job.count == 0:
+                (job.out / "predictions.csv").unlink()
+                raise
+            return False
+    return True
+
+
+def _forget(out: Path, names: Sequence[str]) -> None:
+    """Remove the files of pictures that have no row in the table yet."""
+    for name in names:
+        for part, suffix in DRAWN.items():
+            (out / part / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def _draw_batch(job: _Job, pool: ThreadPoolExecutor, batch: list[Read], table: csv.DictWriter[str]) -> None:
+    """Ask once, then draw and write in threads."""
+    job.under_way = [one.name for one in batch]
     own, switched = job.asker(np.stack([one.image for one in batch]))
     if job.scale == "set":
         job.ends = common_ends([*_held(job.ends, own[0]), *own, *(switched or ())])
     other: Sequence[Answer | None] = switched or [None] * len(batch)
     drawn = list(pool.map(lambda one: _keep(job, *one), zip(batch, own, other, strict=True)))
+    job.under_way = []
     job.count += len(batch)
     room = len(drawn) if job.scale == "set" else max(0, MOST_ON_PAGE - len(job.entries))
     job.entries += [entry for entry, _ in drawn[:room]]
-    return [row for _, row in drawn]
+    table.writerows(row for _, row in drawn)
 
 
 def _held(ends: Ends, like: Answer) -> list[Answer]:
