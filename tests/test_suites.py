@@ -15,9 +15,10 @@ from heedmap.cli import main
 from heedmap.errors import ModelError, OptionError
 from heedmap.evaluate import evaluate
 from heedmap.listener import Listener
-from heedmap.report.sections import sections, without_interval
+from heedmap.report.sections import sections
 from heedmap.runs import Run
 from heedmap.suites import SUITES, Subject, Wanted, control_of, map_functions, ready_suites, spread_rows
+from heedmap.terminal import abreast
 
 
 def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
@@ -210,8 +211,21 @@ def test_every_suite_has_a_judge_and_a_section() -> None:
     assert {"accuracy", *suites._JUDGES} == set(SUITES)
 
 
-def test_intervals_are_left_out_where_there_is_no_room() -> None:
-    assert without_interval(("grad-cam (x)", "1.0 (0.5 - 1.5)", "-")) == ["grad-cam (x)", "1.0", "-"]
+def test_a_wide_table_is_parted_and_each_part_says_which_lines_it_has() -> None:
+    assert abreast([10, 5, 5, 5], 1, 80) == [[0, 1, 2, 3]]
+    assert abreast([10, 5, 5, 5], 1, 20) == [[0, 1, 2], [0, 3]]
+    assert abreast([10, 5, 8, 8, 8], 2, 25) == [[0, 1, 2], [0, 1, 3], [0, 1, 4]]
+    assert abreast([10, 90, 8], 1, 20) == [[0, 1], [0, 2]]
+
+
+def test_the_terminal_shows_intervals_and_repeats_attack_and_epsilon(judged: tuple[Path, str]) -> None:
+    lines = judged[1].splitlines()
+    assert max(map(len, (line for line in lines if line.startswith(("this run", "attention", "random"))))) <= 80
+    heads = [line.split()[:3] for line in lines if line.startswith("classifier")]
+    assert heads == [["classifier", "attack", "epsilon"]] * 2
+    assert sum(bool(re.match(r"this run +pgd +8/255 ", line)) for line in lines) == 2
+    assert re.search(r"^this run +noise +0/255 +[\d.]+ \([\d.]+ - [\d.]+\)", judged[1], re.MULTILINE)
+    assert re.search(r"^grad-cam +[\d.]+ \(-?[\d.]+ - [\d.]+\)", judged[1], re.MULTILINE)
 
 
 def test_maps_are_held_against_the_boxes_that_the_pictures_bring(finished_run: Path) -> None:

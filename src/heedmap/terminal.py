@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
     from heedmap.listener import Listener
     from heedmap.records import Audit, EpochReport, StepReport
 
-ABREAST = 5  # columns of figures that a terminal of 80 takes
+GAP = 2  # between the columns of a suite's tables
 
 console = Console(highlight=False)
 complaints = Console(stderr=True, highlight=False)
@@ -134,23 +135,39 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
 
 def show_sections(suites: Mapping[str, Any]) -> None:
     """Print the tables and notes of the suites that were run."""
-    from heedmap.report.sections import sections, without_interval
+    from heedmap.report.sections import sections
 
     for section in sections(suites):
         console.print(f"[bold]{escape(section.title)}[/] {escape(section.sentence)}", soft_wrap=True)
         for shown in section.tables:
-            rows = [row if len(shown.head) <= ABREAST else without_interval(row) for row in shown.rows]
-            for first in range(1, len(shown.head), ABREAST):
-                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-                table.add_column(shown.head[0], no_wrap=True)
-                for name in shown.head[first : first + ABREAST]:
-                    table.add_column(name, justify="right")
-                for row in rows:
-                    cells = (row[0], *row[first : first + ABREAST])
-                    table.add_row(*map(escape, cells), style="dim" if row[0] in shown.grey else None)
+            widths = [max(map(cell_len, column)) + GAP for column in zip(shown.head, *shown.rows, strict=True)]
+            for columns in abreast(widths, shown.keys, console.width + GAP):
+                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
+                for place in columns:
+                    is_key = place < shown.keys
+                    table.add_column(shown.head[place], justify="left" if is_key else "right", no_wrap=is_key)
+                for row in shown.rows:
+                    cells = (escape(row[place]) for place in columns)
+                    table.add_row(*cells, style="dim" if row[0] in shown.grey else None)
                 console.print(table)
         for note in section.notes:
             console.print(f"  {escape(note)}", soft_wrap=True)
+
+
+def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Part the columns of a wide table into tables that fit, each with the key columns.
+
+    Args:
+        widths: of the columns, with the gaps between them.
+        keys: how many columns, from the left, each part repeats.
+        room: that a part may take; one column beside the keys is there at least.
+    """
+    parts = [list(range(keys))]
+    for place in range(keys, len(widths)):
+        if len(parts[-1]) > keys and sum(widths[each] for each in (*parts[-1], place)) > room:
+            parts.append(list(range(keys)))
+        parts[-1].append(place)
+    return parts
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:

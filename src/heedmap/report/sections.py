@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,19 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head; a cell may end with its interval in parentheses. Lines of ``grey`` are baselines."""
+    """Cells under a head; a cell may end with its interval in parentheses.
+
+    Attributes:
+        head: of the columns.
+        rows: as many cells each.
+        grey: first cells of the lines that are baselines.
+        keys: how many columns, from the left, say which line it is; repeated where a table is parted.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     grey: frozenset[str] = frozenset()
+    keys: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,9 @@ def _robustness(found: Mapping[str, Any]) -> Section:
         "Accuracy in per cent when every pixel may change by epsilon; fooled: of the answers right before. "
         "The last columns say how far the map stays what it was."
     )
-    return Section("robustness", "Does it hold under attack?", sentence, (Table(head, tuple(rows)),), tuple(notes))
+    return Section(
+        "robustness", "Does it hold under attack?", sentence, (Table(head, tuple(rows), keys=3),), tuple(notes)
+    )
 
 
 def _transfer(found: Mapping[str, Any]) -> Section:
@@ -147,7 +157,8 @@ def _transfer(found: Mapping[str, Any]) -> Section:
     slow = [row["data"] for row in found["rows"] if not row["probe"]["converged"]]
     notes = [f"The solver did not come to its end on {name}." for name in slow]
     sentence = "A linear SVM on the frozen features of this network; C was chosen inside the training part."
-    return Section("transfer", "Do its features serve elsewhere?", sentence, (Table(head, tuple(rows)),), tuple(notes))
+    table = Table(head, tuple(rows), keys=2)
+    return Section("transfer", "Do its features serve elsewhere?", sentence, (table,), tuple(notes))
 
 
 def _sample(found: Mapping[str, Any]) -> str:
@@ -176,8 +187,3 @@ def _plain(score: Mapping[str, float] | None) -> str:
 def _unknown(value: float | None) -> bool:
     """JSON keeps what is not a number as null."""
     return value is None or math.isnan(value)
-
-
-def without_interval(row: Sequence[str]) -> list[str]:
-    """The cells of a line without the intervals, for a narrow terminal."""
-    return [row[0], *(cell.partition(" (")[0] for cell in row[1:])]
