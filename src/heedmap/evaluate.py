@@ -25,6 +25,7 @@ from heedmap.evaluation.classification import ClassificationReport, classificati
 from heedmap.evaluation.judging import Judged, answers_table, judge
 from heedmap.evaluation.localisation import pointing_table
 from heedmap.listener import Listener
+from heedmap.machine import cores
 from heedmap.options import TrainOptions
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
@@ -225,7 +226,7 @@ def run_over(
     mirrored: bool = False,
 ) -> Judged:
     """Answer all pictures, or their mirror images; the attention is kept where the objects' boxes are known."""
-    store = Store(pictures, classifier.image_size, 2, memory_to_use(memory, 1))
+    store = Store(pictures, classifier.image_size, min(2, cores()), memory_to_use(memory, 1))
     batches = plain_batches(store, BATCH, device)
     keep = pictures.boxes is not None and not mirrored
     return judge(classifier, batches, precision=precision, device=device, keep_attention=keep, mirrored=mirrored)

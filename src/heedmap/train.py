@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import platform
 import re
 import shlex
@@ -33,6 +32,7 @@ from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper
 from heedmap.listener import Listener
+from heedmap.machine import cores
 from heedmap.options import TrainOptions, free_name, plan_sentence
 from heedmap.records import Audit
 from heedmap.runs import AUDIT, Run
@@ -247,7 +247,7 @@ def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures
 
 def workers_to_use(options: TrainOptions) -> int:
     """Threads or processes that decode."""
-    return (os.cpu_count() or 1) if options.workers is None else options.workers
+    return cores() if options.workers is None else options.workers
 
 
 def made_up_command(options: TrainOptions) -> str:

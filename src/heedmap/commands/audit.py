@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.errors import DataError
+from heedmap.machine import cores
 from heedmap.options import check_range
 from heedmap.terminal import console, show_audit, show_next
 
@@ -52,7 +52,7 @@ class AuditData:
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
-        found = audit(check_splits(splits, os.cpu_count() or 1), depth=self.depth)
+        found = audit(check_splits(splits, cores()), depth=self.depth)
         show_audit(found, self.show)
         if self.json:
             import json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
-from heedmap.allocation import keep_freed_memory
+from heedmap.machine import keep_freed_memory
 from heedmap.terminal import console, progress, show_next, show_result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import tyro
 from rich.markup import escape
 
+from heedmap.machine import cores
 from heedmap.options import check_range
 from heedmap.terminal import console, counting, show_next, show_table
 
@@ -41,7 +41,7 @@ class Pack:
         splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note), soft_wrap=True)
-        splits = check_splits(splits, os.cpu_count() or 1)
+        splits = check_splits(splits, cores())
         for name, reason in splits.unreadable:
             console.print(f"[yellow]left out[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
         with counting(sum(map(len, splits.parts.values())), "packing") as advance:

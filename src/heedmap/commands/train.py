@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from heedmap.allocation import keep_freed_memory
 from heedmap.errors import OptionError
+from heedmap.machine import keep_freed_memory
 from heedmap.options import TrainOptions
 from heedmap.terminal import progress, show_next, show_result
 

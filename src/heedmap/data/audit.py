@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from heedmap.data.decoding import read_picture
 from heedmap.data.pictures import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data.twins import SIDE, Thumbnail, Twin, find_twins, thumbnail
 from heedmap.errors import DataError, PictureError, nearest
+from heedmap.machine import cores
 from heedmap.records import Audit, Finding
 
 __all__ = ["audit", "leakage_flag"]
@@ -291,7 +291,7 @@ def _look_over(entries: Sequence[_Entry]) -> tuple[dict[int, _Look], dict[int, s
     """Decode every picture small, on all cores: place -> what it looks like, and place -> why it cannot be read."""
     looks: dict[int, _Look] = {}
     broken: dict[int, str] = {}
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for place, seen in enumerate(pool.map(_look, entries)):
             if isinstance(seen, _Look):
                 looks[place] = seen

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ import torch
 from heedmap.classifier import AttentionClassifier
 from heedmap.data.loading import Share
 from heedmap.errors import DataError, OptionError
+from heedmap.machine import cores
 from heedmap.predict.rows import MapKind, Question, Row, printable, rows_of, schemas
 from heedmap.predict.sources import Failure, Part, Picture, Sources, find_sources, read_ahead
 from heedmap.runs import disk, write_whole
@@ -129,7 +129,7 @@ def predict(
     job = _Job(classifier, Path(out), question, resolve(precision, place), place, batch_size, share, tables)
     with disk(job.out):
         _agree(job, pictures, part_size)
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, torch.inference_mode():
+        with ThreadPoolExecutor(workers or cores()) as pool, torch.inference_mode():
             todo = _todo(job, pictures.parts(part_size, cache))
             for part, one in read_ahead(todo, pool, classifier.image_size, _AHEAD * batch_size):
                 _take(job, part, one)

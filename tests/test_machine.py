@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 PROGRAM = """
 import resource
-from heedmap.allocation import keep_freed_memory
+from heedmap.machine import keep_freed_memory
 
 print(keep_freed_memory())
 for turn in range(9):
@@ -33,6 +33,13 @@ def run(**variables: str) -> tuple[str, int]:
     )
     was_set, faults = found.stdout.split()
     return was_set, int(faults)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_cores_are_those_that_the_process_may_use() -> None:
+    program = "import os; from heedmap.machine import cores; os.sched_setaffinity(0, [0]); print(cores())"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert found.stdout == "1\n"
 
 
 def test_a_block_that_was_freed_is_asked_for_again_without_page_faults() -> None:

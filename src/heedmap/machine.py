@@ -1,4 +1,4 @@
-"""How the process keeps its memory: a setting of the C library that training on a CPU gains much by."""
+"""What the machine grants this process: cores, and memory that need not be asked for twice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # numbers of mallopt's parameters in glibc's malloc.h
 PAD = 256 * 2**20  # bytes asked of the system at a time
+
+
+def cores() -> int:
+    """Processor cores that this process may use; ``taskset`` and the like may have made them fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:
