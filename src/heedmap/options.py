@@ -166,7 +166,11 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
         OptionError: it does not.
     """
     if value is not None and not (low <= value <= high):
-        raise OptionError(f"{name} = {value!r} is out of range: give a value from {low:g} to {high:g}.")
+        raise OptionError(f"{name} = {value!r} is out of range: give a value from {_plain(low)} to {_plain(high)}.")
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _check_choice(name: str, value: Any, hint: Any) -> None:

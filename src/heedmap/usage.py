@@ -166,4 +166,5 @@ def _told(field: Field, hint: Any, sentence: str) -> str:
     named = f" One of: {', '.join(choices)}." if choices and any(each not in sentence for each in choices) else ""
     if field.default is None or field.default is False or field.default == ():
         return sentence + named
-    return f"{sentence}{named} Default: {'yes' if field.default is True else field.default}."
+    value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f"{sentence}{named} Default: {'yes' if value is True else value}."
