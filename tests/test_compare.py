@@ -224,6 +224,10 @@ def test_started_again_it_trains_nothing_and_takes_more_seeds_and_variants(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(OptionError, match="was begun with epochs = 1, not 2"):
         compare(plan_of(cue_folder, epochs=2), folder)
+    with pytest.raises(OptionError, match="was begun with image_size = 32, not left open; leave that as it was"):
+        compare(plan_of(cue_folder, image_size=None), folder)
+    with pytest.raises(OptionError, match=r"was begun with learning_rate left open, not 0\.1; leave that as it was"):
+        compare(plan_of(cue_folder, learning_rate=0.1), folder)
     with pytest.raises(OptionError, match="Variant 'dot' had other options"):
         compare(plan_of(cue_folder, variants=("attention=none", "dot:attention=dot")), folder)
     with pytest.raises(OptionError, match=r"The control in .* is 'attention=none', not 'dot'"):
@@ -292,7 +296,11 @@ def test_what_cannot_be_built_is_told_before_anything_is_trained(cue_folder: Pat
     wrong = plan_of(cue_folder, 1, ("attention=none", "model=torchvision/resnet18,taps=layer9"))
     with pytest.raises(HeedmapError, match="layer9"):
         compare(wrong, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("config.yaml"))
+    with pytest.raises(OptionError, match=r"Variant 'attention=dot,optimizer=muon': .* for the whitened network"):
+        compare(plan_of(cue_folder, 1, ("attention=none", "attention=dot,optimizer=muon")), tmp_path / "out")
+    with pytest.raises(HeedmapError, match="nothere"):
+        compare(plan_of(tmp_path / "nothere", 1), tmp_path / "deep" / "out")
+    assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
 def test_a_run_that_fails_does_not_end_the_others(cue_folder: Path, tmp_path: Path) -> None:
@@ -389,6 +397,17 @@ def test_the_page_is_complete_in_itself_and_holds_the_numbers(finished: Path) ->
     ElementTree.fromstring(plot)
     ElementTree.fromstring(dot_chart("t", [DotRow("a <&> b", (1.0, math.nan), 1.0, 0.5, 2.0)], zero=True))
     assert dot_chart("t", [DotRow("a", (math.nan,))]) == ""
+
+
+def test_no_variant_is_called_the_best_where_they_tie(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    for number, run in enumerate(sorted({path.parent for path in folder.rglob("metrics.jsonl")})):
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for record in records:
+            record |= {"validation_accuracy": (0.1, 0.7, 0.7, 0.1)[number]} if record.get("kind") == "epoch" else {}
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    (note,) = [each for each in gather(read_plan(folder / "comparison.yaml"), folder)["notes"] if "To choose" in each]
+    assert "go by validation accuracy: attention=none and dot tie, so it does not tell. Chosen" in note
 
 
 def test_what_makes_the_budgets_differ_is_said(finished: Path, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_a_python_block_prints_what_the_page_says(code, expected, tmp_path, monk
 def test_a_command_line_names_a_command_options_and_values_that_exist(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("data: pictures\nattention: dot\n")  # for the line with --config
+    (experiment,) = [code for language, code, _ in fences("docs/comparing.md") if language == "yaml"]
+    (tmp_path / "scores.yaml").write_text(experiment)
     made = []
     for command in COMMANDS.values():
         monkeypatch.setattr(command, "work", lambda command: made.append(command))

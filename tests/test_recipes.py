@@ -70,3 +70,9 @@ def test_the_shift_follows_the_side_and_the_net_and_must_leave_something() -> No
         derive(TrainOptions(shift=32), splits(12_000, 32))
     with pytest.raises(OptionError, match="shift = 5 is for augment = shift; here augment is crop"):
         derive(TrainOptions(shift=5), splits(200, 150))
+
+
+def test_muon_is_refused_where_the_net_that_is_derived_is_not_the_whitened_one() -> None:
+    assert derive(TrainOptions(optimizer="muon"), splits(12_000, 32)).optimizer == "muon"
+    with pytest.raises(OptionError, match="muon' is for the whitened network"):
+        derive(TrainOptions(optimizer="muon"), splits(200, 32))

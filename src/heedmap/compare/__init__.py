@@ -59,7 +59,9 @@ def compare(
     if parallel < 1:
         raise OptionError(f"parallel = {parallel} is out of range: give 1 or more.")
     folder, listener = Path(out), listener or Listener()
-    plan = _plan_of(plan, folder)
+    plan, is_new = _plan_of(plan, folder), not folder.exists()
+    if is_new:  # here, so that a slip of the pen leaves no folder behind
+        _check_all(plan, listener)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder) as lock:
@@ -67,7 +69,7 @@ def compare(
         missing = [job for job in jobs if not is_finished(job)]
         if len(missing) < len(jobs):
             listener.message(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished already.")
-        if missing:
+        if missing and not is_new:
             _check_all(plan, listener)
         with disk(folder):
             write_whole(folder / PLAN, plan.as_text().encode())

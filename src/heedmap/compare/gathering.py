@@ -304,8 +304,11 @@ def _notes(
     }
     known = {name: spread(values).mean for name, values in means.items() if values and not math.isnan(sum(values))}
     if len(known) > 1:
+        best = [name for name, mean in known.items() if math.isclose(mean, max(known.values()))]
+        # Two runs that are right on the same share of few pictures are common; the first of them is not better.
+        told = f"it is highest for {best[0]}" if len(best) == 1 else f"{' and '.join(best)} tie, so it does not tell"
         notes.append(
-            f"To choose a variant, go by validation accuracy: it is highest for {max(known, key=known.__getitem__)}. "
+            f"To choose a variant, go by validation accuracy: {told}. "
             "Chosen by the test column, the test figure of the choice would flatter it."
         )
     if len(plan.variants) > 2:

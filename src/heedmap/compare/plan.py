@@ -228,9 +228,10 @@ def extended(kept: Plan, told: Plan, where: Path) -> Plan:
     for field in dataclasses.fields(TrainOptions):
         before, now = getattr(kept.options, field.name), getattr(told.options, field.name)
         if before != now and field.name not in ("out", "workers", "memory", "save_every"):
+            begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
+            instead = "left open" if now is None else repr(now)
             raise OptionError(
-                f"{where} was begun with {field.name} = {before!r}, not {now!r}; leave that as it was, or name "
-                "another --out."
+                f"{where} was begun with {begun}, not {instead}; leave that as it was, or name another --out."
             )
     changed = {each.name: dict(each.changes) for each in kept.variants}
     for each in told.variants:

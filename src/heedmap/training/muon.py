@@ -15,6 +15,10 @@ QUINTIC = (
 )  # steepest at zero: lifts small singular values fast, and keeps all within 0.7 - 1.2
 ITERATIONS = 3
 KERNEL_MOMENTUM, MOMENTUM = 0.6, 0.85
+FOR_WHITENED = (
+    "optimizer = 'muon' is for the whitened network, whose kernels are each followed by a normalisation; "
+    "give sgd or adamw, or --model whitened."
+)
 
 
 class Muon(torch.optim.Optimizer):

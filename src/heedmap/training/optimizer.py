@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
-from heedmap.training.muon import Muon
+from heedmap.training.muon import FOR_WHITENED, Muon
 
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
 
@@ -41,10 +41,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
     """
     backbone: Any = getattr(model, "backbone", None)
     if options.optimizer == "muon" and (backbone is None or not backbone.eager_parameters()):
-        raise OptionError(
-            "optimizer = 'muon' is for the whitened network, whose kernels are each followed by a normalisation; "
-            "give sgd or adamw, or --model whitened."
-        )
+        raise OptionError(FOR_WHITENED)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shares = _shares(model, options)
     groups: list[dict[str, Any]] = [

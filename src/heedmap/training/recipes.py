@@ -17,6 +17,7 @@ from heedmap.data import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data import augmentation as views
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
+from heedmap.training.muon import FOR_WHITENED
 
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
 MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
@@ -44,7 +45,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     more often than a large one.
 
     Raises:
-        OptionError: a shift as wide as the picture, or where pictures are not shifted.
+        OptionError: a shift as wide as the picture, or where pictures are not shifted; Muon, and not the whitened net.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
@@ -53,6 +54,8 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     kind: Any = options.augment or chosen.kind
     cutmix = 0.5 if kind == "crop" and options.pretrained is None else 0.0
     optimizer: Any = options.optimizer or ("muon" if model == "whitened" else "adamw")
+    if optimizer == "muon" and model != "whitened":
+        raise OptionError(FOR_WHITENED)
     rates = (WHITENED_RATES if model == "whitened" else RATES)[optimizer]
     most = 512 if optimizer == "muon" else 128 if size <= views.SHIFT_UP_TO else 48
     batch = options.batch_size or min(most, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
