@@ -146,6 +146,24 @@ def test_training_stops_when_more_than_a_small_share_is_broken(
     assert not (tmp_path / "run").exists()
 
 
+def test_packing_stops_when_more_than_a_small_share_is_broken_unless_told_to_go_on(
+    make_cue_folder: Folder, refusal: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from heedmap.cli import main
+
+    folder = make_cue_folder(train=5, test=0) / "train"
+    BROKEN["text"][0](folder / "red" / "000.png")
+    line = refusal("pack", folder, tmp_path / "shards")
+    assert "1 of 15 pictures cannot be read, the first is red/000.png" in line
+    assert "--allow-unreadable goes on without them" in line
+    assert not (tmp_path / "shards").exists()
+    main(["pack", str(folder), str(tmp_path / "shards"), "--allow-unreadable"])
+    text = capsys.readouterr().out
+    counts = {line.split()[0]: line.split()[1] for line in text.splitlines() if " in 1 shard" in line}
+    assert f"{counts['train']} pictures to learn from, {counts['test']} to test on." in text.replace("\n", " ")
+    assert int(counts["train"]) + int(counts["test"]) == 14
+
+
 def test_training_goes_on_without_broken_pictures_when_told_to(make_cue_folder: Folder) -> None:
     from heedmap.train import prepare
 

@@ -316,3 +316,28 @@ def test_a_pipe_that_closes_early_is_no_error() -> None:
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (0, 1)  # rich, from some version on, chooses 1
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["train", "--help"], 0), (["list"], 0)])
+def test_a_reader_of_a_pipe_who_has_seen_enough_is_no_error(words: list[str], status: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "heedmap", *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_that_is_full_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "heedmap", "train", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: Standard output cannot be written: No space left on device.\n"

@@ -25,7 +25,7 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     finished_run: Path, cue_folder: Path, tmp_path: Path
 ) -> None:
     picture, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
-    main(["visualize", str(finished_run), str(picture), "--method", "grad-cam,layer-cam", "--out", str(out)])
+    main(["visualize", str(finished_run), str(picture), "--method", "grad-cam,", "layer-cam", "--out", str(out)])
     main(["visualize", str(finished_run), str(picture), "--out", str(tmp_path / "plain")])
 
     panels = [folder / "panels" / "000.png" for folder in (out, tmp_path / "plain")]
@@ -87,13 +87,8 @@ def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
         (("--method", "saliency", "--layer", "stage2"), "name a method that reads one"),
         (("--method", "grad-cam", "--target", "rde"), "Did you mean 'red'?"),
         (("--method", "grad-cam", "--layer", "stage5"), "No layer 'stage5'"),
-        (
-            (
-                "--method",
-                "cam",
-            ),
-            "Take grad-cam",
-        ),
+        (("--method", "cam"), "Take grad-cam"),
+        (("--method", "grad-cam", "--method", "saliency"), "--method is given twice; name all after one: --method A B"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_and_nothing_is_left(

@@ -194,6 +194,14 @@ def test_files_folders_patterns_lists_and_shards_are_found(digits: Path, tmp_pat
     assert [Path(file).name for file in found.files] == ["00003.png", "00004.png", "00005.png", "00009.png"]
     assert [shard.name for shard in found.shards] == ["00.tar", "01.tar"]
     assert [shard.name for shard in find_sources([shards]).shards] == ["00.tar", "01.tar", "02.tar"]
+    parts = tmp_path / "parts"
+    for part in ("train", "test"):
+        (parts / part).mkdir(parents=True)
+        pack(parts / part / "00.tar", sorted(digits.iterdir())[:2])
+    (parts / "classes.txt").write_text("0\n1\n")
+    assert find_sources([parts]).shards == [parts / "test" / "00.tar", parts / "train" / "00.tar"]
+    (parts / "train" / "cats").mkdir()  # then the tar file is what these were unpacked from
+    assert find_sources([parts]).shards == [parts / "test" / "00.tar"]
     (shards / "x.png").write_bytes(b"")
     assert find_sources([shards]).files == [str(shards / "x.png")]
 

@@ -54,7 +54,7 @@ FIELDS = {
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run pictures with_ host port browser device",
     "audit": "data depth json show root download seed test",
-    "pack": "data out shard_size test seed",
+    "pack": "data out shard_size test allow_unreadable seed",
     "list": "what match",
 }
 

@@ -54,9 +54,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         complaints.print("Stopped.")
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe has seen enough; Python must not complain of it again on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError:  # the reader of a pipe has seen enough; but work that was cut short is no success
+        _forget_output()
+        raise SystemExit(0 if _only_tells(words) else 1) from None
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        _forget_output()
+        complaints.print(f"[red]error:[/] Standard output cannot be written: {error.strerror}.", soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def _only_tells(words: list[str]) -> bool:
+    return not words or words[0] not in COMMANDS or words[0] == "list" or "-h" in words or "--help" in words
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether standard output is what cannot be written: it then says so again."""
+    try:
+        sys.stdout.write("\n")  # what failed before may have been thrown away, and nothing is left to fail again
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    return False
+
+
+def _forget_output() -> None:
+    """Keep Python from writing what is left, and complaining of it, on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import numbers
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +188,11 @@ def _words(hint: Any) -> list[str]:
 def counted(count: int, noun: str) -> str:
     """Number and noun, as ``1 epoch`` or ``2,000 epochs``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def split_names(words: Iterable[str]) -> tuple[str, ...]:
+    """Names given with spaces or commas between them."""
+    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
 
 
 def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:

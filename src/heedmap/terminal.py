@@ -24,7 +24,15 @@ if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
 
 GAP = 2  # between the columns of a suite's tables
 
-console = Console(highlight=False)
+
+class _Plain(Console):
+    """Leaves it to :mod:`heedmap.cli` what the end of a pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+console = _Plain(highlight=False)
 complaints = Console(stderr=True, highlight=False)
 
 

@@ -27,6 +27,7 @@ from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
+from heedmap.data.folders import refuse_unreadable
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MOST_VALIDATION = 2000  # pictures; more tell little more about which epoch was best, and are missed in training
-UNREADABLE_SHARE = 0.02
 WHITENED_BY = 2000  # pictures of 1,000 patches and more: far more than the 78 numbers to be estimated
 JUDGED_BATCH = 200  # pictures judged at a time
 
@@ -201,7 +201,8 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         cache=home and home / "shards",
     )
     splits = check_splits_once(splits, workers_to_use(options), home)
-    _check_unreadable(splits, options)
+    if not options.allow_unreadable:
+        refuse_unreadable(splits)
     for note in splits.notes:
         listener.message(note)
     found = audit(splits, depth="cheap")
@@ -263,18 +264,6 @@ def made_up_command(options: TrainOptions) -> str:
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return shlex.join(words)
-
-
-def _check_unreadable(splits: Splits, options: TrainOptions) -> None:
-    if not splits.unreadable:
-        return
-    lost, total = len(splits.unreadable), sum(map(len, splits.parts.values()))
-    if lost > UNREADABLE_SHARE * (total + lost) and not options.allow_unreadable:
-        path, reason = splits.unreadable[0]
-        raise DataError(
-            f"{lost} of {total + lost} pictures cannot be read, the first is {path} ({reason}). `heedmap audit "
-            f"{shlex.quote(options.data)}` lists them; --allow-unreadable goes on without them."
-        )
 
 
 def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:

@@ -78,6 +78,9 @@ def show_help(command: type, name: str, groups: Mapping[str, Sequence[str]]) -> 
 def _check_flags(command: type, name: str, words: Sequence[str]) -> None:
     fields = [_word(field) for field in dataclasses.fields(command)]
     known = [f"--{field}" for field in fields] + [f"--no-{field}" for field in fields]
+    hints = typing.get_type_hints(command, include_extras=True)
+    several = {f"--{_word(each)}" for each in dataclasses.fields(command) if _takes_several(hints[each.name])}
+    seen: set[str] = set()
     for word in words:
         flag = word.split("=")[0].replace("_", "-")
         if word == "--":
@@ -88,6 +91,9 @@ def _check_flags(command: type, name: str, words: Sequence[str]) -> None:
             raise OptionError(
                 f"Unknown option {word.split('=')[0]} of heedmap {name}.{hint} heedmap {name} --help lists them."
             )
+        if flag in seen & several:  # the last one would win, and the others be forgotten
+            raise OptionError(f"{flag} is given twice; name all after one: {flag} A B.")
+        seen.add(flag)
 
 
 def _one_line(said: str) -> str:
@@ -137,8 +143,12 @@ def _is_positional(hint: Any) -> bool:
 
 def _place(field: Field, hint: Any) -> str:
     word = field.name.upper()
-    many = f"{word} ..." if tuple in {typing.get_origin(each) for each in _kinds(hint)} else word
+    many = f"{word} ..." if _takes_several(hint) else word
     return many if field.default is dataclasses.MISSING else f"[{many}]"
+
+
+def _takes_several(hint: Any) -> bool:
+    return tuple in {typing.get_origin(each) for each in _kinds(hint)}
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
+from heedmap.options import split_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Evaluate:
         if self.out is not None:
             _refuse_other(Path(self.out))
         wanted = Wanted(
-            suites=_split(self.suite),
-            methods=_split(self.method),
+            suites=split_names(self.suite),
+            methods=split_names(self.method),
             annotations=self.annotations,
             transfer=self.transfer,
             limit=self.limit,
@@ -120,8 +121,3 @@ def _refuse_other(out: Path) -> None:
         raise DataError(f"Output folder {out} is a file; name another one.")
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"Output folder {out} is not empty; name another one.")
-
-
-def _split(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Names given with spaces or commas between them."""
-    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())

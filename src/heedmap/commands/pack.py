@@ -10,7 +10,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.machine import cores
-from heedmap.options import check_range
+from heedmap.options import check_range, counted
 from heedmap.terminal import console, counting, show_next, show_table
 
 
@@ -23,6 +23,7 @@ class Pack:
         out: Folder for the shards; made.
         shard_size: Megabytes at which a shard is full.
         test: Share of each class kept apart as the test part where the folder has none.
+        allow_unreadable: Go on when more than one picture in fifty cannot be read.
         seed: Of the order, and of that share.
     """
 
@@ -30,24 +31,29 @@ class Pack:
     out: tyro.conf.Positional[str]
     shard_size: float = 128
     test: float = 0.2
+    allow_unreadable: bool = False
     seed: int = 0
 
     def work(self) -> None:
         """Pack, and say what to do with it."""
         from heedmap.data import check_splits, open_data
+        from heedmap.data.folders import refuse_unreadable
         from heedmap.data.packing import SUMS, pack
 
         check_range("shard_size", self.shard_size, 0.01, 1e5)
         splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
+        splits = check_splits(splits, cores())
+        if not self.allow_unreadable:
+            refuse_unreadable(splits)
         for note in splits.notes:
             console.print(escape(note), soft_wrap=True)
-        splits = check_splits(splits, cores())
         for name, reason in splits.unreadable:
             console.print(f"[yellow]left out[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
         with counting(sum(map(len, splits.parts.values())), "packing") as advance:
             packed = pack(splits, self.out, shard_bytes=int(self.shard_size * 1e6), seed=self.seed, on_progress=advance)
         lines = {
-            part: f"{count:,} pictures in {packed.shards[part]:,} shards" for part, count in packed.pictures.items()
+            part: f"{counted(count, 'picture')} in {counted(packed.shards[part], 'shard')}"
+            for part, count in packed.pictures.items()
         }
         show_table("part", lines)
         sums = Path(self.out) / SUMS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from heedmap.commands.device import pick_device
 from heedmap.errors import OptionError
-from heedmap.options import check_range, counted, free_name
+from heedmap.options import check_range, counted, free_name, split_names
 from heedmap.terminal import complaints, console, counting, show_next
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Visualize:
         pictures: Files, folders, patterns, or - for a list of files on standard input.
         out: Folder for the pictures; made. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other picture.
-        method: Maps to compute and draw besides, such as grad-cam,layer-cam; `heedmap list methods` has all.
+        method: Maps to compute and draw besides, with commas between, such as grad-cam,layer-cam; `heedmap list
+            methods` has all.
         target: The class that they are asked about. Default: the one predicted for each picture.
         layer: The layer that they read. Default: the last spatial one.
         scale: Each map from zero to its own largest value (picture), from its smallest to its largest (range), or all
@@ -45,7 +46,7 @@ class Visualize:
     pictures: tyro.conf.Positional[tuple[str, ...]]
     out: str | None = None
     query: str | None = None
-    method: str | None = None
+    method: tuple[str, ...] = ()
     target: str | None = None
     layer: str | None = None
     scale: Literal["picture", "range", "set"] = "picture"
@@ -58,7 +59,7 @@ class Visualize:
         from heedmap.visualize import expand_pictures, visualize
 
         check_range("batch_size", self.batch_size, 1, 100_000)
-        methods = [word.strip() for word in self.method.split(",") if word.strip()] if self.method else []
+        methods = split_names(self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
         files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
         classifier = open_it()
@@ -96,7 +97,7 @@ class Visualize:
             )
         return lambda: OnnxClassifier(self.run), "cpu"
 
-    def _network(self, methods: list[str]) -> tuple[Callable[[], AttentionClassifier], str]:
+    def _network(self, methods: Sequence[str]) -> tuple[Callable[[], AttentionClassifier], str]:
         """How to open a run's network, and where it computes."""
         from heedmap.runs import Run
         from heedmap.visualize.computed import check_methods

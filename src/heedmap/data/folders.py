@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,19 @@ from torch import Tensor
 from heedmap.data.decoding import PICTURE_SUFFIXES
 from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
 from heedmap.errors import DataError, OptionError, nearest
+from heedmap.options import counted
 
-__all__ = ["check_pictures", "check_splits", "drop_unreadable", "find_splits", "open_folder", "split_by_class"]
+__all__ = [
+    "check_pictures",
+    "check_splits",
+    "drop_unreadable",
+    "find_splits",
+    "open_folder",
+    "refuse_unreadable",
+    "split_by_class",
+]
+
+UNREADABLE_SHARE = 0.02
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _DEBRIS = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
@@ -190,7 +202,28 @@ def drop_unreadable(splits: Splits, failures: Mapping[str, Sequence[tuple[int, s
         if failed:
             _check_readable(name, splits, parts[name], failed[0][1])
     others = (parts.get("validation"), parts.get("test"))
-    return replace(splits, train=parts["train"], validation=others[0], test=others[1], unreadable=tuple(unreadable))
+    notes = splits.notes
+    if splits.test is not None and others[1] is not None:  # what was said of the draw is to hold for what is left
+        before, after = _drawn(len(splits.train), len(splits.test)), _drawn(len(parts["train"]), len(others[1]))
+        notes = tuple(note.replace(before, after) for note in notes)
+    return replace(
+        splits, train=parts["train"], validation=others[0], test=others[1], unreadable=tuple(unreadable), notes=notes
+    )
+
+
+def refuse_unreadable(splits: Splits) -> None:
+    """Check that no more than one picture in fifty was left out.
+
+    Raises:
+        DataError: more were.
+    """
+    lost, total = len(splits.unreadable), sum(map(len, splits.parts.values()))
+    if lost > UNREADABLE_SHARE * (total + lost):
+        path, reason = splits.unreadable[0]
+        raise DataError(
+            f"{lost} of {total + lost} pictures cannot be read, the first is {path} ({reason}). `heedmap audit "
+            f"{shlex.quote(splits.name)}` lists them; --allow-unreadable goes on without them."
+        )
 
 
 def _failures(pictures: FilePictures, workers: int) -> list[tuple[int, str]]:
@@ -357,10 +390,14 @@ def _missing_notes(listing: _Listing, classes: tuple[str, ...]) -> list[str]:
     return [f"{listing.folder.name!r} has no pictures of class {missing}."] if missing else []
 
 
+def _drawn(train: int, test: int) -> str:
+    return f"{counted(train, 'picture')} to learn from, {test:,} to test on."
+
+
 def _split_notes(pictures: Pictures, kept: Tensor, taken: Tensor, share: float, seed: int) -> list[str]:
     notes = [
         f"There is no test part, so {share:.0%} of each class was set apart as one with seed {seed}: "
-        f"{len(kept)} pictures to learn from, {len(taken)} to test on."
+        + _drawn(len(kept), len(taken))
     ]
     counts = torch.bincount(pictures.labels, minlength=len(pictures.classes)).tolist()
     single = ", ".join(name for name, count in zip(pictures.classes, counts, strict=True) if count == 1)

@@ -15,6 +15,7 @@ from heedmap.data.folders import PARTS, find_splits, natural, split_by_class
 from heedmap.data.pictures import Splits
 from heedmap.data.shards import ShardIndex, ShardPictures, index_shard
 from heedmap.errors import DataError, nearest
+from heedmap.options import counted
 
 __all__ = ["CLASSES", "expand_braces", "expand_shards", "is_sharded", "open_shards"]
 
@@ -116,7 +117,7 @@ def open_shards(data: str | Path, *, test: float = 0.2, seed: int = 0, cache: Pa
     classes, numbered = _classes(Path(data), indexes)
     opened = {part: _pictures(indexes[part], classes, numbered) for part in indexes}
     notes = [
-        f"{part}: {len(opened[part]):,} pictures in {len(shards):,} shard{'s' * (len(shards) != 1)}."
+        f"{part}: {counted(len(opened[part]), 'picture')} in {counted(len(shards), 'shard')}."
         for part, shards in parts.items()
     ]
     passed = sum(index.passed_over for each in indexes.values() for index in each)

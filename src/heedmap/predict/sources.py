@@ -14,7 +14,8 @@ from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
 from heedmap.data.decoding import read_picture, square, to_tensor
-from heedmap.data.sharded import expand_shards
+from heedmap.data.folders import PARTS
+from heedmap.data.sharded import expand_shards, is_sharded
 from heedmap.data.shards import index_shard, read_member, split_key
 from heedmap.errors import DataError, PictureError
 from heedmap.visualize.listing import expand_pictures
@@ -96,9 +97,9 @@ def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> 
     """Find what is meant by what a user wrote.
 
     Args:
-        arguments: files, folders and patterns (:func:`heedmap.visualize.expand_pictures`); tar shards and patterns of
-            them, ``shards/{000..099}.tar`` too; ``@list.txt`` for a file with one of these a line; ``-`` for such lines
-            on ``stdin``.
+        arguments: files, folders and patterns (:func:`heedmap.visualize.expand_pictures`); tar shards, folders of
+            them, with or without parts such as train and test, and patterns of them, ``shards/{000..099}.tar`` too;
+            ``@list.txt`` for a file with one of these a line; ``-`` for such lines on ``stdin``.
         stdin: those lines.
 
     Raises:
@@ -111,7 +112,7 @@ def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> 
         if argument.endswith(_TAR) and not folder.is_dir():
             shards.update(dict.fromkeys(expand_shards(argument)))
             continue
-        inside = expand_shards(folder) if folder.is_dir() and any(folder.glob(f"*{_TAR}")) else []
+        inside = _shards_in(folder) if folder.is_dir() else []
         shards.update(dict.fromkeys(inside))
         try:
             files.update(dict.fromkeys(map(str, expand_pictures(argument))))
@@ -121,6 +122,13 @@ def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> 
     if not files and not shards:
         raise DataError("No pictures were named; give files, folders, shards, @list.txt, or - for a list.")
     return Sources(list(files), list(shards))
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """The shards that lie in a folder, and those in its parts where it has some."""
+    own = expand_shards(folder) if any(folder.glob(f"*{_TAR}")) else []
+    parts = sorted(child for child in folder.iterdir() if child.is_dir() and child.name.lower() in PARTS)
+    return own + [shard for part in parts if is_sharded(part) for shard in expand_shards(part)]
 
 
 def _written_out(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
