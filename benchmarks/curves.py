@@ -2,8 +2,8 @@
 
     python -m benchmarks.curves PICTURE.png RUN [RUN ...] [--mark "NAME" MINUTES PER_CENT] [--title TEXT]
 
-Lines are the accuracy on the part kept apart for choosing, after each epoch; diamonds the test part, judged once, at the
-end. Minutes are those of the epochs, judging included; start-up and the last judging, well below a minute, are not.
+Lines are the accuracy on the part kept apart for choosing, after each epoch; diamonds the test part, judged once, at
+the end. Minutes are those of the epochs, judging included; start-up and the last judging, well below a minute, are not.
 """
 
 from __future__ import annotations
