@@ -19,6 +19,7 @@ from heedmap.visualize import visualize
 from heedmap.visualize.computed import asked_of, computed_lines, with_computed
 from heedmap.visualize.network import answer_of
 from heedmap.visualize.reading import read
+from heedmap.visualize.sources import Item
 
 
 def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
@@ -32,7 +33,7 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     wide, narrow = (Image.open(io.BytesIO(panel.read_bytes())).width for panel in panels)
     assert wide - narrow == 2 * (256 + 16)
     classifier = Run.open(finished_run).classifier()
-    one = read(picture, "000", classifier.image_size)
+    one = read(Item(str(picture)), "000", classifier.image_size)
     assert not isinstance(one, tuple)
     with np.load(out / "maps" / "000.npz") as arrays:
         for method in ("grad-cam", "layer-cam"):
@@ -45,7 +46,7 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
 
 def test_the_class_asked_about_is_named_under_the_picture(finished_run: Path, cue_folder: Path) -> None:
     classifier = Run.open(finished_run).classifier().eval()
-    one = read(cue_folder / "test" / "red" / "000.png", "000", classifier.image_size)
+    one = read(Item(str(cue_folder / "test" / "red" / "000.png")), "000", classifier.image_size)
     assert not isinstance(one, tuple)
     images = torch.from_numpy(one.image)[None].float() / 255
     with torch.inference_mode():

@@ -25,11 +25,12 @@ from heedmap.data.decoding import read_picture, square, to_tensor
 from heedmap.data.loading import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.predict import Question, find_sources, predict
+from heedmap.predict.reading import Picture, read
 from heedmap.predict.rows import boxes_of, map_columns, rows_of
-from heedmap.predict.sources import Item, Picture, read
 from heedmap.records import Output
 from heedmap.render import hottest
 from heedmap.runs import Run
+from heedmap.visualize.sources import Item
 
 SIDE = 24
 

@@ -18,8 +18,8 @@ from heedmap.data.augmentation import Augmentation
 from heedmap.data.decoding import read_picture, square, to_tensor
 from heedmap.data.loading import Share, Store, TrainingBatches
 from heedmap.data.packing import pack
-from heedmap.data.sharded import expand_braces, expand_shards, is_sharded, open_shards
-from heedmap.data.shards import ShardPictures, index_shard, read_member, split_key
+from heedmap.data.sharded import ShardPictures, open_shards
+from heedmap.data.shards import expand_braces, expand_shards, index_shard, is_sharded, read_member, split_key
 from heedmap.errors import DataError, PictureError
 from heedmap.runs import Run
 

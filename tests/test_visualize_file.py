@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +57,18 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_a_file_is_drawn_without_torch_as_its_run_is_drawn_with_it(finished_run, file, pictures, tmp_path):
-    words = ["visualize", str(file), str(pictures), "--out", str(tmp_path / "file")]
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        shard.add(pictures / "wide.jpg", "red/wide.jpg")
+    words = ["visualize", str(file), str(pictures), str(tmp_path / "s.tar"), "--out", str(tmp_path / "file")]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "2 pictures drawn" in done.stdout
+    assert "3 pictures drawn" in done.stdout
     assert "broken.png" in done.stderr
     classifier = Run.open(finished_run).classifier()
-    visualize(classifier, pictures, tmp_path / "run", methods=("grad-cam", "saliency"))
-    for name in ("wide", "small"):
+    visualize(classifier, [pictures, tmp_path / "s.tar"], tmp_path / "run", methods=("grad-cam", "saliency"))
+    for name in ("wide", "small", "s_red_wide"):
         with (
             np.load(tmp_path / "file" / "maps" / f"{name}.npz") as one,
             np.load(tmp_path / "run" / "maps" / f"{name}.npz") as other,

@@ -67,7 +67,7 @@ class Predict:
             raise OptionError("Several processes cannot share standard input; write the list to a file: @list.txt.")
         run = Run.open(self.run)
         sources = find_sources(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
-        total = None if sources.shards else len(sources.files[share.rank :: share.world])
+        total = None if sources.count is None else len(sources.files[share.rank :: share.world])
         with counting(total, "answering") as advance:
             result = predict(
                 run.classifier(),

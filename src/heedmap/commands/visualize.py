@@ -28,7 +28,8 @@ class Visualize:
 
     Attributes:
         run: The run folder, or a file that export wrote (.onnx), which needs no torch.
-        pictures: Files, folders, patterns, or - for a list of files on standard input.
+        pictures: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
+            standard input.
         out: Folder for the pictures; made. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other picture.
         method: Maps to compute and draw besides, with commas between, such as grad-cam,layer-cam; `heedmap list
@@ -56,18 +57,18 @@ class Visualize:
 
     def work(self) -> None:
         """Draw, and say where the page is."""
-        from heedmap.visualize import expand_pictures, visualize
+        from heedmap.visualize import find_sources, visualize
 
         check_range("batch_size", self.batch_size, 1, 100_000)
         methods = split_names(self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
-        files = expand_pictures(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
+        sources = find_sources(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
         classifier = open_it()
         out = Path(self.out) if self.out else free_name(Path(), "maps")
-        with counting(len(files), "drawing") as advance:
+        with counting(sources.count, "drawing") as advance:
             result = visualize(
                 classifier,
-                files,
+                sources,
                 out,
                 batch_size=self.batch_size,
                 query=self.query,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from heedmap.data.named import NAMED, open_named
     from heedmap.data.opening import DIGIT_SCENES, open_data
     from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, TensorPictures, load_many
-    from heedmap.data.sharded import is_sharded, open_shards
+    from heedmap.data.sharded import open_shards
+    from heedmap.data.shards import is_sharded
 
 __all__ = [
     "DIGIT_SCENES",
@@ -51,7 +52,7 @@ _HOMES = {
     "check_splits": "folders",
     "crop_box": "decoding",
     "drop_unreadable": "folders",
-    "is_sharded": "sharded",
+    "is_sharded": "shards",
     "load_many": "pictures",
     "open_data": "opening",
     "open_folder": "folders",

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from heedmap.data.folders import drop_unreadable
 from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
-from heedmap.data.shards import ShardPictures
+from heedmap.data.sharded import ShardPictures
 from heedmap.errors import DataError
 
 __all__ = ["DecodedCache", "DecodedPictures", "cache_folder", "check_splits_once", "refuse_failed"]

@@ -8,7 +8,6 @@ recursively. Nothing is decoded here except in :func:`check_pictures` and :func:
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import unicodedata
 from collections import Counter
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from heedmap.data.decoding import PICTURE_SUFFIXES
+from heedmap.data.parts import PARTS, natural
 from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
 from heedmap.errors import DataError, OptionError, nearest
 from heedmap.options import counted
@@ -36,7 +36,6 @@ __all__ = [
 
 UNREADABLE_SHARE = 0.02
 
-PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _DEBRIS = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
 _LAYOUT = "expected DIR/train/CLASS/pictures with DIR/test beside it, or DIR/CLASS/pictures"
 
@@ -265,12 +264,6 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir())
-
-
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort key: ``class2`` before ``class10``, upper and lower case together, the name itself to settle ties."""
-    words = re.split(r"([0-9]+)", name)
-    return [(int(word), "") if place % 2 else (0, word.casefold()) for place, word in enumerate(words)], name
 
 
 def _listing(root: Path, folder: Path) -> _Listing:

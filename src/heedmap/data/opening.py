@@ -8,7 +8,8 @@ from pathlib import Path
 from heedmap.data.folders import open_folder
 from heedmap.data.named import NAMED, open_named
 from heedmap.data.pictures import Splits
-from heedmap.data.sharded import is_sharded, open_shards
+from heedmap.data.sharded import open_shards
+from heedmap.data.shards import is_sharded
 from heedmap.errors import DataError, nearest
 
 __all__ = ["DIGIT_SCENES", "open_data"]

@@ -20,7 +20,7 @@ import torch
 
 from heedmap.data.decoding import PICTURE_SUFFIXES
 from heedmap.data.pictures import FilePictures, Splits
-from heedmap.data.sharded import CLASSES
+from heedmap.data.shards import CLASSES
 from heedmap.errors import DataError, PictureError
 
 __all__ = ["SUMS", "Packed", "pack"]

@@ -1,8 +1,8 @@
-"""Shards as a data set: which tar files are meant, which part each is, and what the labels are."""
+"""Shards as a data set: which part each is, what the labels are, and their pictures."""
 
 from __future__ import annotations
 
-import glob
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,90 +10,84 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from heedmap.data.folders import PARTS, find_splits, natural, split_by_class
+from heedmap.data.decoding import read_picture, square, to_tensor
+from heedmap.data.folders import find_splits, split_by_class
+from heedmap.data.parts import PARTS, natural
 from heedmap.data.pictures import Splits
-from heedmap.data.shards import ShardIndex, ShardPictures, index_shard
-from heedmap.errors import DataError, nearest
+from heedmap.data.shards import (
+    ShardIndex,
+    expand_shards,
+    index_shard,
+    is_numbered,
+    listed_classes,
+    read_member,
+)
+from heedmap.errors import DataError
 from heedmap.options import counted
 
-__all__ = ["CLASSES", "expand_braces", "expand_shards", "is_sharded", "open_shards"]
-
-CLASSES = "classes.txt"
-"""One class name a line; the line's number, from 0, is what a ``.cls`` member says."""
-
-_SUFFIX = ".tar"
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 100_000
+__all__ = ["ShardPictures", "open_shards"]
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names that ``{000..127}`` and ``{a,b}`` stand for, as a shell writes them out.
+class _Named(io.BytesIO):
+    """Bytes that errors can call by a name."""
 
-    Raises:
-        DataError: more than a hundred thousand names.
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
+
+
+class ShardPictures:
+    """Pictures in shards, decoded when asked for. See :class:`heedmap.data.pictures.Pictures` for the attributes.
+
+    Args:
+        shards: the tar files.
+        places: (N, 3) int64: which shard, offset, and size in bytes.
+        names: N names, ``SHARD/MEMBER``.
+        labels: (N,) int64.
+        classes: class names.
     """
-    found = _BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    span = _RANGE.fullmatch(found[1])
-    if span:
-        low, high = int(span[1]), int(span[2])
-        if abs(high - low) >= _MOST:
-            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
-        step = 1 if high >= low else -1
-        choices = [f"{number:0{len(span[1])}d}" for number in range(low, high + step, step)]
-    elif "," in found[1]:
-        choices = found[1].split(",")
-    else:  # as in a shell: braces around a single word are letters like any others
-        return [found[0].join((pattern[: found.start()], rest)) for rest in expand_braces(pattern[found.end() :])]
-    names: list[str] = []
-    for choice in choices:
-        names += expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
-        if len(names) > _MOST:
-            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
-    return names
 
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
 
-def expand_shards(pattern: str | Path) -> list[Path]:
-    """Return the tar files that a name, a pattern with ``*`` or one with braces means; of a folder, those in it.
+    def __init__(
+        self, shards: Sequence[Path], places: Tensor, names: Sequence[str], labels: Tensor, classes: Sequence[str]
+    ) -> None:
+        self.shards, self.places = tuple(shards), places
+        self.names, self.labels, self.classes = tuple(names), labels, tuple(classes)
 
-    Raises:
-        DataError: one that braces name is not there, or none fits.
-    """
-    text = str(Path(pattern).expanduser())
-    if Path(text).is_dir():
-        found = sorted(Path(text).glob(f"*{_SUFFIX}"), key=lambda path: natural(path.name))
-        if not found:
-            raise DataError(f"Folder {text} holds no shards (*{_SUFFIX}).")
-        return found
-    shards: list[Path] = []
-    for name in [text] if Path(text).is_file() else expand_braces(text):
-        if Path(name).is_file():
-            shards.append(Path(name))
-        elif fitting := sorted(glob.glob(name, recursive=True), key=natural):  # noqa: PTH207  Path.glob takes no absolute pattern
-            shards += map(Path, fitting)
-        else:
-            hint = nearest(Path(name).name, [path.name for path in Path(name).parent.glob(f"*{_SUFFIX}")], cutoff=0.7)
-            raise DataError(f"There is no shard {name}.{hint}")
-    return list(dict.fromkeys(shards))
+    def __len__(self) -> int:
+        return len(self.names)
 
+    def data(self, index: int) -> bytes:
+        """Return the file of one picture as it stands in the shard.
 
-def is_sharded(data: str | Path) -> bool:
-    """Whether the data is called by a tar file, a pattern of them, or a folder that holds them and no class folders."""
-    text = str(data)
-    path = Path(text).expanduser()
-    if not path.is_dir():
-        return text.endswith(_SUFFIX)
-    parts = [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS]
-    return any(_holds_shards(folder) for folder in parts or (path,))
+        Raises:
+            PictureError: see :func:`read_member`.
+        """
+        shard, offset, size = self.places[index].tolist()
+        return read_member(self.shards[shard], offset, size, self.names[index])
 
+    def length(self, index: int) -> int:
+        """Return the number of bytes of that file."""
+        return int(self.places[index, 2])
 
-def _holds_shards(folder: Path) -> bool:
-    # A tar file left beside class folders is what they were unpacked from.
-    has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
-    return not has_folders and next(folder.glob(f"*{_SUFFIX}"), None) is not None
+    def load(self, index: int, size: int) -> Tensor:
+        """Return the square view of one picture: uint8 RGB (3, size, size).
+
+        Raises:
+            PictureError: it cannot be decoded; see :func:`heedmap.data.decoding.read_picture`.
+        """
+        stream = _Named(self.data(index), self.names[index])
+        return to_tensor(square(read_picture(stream, short_side=size), size))
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ShardPictures:
+        """Return these pictures, in this order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        names = [self.names[index] for index in chosen.tolist()]
+        return ShardPictures(self.shards, self.places[chosen], names, self.labels[chosen], self.classes)
 
 
 def open_shards(data: str | Path, *, test: float = 0.2, seed: int = 0, cache: Path | None = None) -> Splits:
@@ -169,17 +163,14 @@ def _check(indexes: Mapping[str, Sequence[ShardIndex]]) -> None:
 def _classes(data: Path, indexes: Mapping[str, Sequence[ShardIndex]]) -> tuple[tuple[str, ...], bool]:
     """The class names, and whether labels are their numbers."""
     words = {str(label) for each in indexes.values() for index in each for label in index.labels}
-    numbered = all(word.isascii() and word.isdigit() for word in words)
-    home = indexes["train"][0].path.parent
-    places = [data / CLASSES] if data.is_dir() else [home / CLASSES, home.parent / CLASSES]
-    listed = next((place for place in places if place.is_file()), None)
+    home, numbered = indexes["train"][0].path.parent, is_numbered(words)
+    listed = listed_classes(*((data,) if data.is_dir() else (home, home.parent)))
     if listed is not None:
-        text = listed.read_text(encoding="utf-8")
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        place, names = listed
         numbered = numbered and not words <= set(names)
         unknown = sorted(w for w in words if (int(w) >= len(names) if numbered else w not in names))
         if unknown:
-            raise DataError(f"{listed} has {len(names)} names, and label {unknown[0]!r} is none of them.")
+            raise DataError(f"{place} has {len(names)} names, and label {unknown[0]!r} is none of them.")
         return names, numbered
     if numbered:
         return tuple(map(str, range(max(map(int, words), default=-1) + 1))), True

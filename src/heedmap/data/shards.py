@@ -3,34 +3,55 @@
 A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name; what follows is
 the kind: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names and
 places of its pictures; after that any picture is one seek away, so order is as free and as exact as in a folder, and
-nothing has to be shuffled through a buffer. Compressed tar files have no such places and are refused.
+nothing has to be shuffled through a buffer. Compressed tar files have no such places and are refused. Nothing
+here needs torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
-import io
 import json
 import os
 import posixpath
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import torch
-from torch import Tensor
+from heedmap.data.decoding import PICTURE_SUFFIXES
+from heedmap.data.parts import PARTS, natural
+from heedmap.errors import DataError, PictureError, nearest
 
-from heedmap.data.decoding import PICTURE_SUFFIXES, read_picture, square, to_tensor
-from heedmap.errors import DataError, PictureError
+__all__ = [
+    "CLASSES",
+    "MEMBER_BYTES",
+    "SUFFIX",
+    "ShardIndex",
+    "expand_braces",
+    "expand_shards",
+    "index_shard",
+    "is_numbered",
+    "is_sharded",
+    "label_names",
+    "listed_classes",
+    "read_member",
+    "split_key",
+]
 
-__all__ = ["MEMBER_BYTES", "ShardIndex", "ShardPictures", "index_shard", "read_member", "split_key"]
+CLASSES = "classes.txt"
+"""One class name a line; the line's number, from 0, is what a ``.cls`` member says."""
 
+SUFFIX = ".tar"
 MEMBER_BYTES = 256 * 1024**2
 """A picture in a shard that is larger than this is not read."""
 
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST = 100_000
 _LABEL_KINDS = ("cls", "json", "txt")  # in this order of trust
 _LABEL_NAMES = ("label", "cls", "class")
 _LABEL_BYTES = 1024**2
@@ -118,64 +139,28 @@ def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
     return data
 
 
-class _Named(io.BytesIO):
-    """Bytes that errors can call by a name."""
+def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the first ``classes.txt`` that there is in these folders, and the names in it."""
+    place = next((folder / CLASSES for folder in folders if (folder / CLASSES).is_file()), None)
+    if place is None:
+        return None
+    lines = place.read_text(encoding="utf-8").splitlines()
+    return place, tuple(line.strip() for line in lines if line.strip())
 
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
+
+def is_numbered(words: set[str]) -> bool:
+    """Whether all labels are numbers; unless they are names of classes too, they are these classes' places."""
+    return all(word.isascii() and word.isdigit() for word in words)
 
 
-class ShardPictures:
-    """Pictures in shards, decoded when asked for. See :class:`heedmap.data.pictures.Pictures` for the attributes.
-
-    Args:
-        shards: the tar files.
-        places: (N, 3) int64: which shard, offset, and size in bytes.
-        names: N names, ``SHARD/MEMBER``.
-        labels: (N,) int64.
-        classes: class names.
-    """
-
-    boxes: Tensor | None = None
-    masks: Tensor | None = None
-
-    def __init__(
-        self, shards: Sequence[Path], places: Tensor, names: Sequence[str], labels: Tensor, classes: Sequence[str]
-    ) -> None:
-        self.shards, self.places = tuple(shards), places
-        self.names, self.labels, self.classes = tuple(names), labels, tuple(classes)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def data(self, index: int) -> bytes:
-        """Return the file of one picture as it stands in the shard.
-
-        Raises:
-            PictureError: see :func:`read_member`.
-        """
-        shard, offset, size = self.places[index].tolist()
-        return read_member(self.shards[shard], offset, size, self.names[index])
-
-    def length(self, index: int) -> int:
-        """Return the number of bytes of that file."""
-        return int(self.places[index, 2])
-
-    def load(self, index: int, size: int) -> Tensor:
-        """Return the square view of one picture: uint8 RGB (3, size, size).
-
-        Raises:
-            PictureError: it cannot be decoded; see :func:`heedmap.data.decoding.read_picture`.
-        """
-        stream = _Named(self.data(index), self.names[index])
-        return to_tensor(square(read_picture(stream, short_side=size), size))
-
-    def subset(self, indices: Tensor | Sequence[int]) -> ShardPictures:
-        """Return these pictures, in this order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        names = [self.names[index] for index in chosen.tolist()]
-        return ShardPictures(self.shards, self.places[chosen], names, self.labels[chosen], self.classes)
+def label_names(index: ShardIndex) -> tuple[str | None, ...]:
+    """Return what the labels are called: numbers are lines of the ``classes.txt`` beside the shard or above it."""
+    words = {word for word in index.labels if word is not None}
+    listed = listed_classes(index.path.parent, index.path.parent.parent)
+    if listed is None or not is_numbered(words) or words <= set(listed[1]):
+        return index.labels
+    names = dict(enumerate(listed[1]))
+    return tuple(None if word is None else names.get(int(word)) for word in index.labels)
 
 
 # ---- reading a tar file's headers
@@ -338,3 +323,74 @@ def _keep_index(kept: Path, stamp: list[Any], index: ShardIndex) -> None:
     except OSError:  # a full or read-only disk costs the next start some time, and nothing else
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+# ---- which shards are meant
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that ``{000..127}`` and ``{a,b}`` stand for, as a shell writes them out.
+
+    Raises:
+        DataError: more than a hundred thousand names.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    span = _RANGE.fullmatch(found[1])
+    if span:
+        low, high = int(span[1]), int(span[2])
+        if abs(high - low) >= _MOST:
+            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+        step = 1 if high >= low else -1
+        choices = [f"{number:0{len(span[1])}d}" for number in range(low, high + step, step)]
+    elif "," in found[1]:
+        choices = found[1].split(",")
+    else:  # as in a shell: braces around a single word are letters like any others
+        return [found[0].join((pattern[: found.start()], rest)) for rest in expand_braces(pattern[found.end() :])]
+    names: list[str] = []
+    for choice in choices:
+        names += expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        if len(names) > _MOST:
+            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+    return names
+
+
+def expand_shards(pattern: str | Path) -> list[Path]:
+    """Return the tar files that a name, a pattern with ``*`` or one with braces means; of a folder, those in it.
+
+    Raises:
+        DataError: one that braces name is not there, or none fits.
+    """
+    text = str(Path(pattern).expanduser())
+    if Path(text).is_dir():
+        found = sorted(Path(text).glob(f"*{SUFFIX}"), key=lambda path: natural(path.name))
+        if not found:
+            raise DataError(f"Folder {text} holds no shards (*{SUFFIX}).")
+        return found
+    shards: list[Path] = []
+    for name in [text] if Path(text).is_file() else expand_braces(text):
+        if Path(name).is_file():
+            shards.append(Path(name))
+        elif fitting := sorted(glob.glob(name, recursive=True), key=natural):  # noqa: PTH207  Path.glob takes no absolute pattern
+            shards += map(Path, fitting)
+        else:
+            hint = nearest(Path(name).name, [path.name for path in Path(name).parent.glob(f"*{SUFFIX}")], cutoff=0.7)
+            raise DataError(f"There is no shard {name}.{hint}")
+    return list(dict.fromkeys(shards))
+
+
+def is_sharded(data: str | Path) -> bool:
+    """Whether the data is called by a tar file, a pattern of them, or a folder that holds them and no class folders."""
+    text = str(data)
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        return text.endswith(SUFFIX)
+    parts = [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS]
+    return any(_holds_shards(folder) for folder in parts or (path,))
+
+
+def _holds_shards(folder: Path) -> bool:
+    # A tar file left beside class folders is what they were unpacked from.
+    has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+    return not has_folders and next(folder.glob(f"*{SUFFIX}"), None) is not None

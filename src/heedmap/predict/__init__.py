@@ -29,10 +29,11 @@ from heedmap.classifier import AttentionClassifier
 from heedmap.data.loading import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.machine import cores
+from heedmap.predict.reading import Picture, read_ahead
 from heedmap.predict.rows import MapKind, Question, Row, printable, rows_of, schemas
-from heedmap.predict.sources import Failure, Part, Picture, Sources, find_sources, read_ahead
 from heedmap.runs import disk, write_whole
 from heedmap.training.precision import autocast, resolve
+from heedmap.visualize.sources import Failure, Part, Sources, find_sources
 
 _PLAIN, _ALONE = Question(), Share()
 

@@ -16,7 +16,7 @@ from heedmap.classifier import AttentionClassifier, combined_map
 from heedmap.data.decoding import crop_box
 from heedmap.errors import OptionError
 from heedmap.evaluation.localisation import hottest_points
-from heedmap.predict.sources import Picture
+from heedmap.predict.reading import Picture
 from heedmap.records import Output
 from heedmap.render import FLAT
 

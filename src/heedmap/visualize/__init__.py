@@ -46,16 +46,27 @@ from heedmap.visualize.answers import (
 )
 from heedmap.visualize.asking import Asker
 from heedmap.visualize.exported import file_asker
-from heedmap.visualize.listing import DRAWN, expand_pictures, named_pictures, remove_drawing
+from heedmap.visualize.listing import DRAWN, expand_pictures, remove_drawing
+from heedmap.visualize.page import index_page, printable
 from heedmap.visualize.png import png
 from heedmap.visualize.reading import Read, batches
+from heedmap.visualize.sources import Item, Sources, find_sources, named_sources
 
 if TYPE_CHECKING:
     import torch
 
     from heedmap.classifier import AttentionClassifier
 
-__all__ = ["Answer", "Switched", "VisualizeResult", "answer_panel", "expand_pictures", "visualize"]
+__all__ = [
+    "Answer",
+    "Sources",
+    "Switched",
+    "VisualizeResult",
+    "answer_panel",
+    "expand_pictures",
+    "find_sources",
+    "visualize",
+]
 
 MOST_ON_PAGE = 5000
 """The page shows no more pictures than this, so that a browser can still open it; the CSV file has all."""
@@ -98,7 +109,7 @@ class _Job:
 
 def visualize(
     classifier: AttentionClassifier | OnnxClassifier,
-    pictures: str | Path | Iterable[str | Path],
+    pictures: Sources | str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     batch_size: int = 16,
@@ -113,12 +124,14 @@ def visualize(
 ) -> VisualizeResult:
     """Draw the attention of a classifier for each picture.
 
-    Where a picture lies in a folder with the name of a class, that name is taken for the truth.
+    Where a picture lies in a folder with the name of a class, that name is taken for the truth; of a picture in a shard
+    the label that the shard gives it, where it names a class.
 
     Args:
         classifier: moved to ``device``; its train flags are left as they were. Or an exported file: then no torch is
             needed, nothing is imported of it, and the maps of gradients that the file holds are drawn in any case.
-        pictures: a file, a folder (all its pictures), or several; :func:`expand_pictures` takes patterns too.
+        pictures: a file, a folder (all its pictures), a tar shard, a folder of them, or several of these;
+            :func:`find_sources` takes patterns and lists too.
         out: folder to write to.
         batch_size: pictures per forward pass.
         query: a picture whose global feature is used to attend to all the others; drawn beside the maps with each
@@ -143,24 +156,29 @@ def visualize(
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
     asking = _asking(classifier, device, query, methods, target, layer)
-    files = named_pictures(pictures)
+    sources = named_sources(pictures)
     started, out = time.monotonic(), Path(out)
     _refuse_other(out, overwrite)
     with _writing(out), asking as asker:
         job = _Job(asker, out, scale)
         _make_folder(out)
-        is_whole = _draw_all(job, files, batch_size, on_progress)
+        is_whole = _draw_all(job, sources, batch_size, on_progress)
         if job.count == 0:
             raise DataError(_nothing_drawn(job.unreadable))
         if scale == "set":
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda entry: _redraw(job, entry), job.entries))
-        stopped = "" if is_whole else f"Stopped after {job.count:,} of {counted(len(files), 'picture')}"
+        stopped = "" if is_whole else f"Stopped after {_so_far(job.count, sources.count)}"
         notes = (*_notes(job), *([f"{stopped}."] if stopped else []))
-        _write_index(job, notes)
+        page = index_page(job.entries[:MOST_ON_PAGE], job.count, job.asker, job.unreadable, notes)
+        (out / "index.html").write_text(page, encoding="utf-8")
     if stopped:
         raise Stopped(f"{stopped}; what was drawn until then is in {out / 'index.html'}.")
     return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", notes, time.monotonic() - started)
+
+
+def _so_far(count: int, total: int | None) -> str:
+    return counted(count, "picture") if total is None else f"{count:,} of {counted(total, 'picture')}"
 
 
 @contextmanager
@@ -210,7 +228,7 @@ def _make_folder(out: Path) -> None:
         (out / part).mkdir(parents=True, exist_ok=True)
 
 
-def _draw_all(job: _Job, files: list[Path], batch_size: int, on_progress: Callable[[int], None] | None) -> bool:
+def _draw_all(job: _Job, sources: Sources, batch_size: int, on_progress: Callable[[int], None] | None) -> bool:
     """Draw batch by batch and write the table; returns False where the user interrupted after the first batch."""
     with (
         (job.out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -219,8 +237,8 @@ def _draw_all(job: _Job, files: list[Path], batch_size: int, on_progress: Callab
         table = csv.DictWriter(file, _columns(job))
         table.writeheader()
         try:
-            for batch, failures in batches(pool, files, job.asker.image_size, batch_size):
-                job.unreadable += failures
+            for batch, failures in batches(pool, sources, job.asker.image_size, batch_size):
+                job.unreadable += [(each.item.name, each.reason) for each in failures]
                 if batch:
                     _draw_batch(job, pool, batch, table)
                 if on_progress is not None:
@@ -270,19 +288,24 @@ def _keep(job: _Job, one: Read, own: Answer, other: Answer | None) -> tuple[dict
     arrays |= {"crop_box": np.array(box), "size": np.array(one.size)}
     target = job.out / "maps" / f"{one.name}.npz"
     np.savez_compressed(target, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
-    label = one.path.parent.name if one.path.parent.name in classes else None
+    label = _label(one.item, classes)
     entry = {
         "name": one.name,
-        "path": _printable(one.path),
+        "path": printable(one.item.name),
         "predicted": classes[own.predicted],
         "probability": float(own.probabilities.max()),
         "label": label,
     }
     if job.scale == "set":
-        entry |= {"source": one.path, "own": without_values(own), "other": other and without_values(other)}
+        entry |= {"source": one.item, "own": without_values(own), "other": other and without_values(other)}
     else:
         _draw(job, entry, one.view, own, other)
     return entry, _row(one, own, other, classes, label, box)
+
+
+def _label(item: Item, classes: tuple[str, ...]) -> str | None:
+    name = Path(item.path).parent.name if item.member is None else item.label
+    return name if name in classes else None
 
 
 def _redraw(job: _Job, entry: dict[str, Any]) -> None:
@@ -290,7 +313,7 @@ def _redraw(job: _Job, entry: dict[str, Any]) -> None:
     with np.load(job.out / "maps" / f"{entry['name']}.npz") as arrays:
         own = on_scale(unpacked(arrays, entry["own"]), job.ends)
         other = entry["other"] and on_scale(unpacked(arrays, entry["other"], "query_"), job.ends)
-    view = square(read_picture(entry["source"], short_side=TILE), TILE)
+    view = square(read_picture(entry["source"].open(), short_side=TILE), TILE)
     _draw(job, entry, view, own, other)
 
 
@@ -326,7 +349,7 @@ def _row(
     one: Read, own: Answer, other: Answer | None, classes: tuple[str, ...], label: str | None, box: tuple[int, ...]
 ) -> dict[str, Any]:
     """A line of ``predictions.csv``; the hottest points are pixels of the original picture, empty on a flat map."""
-    row: dict[str, Any] = {"path": one.path, "label": label or ""}
+    row: dict[str, Any] = {"path": one.item.name, "label": label or ""}
     for place, (name, probability) in zip(("", "second", "third"), own.top(classes), strict=False):
         row |= {place or "predicted": name, f"{place}_probability".lstrip("_"): f"{probability:.6f}"}
     for tap, drawn in own.maps.items():
@@ -342,16 +365,11 @@ def _row(
     return row
 
 
-def _printable(path: Path) -> str:
-    """The path as text that any encoding takes; a file's name may hold bytes that are no letters."""
-    return str(path).encode("utf-8", "replace").decode("utf-8")
-
-
 def _nothing_drawn(unreadable: list[tuple[str, str]]) -> str:
     path, reason = unreadable[0]
     if len(unreadable) == 1:
-        return f"The only picture, {path}, cannot be read: {reason}."
-    return f"None of the {len(unreadable)} pictures can be read; the first is {path}: {reason}."
+        return f"The only picture, {path}, cannot be read: {reason.rstrip('.')}."
+    return f"None of the {len(unreadable)} pictures can be read; the first is {path}: {reason.rstrip('.')}."
 
 
 def _notes(job: _Job) -> tuple[str, ...]:
@@ -362,24 +380,3 @@ def _notes(job: _Job) -> tuple[str, ...]:
     if job.count > len(job.entries[:MOST_ON_PAGE]):
         notes.append(f"The page shows the first {MOST_ON_PAGE:,} of {job.count:,} pictures; predictions.csv has all.")
     return tuple(notes)
-
-
-def _write_index(job: _Job, notes: tuple[str, ...]) -> None:
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", "visualize"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    entries = job.entries[:MOST_ON_PAGE]
-    page = pages.get_template("index.html.jinja").render(
-        entries=entries,
-        count=job.count,
-        classes=sorted({entry["predicted"] for entry in entries}),
-        wrong=sum(entry["label"] not in (None, entry["predicted"]) for entry in entries),
-        known=sum(entry["label"] is not None for entry in entries),
-        method=job.asker.method,
-        query=job.asker.query.name if job.asker.query else None,
-        unreadable=[(_printable(Path(path)), reason) for path, reason in job.unreadable],
-        notes=notes,
-    )
-    (job.out / "index.html").write_text(page, encoding="utf-8")

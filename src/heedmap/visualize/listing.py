@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from heedmap.data.decoding import PICTURE_SUFFIXES
@@ -41,21 +41,6 @@ def expand_pictures(arguments: str | Path | Iterable[str | Path], stdin: Iterabl
         raise DataError(
             "No pictures were named; give files, folders, patterns such as 'photos/*.jpg', or - for a list."
         )
-    return list(found)
-
-
-def named_pictures(pictures: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return the files meant from Python: one, or several; of a folder all its pictures.
-
-    Raises:
-        DataError: none at all, or a folder without pictures.
-    """
-    named = (pictures,) if isinstance(pictures, str | Path) else pictures
-    found: dict[Path, None] = {}
-    for path in map(Path, named):
-        found.update(dict.fromkeys(_in_folder(path) if path.is_dir() else (path,)))
-    if not found:
-        raise DataError("There are no pictures to draw; name some.")
     return list(found)
 
 
@@ -122,14 +107,19 @@ def remove_drawing(folder: Path) -> None:
         (folder / page).unlink(missing_ok=True)
 
 
-def drawing_names(pictures: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Give each picture with a name for its drawings: its own stem, made safe for a link, with a number where taken."""
-    taken: set[str] = set()
-    for path in pictures:
-        stem = re.sub(r"[^\w.-]+", "_", path.stem)[:_LONGEST_NAME].lstrip("-.") or "picture"
-        name, number = stem, 1
-        while name.casefold() in taken:  # a file system may not tell A.png from a.png
-            number += 1
+class DrawingNames:
+    """Names for the drawings of pictures, no two alike, also where a file system does not tell ``A`` from ``a``."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def __call__(self, wish: str) -> str:
+        """Return the wish, made safe for a link, with a number behind where it is taken."""
+        stem = re.sub(r"[^\w.-]+", "_", wish)[:_LONGEST_NAME].lstrip("-.") or "picture"
+        name, number = stem, self._taken.get(stem.casefold(), 0)
+        while name.casefold() in self._taken:
+            number = max(number, 1) + 1
             name = f"{stem}-{number}"
-        taken.add(name.casefold())
-        yield path, name
+        self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
+        self._taken.setdefault(name.casefold(), 0)
+        return name

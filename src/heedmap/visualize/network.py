@@ -17,6 +17,7 @@ from heedmap.visualize.answers import Answer, feature_maps
 from heedmap.visualize.asking import OtherQuery
 from heedmap.visualize.computed import Asked, computed_lines, with_computed
 from heedmap.visualize.reading import read
+from heedmap.visualize.sources import Failure, Item
 
 
 class NetworkAsker:
@@ -41,9 +42,9 @@ class NetworkAsker:
         self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *asked.methods)
         self.query, self._vector = None, None
         if query is not None:
-            one = read(query, query.stem, classifier.image_size)
-            if isinstance(one, tuple):
-                raise PictureError(f"Query {one[0]}: {one[1]}")
+            one = read(Item(str(query)), query.stem, classifier.image_size)
+            if isinstance(one, Failure):
+                raise PictureError(f"Query {query}: {one.reason}")
             self.query = OtherQuery(query.name, one.view, "" if classifier.uses_query else why_no_query(classifier))
             if classifier.uses_query:
                 self._vector = classifier.query(self._images(one.image[None]))

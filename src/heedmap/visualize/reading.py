@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,10 @@ from PIL import Image, JpegImagePlugin
 from heedmap.data.decoding import read_picture, square
 from heedmap.errors import PictureError
 from heedmap.visualize.answers import TILE
-from heedmap.visualize.listing import drawing_names
+from heedmap.visualize.listing import DrawingNames
+from heedmap.visualize.sources import Failure, Item, Sources
+
+_PART = 1024  # pictures listed at a time
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,14 @@ class Read:
     """A decoded picture.
 
     Attributes:
-        path: its file.
+        item: where it lies.
         name: of its drawings.
         image: the network's view, uint8 (3, S, S).
         view: the view to draw on.
         size: (width, height) in full, upright.
     """
 
-    path: Path
+    item: Item
     name: str
     image: NDArray[np.uint8]
     view: Image.Image
@@ -39,35 +42,53 @@ class Read:
 
 
 def batches(
-    pool: ThreadPoolExecutor, pictures: Iterable[str | Path], image_size: int, batch_size: int
-) -> Iterator[tuple[list[Read], list[tuple[str, str]]]]:
-    """Decode in threads, one batch ahead of the network; each batch comes with the (path, reason) of its failures."""
-    named = drawing_names(Path(path) for path in pictures)
+    pool: ThreadPoolExecutor, sources: Sources, image_size: int, batch_size: int
+) -> Iterator[tuple[list[Read], list[Failure]]]:
+    """Decode in threads, one batch ahead of the network; each batch comes with what could not be read."""
+    name, lost = DrawingNames(), list[Failure]()
+    items = _items(sources, lost)
 
-    def start() -> list[Future[Read | tuple[str, str]]]:
-        chunk = itertools.islice(named, batch_size)
-        return [pool.submit(read, path, name, image_size) for path, name in chunk]
+    def start() -> list[Future[Read | Failure]]:
+        return [pool.submit(read, item, name(_wish(item)), image_size) for item in itertools.islice(items, batch_size)]
 
     ahead = start()
     while ahead:
         current, ahead = ahead, start()
         done = [future.result() for future in current]
-        yield [one for one in done if isinstance(one, Read)], [one for one in done if isinstance(one, tuple)]
+        found, lost[:] = lost[:], []
+        yield [one for one in done if isinstance(one, Read)], found + [one for one in done if isinstance(one, Failure)]
+    if lost:
+        yield [], lost
 
 
-def read(path: Path, name: str, image_size: int) -> Read | tuple[str, str]:
+def _items(sources: Sources, lost: list[Failure]) -> Iterator[Item]:
+    """All pictures; shards that cannot be read are added to ``lost`` on the way."""
+    for part in sources.parts(_PART):
+        lost += part.failures
+        yield from part.items
+
+
+def _wish(item: Item) -> str:
+    """What the drawings of a picture should be called: ``cat`` of a file, ``train-000_cats_01`` of a member."""
+    return Path(item.path).stem + ("" if item.key is None else f"_{item.key}")
+
+
+def read(item: Item, name: str, image_size: int) -> Read | Failure:
     """Decode a picture for the network exactly as in training, and sharp enough to draw on."""
     try:
-        picture = read_picture(path, short_side=image_size)
-        large = picture if image_size >= TILE else read_picture(path, short_side=TILE)
+        source = item.open()
+        picture = read_picture(source, short_side=image_size)
+        large = picture if image_size >= TILE else read_picture(source, short_side=TILE)
     except PictureError as error:
-        return str(path), str(error).removeprefix(f"{path}: ")
+        return Failure(item, item.reason(error))
     image = np.ascontiguousarray(np.asarray(square(picture, image_size)).transpose(2, 0, 1))
-    return Read(path, name, image, square(large, TILE), full_size(path, picture))
+    return Read(item, name, image, square(large, TILE), full_size(source, picture))
 
 
 def full_size(path: Path | IO[bytes], picture: Image.Image) -> tuple[int, int]:
     """Return the picture's (width, height) upright in full, also where a JPEG was decoded at a part of its size."""
+    if not isinstance(path, Path):
+        path.seek(0)
     try:
         with JpegImagePlugin.JpegImageFile(path) as header:
             width, height = header.size

@@ -1,50 +1,54 @@
-"""Which pictures are asked about, cut into parts, and read ahead of the network."""
+"""Which pictures are asked about: files, and members of tar shards, found by what a user wrote; and their bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, JpegImagePlugin
-from torch import Tensor
-
-from heedmap.data.decoding import read_picture, square, to_tensor
-from heedmap.data.folders import PARTS
-from heedmap.data.sharded import expand_shards, is_sharded
-from heedmap.data.shards import index_shard, read_member, split_key
-from heedmap.errors import DataError, PictureError
+from heedmap.data.parts import PARTS
+from heedmap.data.shards import SUFFIX, expand_shards, index_shard, is_sharded, label_names, read_member, split_key
+from heedmap.errors import DataError
 from heedmap.visualize.listing import expand_pictures
-
-_TAR = ".tar"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to be read: a file, or a member of a shard with its place there."""
+    """A picture to be read: a file, or a member of a shard with its place there, and its label where that has one."""
 
     path: str
     member: str | None = None
     offset: int = 0
     size: int = 0
+    label: str | None = None
 
     @property
     def key(self) -> str | None:
         """The member's path up to the first dot of its name; None for a file."""
         return None if self.member is None else split_key(self.member)[0]
 
+    @property
+    def name(self) -> str:
+        """The file's path, or ``SHARD/MEMBER``."""
+        return self.path if self.member is None else f"{self.path}/{self.member}"
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was read: the network's view, uint8 (3, S, S), and its (width, height) in full, upright."""
+    def open(self) -> Path | io.BytesIO:
+        """Return the file, or the member's bytes.
 
-    item: Item
-    image: Tensor
-    size: tuple[int, int]
+        Raises:
+            PictureError: see :func:`heedmap.data.shards.read_member`.
+        """
+        if self.member is None:
+            return Path(self.path)
+        return io.BytesIO(read_member(Path(self.path), self.offset, self.size, self.member))
+
+    def reason(self, error: Exception) -> str:
+        """Return why it cannot be read, without the name that stands before."""
+        names = (self.path, self.member, "picture")
+        text = str(error)
+        return next((text.removeprefix(f"{name}: ") for name in names if text.startswith(f"{name}: ")), text)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Sources:
 
     files: list[str] = field(default_factory=list)
     shards: list[Path] = field(default_factory=list)
+
+    @property
+    def count(self) -> int | None:
+        """The number of pictures; None where there are shards, which are not opened to count."""
+        return None if self.shards else len(self.files)
 
     def digest(self) -> str:
         """A fingerprint of the list; of a shard its length and time of change count too."""
@@ -108,25 +117,54 @@ def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> 
     files: dict[str, None] = {}
     shards: dict[Path, None] = {}
     for argument in _written_out(map(str, arguments), stdin):
-        folder = Path(argument).expanduser()
-        if argument.endswith(_TAR) and not folder.is_dir():
-            shards.update(dict.fromkeys(expand_shards(argument)))
-            continue
-        inside = _shards_in(folder) if folder.is_dir() else []
-        shards.update(dict.fromkeys(inside))
-        try:
-            files.update(dict.fromkeys(map(str, expand_pictures(argument))))
-        except DataError:
-            if not inside:
-                raise
+        found = _meant_by(argument)
+        files.update(dict.fromkeys(found.files))
+        shards.update(dict.fromkeys(found.shards))
     if not files and not shards:
         raise DataError("No pictures were named; give files, folders, shards, @list.txt, or - for a list.")
     return Sources(list(files), list(shards))
 
 
+def named_sources(pictures: Sources | str | Path | Iterable[str | Path]) -> Sources:
+    """Return what is meant from Python: names that are taken as they stand, whatever letters are in them.
+
+    Raises:
+        DataError: none at all, or a folder without pictures.
+    """
+    if isinstance(pictures, Sources):
+        return pictures
+    files: dict[str, None] = {}
+    shards: dict[Path, None] = {}
+    for path in map(Path, (pictures,) if isinstance(pictures, str | Path) else pictures):
+        if path.is_dir():
+            found = _meant_by(str(path))
+            files.update(dict.fromkeys(found.files))
+            shards.update(dict.fromkeys(found.shards))
+        elif path.suffix == SUFFIX:
+            shards[path] = None
+        else:
+            files[str(path)] = None
+    if not files and not shards:
+        raise DataError("There are no pictures to draw; name some.")
+    return Sources(list(files), list(shards))
+
+
+def _meant_by(argument: str) -> Sources:
+    folder = Path(argument).expanduser()
+    if argument.endswith(SUFFIX) and not folder.is_dir():
+        return Sources(shards=expand_shards(argument))
+    inside = _shards_in(folder) if folder.is_dir() else []
+    try:
+        return Sources(list(map(str, expand_pictures(argument))), inside)
+    except DataError:
+        if not inside:
+            raise
+    return Sources(shards=inside)
+
+
 def _shards_in(folder: Path) -> list[Path]:
     """The shards that lie in a folder, and those in its parts where it has some."""
-    own = expand_shards(folder) if any(folder.glob(f"*{_TAR}")) else []
+    own = expand_shards(folder) if any(folder.glob(f"*{SUFFIX}")) else []
     parts = sorted(child for child in folder.iterdir() if child.is_dir() and child.name.lower() in PARTS)
     return own + [shard for part in parts if is_sharded(part) for shard in expand_shards(part)]
 
@@ -157,58 +195,9 @@ def _cut(shard: Path, number: int, size: int, cache: Path | None) -> Iterator[Pa
         yield Part(number, (), (Failure(whole, str(error)),))
         return
     failures = (Failure(whole, index.trouble),) if index.trouble else ()
+    labels = label_names(index)
     for start in range(0, max(1, len(index)), size):
         chosen = slice(start, start + size)
-        places = zip(index.names[chosen], index.offsets[chosen], index.sizes[chosen], strict=True)
+        places = zip(index.names[chosen], index.offsets[chosen], index.sizes[chosen], labels[chosen], strict=True)
         yield Part(number, tuple(Item(str(shard), *place) for place in places), failures if start == 0 else ())
         number += 1
-
-
-def read_ahead(
-    parts: Iterable[Part], pool: ThreadPoolExecutor, image_size: int, ahead: int
-) -> Iterator[tuple[Part, Picture | Failure | None]]:
-    """Read pictures in threads, in order, at most ``ahead`` of them before they are wanted.
-
-    Returns:
-        Each part's pictures, or why they cannot be read, and then None for the part's end.
-    """
-    waiting: deque[tuple[Part, Future[Picture | Failure] | None]] = deque()
-    for part in parts:
-        for item in part.items:
-            waiting.append((part, pool.submit(read, item, image_size)))
-            while len(waiting) > ahead:
-                yield _arrived(*waiting.popleft())
-        waiting.append((part, None))
-    while waiting:
-        yield _arrived(*waiting.popleft())
-
-
-def _arrived(part: Part, future: Future[Picture | Failure] | None) -> tuple[Part, Picture | Failure | None]:
-    return part, None if future is None else future.result()
-
-
-def read(item: Item, image_size: int) -> Picture | Failure:
-    """Decode a picture for the network exactly as in training."""
-    try:
-        source: Path | io.BytesIO = Path(item.path)
-        if item.member is not None:
-            source = io.BytesIO(read_member(Path(item.path), item.offset, item.size, item.member))
-        picture = read_picture(source, short_side=image_size)
-    except PictureError as error:
-        names = (item.path, item.member, "picture")  # what stands before the reason
-        text = str(error)
-        return Failure(item, next((text.removeprefix(f"{n}: ") for n in names if text.startswith(f"{n}: ")), text))
-    return Picture(item, to_tensor(square(picture, image_size)), _full_size(source, picture))
-
-
-def _full_size(source: Path | io.BytesIO, picture: Image.Image) -> tuple[int, int]:
-    """The picture's (width, height) upright in full, also where a JPEG was decoded at a part of its size."""
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    try:
-        with JpegImagePlugin.JpegImageFile(source) as header:
-            width, height = header.size
-    except SyntaxError:  # Pillow's word for: this is no JPEG
-        return picture.size
-    is_turned = (width > height) != (picture.width > picture.height)
-    return (height, width) if is_turned else (width, height)
