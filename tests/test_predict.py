@@ -26,10 +26,11 @@ from heedmap.data.loading import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.predict import Question, find_sources, predict
 from heedmap.predict.reading import Picture, read
-from heedmap.predict.rows import boxes_of, map_columns, rows_of
+from heedmap.predict.rows import map_columns, rows_of
 from heedmap.records import Output
 from heedmap.render import hottest
 from heedmap.runs import Run
+from heedmap.visualize.boxes import boxes_of, resized
 from heedmap.visualize.sources import Item
 
 SIDE = 24
@@ -122,15 +123,22 @@ def test_the_columns_of_a_map_by_hand() -> None:
 
 
 def test_boxes_stand_round_what_is_attended_to() -> None:
-    values = torch.zeros(2, 1, 8, 8)
-    values[0, 0, 1:3, 2:5] = 1.0  # six cells
-    values[0, 0, 6, 6] = 0.8
+    values = np.zeros((2, 8, 8), np.float32)
+    values[0, 1:3, 2:5] = 1.0  # six cells
+    values[0, 6, 6] = 0.8
     values[1] = 0.3
     (large, small), none = boxes_of(values, 0.75, 8)
     assert none == []
     assert large == pytest.approx({"left": 2 / 8, "top": 1 / 8, "right": 5 / 8, "bottom": 3 / 8, "share": 6 / 6.8})
     assert small == pytest.approx({"left": 6 / 8, "top": 6 / 8, "right": 7 / 8, "bottom": 7 / 8, "share": 0.8 / 6.8})
     assert len(boxes_of(values, 0.9, 8)[0]) == 1
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 8), (8, 8, 30), (3, 5, 64), (1, 4, 9), (16, 12, 7)])
+def test_maps_are_resized_for_boxes_as_torch_does(height: int, width: int, size: int) -> None:
+    values = torch.rand(3, height, width, generator=torch.Generator().manual_seed(size))
+    expected = torch.nn.functional.interpolate(values[:, None].double(), (size, size), mode="bilinear")[:, 0]
+    np.testing.assert_allclose(resized(values.numpy(), size), expected, atol=1e-6)
 
 
 def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassifier, tmp_path: Path) -> None:

@@ -20,3 +20,14 @@ def pick_device(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"Device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
+
+
+def cpu_only(name: str | None) -> str:
+    """The device of an exported file.
+
+    Raises:
+        OptionError: another one is named.
+    """
+    if name not in (None, "cpu"):
+        raise OptionError(f"An exported file computes on the CPU here, not on {name}; name the run for that.")
+    return "cpu"

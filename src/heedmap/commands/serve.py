@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 from rich.markup import escape
 
-from heedmap.commands.device import pick_device
+from heedmap.commands.device import cpu_only, pick_device
 from heedmap.options import check_range
 from heedmap.terminal import complaints, console
 
@@ -65,7 +66,13 @@ class Serve:
             host=self.host,
             port=self.port,
             limits=limits,
-            device=pick_device(self.device),
+            device=self._device(),
             on_ready=lambda address: console.print(f"Serving at [bold]{address}[/]; Ctrl-C ends it.", soft_wrap=True),
         )
         console.print("Stopped; every request under way was answered.")
+
+    def _device(self) -> str:
+        """Where a run computes; a file computes on the CPU, and torch is not asked."""
+        if Path(self.source).suffix.lower() == ".onnx":
+            return cpu_only(self.device)
+        return pick_device(self.device)

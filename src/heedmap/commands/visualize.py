@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.markup import escape
 
-from heedmap.commands.device import pick_device
-from heedmap.errors import OptionError
+from heedmap.commands.device import cpu_only, pick_device
 from heedmap.options import check_range, counted, free_name, split_names
 from heedmap.terminal import complaints, console, counting, show_next
 
@@ -92,11 +91,7 @@ class Visualize:
         """How to open an exported file, and where it computes; imports no torch."""
         from heedmap.onnx_classifier import OnnxClassifier
 
-        if self.device not in (None, "cpu"):
-            raise OptionError(
-                f"An exported file computes on the CPU here, not on {self.device}; name the run for that."
-            )
-        return lambda: OnnxClassifier(self.run), "cpu"
+        return lambda: OnnxClassifier(self.run), cpu_only(self.device)
 
     def _network(self, methods: Sequence[str]) -> tuple[Callable[[], AttentionClassifier], str]:
         """How to open a run's network, and where it computes."""

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,13 +18,10 @@ from heedmap.evaluation.localisation import hottest_points
 from heedmap.predict.reading import Picture
 from heedmap.records import Output
 from heedmap.render import FLAT
+from heedmap.visualize.boxes import Box, boxes_of
 
 MapKind = Literal["none", "float16", "float32"]
 
-MOST_BOXES = 8
-"""Boxes told of a picture, those with the most attention first."""
-
-Box = dict[str, float]
 Row = dict[str, Any]
 
 
@@ -111,9 +107,8 @@ def rows_of(
         if question.maps != "none":
             _set(rows, f"{name}_map", values[:, 0].cpu().numpy().astype(question.maps))
     last = attention[next(reversed(attention))]  # the combined map, or the only one
-    for row, found, square in zip(
-        rows, boxes_of(last, question.threshold, classifier.image_size), squares, strict=True
-    ):
+    told = boxes_of(last[:, 0].cpu().numpy(), question.threshold, classifier.image_size)
+    for row, found, square in zip(rows, told, squares, strict=True):
         row["boxes"] = [_in_pixels(box, square) for box in found]
     return rows
 
@@ -156,45 +151,6 @@ def map_columns(values: Tensor, squares: NDArray[np.float64], threshold: float) 
         "y": [None if even else float(y) for even, y in zip(is_flat, pixels[:, 1], strict=True)],
         "above": above.tolist(),
     }
-
-
-def boxes_of(values: Tensor, threshold: float, size: int) -> list[list[Box]]:
-    """Find the boxes round the places that are attended to.
-
-    Each map is resized bilinearly to the network's view; connected regions (4 neighbours) of pixels that reach
-    ``threshold`` times the map's largest value get a box each, after Zhou et al., "Learning Deep Features for
-    Discriminative Localization" (CVPR 2016), section 3.2, who keep the largest region only.
-
-    Args:
-        values: (B, 1, h, w), not negative.
-        threshold: in (0, 1].
-        size: side of the view in pixels.
-
-    Returns:
-        For each map at most :data:`MOST_BOXES` boxes, most attention first: ``left``, ``top``, ``right``, ``bottom`` in
-        shares of the view, and ``share``, the part of the map's sum that lies in the region. None for an even map.
-    """
-    from scipy import ndimage
-
-    views = F.interpolate(values.float(), (size, size), mode="bilinear")[:, 0].cpu().numpy()
-    found: list[list[Box]] = []
-    for view in views:
-        top = float(view.max())
-        if top < FLAT * float(view.mean()):
-            found.append([])
-            continue
-        regions, count = ndimage.label(view >= threshold * top)
-        sums = ndimage.sum_labels(view, regions, range(1, count + 1)) / view.sum(dtype=np.float64)
-        slices = ndimage.find_objects(regions)
-        order = np.argsort(-sums, kind="stable")[:MOST_BOXES]
-        found.append([_box(slices[place], float(sums[place]), size) for place in order])
-    return found
-
-
-def _box(place: tuple[slice, slice], share: float, size: int) -> Box:
-    rows, columns = place
-    ends = (columns.start / size, rows.start / size, columns.stop / size, rows.stop / size, share)
-    return dict(zip(("left", "top", "right", "bottom", "share"), ends, strict=True))
 
 
 def _in_pixels(box: Box, square: NDArray[np.float64]) -> Box:

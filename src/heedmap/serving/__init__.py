@@ -1,6 +1,7 @@
 """A small HTTP service: a picture in, class, probabilities, boxes and the map out.
 
     predictors.py  what answers: a run, or an exported file, behind one call
+    network.py     the run; the only file that knows torch, so that a file is served without it
     pictures.py    bytes in, the classifier's view out, within bounds
     bodies.py      a request's body, counted and timed while it is read
     batching.py    concurrent requests share a batch; one thread asks the classifier

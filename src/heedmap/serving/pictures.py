@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from heedmap.data.decoding import read_picture, square, to_tensor
+from heedmap.data.decoding import read_picture, square
 from heedmap.errors import PictureError
 from heedmap.serving.limits import Limits, Refusal
 from heedmap.visualize.reading import full_size
@@ -56,7 +56,7 @@ def read_bytes(content: bytes, image_size: int, limits: Limits, draw_at: int | N
         status = _STATUS.get(type(error.__cause__), 422) if content else 422
         raise Refusal(status, f"The picture cannot be used: {str(error).removeprefix('picture: ')}.") from None
     view = None if draw_at is None else square(large, draw_at)
-    image = to_tensor(square(picture, image_size)).numpy()
+    image = np.ascontiguousarray(np.asarray(square(picture, image_size)).transpose(2, 0, 1))
     return Picture(image, view, full_size(io.BytesIO(content), picture))
 
 

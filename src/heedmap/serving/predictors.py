@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from heedmap.classifier import AttentionClassifier
 from heedmap.onnx_classifier import OnnxClassifier
-from heedmap.runs import Run
 from heedmap.visualize import Answer
 from heedmap.visualize.exported import FileAsker
-from heedmap.visualize.network import answer_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Predictor(Protocol):
@@ -38,29 +37,6 @@ class Predictor(Protocol):
 
     def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
         """Answer square views, uint8 RGB (B, 3, S, S); called by one thread at a time."""
-
-
-class RunPredictor:
-    """A classifier in torch. See :class:`Predictor` for the attributes.
-
-    Args:
-        classifier: moved to ``device`` and into eval mode.
-        name: for people.
-        device: where it computes.
-    """
-
-    def __init__(self, classifier: AttentionClassifier, name: str, device: str | torch.device = "cpu") -> None:
-        self.name = name
-        self.classes = tuple(classifier.classes)
-        self.image_size = classifier.image_size
-        self.taps = (*classifier.taps, "combined") if len(classifier.taps) > 1 else tuple(classifier.taps)
-        self._classifier, self._device = classifier.to(device).eval(), device
-
-    @torch.inference_mode()
-    def __call__(self, views: NDArray[np.uint8]) -> list[Answer]:
-        """Answer views as ``heedmap visualize`` does."""
-        output = self._classifier(torch.from_numpy(views).to(self._device).float() / 255)
-        return [answer_of(self._classifier, output, row) for row in range(len(views))]
 
 
 class OnnxPredictor:
@@ -94,4 +70,8 @@ def open_predictor(source: str | Path, device: str | torch.device = "cpu") -> Pr
     path = Path(source)
     if path.suffix.lower() == ".onnx" or path.is_file():
         return OnnxPredictor(OnnxClassifier(path))
+    # Here, because a file is served where there is no torch.
+    from heedmap.runs import Run
+    from heedmap.serving.network import RunPredictor
+
     return RunPredictor(Run.open(path).classifier(), path.resolve().name, device)

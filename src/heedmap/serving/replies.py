@@ -7,16 +7,15 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from heedmap.data.decoding import crop_box
-from heedmap.predict.rows import boxes_of
 from heedmap.records import AttentionMap
 from heedmap.render import grid_of, hottest, is_flat, overlay
 from heedmap.serving.limits import Refusal
 from heedmap.visualize import Answer
+from heedmap.visualize.boxes import boxes_of
 
 Form: TypeAlias = Literal["json", "overlay", "grey", "npy"]
 MEDIA = {"json": "application/json", "overlay": "image/png", "grey": "image/png", "npy": "application/x-npy"}
@@ -211,7 +210,7 @@ def _map(drawn: AttentionMap, seen: tuple[int, int, int, int], image_size: int, 
                 "bottom": seen[1] + box["bottom"] * side,
                 "share": box["share"],
             }
-            for box in boxes_of(torch.as_tensor(values)[None, None], asked.threshold, image_size)[0]
+            for box in boxes_of(np.asarray(values)[None], asked.threshold, image_size)[0]
         ],
         "values": values.tolist() if asked.values else None,
     }
