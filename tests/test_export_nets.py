@@ -1,6 +1,10 @@
 """Networks of every kind answer from their file as they do in torch, whatever the batch."""
 
+import copy
+import functools
+import itertools
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +75,68 @@ def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
     assert bool(output.features) == (name == "soft feature attention")
     for when, values in output.features.items():
         assert np.abs(found["features"][when] - values.numpy()).max() < 1e-5 * max(1.0, float(values.abs().max()))
-    for inside, method in {"grad_cam": "grad-cam", "saliency": "saliency"}.items():
-        if inside in found["maps"]:
-            wanted = explain(classifier, images, method).values.numpy()
-            assert wanted.max() > 1e-3
-            differences = np.abs(found["maps"][inside] - wanted) / max(1.0, float(wanted.max()))
-            # Rounding may switch a ReLU here and there, and the gradient of its few pixels jumps; never that of a cam.
-            assert (differences.max() if inside == "grad_cam" else np.quantile(differences, 0.99)) < 1e-5
+    if "saliency" in found["maps"]:
+        wanted = explain(classifier, images, "grad-cam").values.numpy()
+        assert wanted.max() > 1e-3
+        assert np.abs(found["maps"]["grad_cam"] - wanted).max() < 1e-5 * max(1.0, float(wanted.max()))
+        for row, values in enumerate(found["maps"]["saliency"][:, 0]):
+            assert values.max() > 1e-2
+            assert distance_from_gradient(classifier, images[row : row + 1], values) < 1e-5
+
+
+# The gradient of a network with ReLUs jumps where a unit's input crosses zero, and rounding decides on which side it is
+# computed: in 2 of 96 such pictures torch in float32 was on another side than torch in float64, off by up to 2e-3. So
+# the bar is held against the exact gradient, where a unit that is zero to rounding may be switched either way.
+NEAR_ZERO = 2e-6
+
+
+def distance_from_gradient(classifier: AttentionClassifier, image: torch.Tensor, found: np.ndarray) -> float:
+    """Return the largest difference from the saliency in float64, with the switches that bring it below the bar."""
+    values, near = saliency(classifier, image, ())
+    units, distance = [unit for _, unit in near], float(np.abs(values - found).max())
+    assert len(units) <= 6  # of 188,416
+    for chosen in itertools.chain.from_iterable(itertools.combinations(units, n) for n in range(1, len(units) + 1)):
+        if distance < 1e-5:
+            break
+        distance = min(distance, float(np.abs(saliency(classifier, image, chosen)[0] - found).max()))
+    return distance
+
+
+def saliency(
+    classifier: AttentionClassifier, image: torch.Tensor, switched: Container[tuple[int, int]]
+) -> tuple[np.ndarray, list[tuple[float, tuple[int, int]]]]:
+    """Return the map in float64, and the input of each ReLU's unit (its number, the place in it) that is about zero."""
+    rest: list[tuple[float, tuple[int, int]]] = []
+
+    def forward(number: int, given: torch.Tensor) -> torch.Tensor:
+        flat = given.detach().flatten()
+        near = [(float(flat[place]), (number, place)) for place in (flat.abs() < NEAR_ZERO).nonzero()[:, 0].tolist()]
+        passes = flat > 0
+        for value, unit in near:
+            passes[unit[1]] = (value > 0) != (unit in switched)
+        rest.extend(near)
+        return given * passes.view_as(given)
+
+    exact = copy.deepcopy(classifier).double()
+    for number, module in enumerate(each for each in exact.modules() if isinstance(each, torch.nn.ReLU)):
+        module.forward = functools.partial(forward, number)
+    pixels = image.double().requires_grad_()
+    logits = exact(pixels).logits
+    (gradient,) = torch.autograd.grad(logits[0, logits[0].argmax()], pixels)
+    return gradient.abs().amax(1)[0].numpy(), rest
+
+
+def test_a_switched_unit_is_the_jump_that_rounding_makes() -> None:
+    classifier = stirred(attached(), scale=0.02)
+    pictures = np.stack([np.asarray(picture) for picture in noise(*[(64, 64)] * 16, seed=16)])
+    image = torch.from_numpy(pictures[10:11]).permute(0, 3, 1, 2).float() / 255
+    exact, near = saliency(classifier, image, ())
+    value, unit = min(near, key=lambda each: abs(each[0]))
+    assert (-1e-7 < value < 0, unit) == (True, (5, 32 * 64 + 4 * 8 + 3))
+    other, _ = saliency(classifier, image, {unit})
+    assert 1e-5 < np.abs(exact - other).max() < 1e-4
+    in_float32 = explain(classifier, image, "saliency").values[0, 0].numpy()
+    assert min(np.abs(in_float32 - each).max() for each in (exact, other)) < 1e-6
 
 
 def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
