@@ -105,13 +105,13 @@ def test_help_is_not_cut_by_a_narrow_window_or_eaten_as_markup(
 def test_options_beside_a_config_file_win(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump({"data": "pictures", "epochs": 9, "seed": 4, "taps": ["a", "b"], "flip": True}))
-    from heedmap.cli import _from_config
+    from heedmap.cli import _values
 
     for words in (["--config", str(path)], [f"--config={path}"]):
         words += ["--epochs", "2", "--no-flip", "--taps", "c"]
-        made = parse(Train, "train", words, _from_config("train", words))
+        made = parse(Train, "train", words, _values("train", words))
         assert (made.data, made.epochs, made.seed, made.taps, made.flip) == ("pictures", 2, 4, ("c",), False)
-    assert parse(Train, "train", ["other", *words], _from_config("train", words)).data == "other"
+    assert parse(Train, "train", ["other", *words], _values("train", words)).data == "other"
 
 
 def test_a_switch_that_is_open_takes_yes_no_and_nothing() -> None:

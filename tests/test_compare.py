@@ -315,10 +315,11 @@ def test_a_run_that_fails_does_not_end_the_others(cue_folder: Path, tmp_path: Pa
 def test_two_processes_do_not_work_on_one_comparison(finished: Path, tmp_path: Path, cue_folder: Path) -> None:
     import fcntl
 
-    with (finished / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="is being worked on by another process"):
-            compare(None, finished)
+    lock = os.open(finished, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(RunError, match="is being worked on by another process"):
+        compare(None, finished)
+    os.close(lock)
 
 
 def waiting_for(what: Callable[[], bool], seconds: float = 60) -> None:

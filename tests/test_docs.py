@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from conftest import cue_picture, write_cue_part
+from heedmap.classifier import Architecture
 from heedmap.cli import COMMANDS, main
+from heedmap.options import TrainOptions
+from heedmap.runs import Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
@@ -79,6 +82,9 @@ def test_a_command_line_names_a_command_options_and_values_that_exist(line, tmp_
     (tmp_path / "mine.yaml").write_text("data: pictures\nattention: dot\n")  # for the line with --config
     (experiment,) = [code for language, code, _ in fences("docs/comparing.md") if language == "yaml"]
     (tmp_path / "scores.yaml").write_text(experiment)
+    begun = Run.create("runs/pictures-compact-parametrised-1")  # for the line with --resume
+    parts = Architecture("compact", "parametrised", None, "concat", None, 32, ("cat", "dog"))
+    begun.write_config(TrainOptions(data="pictures"), parts)
     made = []
     for command in COMMANDS.values():
         monkeypatch.setattr(command, "work", lambda command: made.append(command))

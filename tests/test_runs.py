@@ -206,7 +206,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     empty_run.save_checkpoint({"a": torch.zeros(2)}, {"step": 1})
     before = (empty_run.path / CHECKPOINT).read_bytes()
     full_disk(monkeypatch, number)
-    with pytest.raises(RunError, match=r"checkpoint.safetensors: the disk.*free some space and go on with --resume"):
+    with pytest.raises(
+        RunError,
+        match=r"checkpoint.safetensors: the disk.*free some space and start again, with --resume if the folder",
+    ):
         empty_run.save_checkpoint({"a": torch.ones(2)}, {"step": 2})
     assert (empty_run.path / CHECKPOINT).read_bytes() == before
     assert [path.name for path in empty_run.path.iterdir()] == [CHECKPOINT]

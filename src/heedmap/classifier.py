@@ -108,6 +108,8 @@ class AttentionClassifier(nn.Module):
         return Output(logits.to(maps[self.taps[0]].dtype), maps, merged)
 
     def _normalised(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():  # bytes from 0 to 255 would be answered, with certainty, and wrongly
+            raise ModelError(f"Pictures of type {images.dtype} are not in [0, 1]; divide bytes by 255.")
         # In the more precise of the two types: steps of 1/255 are lost in bfloat16 before the mean is taken off.
         return ((images - self.mean) / self.std).to(self.mean.dtype)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -58,11 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _forget_output()
         raise SystemExit(0 if _only_tells(words) else 1) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            told = f"The name {_short(error.filename)} is too long for a file."
+            complaints.print(f"[red]error:[/] {escape(told)}", soft_wrap=True)
+            raise SystemExit(2) from None
         if not _is_of_output(error):
             raise
         _forget_output()
         complaints.print(f"[red]error:[/] Standard output cannot be written: {error.strerror}.", soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def _short(name: object) -> str:
+    text = str(name)
+    return repr(text if len(text) < 50 else f"{text[:40]}...")
 
 
 def _only_tells(words: list[str]) -> bool:
@@ -98,8 +109,7 @@ def _run(words: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         show_help(COMMANDS[name], name, GROUPS.get(name, {}))
         return
-    # A config file gives the values of what is not named.
-    default: Any = _from_config(name, rest) if name in GROUPS else None
+    default: Any = _values(name, rest) if name in GROUPS else None
     made: Any = parse(COMMANDS[name], name, rest, default)
     made.work()
 
@@ -111,15 +121,22 @@ def _overview() -> None:
     console.print("Options of a command: heedmap COMMAND --help")
 
 
-def _from_config(name: str, words: list[str]) -> Train | Compare | None:
-    """The values that a config file gives, where one is named."""
+def _values(name: str, words: list[str]) -> Train | Compare | None:
+    """The values of what is not named: those of a config file, over those of a run to go on with."""
     said: dict[str, str] = {}
     for place, word in enumerate(words):
-        for flag in ("config", "budget"):
+        for flag in ("config", "budget", "resume"):
             if word == f"--{flag}" and place + 1 < len(words):
                 said.setdefault(flag, words[place + 1])
             if word.startswith(f"--{flag}="):
                 said.setdefault(flag, word.partition("=")[2])
-    if "config" not in said:
-        return None
-    return Compare.from_config(said) if name == "compare" else Train(**read_config(said["config"]))
+    if name == "compare":
+        return Compare.from_config(said) if "config" in said else None
+    values: dict[str, Any] = {}
+    if "resume" in said:
+        from heedmap.runs import Run
+
+        values = dataclasses.asdict(Run.open(said["resume"], finished=False).options)
+    if "config" in said:
+        values |= read_config(said["config"])
+    return Train(**values) if values else None

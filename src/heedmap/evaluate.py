@@ -26,13 +26,13 @@ from heedmap.evaluation.judging import Judged, answers_table, judge
 from heedmap.evaluation.localisation import pointing_table
 from heedmap.listener import Listener
 from heedmap.machine import cores
-from heedmap.options import TrainOptions
+from heedmap.own_data import open_own
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
 from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, report_page
 from heedmap.report.sections import sections
 from heedmap.report.viewer import viewer_pictures
-from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, disk, finite, write_whole
+from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, as_utf8, disk, finite, write_whole
 from heedmap.suites import Judge, Subject, Wanted, check_used, control_of, ready_suites
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_panel
@@ -116,22 +116,18 @@ def evaluate(
     """
     options, device = run.options, torch.device(device)
     classifier = run.classifier().to(device)
-    splits = open_data(
-        data or options.data,
-        root=root or options.root,
-        download=download,
-        seed=options.seed,
-        test_share=options.test,
-    )
+    sets: dict[str, Any] = {"root": root or options.root, "download": download}
+    sets |= {"seed": options.seed, "test_share": options.test}
+    is_own = data is None or _is_same(data, options.data)
+    splits = open_own(run, root=root, download=download) if is_own else open_data(data or options.data, **sets)
     check_classes(splits.classes, classifier.classes)
     splits = check_splits(splits, options.workers or 2)
-    whole = None if data is None or _is_same(data, options.data) else whole_folder(splits)
+    whole = None if is_own else whole_folder(splits)
     pictures = whole or test_part(splits)
     places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     check_used("control", control, () if wanted is None else wanted.suites)
     suites: dict[str, Judge] = {}
     if wanted is not None:  # before anything is judged, for it tells what cannot be used
-        sets = {"root": root or options.root, "download": download, "seed": options.seed, "test_share": options.test}
         others = {} if control is None else {"control": control_of(control, classifier).to(device)}
         labels = places[torch.as_tensor(pictures.labels)]
         subject = Subject(classifier, pictures, labels, options.attention, "this run", others, sets)
@@ -140,7 +136,7 @@ def evaluate(
     judged = run_over(classifier, pictures, device, precision, options.memory)
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
-    found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, options))
+    found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, run))
     if flips:
         other = run_over(classifier, pictures, device, precision, options.memory, mirrored=True)
         right = (judged.logits + other.logits).argmax(1) == judged.labels
@@ -153,14 +149,15 @@ def evaluate(
     return found
 
 
-def count_learned(pictures: Pictures, options: TrainOptions) -> int:
+def count_learned(pictures: Pictures, run: Run) -> int:
     """How many of these files lie in the part of the run's own folder that it was trained on, or chosen by."""
+    options = run.options
     if not isinstance(pictures, FolderPictures) or is_named(options.data) or not Path(options.data).is_dir():
         return 0
     here, own = pictures.root.resolve(), Path(options.data).resolve()
     if not (here.is_relative_to(own) or own.is_relative_to(here)):
         return 0
-    splits = open_data(options.data, seed=options.seed, test_share=options.test)
+    splits = open_own(run)
     parts = [part for part in (splits.train, splits.validation) if isinstance(part, FolderPictures)]
     learned = {part.root.resolve() / name for part in parts for name in part.names}
     return sum(here / name in learned for name in pictures.names)
@@ -256,10 +253,10 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
     heatmap(shares, 0.0, 1.0, max(320, 4 * len(shares)), smooth=False).save(content, "PNG")
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / EVALUATION, json.dumps(finite(evaluation.as_dict()), indent=1, ensure_ascii=False).encode())
+        write_whole(out / EVALUATION, as_utf8(json.dumps(finite(evaluation.as_dict()), indent=1, ensure_ascii=False)))
         write_whole(out / "confusion.png", content.getvalue())
         if evaluation.suites:
-            write_whole(out / REPORT, report_page(_bare_report(evaluation)).encode())
+            write_whole(out / REPORT, as_utf8(report_page(_bare_report(evaluation))))
     return out
 
 
@@ -287,11 +284,11 @@ def complete(
     judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
     evaluation = assess(judged, pictures, splits.classes, "test")
     run.write_json(EVALUATION, evaluation.as_dict())
-    run.write(ANSWERS, answers_table(judged, pictures.names, splits.classes).encode())
+    run.write(ANSWERS, as_utf8(answers_table(judged, pictures.names, splits.classes)))
     right, wrong = report_panels(classifier, pictures, judged, device)
     data = report_data(run, splits, evaluation.as_dict(), right, wrong)
     page = report_page(replace(data, viewer=viewer_pictures(classifier, pictures, judged, device)))
-    run.write(REPORT, page.encode())
+    run.write(REPORT, as_utf8(page))
     run.finish()
     return evaluation
 

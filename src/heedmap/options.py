@@ -133,6 +133,11 @@ class TrainOptions:
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
             check_range(name, getattr(self, name), low, high)
+        if self.taps == ():
+            raise OptionError("taps names none; leave it out for those that are chosen, or name some.")
+        for name in hints:
+            if isinstance(value := getattr(self, name), str) and "\0" in value:
+                raise OptionError(f"{name} = {value!r} holds a zero byte, which no name of a file can.")
 
 
 _RANGES: dict[str, tuple[float, float]] = {

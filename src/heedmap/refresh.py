@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.data import Pictures, check_splits, open_data
+from heedmap.data import Pictures, check_splits
 from heedmap.evaluate import Evaluation, report_data, report_panel, report_panels, run_over, test_part
+from heedmap.own_data import open_own
 from heedmap.report import ReportPanel, report_page
 from heedmap.report.viewer import viewer_pictures
-from heedmap.runs import EVALUATION, REPORT, Run, finite
+from heedmap.runs import EVALUATION, REPORT, Run, as_utf8, finite
 
 SHOWN = 3  # pictures of each sort
 
@@ -28,8 +29,7 @@ def refresh(run: Run, evaluation: Evaluation, *, device: str | torch.device = "c
     options, device = run.options, torch.device(device)
     kept = run.read_json(EVALUATION)
     kept["suites"] = {**kept.get("suites", {}), **finite(evaluation.suites)}
-    splits = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test)
-    splits = check_splits(splits, options.workers or 2)
+    splits = check_splits(open_own(run), options.workers or 2)
     classifier, pictures = run.classifier().to(device), test_part(splits)
     judged = run_over(classifier, pictures, device, "float32", options.memory)
     right, wrong = report_panels(classifier, pictures, judged, device)
@@ -37,7 +37,7 @@ def refresh(run: Run, evaluation: Evaluation, *, device: str | torch.device = "c
     ranked = _ranked(kept["suites"].get("localisation"), classifier, pictures, device)
     data = replace(data, ranked=ranked, viewer=viewer_pictures(classifier, pictures, judged, device))
     run.write_json(EVALUATION, kept)
-    run.write(REPORT, report_page(data).encode())
+    run.write(REPORT, as_utf8(report_page(data)))
     run.finish()
 
 

@@ -193,7 +193,7 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run."""
-        self.write(name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        self.write(name, as_utf8(json.dumps(content, indent=1, ensure_ascii=False)))
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run, or None where there is none.
@@ -328,9 +328,40 @@ def refuse_pickle(path: Path) -> None:
         raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
 
 
+def as_utf8(text: str) -> bytes:
+    r"""Encode a text. Bytes of a file's name that are no letters become ``\udcff``, which JSON reads back as it was."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[int | None]:
+    """Hold a folder for this process and those that inherit the lock; yields it, or None where the system has none.
+
+    Raises:
+        RunError: another process holds the folder.
+    """
+    if os.name != "posix":
+        yield None
+        return
+    import fcntl
+
+    with disk(folder):
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is being worked on by another process; wait for its end, or stop it.") from None
+        except OSError:  # some network drives lock no folders, and that must keep nobody from training
+            pass
+        yield lock
+    finally:
+        os.close(lock)
+
+
 def write_whole(target: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it into its place."""
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -342,6 +373,9 @@ def write_whole(target: Path, content: bytes) -> None:
         raise
 
 
+_AGAIN = "start again, with --resume if the folder is still there"
+
+
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
     """Turn what a disk can answer into one line.
@@ -350,11 +384,12 @@ def disk(path: Path) -> Iterator[None]:
         RunError: full, read-only, or not permitted.
     """
     reasons = {
-        errno.ENOSPC: "the disk is full; free some space and go on with --resume",
-        errno.EDQUOT: "the disk quota is used up; free some space and go on with --resume",
+        errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",
+        errno.EDQUOT: f"the disk quota is used up; free some space and {_AGAIN}",
         errno.EACCES: "no permission to write there; name another --out",
         errno.EPERM: "no permission to write there; name another --out",
         errno.EROFS: "the disk is read-only; name another --out",
+        errno.ENAMETOOLONG: "the name is too long; give a shorter one",
         errno.ENOTDIR: "a part of the path is a file, not a folder; name another --out",
     }
     try:

@@ -27,16 +27,17 @@ from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
-from heedmap.data.folders import refuse_unreadable
+from heedmap.data.folders import refuse_unreadable, refuse_untestable
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import DataError, ModelError, OptionError, RunError
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper
 from heedmap.listener import Listener
 from heedmap.machine import cores
-from heedmap.options import TrainOptions, free_name, plan_sentence
+from heedmap.options import TrainOptions, counted, free_name, plan_sentence
+from heedmap.own_data import digests
 from heedmap.records import Audit
-from heedmap.runs import AUDIT, Run
+from heedmap.runs import AUDIT, Run, only_one
 from heedmap.training.fit import Fitting, fit, make_accelerator
 from heedmap.training.recipes import derive
 
@@ -57,6 +58,7 @@ class Prepared:
     validation: Pictures | None
     audit: Audit
     architecture: Architecture
+    names: dict[str, str]  # see heedmap.own_data.digests
 
 
 def train(
@@ -81,7 +83,6 @@ def train(
             shown = shlex.quote(str(resume))
             raise RunError(f"{resume} is finished already; `heedmap visualize {shown} PICTURES` draws its maps.")
         options, command = run.options, str(run.config.get("command", command))
-        run.clean()  # before the processes meet: later another one may be writing
     else:
         if options.out is not None:
             Run.refuse_existing(options.out)
@@ -89,6 +90,24 @@ def train(
         _refuse_untrained_answer(options)
         command, options = command or made_up_command(options), anchored(options)
     accelerator = make_accelerator()
+    with contextlib.ExitStack() as held:
+        if run is not None and accelerator.is_main_process:
+            held.enter_context(only_one(run.path))
+            run.clean()
+        return _train(options, run, accelerator, listener, command, held)
+
+
+def _train(
+    options: TrainOptions,
+    run: Run | None,
+    accelerator: Accelerator,
+    listener: Listener | None,
+    command: str,
+    held: contextlib.ExitStack,
+) -> Run:
+    """Train; ``held`` takes the lock of a folder that is made here."""
+    fresh = run is None and accelerator.is_main_process
+    stood = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
     prepared = prepare(options, listener)
     if run is not None:
@@ -103,10 +122,12 @@ def train(
     parameters = sum(each.numel() for each in classifier.parameters())
     listener.message(plan_sentence(prepared.options, _sizes(prepared), classifier.taps, parameters))
     if run is None:
-        run = _start(prepared, accelerator, command)
-    if accelerator.is_main_process and not (run.path / AUDIT).is_file():
-        run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
-    with _tidied(run, fresh=resume is None and accelerator.is_main_process):
+        run = _start(prepared, accelerator, command, stood)
+        if accelerator.is_main_process:
+            held.enter_context(only_one(run.path))
+    with _tidied(run, fresh, stood):
+        if accelerator.is_main_process and not (run.path / AUDIT).is_file():
+            run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
         keeper = Keeper(run, prepared.options, accelerator, listener)
         fitting = _fitting(prepared, classifier, keeper)
         _follow(fitting, keeper, prepared.validation)
@@ -148,6 +169,10 @@ def _whole_path(path: str) -> str:
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
     """Check that what is told beside ``resume`` is what the run was told, since its own options are taken.
 
+    Args:
+        run: the run to go on with.
+        options: its own, and over them what was told.
+
     Raises:
         OptionError: an option that would be passed over.
         RunError: the run cannot be read.
@@ -155,8 +180,9 @@ def refuse_changes(run: str | Path, options: TrainOptions) -> None:
     own, told = anchored(Run.open(run, finished=False).options), anchored(options)
     for field in dataclasses.fields(TrainOptions):
         value, kept = getattr(told, field.name), getattr(own, field.name)
-        is_told = getattr(options, field.name) not in (field.default, "", None)
-        if is_told and value != kept and field.name != "out":
+        if field.name == "out" and value is not None and Path(value).resolve() == Path(run).resolve():
+            continue
+        if value != kept:
             what = "the data" if field.name == "data" else f"--{field.name.replace('_', '-')}"
             raise OptionError(
                 f"{run} goes on by its own options: {what} is {kept!r} there, not {value!r}. Leave it out."
@@ -200,16 +226,18 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         test_share=options.test,
         cache=home and home / "shards",
     )
+    names = digests(splits)
     splits = check_splits_once(splits, workers_to_use(options), home)
     if not options.allow_unreadable:
         refuse_unreadable(splits)
+    refuse_untestable(splits)
     for note in splits.notes:
         listener.message(note)
     found = audit(splits, depth="cheap")
     for finding in found.findings[:5]:
         listener.message(f"audit: {finding.sentence}")
     if len(found.findings) > 5:
-        listener.message(f"audit: {len(found.findings) - 5} more findings; all are in the report.")
+        listener.message(f"audit: {counted(len(found.findings) - 5, 'finding')} more, in the report.")
     training, validation = splits.train, splits.validation
     if validation is None and options.validation > 0:
         kept, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
@@ -231,7 +259,7 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         image_size=derived.image_size or 0,
         classes=splits.classes,
     )
-    return Prepared(derived, splits, validation, found, architecture)
+    return Prepared(derived, splits, validation, found, architecture, names)
 
 
 def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures, tuple[str, ...]]:
@@ -266,7 +294,7 @@ def made_up_command(options: TrainOptions) -> str:
     return shlex.join(words)
 
 
-def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
+def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bool) -> Run:
     """Make the run folder, on the first process, and tell the others where it is."""
     from accelerate.utils import broadcast_object_list
 
@@ -282,7 +310,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
             "torch": str(torch.__version__),
             "system": platform.platform(),
         }
-        with _tidied(run, fresh=True):
+        with _tidied(run, True, stood):
             run.write_config(
                 options,
                 prepared.architecture,
@@ -290,6 +318,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str) -> Run:
                 versions=versions,
                 processes=accelerator.num_processes,
                 sizes=_sizes(prepared),
+                pictures=prepared.names,
                 notes=list(prepared.splits.notes),
             )
         where = [str(run.path)]
@@ -312,6 +341,11 @@ def _check_unchanged(run: Run, prepared: Prepared) -> None:
         raise RunError(
             f"{run.path} began with {before} pictures of {prepared.options.data}, which now holds {now}; put the "
             "pictures back as they were, or start a new run."
+        )
+    if run.config.get("pictures", prepared.names) != prepared.names:
+        raise RunError(
+            f"{run.path} began with other pictures of {prepared.options.data}, though as many; put them back as they "
+            "were, or start a new run."
         )
 
 
@@ -361,11 +395,13 @@ def _follow(fitting: Fitting, keeper: Keeper, validation: Pictures | None) -> No
 
 
 @contextlib.contextmanager
-def _tidied(run: Run, fresh: bool) -> Iterator[None]:
-    """Remove a new run that failed before it had anything worth keeping."""
+def _tidied(run: Run, fresh: bool, stood: bool) -> Iterator[None]:
+    """Remove a new run that failed before it had anything worth keeping; a folder that stood before is emptied."""
     try:
         yield
     except BaseException:
-        if fresh and not run.has_checkpoint:
+        if fresh and not run.has_checkpoint and not run.is_finished:
             shutil.rmtree(run.path, ignore_errors=True)
+            if stood:
+                run.path.mkdir(exist_ok=True)
         raise

@@ -45,23 +45,31 @@ class AuditData:
         """Audit and print."""
         from heedmap.data import check_splits, open_data
         from heedmap.data.audit import audit
-        from heedmap.runs import disk, write_whole
+        from heedmap.data.folders import refuse_unreadable, refuse_untestable
+        from heedmap.runs import as_utf8, disk, write_whole
 
         check_range("show", self.show, 0, 1_000_000_000)
         _check_target(self.json)
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
-        found = audit(check_splits(splits, cores()), depth=self.depth)
+        splits = check_splits(splits, cores())
+        found = audit(splits, depth=self.depth)
         show_audit(found, self.show)
         if self.json:
             import json
 
             target = Path(self.json)
             with disk(target):
-                write_whole(target, json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False).encode())
+                write_whole(target, as_utf8(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False)))
             console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
-        show_next(f"heedmap train {shlex.quote(self.data)}")
+        try:
+            refuse_untestable(splits)
+            refuse_unreadable(splits)
+        except DataError as error:
+            console.print(f"heedmap train would refuse: {escape(str(error))}", soft_wrap=True)
+        else:
+            show_next(f"heedmap train {shlex.quote(self.data)}")
 
 
 def _check_target(json: str | None) -> None:

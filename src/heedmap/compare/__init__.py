@@ -21,11 +21,11 @@ from heedmap.classifier import Architecture, build_classifier
 from heedmap.compare.gathering import gather
 from heedmap.compare.maps import has_maps_to_judge, judge_maps
 from heedmap.compare.plan import Job, Plan, extended, make_plan, read_experiment, read_plan, read_variant
-from heedmap.compare.running import Failure, is_finished, only_one, run_beside, run_here
+from heedmap.compare.running import Failure, is_finished, run_beside, run_here
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.listener import Listener
 from heedmap.report.comparison import comparison_page, comparison_plot
-from heedmap.runs import disk, finite, write_whole
+from heedmap.runs import disk, finite, only_one, write_whole
 from heedmap.train import anchored, check_model, prepare
 from heedmap.training.recipes import derive
 

@@ -28,7 +28,6 @@ from heedmap.records import StepReport
 from heedmap.runs import CONFIG, Run, disk
 from heedmap.train import made_up_command, train
 
-LOCK = ".lock"
 PATIENCE = 0.2  # seconds between two looks at the processes
 
 
@@ -95,8 +94,8 @@ def run_beside(
         parallel: how many at a time.
         listener: is told of each run's begin.
         on_end: called after each run that came to its end.
-        lock: what :func:`only_one` gave; each process holds it too, so that a comparison whose master died is not
-            started again while its runs go on.
+        lock: what :func:`heedmap.runs.only_one` gave; each process holds it too, so that a comparison whose master
+            died is not started again while its runs go on.
 
     Returns:
         The runs that failed; the others were trained all the same.
@@ -131,32 +130,6 @@ def run_beside(
             process.wait()
         raise Stopped("Stopped.") from None
     return failures
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[int | None]:
-    """Hold the folder for this process and its runs; yields the lock, or None where the system has none.
-
-    Raises:
-        RunError: another process holds it.
-    """
-    if os.name != "posix":
-        yield None
-        return
-    import fcntl
-
-    with disk(folder):
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{folder} is being worked on by another process; wait for its runs to end, or stop them."
-            ) from None
-        yield lock
-    finally:
-        os.close(lock)  # the file stays: removing it would let a third one in
 
 
 def _ready(job: Job) -> bool:

@@ -163,7 +163,7 @@ def _failures(pictures: FilePictures, workers: int, cache: Path | None) -> list[
     if cache is None or stamped is None:
         return load_many(pictures, range(len(pictures)), 1, max(1, workers))[1]
     root, stamps = stamped
-    kept = cache / "checked" / f"{_hash(f'{_VERSION} {root}'.encode(), 8).hex()}.bin"
+    kept = cache / "checked" / f"{_hash(os.fsencode(f'{_VERSION} {root}'), 8).hex()}.bin"
     known: set[bytes] = set()
     with contextlib.suppress(OSError):
         content = kept.read_bytes()
@@ -250,7 +250,7 @@ class DecodedCache:
         if stamped is None:
             return None
         root, stamps = stamped
-        home = self.folder / f"{Path(root).name}-{_hash(f'{_VERSION} {size} {root}'.encode(), 8).hex()}"
+        home = self.folder / f"{Path(root).name}-{_hash(os.fsencode(f'{_VERSION} {size} {root}'), 8).hex()}"
         known = _known(home, size)
         todo = [index for index, stamp in enumerate(stamps) if stamp not in known]
         need, row = len(todo) * 3 * size * size, 3 * size * size
@@ -298,7 +298,7 @@ class DecodedCache:
             refuse_failed(pictures, failed)
             rows = images.numpy()
             names = [stamps[index].hex() for index in chosen]
-            target = home / _hash("".join(names).encode()).hex()
+            target = home / _hash(os.fsencode("".join(names))).hex()
             _write(target.with_suffix(".rows"), rows.data.cast("B"))
             told = {"size": size, "pictures": names, "sums": [zlib.crc32(row.data) for row in rows]}
             _write(target.with_suffix(".json"), json.dumps(told).encode())

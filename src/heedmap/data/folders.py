@@ -31,6 +31,7 @@ __all__ = [
     "find_splits",
     "open_folder",
     "refuse_unreadable",
+    "refuse_untestable",
     "split_by_class",
 ]
 
@@ -90,11 +91,13 @@ def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits
             notes += _listing_notes(listing) + _missing_notes(listing, classes)
             parts[part] = _pictures(root, listing, classes)
     pictures: Pictures = _pictures(root, train, classes)
-    if "test" not in parts:
+    drawn = "test" not in parts
+    if drawn:
         kept, taken = split_by_class(pictures.labels, test, seed)
         notes += _split_notes(pictures, kept, taken, test, seed)
         pictures, parts["test"] = pictures.subset(kept), pictures.subset(taken)
-    return Splits(str(path), classes, pictures, parts.get("validation"), parts["test"], notes=tuple(notes))
+    held_out = (parts.get("validation"), parts["test"])
+    return Splits(str(path), classes, pictures, *held_out, notes=tuple(notes), drawn=drawn)
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
@@ -225,6 +228,19 @@ def refuse_unreadable(splits: Splits) -> None:
         )
 
 
+def refuse_untestable(splits: Splits) -> None:
+    """Check that a test part that was drawn holds something.
+
+    Raises:
+        DataError: every class has a single picture, which is learned from.
+    """
+    if splits.test is not None and not len(splits.test):
+        raise DataError(
+            f"{splits.name}: no class has two pictures, so there is none to test on; add some, or a folder 'test' "
+            "beside 'train'."
+        )
+
+
 def _failures(pictures: FilePictures, workers: int) -> list[tuple[int, str]]:
     return load_many(pictures, range(len(pictures)), 1, max(1, workers))[1]
 
@@ -271,6 +287,9 @@ def _listing(root: Path, folder: Path) -> _Listing:
     subfolders: dict[str, frozenset[str]] = {}
     others: dict[str, Counter[str]] = {}
     for child in _subfolders(folder):
+        # Line ends, and bytes that are no text, would fall apart in tables and pages, and cannot be written at all.
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in child.name):
+            raise DataError(f"{folder}: {child.name!a} cannot be shown as the name of a class; rename the folder.")
         name = unicodedata.normalize("NFC", child.name)  # macOS stores é as two characters, and zips keep that
         files = _files_under(child)
         taken = [file for file in files if _suffix(file) in PICTURE_SUFFIXES]
@@ -289,7 +308,8 @@ def _files_under(folder: Path) -> list[str]:
     """All files below a folder. Links are followed, but no folder is entered twice, and none that contains this one."""
     found: list[str] = []
     todo = [str(folder)]
-    seen = {str(parent) for parent in folder.resolve().parents}
+    around = folder.parent.resolve()  # a link to it would be a class of all pictures there are
+    seen = {str(above) for above in (around, *around.parents, *folder.resolve().parents)}
     while todo:
         here = todo.pop()
         real = os.path.realpath(here)

@@ -222,6 +222,7 @@ class Splits:
         unreadable: (path, reason) of the pictures left out because they cannot be decoded.
         notes: what was done with the data, in plain sentences.
         flippable: a mirrored picture keeps its class. False for digits.
+        drawn: the test part is a share of pictures that came without one.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Splits:
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     flippable: bool = True
+    drawn: bool = False
 
     @property
     def parts(self) -> dict[str, Pictures]:

@@ -127,7 +127,7 @@ def open_shards(data: str | Path, *, test: float = 0.2, seed: int = 0, cache: Pa
         return splits
     kept, taken = split_by_class(train.labels, test, seed)
     notes.append(f"There are no test shards, so {test:.0%} of each class was set apart with seed {seed}.")
-    return replace(splits, train=train.subset(kept), test=train.subset(taken), notes=tuple(notes))
+    return replace(splits, train=train.subset(kept), test=train.subset(taken), notes=tuple(notes), drawn=True)
 
 
 def _parts(data: str | Path) -> dict[str, list[Path]]:

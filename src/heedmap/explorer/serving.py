@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from heedmap.data import FolderPictures, open_data
+from heedmap.data import FolderPictures
 from heedmap.errors import HeedmapError, OptionError
 from heedmap.explorer.app import make_app
 from heedmap.explorer.asking import Network
 from heedmap.explorer.gallery import Folder, Gallery, Source
 from heedmap.explorer.guard import Guard
+from heedmap.own_data import open_own
 from heedmap.runs import Run
 from heedmap.serving.listening import listening_socket
 
@@ -62,7 +63,7 @@ def test_source(run: Run) -> tuple[Source | None, list[str]]:
     options = run.options
     title = f"{Path(options.data).name}, test part"
     try:
-        splits = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test)
+        splits = open_own(run)
     except HeedmapError as error:
         return None, [f"The run's test part is not shown: {error}"]
     if splits.test is None:

@@ -168,10 +168,7 @@ class Fitting:
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
         }
         if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
-            raise TrainingError(
-                f"The weights are not finite after step {self.step}; training stopped and the last good state is kept. "
-                f"A lower --learning-rate (now {self.rate:g}) helps most often."
-            )
+            raise TrainingError(self._diverged())
         progress = {
             "step": self.step,
             "total_steps": self.total_steps,
@@ -275,6 +272,8 @@ class Fitting:
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         judged = self._judge()
+        if math.isfinite(judged.accuracy) and not math.isfinite(judged.loss):  # before it is called the best, or drawn
+            raise TrainingError(self._diverged())
         self.judged = epoch + 1
         improved = judged.beats(self.best)
         if improved:
@@ -284,7 +283,7 @@ class Fitting:
             epoch=epoch + 1,
             epochs=self.epochs,
             train_loss=self._loss_sum / self.train.steps,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._rate_now(),
             validation_accuracy=judged.accuracy,
             validation_loss=judged.loss,
             images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
@@ -322,6 +321,17 @@ class Fitting:
         peaks, numbers = rest[: len(taps)], map(round, rest[len(taps) :])
         return Judgement(right, loss, dict(zip(taps, peaks, strict=True)), dict(zip(taps, numbers, strict=True)))
 
+    def _diverged(self) -> str:
+        return (
+            f"The weights are not finite after step {self.step}; training stopped and the last good state is kept. "
+            f"A lower --learning-rate (now {self.rate:g}) helps most often."
+        )
+
+    def _rate_now(self) -> float:
+        """The rate of the last step, of parameters that take no more and no less of it than is set."""
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"] / group["share"])
+
     def _step_report(self, epoch: int, loss: float) -> StepReport:
         seconds = time.perf_counter() - self._began
         return StepReport(
@@ -330,7 +340,7 @@ class Fitting:
             epoch=epoch + 1,
             epochs=self.epochs,
             loss=loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._rate_now(),
             images_per_second=self._stepped * self.train.batch_size / seconds,
             seconds_left=seconds / self._stepped * (self.total_steps - self.step),
         )

@@ -37,6 +37,7 @@ from heedmap.visualize.answers import (
     Scale,
     Switched,
     answer_panel,
+    check_scale,
     common_ends,
     on_scale,
     packed,
@@ -148,13 +149,15 @@ def visualize(
 
     Raises:
         DataError: no pictures, none that can be read, or an output folder that is not empty or cannot be written.
-        OptionError: ``batch_size`` is below 1; an unknown method or class; something that an exported file cannot do.
+        OptionError: ``batch_size`` is below 1; no such scale; an unknown method or class; something that an exported
+            file cannot do.
         ModelError: a method that cannot explain this classifier, or a layer that it does not have.
         PictureError: the query cannot be read.
         Stopped: interrupted after the first batch; rows and page of what was drawn until then are written.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} is too small; it must be at least 1.")
+    check_scale(scale)
     asking = _asking(classifier, device, query, methods, target, layer)
     sources = named_sources(pictures)
     started, out = time.monotonic(), Path(out)

@@ -10,10 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from heedmap.errors import OptionError, nearest
 from heedmap.records import AttentionMap
 from heedmap.render import Caption, Row, Values, grid_of, is_flat, panel, scale_of
 
 Scale: TypeAlias = Literal["picture", "range", "set"] | tuple[float, float]
+
+
+def check_scale(scale: Scale) -> None:
+    """Check that a scale is one of the words, or two numbers that rise.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    words = ("picture", "range", "set")
+    if scale in words or (isinstance(scale, tuple) and len(scale) == 2 and scale[0] < scale[1]):
+        return
+    hint = nearest(scale, words) if isinstance(scale, str) else ""
+    raise OptionError(f"scale = {scale!r} is none of {', '.join(words)}, nor (low, high) with low below high.{hint}")
+
+
 Ends: TypeAlias = dict[str, tuple[float, float]]
 
 TILE = 256
