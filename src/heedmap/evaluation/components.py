@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -25,7 +23,7 @@ __all__ = ["Components", "components"]
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_HALF = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of the eight neighbours: each pair of pixels once
+_AT_ONCE = 2**19  # gains of basins held together: more do not fit into a processor's cache
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,47 @@ def components(maps: Tensor) -> Components:
     Args:
         maps: (M, H, W) float32, finite, each from 0 to 1.
     """
-    basins = [_basins(values, levels) for values, levels in zip(maps, quantised(maps), strict=True)]
-    peaks = np.array([found.peaks for found in basins])
+    parts: list[Components] = []
+    basins: list[_Basins] = []
+    gains = 0
+    for values, levels in zip(maps, quantised(maps), strict=True):
+        basins.append(_basins(values, levels))
+        gains += basins[-1].gains.shape[1]
+        if gains > _AT_ONCE:
+            parts.append(_flooded(basins, *maps.shape[1:]))
+            basins, gains = [], 0
+    if basins or not parts:
+        parts.append(_flooded(basins, *maps.shape[1:]))
+    return _joined(parts)
+
+
+def _flooded(basins: list[_Basins], height: int, width: int) -> Components:
+    """Find the components of a few maps from their basins."""
+    peaks = np.array([found.peaks for found in basins], np.int64)
     first = np.cumsum(peaks) - peaks
     gains = _top_down([_moved(found.gains, 1, number) for found, number in zip(basins, first, strict=True)])
     passes = _top_down([_moved(found.passes, 2, number) for found, number in zip(basins, first, strict=True)])
     gained, passed = (np.searchsorted(-columns[0], np.arange(1 - LEVELS, 2)) for columns in (gains, passes))
-    flood = _Flood(np.repeat(np.arange(len(maps)), peaks), len(maps), maps[0].numel())
+    flood = _Flood(np.repeat(np.arange(len(basins)), peaks), len(basins), height * width)
     for step in range(LEVELS):
         ends = passes[1:, passed[step] : passed[step + 1]]
         flood.lower(LEVELS - 1 - step, ends, gains[1:, gained[step] : gained[step + 1]])
-    return flood.result(maps.shape[2], maps.shape[1])
+    return flood.result(width, height)
+
+
+def _joined(parts: list[Components]) -> Components:
+    """Put the components of maps behind those of the maps before."""
+    maps = np.cumsum([0, *(len(part.largest) for part in parts)])
+    entries = np.cumsum([0, *(len(part.maps) for part in parts)])
+    return Components(
+        np.concatenate([part.maps + first for part, first in zip(parts, maps, strict=False)]),
+        np.concatenate([part.born for part in parts]),
+        np.concatenate([part.died for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate(
+            [np.where(part.largest < 0, -1, part.largest + first) for part, first in zip(parts, entries, strict=False)]
+        ),
+    )
 
 
 class _Basins(NamedTuple):
@@ -148,16 +176,19 @@ def _gains(level: Integers, peak: Integers, count: int) -> Integers:
 
 def _passes(level: Integers, peak: Integers, count: int) -> Integers:
     """See :class:`_Basins`."""
-    peak = peak.reshape(level.shape)
+    # A column below all levels, so that no pixel has the first one of the next row as its neighbour.
     height, width = level.shape
+    levels, peaks = np.full((height, width + 1), -1, np.int16), np.zeros((height, width + 1), np.int32)
+    levels[:, :width], peaks[:, :width] = level, peak.reshape(level.shape)
+    levels, peaks = levels.ravel(), peaks.ravel()
+    is_pixel = levels >= 0
     found = []
-    for down, right in _HALF:
-        here = (slice(0, height - down), slice(max(0, -right), width - max(0, right)))
-        there = (slice(down, None), slice(max(0, right), width + min(0, right)))
-        differs = peak[here] != peak[there]
-        one, other = peak[here][differs], peak[there][differs]
-        reached = np.minimum(level[here][differs], level[there][differs])
-        found.append((np.minimum(one, other) * count + np.maximum(one, other)) * LEVELS + (LEVELS - 1 - reached))
+    for step in (1, width, width + 1, width + 2):  # half of the eight neighbours: each pair of pixels once
+        place = np.flatnonzero((peaks[:-step] != peaks[step:]) & is_pixel[:-step] & is_pixel[step:])
+        one, other = peaks.take(place), peaks.take(place + step)
+        reached = np.minimum(levels.take(place), levels.take(place + step))
+        pair = np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
+        found.append(pair * LEVELS + (LEVELS - 1 - reached))
     key = np.sort(np.concatenate(found))
     pair, depth = np.divmod(key, LEVELS)
     is_highest = np.diff(pair, prepend=-1) > 0
@@ -213,21 +244,23 @@ class _Flood:
         return root
 
     def _join(self, ends: Integers, level: int) -> None:
-        slots, is_last = self._slots(ends)
-        graph = coo_array((np.ones(len(ends) // 2, bool), tuple(slots.reshape(2, -1))), (len(ends), len(ends)))
-        label = connected_components(graph, directed=False)[1][is_last]
-        roots = ends[is_last]
-        order = np.argsort(label)
-        start = np.flatnonzero(np.diff(label[order], prepend=-1))
-        joined = roots[order]
-        kept = joined[start]
+        roots = ends[self._lasts(ends)]
         self._end(roots, level)
+        one, other = ends.reshape(2, -1)
+        while len(one):
+            # Of several passes of one component the last one is taken now, and the others in the next round.
+            self._parent[np.maximum(one, other)] = np.minimum(one, other)
+            one, other = self._root(one), self._root(other)
+            apart = one != other
+            one, other = one[apart], other[apart]
+        kept = self._root(roots)
+        is_joined = kept != roots
+        joined, kept = roots[is_joined], kept[is_joined]
         for line in self._low:
-            line[kept] = np.minimum.reduceat(line[joined], start)
+            np.minimum.at(line, kept, line[joined])
         for line in self._high:
-            line[kept] = np.maximum.reduceat(line[joined], start)
-        self._pixels[kept] = np.add.reduceat(self._pixels[joined], start)
-        self._parent[joined] = np.repeat(kept, np.diff(start, append=len(joined)))
+            np.maximum.at(line, kept, line[joined])
+        np.add.at(self._pixels, kept, self._pixels[joined])
 
     def _grow(self, roots: Integers, gains: Integers, level: int) -> None:
         left, top, right, bottom, pixels, first = gains
@@ -236,7 +269,7 @@ class _Flood:
         for line, gain in zip(self._high, (right, bottom), strict=True):
             np.maximum.at(line, roots, gain)
         np.add.at(self._pixels, roots, pixels)
-        grown = roots[self._slots(roots)[1]]
+        grown = roots[self._lasts(roots)]
         self._end(grown, level)
         entry = self._entry[grown] = self._count + np.arange(len(grown))
         self._count += len(grown)
@@ -247,12 +280,12 @@ class _Flood:
         is_top = rank == self._top[0, maps]
         self._top[1, maps[is_top]] = entry[is_top]
 
-    def _slots(self, roots: Integers) -> tuple[Integers, NDArray[np.bool_]]:
-        """For each the last place at which the same root stands, and which are these; without sorting."""
+    def _lasts(self, roots: Integers) -> NDArray[np.bool_]:
+        """Mark one place at which each root stands, the last one; without sorting."""
         places = np.arange(len(roots))
         self._slot[roots] = places
-        slots = self._slot.take(roots)
-        return slots, slots == places
+        is_last: NDArray[np.bool_] = self._slot.take(roots) == places
+        return is_last
 
     def _end(self, roots: Integers, level: int) -> None:
         entries = self._entry[roots]
