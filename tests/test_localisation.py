@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from heedmap.data.annotations import Annotations, annotations_of
 from heedmap.data.digit_scenes import digit_scenes
@@ -193,6 +194,28 @@ def test_components_equal_a_slow_flood_at_every_level(generator):
                 if parts:
                     largest = max(parts, key=lambda part: part[1])[0]
                     assert tuple((found.boxes[found.largest[row, level]] * SIDE).round()) == largest, (kind, level)
+
+
+def test_components_of_larger_maps_equal_labels_anew_at_every_level(generator, monkeypatch):
+    """Rough maps and smooth ones, more than are flooded together; each pixel's neighbours are all eight."""
+    size = 48
+    rough = torch.rand(3, 1, size, size, generator=generator)
+    maps = torch.cat([rough, (rough * 4).floor(), scaled(torch.rand(2, 1, 6, 6, generator=generator), size)[:, None]])
+    values = scaled(maps, size)
+    monkeypatch.setattr("heedmap.evaluation.components._AT_ONCE", 2500)
+    found = components(values)
+    assert np.array_equal(found.maps, np.sort(found.maps))
+    for row, levels in enumerate((values * 255).byte().numpy()):
+        for level in range(256):
+            label, count = ndimage.label(levels >= level, np.ones((3, 3)))
+            alive = (found.maps == row) & (found.born >= level) & (found.died < level)
+            boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(label)]
+            assert sorted(map(tuple, (found.boxes[alive] * size).round().astype(int).tolist())) == sorted(boxes)
+            if count:
+                largest = boxes[np.bincount(label.ravel())[1:].argmax()]
+                assert tuple((found.boxes[found.largest[row, level]] * size).round()) == largest, (row, level)
+            else:
+                assert found.largest[row, level] == -1
 
 
 def test_components_of_chosen_maps_are_those_of_these_maps(generator):

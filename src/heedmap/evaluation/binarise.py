@@ -15,7 +15,17 @@ from torch.nn.functional import interpolate
 
 from heedmap.errors import OptionError, nearest
 
-__all__ = ["LEVELS", "THRESHOLDS", "is_judgeable", "masks_of", "otsu_levels", "quantised", "resized", "scaled"]
+__all__ = [
+    "LEVELS",
+    "THRESHOLDS",
+    "is_judgeable",
+    "masks_of",
+    "otsu_levels",
+    "quantised",
+    "resized",
+    "scaled",
+    "stretched",
+]
 
 LEVELS = 256
 
@@ -37,7 +47,11 @@ def scaled(maps: Tensor, size: int) -> Tensor:
     Returns:
         (M, size, size) float32.
     """
-    maps = resized(torch.where(is_judgeable(maps)[1][:, None, None, None], maps, 0), size)
+    return stretched(resized(torch.where(is_judgeable(maps)[1][:, None, None, None], maps, 0), size))
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """Bring finite maps (M, H, W) to 0 to 1 by their own lowest and highest value; 0 where these are the same."""
     low, high = maps.flatten(1).amin(1)[:, None, None], maps.flatten(1).amax(1)[:, None, None]
     return (maps - low) / torch.where(high > low, high - low, 1.0)
 

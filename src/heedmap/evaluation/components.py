@@ -152,7 +152,7 @@ def _peaks(values: Tensor) -> tuple[Integers, int]:
     """
     _, steepest = max_pool2d(values[None], 3, 1, 1, return_indices=True)
     way = steepest.flatten().numpy()
-    while not np.array_equal(further := way.take(way), way):
+    while ((further := way.take(way)) != way).any():
         way = further
     is_peak = way == np.arange(len(way))
     number = np.cumsum(is_peak) - 1
@@ -238,7 +238,7 @@ class _Flood:
 
     def _root(self, peaks: Integers) -> Integers:
         root = self._parent.take(peaks)
-        while not np.array_equal(further := self._parent.take(root), root):
+        while ((further := self._parent.take(root)) != root).any():
             root = further
         self._parent[peaks] = root  # a shorter way next time
         return root

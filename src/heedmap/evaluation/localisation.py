@@ -14,20 +14,21 @@ from heedmap.data.annotations import Annotations
 from heedmap.data.pictures import Pictures
 from heedmap.errors import DataError, OptionError
 from heedmap.evaluation.baselines import FIXED_BASELINES, edges, fixed_baselines
-from heedmap.evaluation.binarise import LEVELS, scaled
+from heedmap.evaluation.binarise import LEVELS
 from heedmap.evaluation.bootstrap import Bootstrap
 from heedmap.evaluation.classification import wilson_interval
-from heedmap.evaluation.components import Components, components
 from heedmap.evaluation.localisation_report import METRICS, PER_PICTURE, YES_NO, LocalisationReport, Score
 from heedmap.evaluation.measures import (
     IGNORED,
     OBJECT,
     Measured,
+    Prepared,
     Truth,
     iou_by_level,
     measure,
     near,
     pixel_average_precision,
+    prepared,
 )
 from heedmap.evaluation.overlap import DELTAS
 from heedmap.evaluation.pointing import (
@@ -54,7 +55,7 @@ __all__ = [
     "random_pointing",
 ]
 
-CHUNK = 128  # pictures held as maps at a time; at 224 pixels 26 MB for each copy
+CHUNK = 32  # pictures held as maps at a time; at 224 pixels 6 MB for each copy, of which a processor's cache holds some
 
 Maps = Tensor | Callable[[Tensor], Tensor]
 """(N, 1, h, w), any scale; or a function from (n,) rows to (n, 1, h, w), for more maps than memory holds."""
@@ -207,23 +208,26 @@ class _Truths:
         )
 
 
-class _Source(NamedTuple):
-    """Where the maps of some rows come from, and their components where they are known beforehand."""
-
-    of: Callable[[Tensor], Tensor]
-    components: Callable[[Tensor], Components] | None = None
+_Source = Callable[[Tensor], Prepared]  # from (n,) rows to their maps
 
 
 def _sources(maps: Mapping[str, Maps], images: Pictures | Tensor | None, size: int, seed: int) -> dict[str, _Source]:
-    sources = {name: _Source(_rows_of(name, values)) for name, values in maps.items()}
+    sources = {name: _prepared_anew(_rows_of(name, values), size) for name, values in maps.items()}
     sources |= {name: _cycled(bank, size) for name, bank in fixed_baselines(size, seed).items()}
     if isinstance(images, Tensor):
         pictures = images
-        sources["edges"] = _Source(lambda rows: edges(pictures[rows]))
+        sources["edges"] = _prepared_anew(lambda rows: edges(pictures[rows]), size)
     elif images is not None:
-        loaded = images
-        sources["edges"] = _Source(lambda rows: edges(torch.stack([loaded.load(row, size) for row in rows.tolist()])))
+        sources["edges"] = _prepared_anew(lambda rows: edges(_loaded(images, rows, size)), size)
     return sources
+
+
+def _prepared_anew(maps_of: Callable[[Tensor], Tensor], size: int) -> _Source:
+    return lambda rows: prepared(maps_of(rows), size)
+
+
+def _loaded(images: Pictures, rows: Tensor, size: int) -> Tensor:
+    return torch.stack([images.load(row, size) for row in rows.tolist()])
 
 
 def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
@@ -240,9 +244,9 @@ def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
 
 
 def _cycled(bank: Tensor, size: int) -> _Source:
-    """The same few maps over and over, whose components are found once."""
-    found = components(scaled(bank, size))
-    return _Source(lambda rows: bank[rows % len(bank)], lambda rows: found.of((rows % len(bank)).numpy()))
+    """The same few maps over and over, prepared once."""
+    shown = prepared(bank, size)
+    return lambda rows: shown.of(rows % len(shown.maps))
 
 
 class _Judged(NamedTuple):
@@ -266,7 +270,7 @@ class _Judge:
         self._place = place.numpy()
 
     def __call__(self, source: _Source) -> _Judged:
-        parts = [self._measure(source, rows) for rows in self._all.split(CHUNK)]
+        parts = [measure(source(rows), self._truth.of(rows)) for rows in self._all.split(CHUNK)]
         found = Measured(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         iou, thresholds = self._best_iou(iou_by_level(found.inside, found.outside))
         kept = self._place[self._rows.numpy()]
@@ -286,10 +290,6 @@ class _Judge:
         }
         scores = self._scores(per_picture, counts, hits)
         return _Judged(scores, thresholds, per_picture, {word: count for word, count in unjudgeable.items() if count})
-
-    def _measure(self, source: _Source, rows: Tensor) -> Measured:
-        known = None if source.components is None else source.components(rows)
-        return measure(source.of(rows), self._truth.of(rows), known)
 
     def _best_iou(self, iou: Floats) -> tuple[Floats, tuple[float, ...]]:
         """IoU of each judged picture at the level that is best on the other pictures, and these levels as shares."""

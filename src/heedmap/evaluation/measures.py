@@ -13,11 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.evaluation.binarise import LEVELS, is_judgeable, otsu_levels, quantised, resized, scaled
+from heedmap.evaluation.binarise import LEVELS, is_judgeable, otsu_levels, quantised, resized, stretched
 from heedmap.evaluation.components import Components, components
 from heedmap.evaluation.overlap import BoxHits, box_hits
 
-__all__ = ["IGNORED", "OBJECT", "Measured", "Truth", "iou_by_level", "measure", "near", "pixel_average_precision"]
+__all__ = [
+    "IGNORED",
+    "OBJECT",
+    "Measured",
+    "Prepared",
+    "Truth",
+    "iou_by_level",
+    "measure",
+    "near",
+    "pixel_average_precision",
+    "prepared",
+]
 
 OBJECT, IGNORED = 1, 2
 FLAT_GRID = 28  # points at which a map that prefers no place is tried
@@ -65,34 +76,60 @@ class Measured(NamedTuple):
     differs: NDArray[np.bool_]
 
 
-def measure(maps: Tensor, truth: Truth, found: Components | None = None) -> Measured:
-    """Measure a chunk of maps.
+class Prepared(NamedTuple):
+    """What can be told of M maps without the truth, so that maps that come round again are prepared once.
 
-    Args:
+    Attributes:
         maps: (M, 1, h, w), any scale.
-        truth: of their M pictures.
-        found: the components of these maps where they are known already.
+        finite, differs: (M,) bool, see :class:`Measured`.
+        weights: (M, S, S) from 0 to 1: what is positive, as shares of the largest value; ones where nothing is.
+        levels: (M, S, S) uint8.
+        components: of these levels.
     """
-    size = truth.regions.shape[-1]
+
+    maps: Tensor
+    finite: Tensor
+    differs: Tensor
+    weights: Tensor
+    levels: Tensor
+    components: Components
+
+    def of(self, which: Tensor) -> Prepared:
+        """Return maps chosen by their numbers (n,), in that order, repetitions included."""
+        maps, finite, differs, weights, levels = (part[which] for part in self[:5])
+        return Prepared(maps, finite, differs, weights, levels, self.components.of(which.numpy()))
+
+
+def prepared(maps: Tensor, size: int) -> Prepared:
+    """Prepare maps (M, 1, h, w), any scale, for being judged at a size in pixels."""
     finite, differs = is_judgeable(maps)
-    values = scaled(maps, size)
-    inside, outside, ignored = _counts(quantised(values), truth.regions)
+    values = resized(torch.where(finite[:, None, None, None], maps, 0), size)
+    positive = values.clamp_min(0)
+    positive = torch.where((positive > 0).flatten(1).any(1)[:, None, None], positive, 1.0)
+    weights = positive / positive.amax((1, 2), keepdim=True)  # so that no sum overflows
+    spread = stretched(torch.where(differs[:, None, None], values, 0.0))
+    return Prepared(maps, finite, differs, weights, quantised(spread), components(spread))
+
+
+def measure(shown: Prepared, truth: Truth) -> Measured:
+    """Measure a chunk of maps by the truth of their M pictures."""
+    inside, outside, ignored = _counts(shown.levels, truth.regions)
     otsu = otsu_levels(torch.from_numpy(inside + outside + ignored)).numpy()
-    hits: BoxHits = box_hits(components(values) if found is None else found, truth.boxes)
-    pointing, tolerant = _pointing(maps, differs, truth)
-    rows = np.arange(len(maps))
+    hits: BoxHits = box_hits(shown.components, truth.boxes)
+    pointing, tolerant = _pointing(shown.maps, shown.differs, truth)
+    rows = np.arange(len(shown.maps))
     return Measured(
         pointing=pointing,
         tolerant=tolerant,
-        energy=_energy(maps, finite, truth.regions),
+        energy=_energy(shown.weights, truth.regions),
         otsu_iou=iou_by_level(inside, outside)[rows, otsu],
         otsu_box_iou=hits.iou[rows, otsu],
         inside=inside,
         outside=outside,
         largest=hits.largest,
         every=hits.every,
-        finite=finite.numpy(),
-        differs=differs.numpy(),
+        finite=shown.finite.numpy(),
+        differs=shown.differs.numpy(),
     )
 
 
@@ -128,13 +165,10 @@ def _counts(levels: Tensor, regions: Tensor) -> tuple[Counts, Counts, Counts]:
     return counts[:, OBJECT], counts[:, 0], counts[:, IGNORED]
 
 
-def _energy(maps: Tensor, finite: Tensor, regions: Tensor) -> Floats:
-    """Share of the map's sum that lies on the object; of a map without a positive value, of a map of ones."""
-    values = resized(torch.where(finite[:, None, None, None], maps, 0), regions.shape[-1]).clamp_min(0)
-    values = torch.where((values > 0).flatten(1).any(1)[:, None, None], values, 1.0).flatten(1)
-    values = values / values.amax(1, keepdim=True)  # so that no sum overflows
+def _energy(weights: Tensor, regions: Tensor) -> Floats:
+    """Share of the map's positive sum that lies on the object; of a map without a positive value, of a map of ones."""
     kinds = torch.stack([regions.flatten(1) == OBJECT, regions.flatten(1) == 0], dim=1).float()
-    on, off = torch.bmm(kinds, values[:, :, None])[:, :, 0].double().unbind(1)
+    on, off = torch.bmm(kinds, weights.flatten(1)[:, :, None])[:, :, 0].double().unbind(1)
     return (on / torch.where(on + off > 0, on + off, 1.0)).numpy()
 
 
