@@ -1,5 +1,7 @@
 """Batches: the same ones in memory and from disk, in one process and in several, from the start and in the middle."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,3 +216,31 @@ def test_the_numbers_of_a_view_are_drawn_for_the_whole_batch() -> None:
     drawn = views.draw(6, generator(0, 0, 0))
     assert drawn.shape == (6, 7)
     assert torch.equal(drawn[:4], views.draw(4, generator(0, 0, 0)))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_stream_the_pictures_of_one_in_order(pictures: Pictures, workers: int) -> None:
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).split(5)
+    threads, alone = (list(Store(pictures, 20, n, 0).batches(list(order))) for n in (workers, 0))
+    assert len(threads) == len(alone) == len(order)
+    assert all(torch.equal(one, other) for one, other in zip(threads, alone, strict=True))
+
+
+PLAIN_SCRIPT = """
+import multiprocessing
+from heedmap import TrainOptions, train
+
+multiprocessing.set_start_method("spawn")  # as on macOS and Windows: processes would run this file anew
+streamed = dict(workers=2, memory=0, cache="off")
+run = train(TrainOptions(data={data!r}, epochs=1, image_size=32, batch_size=8, out="run", **streamed))
+print(sorted(run.classifier().classes))
+"""
+
+
+def test_a_script_without_a_guard_trains_from_streamed_pictures(cue_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN_SCRIPT.format(data=str(cue_folder)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "plain.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("['blue', 'green', 'red']\n")

@@ -68,7 +68,7 @@ class TrainOptions:
         map_entropy: Weight of a term that narrows the maps; below zero it spreads them.
         patience: Stop when validation has not improved for this many epochs; 0 never stops early.
         precision: Arithmetic of the network. auto takes bf16 where the machine computes in it.
-        workers: Processes or threads that decode pictures. Default: the machine's cores.
+        workers: Threads that decode pictures. Default: the machine's cores.
         memory: Gigabytes of decoded pictures to keep in memory; a larger set streams from disk. Default: a quarter of
             what is free.
         cache: Folder where decoded pictures are kept for the next run, or off. Default: $HEEDMAP_CACHE, or the user's

@@ -7,7 +7,6 @@ without talking to the others.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from heedmap.data import augmentation as views
 from heedmap.data.augmentation import Augmentation
@@ -36,13 +34,13 @@ class Share:
     world: int = 1
 
 
-class Store(Dataset[Tensor]):
+class Store:
     """Pictures at one size: in memory when they fit; else mapped from a cache, or decoded when asked for.
 
     Args:
         pictures: what to hold.
         size: side of the stored squares.
-        workers: threads (in memory) or processes (streaming) that decode.
+        workers: threads that decode; 0 takes the caller's own.
         memory: bytes that the decoded pictures may take.
         cache: where decoded pictures are kept for the next time.
 
@@ -78,40 +76,30 @@ class Store(Dataset[Tensor]):
         elif self.mapped is not None:
             yield from _ahead(self.mapped.gather, order)
         elif order:
-            loader = DataLoader(
-                self,
-                batch_sampler=[places.tolist() for places in order],
-                num_workers=self.workers,
-                multiprocessing_context=_forkserver() if self.workers else None,
-                prefetch_factor=4 if self.workers else None,
-            )
             try:
-                yield from loader
-            except PictureError as error:  # from a worker it comes with the worker's traceback, the reason last
-                reason = str(error).strip().splitlines()[-1].split("PictureError: ")[-1]
-                raise DataError(f"{reason.rstrip('.')}. Remove the file and start again.") from None
+                yield from _ahead(self._read, order, self.workers) if self.workers else map(self._read, order)
+            except PictureError as error:
+                raise DataError(f"{str(error).rstrip('.')}. Remove the file and start again.") from None
+
+    def _read(self, places: Tensor) -> Tensor:
+        return torch.stack([self[place] for place in places.tolist()])
 
 
-def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Tensor]:
-    """What ``read`` gives for each tensor of places, a few ahead in a thread, so that the disk is not waited for."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Tensor]] = deque()
+def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor], threads: int = 1) -> Iterator[Tensor]:
+    """What ``read`` gives for each tensor of places, in order and a few ahead, so that the disk is not waited for.
+
+    Pillow and numpy let other threads work while they decode and copy. Processes would import the user's script anew.
+    """
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future[Tensor]]()
+    try:
         for places in order:
             waiting.append(pool.submit(read, places))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > _AHEAD + threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _forkserver() -> multiprocessing.context.BaseContext:
-    """Where workers come from: forked after torch has started its threads they can hang, forked by a server not.
-
-    The server imports torch once, and not each worker of each epoch anew.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def memory_to_use(gigabytes: float | None, world: int) -> float:
