@@ -13,7 +13,7 @@ from heedmap.runs import Run, disk
 from heedmap.train import train
 from heedmap.visualize import visualize
 
-EPOCHS = 12
+EPOCHS = 15
 BATCH = 64  # twice the steps of the default: the digit is found sooner
 DRAWN = 24  # unseen scenes drawn
 
