@@ -17,7 +17,7 @@ from heedmap.data.pictures import TensorPictures
 from heedmap.errors import DataError
 from heedmap.options import TrainOptions
 from heedmap.training.fit import fit
-from heedmap.training.map_terms import disagreement, entropy, outside
+from heedmap.training.map_terms import disagreement, entropy, mismatch
 
 
 def grid(*rows: list[float]) -> Tensor:
@@ -47,18 +47,24 @@ def test_a_map_that_follows_the_mirror_does_not_disagree_and_one_that_stays_does
     assert float(disagreement({"a": left}, {"a": half})) == pytest.approx(0.5)
 
 
-def test_attention_outside_the_mask_costs_the_logarithm_of_what_is_inside() -> None:
+def test_attention_costs_what_parts_it_from_an_even_spread_over_the_mask() -> None:
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
-    mask[0, :2, :2] = True  # the first of the map's four cells
-    assert float(outside({"a": grid([1.0, 0.0], [0.0, 0.0])}, mask)) == pytest.approx(0, abs=1e-6)
-    assert float(outside({"a": grid([0.25, 0.25], [0.25, 0.25])}, mask)) == pytest.approx(math.log(4))
-    none = torch.zeros_like(mask)
-    assert float(outside({"a": grid([0.25, 0.25], [0.25, 0.25])}, none)) == 0
-    both = outside({"a": grid([0.25, 0.25], [0.25, 0.25]).repeat(2, 1, 1, 1)}, torch.cat((mask, none)))
-    assert float(both) == pytest.approx(math.log(4))
+    mask[0, :2] = True  # the upper two of four cells
+    assert float(mismatch({"a": grid([0.5, 0.5], [0.0, 0.0])}, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(mismatch({"a": grid([0.25, 0.25], [0.25, 0.25])}, mask)) == pytest.approx(math.log(2), abs=1e-6)
+    # All on one cell of the two: half of the object is met at log 1/2, half at the least that is counted.
+    assert float(mismatch({"a": grid([1.0, 0.0], [0.0, 0.0])}, mask)) == pytest.approx(
+        -math.log(2) - 0.5 * math.log(1e-6), abs=1e-4
+    )
+    mask[0, 1, 2:] = False  # of the right one only half is covered now
+    assert float(mismatch({"a": grid([2 / 3, 1 / 3], [0.0, 0.0])}, mask)) == pytest.approx(0, abs=1e-6)
+    none, even = torch.zeros_like(mask), grid([0.25, 0.25], [0.25, 0.25])
+    assert float(mismatch({"a": even}, none)) == 0
+    both = mismatch({"a": even.repeat(2, 1, 1, 1)}, torch.cat((mask, none)))
+    assert float(both) == pytest.approx(float(mismatch({"a": even}, mask)))
 
 
-@pytest.mark.parametrize("term", ["entropy", "disagreement", "outside"])
+@pytest.mark.parametrize("term", ["entropy", "disagreement", "mismatch"])
 def test_a_step_down_each_term_lowers_it(term: str) -> None:
     scores = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     masks = torch.zeros(3, 8, 8, dtype=torch.bool)
@@ -69,7 +75,7 @@ def test_a_step_down_each_term_lowers_it(term: str) -> None:
         return {
             "entropy": lambda: entropy(maps),
             "disagreement": lambda: disagreement(maps, maps),
-            "outside": lambda: outside(maps, masks),
+            "mismatch": lambda: mismatch(maps, masks),
         }[term]()
 
     (slope,) = torch.autograd.grad(value(scores), scores)
@@ -123,7 +129,7 @@ def after_training(**asked: float) -> dict[str, float]:
         images = scenes.images.float() / 255
         maps, mirrored = classifier(images).attention, classifier(images.flip(3)).attention
     return {
-        "map_supervision": float(outside(maps, scenes.masks)),
+        "map_supervision": float(mismatch(maps, scenes.masks)),
         "map_consistency": float(disagreement(maps, mirrored)),
         "map_entropy": float(entropy(maps)),
     }

@@ -267,7 +267,7 @@ class Fitting:
         if options.map_entropy:
             total = total + options.map_entropy * map_terms.entropy(maps)
         if options.map_supervision and masks is not None:
-            total = total + options.map_supervision * map_terms.outside(maps, masks)
+            total = total + options.map_supervision * map_terms.mismatch(maps, masks)
         return total
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:

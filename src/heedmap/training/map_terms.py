@@ -1,6 +1,6 @@
 """What training may ask of the maps besides the right answer; 0 is best.
 
-Entropy and disagreement end at 1; the logarithm in ``outside`` ends at 13.8, where nothing lies on the object.
+Entropy and disagreement end at 1; ``mismatch`` ends at 13.8, where nothing lies on the object.
 
 All are differentiable in the maps that the network used, and act on every tap alike.
 """
@@ -41,11 +41,12 @@ def disagreement(maps: Maps, mirrored: Maps) -> Tensor:
     return torch.stack([(one - other).abs().sum(1).mean() / 2 for one, other in pairs]).mean()
 
 
-def outside(maps: Maps, masks: Tensor) -> Tensor:
-    """Attention that lies off the object: minus the logarithm of the share inside, mean over taps and pictures.
+def mismatch(maps: Maps, masks: Tensor) -> Tensor:
+    """How far the attention is from an even spread over the object: Kullback-Leibler, mean over taps and pictures.
 
-    A cell of the map that the object covers in part counts by the share covered. Pictures with an empty mask are left
-    out; where all are, the term is zero.
+    The wanted map gives each cell the share of the object that lies in it; the term is the sum of wanted * log(wanted /
+    given). What lies off the object costs as much as what is missing on it: a term that asked only for weight inside
+    the mask was met by one cell of it (LOG.md). Pictures with an empty mask are left out; where all are, it is zero.
 
     Args:
         maps: tap -> (B, 1, h, w).
@@ -57,9 +58,10 @@ def outside(maps: Maps, masks: Tensor) -> Tensor:
     found = []
     for values in maps.values():
         height, width = values.shape[2:]
-        cover = F.adaptive_avg_pool2d(masks[marked, None].float(), (height, width)).flatten(1)
-        inside = (_shares(values[marked]) * cover / cover.amax(1, keepdim=True)).sum(1)
-        found.append(-inside.clamp_min(1e-6).log().mean())
+        wanted = F.adaptive_avg_pool2d(masks[marked, None].float(), (height, width)).flatten(1)
+        wanted = wanted / wanted.sum(1, keepdim=True)
+        given = _shares(values[marked]).clamp_min(1e-6).log()
+        found.append((torch.special.entr(wanted).neg() - wanted * given).sum(1).mean())
     return torch.stack(found).mean()
 
 
