@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import measuring
+from heedmap.machine import keep_freed_memory
 
 PARTS = {
     "training-step": "training_step",
@@ -41,6 +42,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(known)}")
     measuring.clock = asked.clock
+    keep_freed_memory()  # as the commands do; the reference and the peers, in this same process, gain as well
     for name in () if asked.page else asked.parts or PARTS:
         print(f"\n{name}")
         rounds = {} if asked.rounds is None else {"rounds": asked.rounds}

@@ -13,6 +13,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.errors import OptionError
+from heedmap.machine import keep_freed_memory
 from heedmap.options import TrainOptions, free_name
 from heedmap.terminal import console, progress, show_comparison, show_next
 
@@ -78,6 +79,7 @@ class Compare(TrainOptions):
         """Train what is missing, compare, and say where the page is."""
         from heedmap.compare import compare
 
+        keep_freed_memory()
         plan, out = (None, Path(self.resume)) if self.resume is not None else self._planned()
         with progress() as listener:
             found = compare(plan, out, parallel=self.parallel, listener=listener)

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
+from heedmap.machine import keep_freed_memory
 from heedmap.options import split_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
@@ -67,6 +68,7 @@ class Evaluate:
         from heedmap.runs import Run
         from heedmap.suites import Wanted
 
+        keep_freed_memory()
         if self.out is not None:
             _refuse_other(Path(self.out))
         wanted = Wanted(

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError, OptionError
+from heedmap.machine import keep_freed_memory
 from heedmap.options import check_range, counted
 from heedmap.terminal import console, counting, show_next
 
@@ -58,6 +59,7 @@ class Predict:
         from heedmap.predict import MANIFEST, Question, find_sources, predict
         from heedmap.runs import Run
 
+        keep_freed_memory()
         check_range("batch_size", self.batch_size, 1, 100_000)
         check_range("part_size", self.part_size, 1, 1_000_000)
         check_range("workers", self.workers, 1, 1024)

@@ -13,6 +13,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.commands.device import cpu_only, pick_device
+from heedmap.machine import keep_freed_memory
 from heedmap.options import check_range, counted, free_name, split_names
 from heedmap.terminal import complaints, console, counting, show_next
 
@@ -58,6 +59,7 @@ class Visualize:
         """Draw, and say where the page is."""
         from heedmap.visualize import find_sources, visualize
 
+        keep_freed_memory()
         check_range("batch_size", self.batch_size, 1, 100_000)
         methods = split_names(self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
