@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +45,13 @@ def main() -> None:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(known)}")
     measuring.clock = asked.clock
     keep_freed_memory()  # as the commands do; the reference and the peers, in this same process, gain as well
-    for name in () if asked.page else asked.parts or PARTS:
+    parts = () if asked.page else tuple(asked.parts or PARTS)
+    if len(parts) > 1:  # each in a process of its own, which holds no memory of those before it
+        options = [word for word in sys.argv[1:] if word not in parts]
+        for name in parts:
+            subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=True)
+        return
+    for name in parts:
         print(f"\n{name}")
         rounds = {} if asked.rounds is None else {"rounds": asked.rounds}
         show(importlib.import_module(f"benchmarks.{known[name]}").main(**rounds))
