@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks import measuring
 from benchmarks.end_to_end import draw_folder
 from benchmarks.measuring import alternate, ceiling, keep, spread
+from benchmarks.training_step import our_step
 from heedmap.classifier import Architecture, build_classifier
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.loading import Store, TrainingBatches
 from heedmap.data.pictures import TensorPictures
 from heedmap.options import TrainOptions
-from heedmap.training.optimizer import make_optimizer
-from heedmap.training.precision import autocast, resolve
 
 BATCH = 32
 SIZES = (64, 96, 144, 224)
@@ -62,19 +60,8 @@ def _step(size: int, taps: tuple[str, ...] | None = None, classes: int = 10) -> 
     names = tuple(map(str, range(classes)))
     model = build_classifier(Architecture("compact", "parametrised", None, "concat", taps, size, names)).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, TrainOptions(optimizer="adamw", learning_rate=1e-6, weight_decay=0.0), fused=True)
-    images = torch.rand(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH) % classes
-    precision = resolve("auto", images.device)
-
-    def step() -> None:
-        with autocast(precision, images.device):
-            logits = model(images).logits
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    options = TrainOptions(optimizer="adamw", learning_rate=1e-6, weight_decay=0.0)
+    return our_step(model, torch.rand(BATCH, 3, size, size), torch.arange(BATCH) % classes, options)
 
 
 def _preparing(count: int) -> Callable[[], None]:

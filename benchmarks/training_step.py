@@ -23,6 +23,8 @@ BATCH, CLASSES = 128, 10
 CONVS = (64, 64, 128, 128, 256, 256, 256, "tap", 512, 512, 512, "tap", 512, 512, 512, "tap")
 MULTIPLY_ADDS = 3.739e9  # a picture, forward: conv 1 to 13, which is all that ours runs
 
+OPTIONS = TrainOptions(optimizer="sgd", learning_rate=0.01, weight_decay=5e-4)
+
 
 class Reference(nn.Module):
     """VGG-att3-concat-pc, straight from the definition."""
@@ -74,8 +76,8 @@ def main(rounds: int = 3, device: str = "cpu", batch: int = BATCH, *, save: bool
     reference = Reference().to(device).train()
     contenders = {
         "reference (float32, NCHW)": _reference_step(reference, images, labels),
-        "heedmap": _our_step(ours, images, labels),
-        "heedmap, no attention": _our_step(plain, images, labels),
+        "heedmap": our_step(ours, images, labels),
+        "heedmap, no attention": our_step(plain, images, labels),
     }
     before = ceiling(device)
     seconds = alternate(contenders, rounds, device)
@@ -108,8 +110,8 @@ def _reference_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def _our_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    options = TrainOptions(optimizer="sgd", learning_rate=0.01, weight_decay=5e-4)
+def our_step(model: nn.Module, images: Tensor, labels: Tensor, options: TrainOptions = OPTIONS) -> Callable[[], None]:
+    """A bare step as ``heedmap train`` takes it, of a model in channels_last."""
     optimizer = make_optimizer(model, options, fused=True)
     precision = resolve("auto", images.device)
     images = images.contiguous(memory_format=torch.channels_last)

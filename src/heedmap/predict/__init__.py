@@ -30,10 +30,10 @@ from heedmap.data.loading import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.machine import cores
 from heedmap.predict.reading import Picture, read_ahead
-from heedmap.predict.rows import MapKind, Question, Row, printable, rows_of, schemas
+from heedmap.predict.rows import MapKind, Question, Row, rows_of, schemas
 from heedmap.runs import disk, write_whole
 from heedmap.training.precision import autocast, resolve
-from heedmap.visualize.sources import Failure, Part, Sources, find_sources
+from heedmap.visualize.sources import Failure, Part, Sources, find_sources, printable
 
 _PLAIN, _ALONE = Question(), Share()
 

@@ -19,6 +19,7 @@ from heedmap.predict.reading import Picture
 from heedmap.records import Output
 from heedmap.render import FLAT
 from heedmap.visualize.boxes import Box, boxes_of
+from heedmap.visualize.sources import printable
 
 MapKind = Literal["none", "float16", "float32"]
 
@@ -111,11 +112,6 @@ def rows_of(
     for row, found, square in zip(rows, told, squares, strict=True):
         row["boxes"] = [_in_pixels(box, square) for box in found]
     return rows
-
-
-def printable(text: str | None) -> str | None:
-    """The text as UTF-8 can hold it; a file's name may have bytes that are no letters."""
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _set(rows: list[Row], name: str, column: NDArray[Any] | list[Any]) -> None:

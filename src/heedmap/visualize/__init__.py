@@ -48,10 +48,10 @@ from heedmap.visualize.answers import (
 from heedmap.visualize.asking import Asker
 from heedmap.visualize.exported import file_asker
 from heedmap.visualize.listing import DRAWN, expand_pictures, remove_drawing
-from heedmap.visualize.page import index_page, printable
+from heedmap.visualize.page import index_page
 from heedmap.visualize.png import png
 from heedmap.visualize.reading import Read, batches
-from heedmap.visualize.sources import Item, Sources, find_sources, named_sources
+from heedmap.visualize.sources import Item, Sources, find_sources, named_sources, printable
 
 if TYPE_CHECKING:
     import torch

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from heedmap.visualize.asking import Asker
+from heedmap.visualize.sources import printable
 
 
 def index_page(
@@ -40,8 +41,3 @@ def index_page(
         unreadable=[(printable(path), reason) for path, reason in unreadable],
         notes=notes,
     )
-
-
-def printable(path: str) -> str:
-    """Return the path as text that any encoding takes; a file's name may hold bytes that are no letters."""
-    return path.encode("utf-8", "replace").decode("utf-8")

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 from heedmap.data.parts import PARTS
 from heedmap.data.shards import SUFFIX, expand_shards, index_shard, is_sharded, label_names, read_member, split_key
@@ -201,3 +202,12 @@ def _cut(shard: Path, number: int, size: int, cache: Path | None) -> Iterator[Pa
         places = zip(index.names[chosen], index.offsets[chosen], index.sizes[chosen], labels[chosen], strict=True)
         yield Part(number, tuple(Item(str(shard), *place) for place in places), failures if start == 0 else ())
         number += 1
+
+
+@overload
+def printable(text: str) -> str: ...
+@overload
+def printable(text: None) -> None: ...
+def printable(text: str | None) -> str | None:
+    """Return the text as UTF-8 can hold it; a file's name may have bytes that are no letters."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
