@@ -125,11 +125,11 @@ def test_one_picture_a_class_is_refused_before_training_and_by_the_audit(
 
 
 def test_names_that_are_no_text_are_kept_as_they_are(flat: Path, tmp_path: Path) -> None:
-    picture = sorted(flat.rglob("*.png"))[0]
-    try:
-        picture.rename(picture.with_name("caf\udce9.png"))  # as a file system gives Latin-1
-    except OSError:
-        pytest.skip("the file system takes names in UTF-8 only")
+    for picture in list(flat.rglob("*.png")):  # so that some are in the test part, and in its answers
+        try:
+            picture.rename(picture.with_name(f"caf\udce9-{picture.name}"))  # as a file system gives Latin-1
+        except OSError:
+            pytest.skip("the file system takes names in UTF-8 only")
     main(["audit", str(flat), "--json", str(tmp_path / "found.json")])
     run = train(TrainOptions(data=str(flat), out=str(tmp_path / "run"), **SMALL))
     json.loads((run.path / "audit.json").read_text("utf-8"))
