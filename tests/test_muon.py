@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps for kernels, Nesterov's momentum for all else."""
+"""Muon: orthogonal steps for kernels, Nesterov's momentum or AdamW for all else."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from heedmap.backbones import Whitened
 from heedmap.classifier import Architecture, build_classifier
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
 from heedmap.training.muon import KERNEL_MOMENTUM, MOMENTUM, Muon, orthogonal
 from heedmap.training.optimizer import make_optimizer
+from heedmap.training.recipes import RATES
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -83,8 +83,35 @@ def test_what_has_no_gradient_stays_and_a_closure_is_called() -> None:
     assert parameter.tolist() == [1, 1, 1]
 
 
-def test_networks_without_normalised_kernels_are_refused() -> None:
+def test_what_is_adaptive_moves_as_under_adamw() -> None:
+    ours, theirs = (nn.Parameter(drawn(5, 4)) for _ in range(2))
+    muon = Muon([{"params": [ours], "weight_decay": 0.1, "adaptive": True}], lr=0.05)
+    adamw = torch.optim.AdamW([theirs], lr=0.05, weight_decay=0.1)
+    for step in range(4):
+        for parameter, optimizer in ((ours, muon), (theirs, adamw)):
+            parameter.grad = drawn(5, 4, seed=step + 1)
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_beside_the_kernels_of_the_compact_net_adamw_moves_the_rest_at_its_own_rate() -> None:
     classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 32, ("a", "b")))
-    with pytest.raises(OptionError, match="muon' is for the whitened network"):
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    options = TrainOptions(optimizer="muon", learning_rate=RATES["muon"].learning_rate, weight_decay=0.05)
+    groups = make_optimizer(classifier, options, fused=False).param_groups
+    turned = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
+    assert turned == {name for name, p in classifier.backbone.named_parameters("backbone") if p.ndim == 4}
+    assert len(turned) == 10  # stem, two in each of three blocks, three shortcuts
+    rest = {names[id(p)] for group in groups if group["adaptive"] for p in group["params"]}
+    assert turned | rest == {name for name, p in classifier.named_parameters() if p.requires_grad}
+    assert not turned & rest
+    for group in groups:
+        rate = group["share"] * options.learning_rate
+        assert rate == pytest.approx(RATES["muon" if group["orthogonal"] else "adamw"].learning_rate, rel=0.02)
+        assert (group["weight_decay"] > 0) == all(p.ndim > 1 for p in group["params"])
+
+
+def test_networks_without_normalised_kernels_are_refused() -> None:
+    classifier = build_classifier(Architecture("paper-vgg", "parametrised", None, "concat", None, 32, ("a", "b")))
+    with pytest.raises(OptionError, match="muon' is for networks whose kernels are each followed by a normalisation"):
         make_optimizer(classifier, TrainOptions(optimizer="muon", learning_rate=0.1, weight_decay=0.0), fused=False)
-    assert Whitened().eager_parameters()

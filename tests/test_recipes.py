@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from heedmap.classifier import Architecture, build_classifier
 from heedmap.data import Splits, TensorPictures
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
-from heedmap.training.recipes import FAST, derive
+from heedmap.training.recipes import FAST, NORMALISED, derive
 
 
 def splits(count: int, size: int, flippable: bool = True) -> Splits:
@@ -72,7 +73,14 @@ def test_the_shift_follows_the_side_and_the_net_and_must_leave_something() -> No
         derive(TrainOptions(shift=5), splits(200, 150))
 
 
-def test_muon_is_refused_where_the_net_that_is_derived_is_not_the_whitened_one() -> None:
-    assert derive(TrainOptions(optimizer="muon"), splits(12_000, 32)).optimizer == "muon"
-    with pytest.raises(OptionError, match="muon' is for the whitened network"):
-        derive(TrainOptions(optimizer="muon"), splits(200, 32))
+def test_muon_is_refused_where_kernels_are_not_normalised() -> None:
+    for count in (200, 12_000):
+        assert derive(TrainOptions(optimizer="muon"), splits(count, 32)).optimizer == "muon"
+    with pytest.raises(OptionError, match="muon' is for networks whose kernels are each followed by a normalisation"):
+        derive(TrainOptions(optimizer="muon", model="paper-vgg"), splits(200, 32))
+
+
+def test_every_network_that_the_recipes_give_to_muon_normalises() -> None:
+    for name in NORMALISED:
+        classifier = build_classifier(Architecture(name, "dot", None, "concat", None, 32, ("a", "b")))
+        assert classifier.backbone.normalises

@@ -86,13 +86,22 @@ def dropping(model: str = "compact") -> AttentionClassifier:
 def fitting_of(options: TrainOptions, state: State | None = None, on_step: Any = None) -> Fitting:
     batches = TrainingBatches(Store(drawn(26, 0), 18, 1, 1e9), 16, 8, Augmentation("crop", True), 1)
     held_out = Store(drawn(9, 70), 16, 1, 1e9)
-    model = "whitened" if options.optimizer == "muon" else "compact"
-    return fit(dropping(model), batches, lambda: plain_batches(held_out, 4), options, state=state, on_step=on_step)
+    return fit(
+        dropping(options.model or "compact"),
+        batches,
+        lambda: plain_batches(held_out, 4),
+        options,
+        state=state,
+        on_step=on_step,
+    )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_a_fitting_taken_up_from_any_step_ends_with_the_same_weights(optimizer: str) -> None:
-    options = TrainOptions(**{**SETTINGS, "epochs": 4, "optimizer": optimizer, "patience": 0, "learning_rate": 0.01})
+@pytest.mark.parametrize(
+    ("optimizer", "model"), [("sgd", "compact"), ("adamw", "compact"), ("muon", "compact"), ("muon", "whitened")]
+)
+def test_a_fitting_taken_up_from_any_step_ends_with_the_same_weights(optimizer: Any, model: str) -> None:
+    changes = {"epochs": 4, "optimizer": optimizer, "model": model, "patience": 0, "learning_rate": 0.01}
+    options = TrainOptions(**{**SETTINGS, **changes})
     states: dict[int, State] = {}
     whole: Fitting
 

@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         mean, std: the normalisation that the caller applies to RGB in [0, 1] before calling the backbone.
         fixed_size: the picture side that the network insists on, or None when any will do.
         least_size: the smallest picture side that works.
+        normalises: every kernel that learns is followed by a normalisation, so that its length does not matter.
     """
 
     name: str = "backbone"
@@ -52,6 +53,7 @@ class Backbone(nn.Module):
     std: tuple[float, ...] = IMAGENET_STD
     fixed_size: int | None = None
     least_size: int = 1
+    normalises: bool = False
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
         """Run the network on normalised pictures.

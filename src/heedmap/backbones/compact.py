@@ -62,6 +62,7 @@ class Compact(Backbone):
     """
 
     name = "compact"
+    normalises = True
     mean = (0.45, 0.45, 0.45)
     std = (0.25, 0.25, 0.25)
 

@@ -37,6 +37,7 @@ class Whitened(Backbone):
     """
 
     name = "whitened"
+    normalises = True
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
 

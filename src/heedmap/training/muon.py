@@ -15,14 +15,15 @@ QUINTIC = (
 )  # steepest at zero: lifts small singular values fast, and keeps all within 0.7 - 1.2
 ITERATIONS = 3
 KERNEL_MOMENTUM, MOMENTUM = 0.6, 0.85
-FOR_WHITENED = (
-    "optimizer = 'muon' is for the whitened network, whose kernels are each followed by a normalisation; "
-    "give sgd or adamw, or --model whitened."
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, for what is no kernel
+FOR_NORMALISED = (
+    "optimizer = 'muon' is for networks whose kernels are each followed by a normalisation; "
+    "give sgd or adamw, or --model compact or whitened."
 )
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for kernels, Nesterov's momentum for all else.
+    """Orthogonalised momentum for kernels, Nesterov's momentum or AdamW for all else.
 
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), in the form of the
     CIFAR-10 speed runs: a kernel (O, I, H, W) is a matrix of O rows; its Nesterov momentum is replaced by about the
@@ -31,13 +32,13 @@ class Muon(torch.optim.Optimizer):
     it. ``torch.optim.Muon`` takes matrices only, and decays in place of keeping the norm.
 
     Args:
-        groups: parameter groups. ``orthogonal`` says that a group holds kernels; ``weight_decay`` times the value is
-            added to the gradients of the others.
+        groups: parameter groups. ``orthogonal`` says that a group holds kernels, ``adaptive`` that AdamW moves it (as
+            ``torch.optim.AdamW`` does); of all others ``weight_decay`` times the value is added to the gradients.
         lr: of all groups that bring none.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "orthogonal": False, "adaptive": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -47,7 +48,9 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            step = self._step_of_kernel if group["orthogonal"] else self._step_of_other
+            step = self._step_of_other
+            if group["orthogonal"] or group["adaptive"]:
+                step = self._step_of_kernel if group["orthogonal"] else self._adaptive_step
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     step(parameter, parameter.grad, group)
@@ -61,6 +64,19 @@ class Muon(torch.optim.Optimizer):
     def _step_of_other(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
         parameter.add_(self._nesterov(parameter, gradient, MOMENTUM), alpha=-group["lr"])
+
+    def _adaptive_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["step"] += 1
+        step, (first, second) = int(state["step"]), BETAS
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        spread = (state["exp_avg_sq"] / (1 - second**step)).sqrt_().add_(EPSILON)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(state["exp_avg"], spread, value=-group["lr"] / (1 - first**step))
 
     def _nesterov(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]

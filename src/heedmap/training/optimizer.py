@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
-from heedmap.training.muon import FOR_WHITENED, Muon
+from heedmap.training.muon import FOR_NORMALISED, Muon
 
 TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
 
@@ -27,6 +27,7 @@ class Shares(NamedTuple):
 
 
 SHARES = {"sgd": Shares(64.0, 0.1, 0.03), "muon": Shares(264.0, 0.4, 0.12)}
+ADAPTIVE_SHARE = 0.08  # of Muon's rate, for what AdamW moves beside it: AdamW's own rate (``recipes.RATES``)
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
@@ -34,14 +35,15 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
 
     Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
     would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD and Muon move
-    these at many times the rate, attention and head at a part of it; Muon moves all biases of the backbone so.
+    these at many times the rate, attention and head at a part of it; Muon moves all biases of the backbone so. Where it
+    names none, AdamW moves what is no kernel beside Muon.
 
     Raises:
         OptionError: Muon, and a backbone whose kernels are not each followed by a normalisation.
     """
     backbone: Any = getattr(model, "backbone", None)
-    if options.optimizer == "muon" and (backbone is None or not backbone.eager_parameters()):
-        raise OptionError(FOR_WHITENED)
+    if options.optimizer == "muon" and (backbone is None or not backbone.normalises):
+        raise OptionError(FOR_NORMALISED)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     shares = _shares(model, options)
     groups: list[dict[str, Any]] = [
@@ -55,9 +57,10 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
     ]
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "muon":
-        kernels = {id(parameter) for parameter in backbone.parameters() if parameter.ndim == 4}
+        kernels = _kernels(backbone)
         for group in groups:
             group["orthogonal"] = kernels.issuperset(map(id, group["params"]))
+            group["adaptive"] = not group["orthogonal"] and not backbone.eager_parameters()
         return Muon(groups, lr=options.learning_rate or 0)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
@@ -72,6 +75,9 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
     eager, rates = backbone.eager_parameters(), SHARES.get(options.optimizer or "")
+    if options.optimizer == "muon" and not eager:
+        kernels = _kernels(backbone)
+        return {id(p): ADAPTIVE_SHARE for p in model.parameters() if id(p) not in kernels}
     if not eager or rates is None:
         return {}
     if options.optimizer == "muon":
@@ -80,6 +86,11 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
     return {id(p): rates.eager for p in eager} | {
         id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()
     }
+
+
+def _kernels(backbone: nn.Module) -> set[int]:
+    """Ids of what Muon makes orthogonal."""
+    return {id(parameter) for parameter in backbone.parameters() if parameter.ndim == 4}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:

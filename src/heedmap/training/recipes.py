@@ -17,8 +17,9 @@ from heedmap.data import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data import augmentation as views
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
-from heedmap.training.muon import FOR_WHITENED
+from heedmap.training.muon import FOR_NORMALISED
 
+NORMALISED = ("compact", "whitened")  # what Muon can train
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
 MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
 PASSES = {"pretrained": 1000, "whitened": 2650}  # over one picture; the root of their number divides it. Others: 3400
@@ -34,7 +35,7 @@ class Rates:
     label_smoothing: float = 0.1
 
 
-RATES = {"adamw": Rates(3e-3, 0.05), "sgd": Rates(0.1, 5e-4), "muon": Rates(0.037, 4e-3)}
+RATES = {"adamw": Rates(3e-3, 0.05), "sgd": Rates(0.1, 5e-4), "muon": Rates(0.037, 0.05)}
 WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2), "muon": Rates(0.037, 4e-3, 0.2)}
 
 
@@ -45,7 +46,8 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     more often than a large one.
 
     Raises:
-        OptionError: a shift as wide as the picture, or where pictures are not shifted; Muon, and not the whitened net.
+        OptionError: a shift as wide as the picture, or where pictures are not shifted; Muon, and kernels without
+            normalisation.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
@@ -54,10 +56,10 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     kind: Any = options.augment or chosen.kind
     cutmix = 0.5 if kind == "crop" and options.pretrained is None else 0.0
     optimizer: Any = options.optimizer or ("muon" if model == "whitened" else "adamw")
-    if optimizer == "muon" and model != "whitened":
-        raise OptionError(FOR_WHITENED)
+    if optimizer == "muon" and model not in NORMALISED:
+        raise OptionError(FOR_NORMALISED)
     rates = (WHITENED_RATES if model == "whitened" else RATES)[optimizer]
-    most = 512 if optimizer == "muon" else 128 if size <= views.SHIFT_UP_TO else 48
+    most = 512 if model == "whitened" and optimizer == "muon" else 128 if size <= views.SHIFT_UP_TO else 48
     batch = options.batch_size or min(most, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
     rate = rates.learning_rate * math.sqrt(batch / 48)
     return replace(
