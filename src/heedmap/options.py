@@ -46,8 +46,8 @@ class TrainOptions:
         recipe: standard, or fast: fewer passes, for most of the accuracy in much less time.
         epochs: Passes over the training part. Default: from its size and the recipe.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
-        optimizer: adamw, sgd (Nesterov momentum 0.9), or muon (orthogonalised momentum; for whitened alone). Default:
-            adamw; muon for whitened.
+        optimizer: adamw, sgd (Nesterov momentum 0.9), or muon (orthogonalised momentum; for compact and whitened).
+            Default: adamw; muon for whitened.
         learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
         weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer and
             model.
