@@ -18,6 +18,7 @@ PARTS = {
     "learned-maps": "learned_maps",
     "map-methods": "map_methods",
     "drawing": "drawing",
+    "localisation": "localisation",
     "startup": "startup",
     "scale": "scale",
 }

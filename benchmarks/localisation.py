@@ -1,19 +1,22 @@
-"""How long judging where maps lie takes: ``python benchmarks/localisation.py [--maps 10000] [--side 14] [--size 224]``.
+"""How long judging where maps lie takes, all measures and the baselines included.
 
-The maps are noise on a grid of ``--side`` cells, interpolated: 14 is what a deep tap gives at 224 pixels, 224 the worst
-case, a map in which every pixel goes its own way. Prints processor seconds too: they hardly change when others compute.
+Maps are noise on a grid of cells, interpolated: 14 cells are what a deep tap gives at 224 pixels; with 224 cells, the
+worst case, every pixel goes its own way, as in a saliency map.
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
-import time
+from typing import Any
 
 import torch
 
+from benchmarks.measuring import keep, spread, timed
 from heedmap.data.annotations import Annotations
 from heedmap.evaluation.localisation import localise
+
+SIZE = 224
+MAPS = {14: 10_000, 224: 1000}  # cells along a side -> maps judged
 
 
 def drawn(count: int, generator: torch.Generator) -> Annotations:
@@ -26,29 +29,23 @@ def drawn(count: int, generator: torch.Generator) -> Annotations:
     return Annotations(names, tuple(box[None] for box in boxes), (None,) * count, known, objects)
 
 
-def main() -> None:
-    """Measure and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("maps", 10000), ("side", 14), ("size", 224)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    annotations = drawn(options.maps, generator)
+def judge(side: int, count: int) -> None:
+    """Judge so many maps of ``side`` cells at 224 pixels, and the four baselines that need no pictures."""
 
     def maps(rows: torch.Tensor) -> torch.Tensor:
         source = torch.Generator().manual_seed(int(rows[0]))
-        return torch.rand(len(rows), 1, options.side, options.side, generator=source)
+        return torch.rand(len(rows), 1, side, side, generator=source)
 
-    for name, judged in (("baselines alone", None), ("maps and baselines", maps)):
-        wall, processor = time.perf_counter(), time.process_time()
-        localise({"maps": judged or (lambda rows: torch.ones(len(rows), 1, 1, 1))}, annotations, size=options.size)
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(  # noqa: T201  the point of the script
-            f"{name}: {options.maps} maps of {options.side} cells at {options.size} pixels, {wall:.1f} s, "
-            f"{processor:.1f} s of processor, peak {memory:.2f} GiB"
-        )
+    localise({"maps": maps}, drawn(count, torch.Generator().manual_seed(0)), size=SIZE)
 
 
-if __name__ == "__main__":
-    main()
+def main(rounds: int = 1) -> dict[str, Any]:
+    """Measure, keep and return the figures."""
+    judge(14, 64)  # what is set up once
+    record: dict[str, Any] = {}
+    for side, count in MAPS.items():
+        seconds = [timed(lambda side=side, count=count: judge(side, count), "cpu") for _ in range(rounds)]
+        record[f"seconds for {count:,} maps of {side} x {side} cells"] = spread(seconds)
+    record["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    keep("localisation", record)
+    return record

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ from heedmap.evaluation.pointing import (
     random_pointing,
 )
 from heedmap.listener import Listener
+from heedmap.machine import cores
 
 __all__ = [
     "BASELINES",
@@ -208,7 +211,9 @@ class _Truths:
         )
 
 
-_Source = Callable[[Tensor], Prepared]  # from (n,) rows to their maps
+_Source = Callable[[Tensor], Callable[[], Prepared]]
+"""From (n,) rows to what prepares their maps. The maps are made in the caller's thread, for a network may be asked for
+them, and networks do not like two; preparing goes on beside it."""
 
 
 def _sources(maps: Mapping[str, Maps], images: Pictures | Tensor | None, size: int, seed: int) -> dict[str, _Source]:
@@ -216,14 +221,18 @@ def _sources(maps: Mapping[str, Maps], images: Pictures | Tensor | None, size: i
     sources |= {name: _cycled(bank, size) for name, bank in fixed_baselines(size, seed).items()}
     if isinstance(images, Tensor):
         pictures = images
-        sources["edges"] = _prepared_anew(lambda rows: edges(pictures[rows]), size)
+        sources["edges"] = lambda rows: lambda: prepared(edges(pictures[rows]), size)
     elif images is not None:
-        sources["edges"] = _prepared_anew(lambda rows: edges(_loaded(images, rows, size)), size)
+        sources["edges"] = lambda rows: lambda: prepared(edges(_loaded(images, rows, size)), size)
     return sources
 
 
 def _prepared_anew(maps_of: Callable[[Tensor], Tensor], size: int) -> _Source:
-    return lambda rows: prepared(maps_of(rows), size)
+    def source(rows: Tensor) -> Callable[[], Prepared]:
+        maps = maps_of(rows)
+        return lambda: prepared(maps, size)
+
+    return source
 
 
 def _loaded(images: Pictures, rows: Tensor, size: int) -> Tensor:
@@ -246,7 +255,7 @@ def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
 def _cycled(bank: Tensor, size: int) -> _Source:
     """The same few maps over and over, prepared once."""
     shown = prepared(bank, size)
-    return lambda rows: shown.of(rows % len(shown.maps))
+    return lambda rows: lambda: shown.of(rows % len(shown.maps))
 
 
 class _Judged(NamedTuple):
@@ -270,8 +279,8 @@ class _Judge:
         self._place = place.numpy()
 
     def __call__(self, source: _Source) -> _Judged:
-        parts = [measure(source(rows), self._truth.of(rows)) for rows in self._all.split(CHUNK)]
-        found = Measured(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        parts = zip(*self._parts(source), strict=True)
+        found = Measured(*(np.concatenate(columns) for columns in parts))
         iou, thresholds = self._best_iou(iou_by_level(found.inside, found.outside))
         kept = self._place[self._rows.numpy()]
         per_picture = {
@@ -290,6 +299,23 @@ class _Judge:
         }
         scores = self._scores(per_picture, counts, hits)
         return _Judged(scores, thresholds, per_picture, {word: count for word, count in unjudgeable.items() if count})
+
+    def _parts(self, source: _Source) -> Iterator[Measured]:
+        """What is measured of each chunk, in order. NumPy lets other threads work while it sorts and gathers."""
+        waiting: deque[Future[Measured]] = deque()
+        pool = ThreadPoolExecutor(cores())
+        try:
+            for rows in self._all.split(CHUNK):
+                waiting.append(pool.submit(self._measure, source(rows), rows))
+                if len(waiting) > cores():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _measure(self, prepare: Callable[[], Prepared], rows: Tensor) -> Measured:
+        return measure(prepare(), self._truth.of(rows))
 
     def _best_iou(self, iou: Floats) -> tuple[Floats, tuple[float, ...]]:
         """IoU of each judged picture at the level that is best on the other pictures, and these levels as shares."""

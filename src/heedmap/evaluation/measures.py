@@ -167,8 +167,7 @@ def _counts(levels: Tensor, regions: Tensor) -> tuple[Counts, Counts, Counts]:
 
 def _energy(weights: Tensor, regions: Tensor) -> Floats:
     """Share of the map's positive sum that lies on the object; of a map without a positive value, of a map of ones."""
-    kinds = torch.stack([regions.flatten(1) == OBJECT, regions.flatten(1) == 0], dim=1).float()
-    on, off = torch.bmm(kinds, weights.flatten(1)[:, :, None])[:, :, 0].double().unbind(1)
+    on, off = ((weights * (regions == kind)).sum((1, 2), dtype=torch.float64) for kind in (OBJECT, 0))
     return (on / torch.where(on + off > 0, on + off, 1.0)).numpy()
 
 

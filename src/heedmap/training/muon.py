@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            step = self._step_of_other
+            step: Callable[[Tensor, Tensor, dict[str, Any]], None] = self._step_of_other
             if group["orthogonal"] or group["adaptive"]:
                 step = self._step_of_kernel if group["orthogonal"] else self._adaptive_step
             for parameter in group["params"]:
