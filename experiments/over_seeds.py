@@ -1,0 +1,69 @@
+"""Robustness and transfer of a comparison, over its seeds.
+
+    python experiments/over_seeds.py COMPARISON [--other parametrised]
+
+Each run of ``--other`` must have been judged with the control of its seed beside it:
+
+    heedmap evaluate RUN --suite robustness,transfer --transfer DATA --control RUN-OF-THE-CONTROL
+
+Prints means over seeds with their standard deviation, and the paired difference with its 95 % interval (Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from heedmap.evaluation.comparison import paired_difference, spread
+from heedmap.runs import EVALUATION
+
+Figures = dict[str, dict[int, dict[str, float]]]  # row -> seed -> model -> figure
+
+
+def robustness(found: dict[str, Any], seed: int, figures: Figures) -> None:
+    """Accuracy for each attack, and how much of the attention's order stays."""
+    for model, rows in found["models"].items():
+        for row in rows:
+            title = f"{row['attack']}, {round(255 * row['epsilon'])}/255"
+            figures[title].setdefault(seed, {})[model] = row["accuracy"]
+
+
+def transfer(found: dict[str, Any], seed: int, figures: Figures) -> None:
+    """Accuracy of the linear SVM on each data set."""
+    for row in found["rows"]:
+        figures[Path(row["data"]).name].setdefault(seed, {})[row["model"]] = row["probe"]["accuracy"]
+
+
+def main() -> None:
+    """Print one table a suite."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path)
+    parser.add_argument("--other", default="parametrised")
+    told = parser.parse_args()
+    for suite, read in (("robustness", robustness), ("transfer", transfer)):
+        figures: Figures = defaultdict(dict)
+        for path in sorted((told.comparison / told.other).glob(f"seed-*/{EVALUATION}")):
+            suites = json.loads(path.read_text(encoding="utf-8")).get("suites", {})
+            if suite in suites:
+                read(suites[suite], int(path.parent.name.removeprefix("seed-")), figures)
+        if not figures:
+            print(f"{suite}: no run of {told.other} was judged so.")
+            continue
+        seeds = len(next(iter(figures.values())))
+        names = list(next(iter(next(iter(figures.values())).values())))
+        print(f"\n| {suite}, {seeds} seeds | {' | '.join(names)} | difference (95 % interval) |")
+        print("| --- | " + "---: | " * (len(names) + 1))
+        for title, by_seed in figures.items():
+            columns = [{seed: row[name] for seed, row in by_seed.items()} for name in names]
+            means = [spread(list(column.values())) for column in columns]
+            paired = paired_difference(columns[1], columns[0])
+            cells = [f"{100 * each.mean:.1f} ± {100 * each.sd:.1f}" for each in means]
+            interval = f"{100 * paired.mean:+.1f} ({100 * paired.low:.1f} to {100 * paired.high:.1f})"
+            print(f"| {title} | {' | '.join(cells)} | {interval} |")
+
+
+if __name__ == "__main__":
+    main()
