@@ -59,6 +59,11 @@ def slow_readout(readout: CompatibilityReadout, features: Tensor, query: Tensor)
     g = query if readout.query_map is None else readout.query_map(query[None])[0]
     if readout.query_map is None and readout.lift is None and len(query) != len(features):
         g = torch.zeros(readout.channels, dtype=query.dtype)  # parametrised + softmax: the query may be anything
+    bias = 0.0 if readout.scorer is None or readout.scorer.bias is None else readout.scorer.bias[0]
+
+    def scored(vector: Tensor) -> Tensor:
+        return readout.scale * sum(a * b for a, b in zip(readout.scorer.weight[0], vector, strict=True)) + bias
+
     places = list(itertools.product(range(features.shape[1]), range(features.shape[2])))
     locals_, scores = [], []
     for row, column in places:
@@ -67,11 +72,11 @@ def slow_readout(readout: CompatibilityReadout, features: Tensor, query: Tensor)
             local = readout.lift(local)
         locals_.append(local)
         if readout.score == "parametrised":
-            scores.append(readout.scorer(local + g)[0])
+            scores.append(scored(local + g))
         elif readout.score == "dot":
             scores.append(readout.scale * sum(a * b for a, b in zip(local, g, strict=True)))
         else:
-            scores.append(readout.scorer(torch.tanh(readout.feature_map(local) + g))[0])
+            scores.append(scored(torch.tanh(readout.feature_map(local) + g)))
     if readout.weights == "softmax":
         total = sum(math.exp(score) for score in scores)
         weights = [math.exp(score) / total for score in scores]
@@ -94,6 +99,13 @@ def test_a_readout_equals_its_slow_definition(score, weights, project, paper, ch
             torch.testing.assert_close(attended.features[row], vector, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(attended.attention[row, 0], weight_map, rtol=1e-10, atol=1e-12)
     assert attended.features.shape == (3, readout.channels)
+
+
+def test_scores_are_divided_by_the_root_of_the_width_where_the_module_says_so():
+    for score, weights in itertools.product(("parametrised", "dot", "additive"), ("softmax", "sigmoid")):
+        scale = 0.5 if score == "dot" or weights == "sigmoid" else 1.0
+        assert CompatibilityReadout(4, 6, score, weights).scale == scale
+        assert CompatibilityReadout(4, 6, score, weights, paper=True).scale == 1.0
 
 
 @pytest.mark.parametrize("channels", [4, 6])

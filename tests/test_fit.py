@@ -265,12 +265,28 @@ def test_the_rate_of_every_step_is_the_schedules(schedule: str) -> None:
 def test_attention_that_collapsed_or_stayed_uniform_is_told_once_half_of_training_is_over() -> None:
     peaks = {"point": 0.95, "flat": 1.04 / 64, "good": 0.3, "single": 1.0}
     positions = {"point": 64, "flat": 64, "good": 64, "single": 1}
-    told = list(attention_warnings(peaks, positions, 0.5))
+    told = list(attention_warnings(peaks, positions, 0.5, gates=False))
     assert len(told) == 3
     assert "point has collapsed: its largest weight is 0.95" in told[0]
     assert "flat stays uniform: its largest weight is 1.04 x 1 / N" in told[1]
     assert "single stays uniform" in told[2]
-    assert list(attention_warnings(peaks, positions, 0.49)) == []
+    assert list(attention_warnings(peaks, positions, 0.49, gates=False)) == []
+
+
+def test_gates_that_shut_are_told_and_even_ones_are_not() -> None:
+    peaks, positions = {"shut": 2e-11, "even": 0.5, "open": 1.0}, {"shut": 64, "even": 64, "open": 64}
+    (told,) = attention_warnings(peaks, positions, 0.5, gates=True)
+    assert "The gates of shut have shut: the largest is 2e-11 on average" in told
+
+
+def test_gates_that_shut_are_seen_in_training() -> None:
+    classifier = net(32, taps=("stage3",), weights="sigmoid")
+    with torch.no_grad():
+        classifier.attentions[0].scorer.bias.fill_(-20.0)
+    options = settings(epochs=1, learning_rate=1e-9, weight_decay=0.0)
+    (report,) = fit(classifier, batches_of(cue_pictures(12, 0), size=32), judging(cue_pictures(12, 50), 32), options)
+    assert "The gates of stage3 have shut" in report.warnings[0]
+    assert report.attention_peak["stage3"] < 1e-6
 
 
 def test_the_control_is_not_warned_that_its_maps_are_even() -> None:

@@ -84,8 +84,9 @@ class CompatibilityReadout(Readout):
     Every score starts at exactly zero (u, v and the dot's query map start at zero), so the first map is uniform and the
     network starts as its matched control; the gradient of u, v and the query map is not zero there, so they leave at
     the first step. The published code draws u from N(0, 1.4), which makes the first maps nearly one-hot. The dot's
-    query map is there even where C equals D, and its score is divided by the root of the width: both only change how
-    fast the score learns.
+    query map is there even where C equals D, and its score is divided by the root of the width, as every score under a
+    sigmoid is: these only change how fast the score learns. What all positions have in common cancels in a softmax, but
+    shuts gates: without the division all of them were shut after two passes over the digit scenes (LOG.md).
 
     ``paper=True`` takes the published code's form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) followed by
     Linear(D, C) for ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and
@@ -127,7 +128,7 @@ class CompatibilityReadout(Readout):
         self.score, self.weights, self.level = score, weights, level
         self.channels = channels if project == "query" else query_channels
         self.uses_query = score != "parametrised" or weights == "sigmoid"
-        self.scale = self.channels**-0.5 if score == "dot" and not paper else 1.0
+        self.scale = self.channels**-0.5 if (score == "dot" or weights == "sigmoid") and not paper else 1.0
         self.lift = nn.Linear(channels, self.channels, bias=paper) if self.channels != channels else None
         self.query_map = self._query_map(query_channels, paper)
         self.scorer: nn.Linear | None = None
@@ -189,13 +190,17 @@ class CompatibilityReadout(Readout):
             if self.level:
                 seen = seen / rms(flat)[:, :, None]
             hidden = torch.tanh(seen + query[:, None]).to(self.scorer.weight.dtype)
-            scored: Tensor = self.scorer(hidden)[:, :, 0]
-            return scored
+            return self._scored(hidden)[:, :, 0]
         if self.scorer is None:
             assert query is not None  # a dot always uses the query
             return self._compared(flat, query * self.scale)
-        scores = self._compared(flat, self.scorer.weight)
-        return scores if query is None else scores + self.scorer(query)
+        scores = self._compared(flat, self.scorer.weight * self.scale)
+        return scores if query is None else scores + self._scored(query)
+
+    def _scored(self, vectors: Tensor) -> Tensor:
+        """(..., 1) scores of vectors (..., channels)."""
+        assert self.scorer is not None
+        return functional.linear(vectors, self.scorer.weight * self.scale, self.scorer.bias)
 
     def _compared(self, flat: Tensor, direction: Tensor) -> Tensor:
         """(B, N) dot products of the (lifted) features with a direction: (1, channels) for all, or (B, channels)."""

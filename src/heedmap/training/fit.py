@@ -36,6 +36,7 @@ AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
 COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
+SHUT = 0.01  # mean largest gate below which nothing passes
 
 OnStep = Callable[[StepReport], None]
 
@@ -272,6 +273,7 @@ class Fitting:
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         judged = self._judge()
+        gates = self.classifier.is_gate or self.classifier.weights == "sigmoid"
         if math.isfinite(judged.accuracy) and not math.isfinite(judged.loss):  # before it is called the best, or drawn
             raise TrainingError(self._diverged())
         self.judged = epoch + 1
@@ -289,7 +291,7 @@ class Fitting:
             images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
             seconds=seconds,
             attention_peak=judged.peaks,
-            warnings=tuple(attention_warnings(judged.peaks, judged.positions, (epoch + 1) / self.epochs)),
+            warnings=tuple(attention_warnings(judged.peaks, judged.positions, (epoch + 1) / self.epochs, gates)),
             is_best=improved,
         )
 
@@ -298,9 +300,10 @@ class Fitting:
         if self.validation is None:
             return Judgement()
         device = self.accelerator.device
-        softmax = self.classifier.weights == "softmax" and not self.classifier.is_gate
         # The control's maps are even on purpose: they have no peak to follow, and nothing to warn of.
-        taps = self.classifier.taps if softmax and self.classifier.attention_name != "none" else ()
+        taps = self.classifier.taps
+        if taps and self.classifier.attention_name == "none":
+            taps = ()
         sums = torch.zeros(3 + 2 * len(taps), dtype=torch.float64)
         for batch in self.validation():
             with torch.no_grad(), autocast(self.precision, device):
@@ -356,12 +359,17 @@ def _check_batch(classifier: nn.Module, train: TrainingBatches) -> None:
         )
 
 
-def attention_warnings(peaks: dict[str, float], positions: dict[str, int], progress: float) -> Iterator[str]:
-    """Sentences about maps that say nothing, once half of training is over."""
+def attention_warnings(
+    peaks: dict[str, float], positions: dict[str, int], progress: float, gates: bool
+) -> Iterator[str]:
+    """Sentences about maps that say nothing, once half of training is over; gates may be even, but not shut."""
     if progress < 0.5:
         return
     for tap, peak in peaks.items():
-        if peak > COLLAPSED and positions[tap] > 1:
+        if gates:
+            if peak < SHUT:
+                yield f"The gates of {tap} have shut: the largest is {peak:.1g} on average; lower --learning-rate."
+        elif peak > COLLAPSED and positions[tap] > 1:
             yield f"The attention of {tap} has collapsed: its largest weight is {peak:.2f} on average, one point."
         elif peak * positions[tap] < UNIFORM:
             yield f"The attention of {tap} stays uniform: its largest weight is {peak * positions[tap]:.2f} x 1 / N."
