@@ -17,7 +17,16 @@ from heedmap.data.pictures import TensorPictures
 from heedmap.errors import DataError
 from heedmap.options import TrainOptions
 from heedmap.training.fit import fit
-from heedmap.training.map_terms import disagreement, entropy, mismatch
+from heedmap.training.map_terms import (
+    LEAST_SIDE,
+    WHOLE,
+    Window,
+    disagreement,
+    drawn_window,
+    entropy,
+    mismatch,
+    second_view,
+)
 
 
 def grid(*rows: list[float]) -> Tensor:
@@ -45,6 +54,37 @@ def test_a_map_that_follows_the_mirror_does_not_disagree_and_one_that_stays_does
     assert float(disagreement({"a": left}, {"a": left})) == pytest.approx(1)
     half = grid([0.5, 0.5], [0.0, 0.0])
     assert float(disagreement({"a": left}, {"a": half})) == pytest.approx(0.5)
+
+
+def test_the_second_view_of_a_map_is_the_mirrored_window_enlarged() -> None:
+    values = torch.arange(16.0).view(1, 1, 4, 4)
+    torch.testing.assert_close(second_view(values, WHOLE), values.flip(3))
+    # The left upper quarter of the mirrored map: columns 3 and 2. Linear from 2.75 and 0.75 / 2 cells on.
+    seen = second_view(values, Window(0.0, 0.0, 0.5))
+    across, down = torch.tensor([3.0, 2.75, 2.25, 1.75]), torch.tensor([0.0, 0.25, 0.75, 1.25])  # the border is kept
+    torch.testing.assert_close(seen[0, 0], across[None] + 4 * down[:, None])
+    # The right lower quarter of it: what stands at the left of the map itself.
+    seen = second_view(values, Window(0.5, 0.5, 0.5))
+    across, down = torch.tensor([1.25, 0.75, 0.25, 0.0]), torch.tensor([1.75, 2.25, 2.75, 3.0])
+    torch.testing.assert_close(seen[0, 0], across[None] + 4 * down[:, None])
+
+
+def test_a_map_that_follows_the_window_does_not_disagree_and_one_that_stays_does() -> None:
+    whole = torch.zeros(1, 1, 8, 8)
+    whole[..., 0:4, 4:8] = 1  # the right upper quarter, which the mirrored view has at its left
+    window = Window(0.0, 0.0, 0.5)
+    followed = second_view(whole, window)
+    assert float(followed.min()) > 0.4  # all of the window is lit, its inner edges half
+    assert float(disagreement({"a": whole}, {"a": followed}, window)) == pytest.approx(0, abs=1e-6)
+    assert float(disagreement({"a": whole}, {"a": whole}, window)) > 0.5
+
+
+def test_a_window_lies_within_the_picture_and_has_at_least_its_side() -> None:
+    for numbers in torch.cat((torch.rand(200, 3, generator=torch.Generator().manual_seed(0)), torch.ones(1, 3))):
+        left, top, side = drawn_window(numbers)
+        assert LEAST_SIDE - 1e-6 <= side <= 1
+        assert 0 <= left <= 1 - side + 1e-6
+        assert 0 <= top <= 1 - side + 1e-6
 
 
 def test_attention_costs_what_parts_it_from_an_even_spread_over_the_mask() -> None:

@@ -64,7 +64,8 @@ class TrainOptions:
         annotations: Where the objects in a folder's pictures are: a folder of masks, VOC or YOLO files, a COCO JSON, or
             a CSV of boxes; for map_supervision, and for compare to judge the maps by. Default: what the data brings.
         map_supervision: Weight of a term that spreads the attention over the objects' masks, where these are known.
-        map_consistency: Weight of a term that asks a mirrored picture for the mirrored map; a second forward pass.
+        map_consistency: Weight of a term that asks a mirrored cut of the picture for the mirrored cut of the map; a
+            second forward pass.
         map_entropy: Weight of a term that narrows the maps; below zero it spreads them.
         patience: Stop when validation has not improved for this many epochs; 0 never stops early.
         precision: Arithmetic of the network. auto takes bf16 where the machine computes in it.

@@ -228,12 +228,15 @@ class Fitting:
         for group in self.optimizer.param_groups:
             factor = SCHEDULES[self.options.schedule](self.step / self.total_steps)
             group["lr"] = self.rate * factor * group["share"]
-        # One pass for pictures and mirrors: two before one backward are more than joined processes can follow.
-        seen = torch.cat((images, images.flip(3))) if self.options.map_consistency else images
+        window = map_terms.drawn_window(torch.rand(3, generator=generator(seed, epoch, index, 0)))
+        # One pass for pictures and second views: two before one backward are more than joined processes can follow.
+        seen = images
+        if self.options.map_consistency:
+            seen = torch.cat((images, map_terms.second_view(images, window)))
         with autocast(self.precision, self.accelerator.device):
             output = self._model(seen.contiguous(memory_format=torch.channels_last))
         loss = self._loss(output.logits[: len(images)].float(), batch.labels, own)
-        loss = loss + self._map_terms(output.attention, None if images is not batch.images else batch.masks)
+        loss = loss + self._map_terms(output.attention, None if images is not batch.images else batch.masks, window)
         # The mean over all processes, so that all see the same number and all stop where it is not finite.
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
@@ -254,7 +257,9 @@ class Fitting:
         other = F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
         return own * loss + (1 - own) * other
 
-    def _map_terms(self, attention: dict[str, Tensor], masks: Tensor | None) -> Tensor | float:
+    def _map_terms(
+        self, attention: dict[str, Tensor], masks: Tensor | None, window: map_terms.Window
+    ) -> Tensor | float:
         """What the options ask of the maps; zero where they ask nothing. Masks do not fit pictures that were mixed."""
         options, total = self.options, cast("Tensor | float", 0.0)
         if options.attention == "none":  # its maps are constant; a term would only blur the loss
@@ -263,8 +268,8 @@ class Fitting:
         if options.map_consistency:
             halves = {tap: values.chunk(2) for tap, values in attention.items()}
             maps = {tap: half[0] for tap, half in halves.items()}
-            mirrored = {tap: half[1] for tap, half in halves.items()}
-            total = total + options.map_consistency * map_terms.disagreement(maps, mirrored)
+            others = {tap: half[1] for tap, half in halves.items()}
+            total = total + options.map_consistency * map_terms.disagreement(maps, others, window)
         if options.map_entropy:
             total = total + options.map_entropy * map_terms.entropy(maps)
         if options.map_supervision and masks is not None:

@@ -8,12 +8,45 @@ All are differentiable in the maps that the network used, and act on every tap a
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Maps = dict[str, Tensor]
+LEAST_SIDE = 0.6  # of a window, as a share of the picture's
+
+
+class Window(NamedTuple):
+    """A part of the mirrored picture: its left and top edge and its side, in shares of the picture's."""
+
+    left: float
+    top: float
+    side: float
+
+
+WHOLE = Window(0.0, 0.0, 1.0)
+
+
+def drawn_window(numbers: Tensor) -> Window:
+    """Three numbers (3,) in 0 to 1 to a window: its side, then where it lies."""
+    size, across, down = numbers.tolist()
+    side = 1 - (1 - LEAST_SIDE) * size
+    return Window((1 - side) * across, (1 - side) * down, side)
+
+
+def second_view(values: Tensor, window: Window) -> Tensor:
+    """Mirror left to right and enlarge the window to the whole; bilinear.
+
+    Args:
+        values: (B, C, H, W), pictures or maps: what is done to a picture is to be done to its map.
+        window: which part.
+    """
+    left, top, side = window
+    place = values.new_tensor([[-side, 0, 1 - 2 * left - side], [0, side, 2 * top + side - 1]])  # mirrored: -side
+    points = F.affine_grid(place.expand(len(values), 2, 3), list(values.shape), align_corners=False)
+    return F.grid_sample(values, points, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def entropy(maps: Maps) -> Tensor:
@@ -30,14 +63,15 @@ def entropy(maps: Maps) -> Tensor:
     return torch.stack(found).mean() if found else torch.zeros(())
 
 
-def disagreement(maps: Maps, mirrored: Maps) -> Tensor:
-    """How much of the attention moves when the picture is mirrored: total variation, mean over taps and pictures.
+def disagreement(maps: Maps, seen: Maps, window: Window = WHOLE) -> Tensor:
+    """How far the maps of second views are from second views of the maps: total variation, mean over taps and pictures.
 
     Args:
         maps: of the pictures.
-        mirrored: of the same pictures, mirrored left to right.
+        seen: of the second views of the same pictures.
+        window: that of the views.
     """
-    pairs = [(_shares(values), _shares(mirrored[tap].flip(3))) for tap, values in maps.items()]
+    pairs = [(_shares(second_view(values, window)), _shares(seen[tap])) for tap, values in maps.items()]
     return torch.stack([(one - other).abs().sum(1).mean() / 2 for one, other in pairs]).mean()
 
 
