@@ -60,6 +60,8 @@ __all__ = [
 
 CHUNK = 32  # pictures held as maps at a time; at 224 pixels 6 MB for each copy, of which a processor's cache holds some
 
+THREADS = 4  # at most; each of them may ask for as many again inside of PyTorch
+
 Maps = Tensor | Callable[[Tensor], Tensor]
 """(N, 1, h, w), any scale; or a function from (n,) rows to (n, 1, h, w), for more maps than memory holds."""
 
@@ -303,11 +305,12 @@ class _Judge:
     def _parts(self, source: _Source) -> Iterator[Measured]:
         """What is measured of each chunk, in order. NumPy lets other threads work while it sorts and gathers."""
         waiting: deque[Future[Measured]] = deque()
-        pool = ThreadPoolExecutor(cores())
+        threads = min(cores(), THREADS)
+        pool = ThreadPoolExecutor(threads)
         try:
             for rows in self._all.split(CHUNK):
                 waiting.append(pool.submit(self._measure, source(rows), rows))
-                if len(waiting) > cores():
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
