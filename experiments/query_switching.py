@@ -41,6 +41,12 @@ def view(picture: Image.Image, classifier: AttentionClassifier) -> Tensor:
     )
 
 
+def combined(classifier: AttentionClassifier, seen: Tensor, query: Tensor | None) -> Tensor:
+    """(h, w), all taps joined."""
+    output = classifier(seen, query)
+    return combined_map(output.attention, output.shares)[0, 0]
+
+
 @torch.no_grad()
 def main() -> None:
     """Draw, and print how far each map moved."""
@@ -63,7 +69,7 @@ def main() -> None:
         classifier = Run.open(path).classifier().eval()
         seen, top = view(picture, classifier), TILE // 2 + 30 + row * (TILE + 24)
         asked = [None, *(classifier.query(view(other, classifier)) for other in queries)]
-        maps = [combined_map(classifier(seen, query).attention)[0, 0] for query in asked]
+        maps = [combined(classifier, seen, query) for query in asked]
         maps = [values / values.sum() for values in maps]
         high = max(scale_of(values)[1] for values in maps)  # one scale for the line, or a difference could hide
         sheet.paste(picture.resize((TILE, TILE)), (EDGE, top))

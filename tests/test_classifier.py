@@ -22,6 +22,9 @@ from heedmap.classifier import (
     list_models,
 )
 from heedmap.errors import ModelError
+from heedmap.evaluation.asking import learned_map
+from heedmap.export.wrapped import Answering
+from heedmap.maps import explain
 
 CLASSES = ("ant", "bee", "cat")
 ALL = [(attention, weights) for attention, kind in ATTENTIONS.items() for weights in kind.weights]
@@ -232,6 +235,36 @@ def test_combined_map_is_the_geometric_mean_on_the_finest_grid(generator: torch.
     for order in ({"a": fine, "b": coarse, "c": wide}, {"b": coarse, "a": fine, "c": wide}):
         torch.testing.assert_close(combined_map(order), oracle)
     torch.testing.assert_close(combined_map({"b": coarse}), coarse)
+
+
+def test_shares_are_the_exponents_of_the_combined_map(generator: torch.Generator) -> None:
+    fine, other = (torch.rand(2, 1, 6, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    shares = torch.tensor([0.8, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(combined_map({"a": fine, "b": other}, shares), fine**0.8 * other**0.2)
+    even = torch.full((2,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(combined_map({"a": fine, "b": other}, even), combined_map({"a": fine, "b": other}))
+
+
+def test_a_learned_combination_is_even_at_first_and_every_way_to_a_map_knows_it(images: Tensor) -> None:
+    classifier = made(combine="learned")
+    with torch.no_grad():
+        assert torch.equal(classifier(images).shares, torch.tensor([0.5, 0.5]))
+        classifier.tap_scores.copy_(torch.tensor([2.0, -1.0]))
+        output = classifier(images)
+        wanted = combined_map(output.attention, torch.tensor([2.0, -1.0]).softmax(0))
+        assert not torch.allclose(wanted, combined_map(output.attention))
+        torch.testing.assert_close(attention_maps(classifier, output, 1)["combined"].values, wanted[1, 0])
+        torch.testing.assert_close(learned_map(classifier, images, torch.zeros(len(images)).long()), wanted[:, 0])
+        torch.testing.assert_close(Answering(classifier)(images)["map_combined"], wanted)
+    torch.testing.assert_close(explain(classifier, images, "attention").values[:, :1], wanted)
+    assert made().shares() is None
+
+
+def test_a_learned_combination_needs_several_taps() -> None:
+    with pytest.raises(ModelError, match="there is stage3 alone"):
+        made(combine="learned", taps=("stage3",))
+    with pytest.raises(ModelError, match="Did you mean 'learned'"):
+        made(combine="lerned")
 
 
 def test_where_one_tap_looks_away_the_combined_map_does_too() -> None:

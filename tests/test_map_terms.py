@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from heedmap.classifier import Architecture, build_classifier
+from heedmap.classifier import Architecture, build_classifier, combined_map
 from heedmap.data.augmentation import Augmentation, apply_to_masks
 from heedmap.data.digit_scenes import digit_scenes
 from heedmap.data.loading import Store, TrainingBatches
 from heedmap.data.pictures import TensorPictures
 from heedmap.errors import DataError
 from heedmap.options import TrainOptions
+from heedmap.records import Output
 from heedmap.training.fit import fit
 from heedmap.training.map_terms import (
     LEAST_SIDE,
@@ -178,6 +180,60 @@ def after_training(**asked: float) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["map_supervision", "map_consistency", "map_entropy"])
 def test_what_is_asked_of_the_maps_reaches_the_training(name: str) -> None:
     assert after_training(**{name: 1.0})[name] < after_training()[name]
+
+
+def test_a_learned_combination_is_learned_and_leaves_the_maps_alone() -> None:
+    scenes = digit_scenes("train", 64, size=48)
+    assert scenes.masks is not None
+
+    def trained(combine: Any) -> Output:
+        torch.manual_seed(0)
+        architecture = Architecture("compact", "parametrised", None, "concat", None, 48, scenes.classes, combine)
+        classifier = build_classifier(architecture)
+        options = TrainOptions(
+            combine=combine, map_supervision=1.0, epochs=6, learning_rate=0.01, weight_decay=0.0, precision="float32"
+        )
+        store = Store(scenes, 48, 1, 1e9)
+        batches = TrainingBatches(store, 48, 16, Augmentation("shift", False), 0, with_masks=True)
+        list(fit(classifier, batches, None, options))
+        with torch.no_grad():
+            return classifier(scenes.images.float() / 255)
+
+    root, learned = trained("root"), trained("learned")
+    for tap, values in root.attention.items():
+        torch.testing.assert_close(learned.attention[tap], values)
+    assert learned.shares is not None
+    assert float(learned.shares.sum()) == pytest.approx(1)
+    assert float((learned.shares - 0.5).abs().min()) > 0.01
+
+
+def test_the_tap_that_lies_on_the_object_gains_share() -> None:
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, :2, :2] = True
+    maps = {"on": grid([0.7, 0.1], [0.1, 0.1]), "off": grid([0.1, 0.1], [0.1, 0.7])}
+    scores = torch.zeros(2, requires_grad=True)
+    before = mismatch({"combined": combined_map(maps, scores.softmax(0))}, mask)
+    (slope,) = torch.autograd.grad(before, scores)
+    assert slope[0] < 0 < slope[1]
+    assert mismatch({"combined": combined_map(maps, (scores - slope).softmax(0))}, mask) < before
+
+
+def test_a_step_without_masks_still_gives_the_shares_a_gradient() -> None:
+    scenes = digit_scenes("train", 16, size=48)
+    architecture = Architecture("compact", "parametrised", None, "concat", None, 48, scenes.classes, "learned")
+    options = TrainOptions(
+        combine="learned", map_supervision=1.0, epochs=1, learning_rate=0.01, weight_decay=0.0, cutmix=1.0
+    )
+    classifier = build_classifier(architecture)
+    store = Store(scenes, 48, 1, 1e9)
+    fitting = fit(
+        classifier, TrainingBatches(store, 48, 8, Augmentation("none", False), 0, with_masks=True), None, options
+    )
+    seen: list[Tensor | None] = []
+    assert classifier.tap_scores is not None
+    classifier.tap_scores.register_hook(lambda slope: seen.append(slope))
+    list(fitting)
+    assert [slope is not None and float(slope.abs().max()) == 0 for slope in seen] == [True, True]
 
 
 def test_nothing_is_asked_of_the_controls_constant_maps() -> None:

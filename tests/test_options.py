@@ -28,6 +28,7 @@ ODD = TrainOptions(
     taps=("conv10", "conv13"),
     pretrained="weights.pt",
     recipe="fast",
+    combine="learned",
     map_supervision=0.5,
     map_consistency=0.25,
     map_entropy=-0.125,
@@ -54,6 +55,11 @@ ODD = TrainOptions(
     tensorboard=True,
     save_every=5.0,
 )
+
+
+def test_a_combination_is_learned_from_masks_alone() -> None:
+    with pytest.raises(OptionError, match="combine = 'learned' learns from masks; give map_supervision"):
+        TrainOptions(combine="learned")
 
 
 def parsed(words: list[str]) -> TrainOptions:

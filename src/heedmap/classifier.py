@@ -24,6 +24,7 @@ from heedmap.backbones.whitened import Whitened
 from heedmap.errors import ModelError, nearest
 from heedmap.records import AttentionMap, Output
 
+COMBINE = ("root", "learned")
 HEADS = {"concat": ConcatHead, "indep": IndepHead, "residual": ResidualHead}
 
 
@@ -38,9 +39,11 @@ class AttentionClassifier(nn.Module):
         image_size: side in pixels of the pictures it was made for.
         attention_name: key of :data:`heedmap.attention.ATTENTIONS`, for legends.
         weights: ``softmax`` or ``sigmoid``, for legends.
+        combine: ``root`` or ``learned``: whether each tap counts alike in the combined map, or as much as is learned.
 
     Raises:
-        ModelError: a tap that the backbone does not have, pictures too small for it, or a class named twice.
+        ModelError: a tap that the backbone does not have, pictures too small for it, a class named twice, or a learned
+            combination of one tap.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class AttentionClassifier(nn.Module):
         image_size: int,
         attention_name: str,
         weights: str,
+        combine: str = "root",
     ) -> None:
         super().__init__()
         backbone.check_taps(tuple(attentions))
@@ -63,6 +67,7 @@ class AttentionClassifier(nn.Module):
         self.classes = checked_classes(classes)
         self.image_size = image_size
         self.attention_name, self.weights = attention_name, weights
+        self.tap_scores = _tap_scores(combine, self.taps)
         self.architecture: Architecture | None = None  # where there is a description that makes it again
         self.uses_query = any(attention.uses_query for attention in attentions.values())
         # Crops for training are smaller than the pictures judged, unless the network is bound to one size.
@@ -105,7 +110,11 @@ class AttentionClassifier(nn.Module):
             # The readouts are float32 at least; a head whose weights are bfloat16 takes nothing else.
             vectors[tap], maps[tap] = attended.to(self.mean.dtype), weights
         logits = self.head(vectors, trunk.logits) if isinstance(self.head, ResidualHead) else self.head(vectors)
-        return Output(logits.to(maps[self.taps[0]].dtype), maps, merged)
+        return Output(logits.to(maps[self.taps[0]].dtype), maps, merged, self.shares())
+
+    def shares(self) -> Tensor | None:
+        """(T,) how much each tap counts in the combined map, where that was learned, else None."""
+        return None if self.tap_scores is None else self.tap_scores.softmax(0)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():  # bytes from 0 to 255 would be answered, with certainty, and wrongly
@@ -135,7 +144,17 @@ def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def combined_map(attention: dict[str, Tensor]) -> Tensor:
+def _tap_scores(combine: str, taps: tuple[str, ...]) -> nn.Parameter | None:
+    if combine not in COMBINE:
+        raise ModelError(f"Unknown combine {combine!r}; it can be {', '.join(COMBINE)}.{nearest(combine, COMBINE)}")
+    if combine == "root":
+        return None
+    if len(taps) < 2:
+        raise ModelError(f"combine 'learned' joins the maps of several taps; there is {taps[0]} alone. Name more taps.")
+    return nn.Parameter(torch.zeros(len(taps)))
+
+
+def combined_map(attention: dict[str, Tensor], shares: Tensor | None = None) -> Tensor:
     """Join the taps' maps into one: their geometric mean, on the grid of the finest tap.
 
     Jetley et al. (2018) multiply the maps of two taps and take the root; the geometric mean is that for two taps and
@@ -143,15 +162,17 @@ def combined_map(attention: dict[str, Tensor]) -> Tensor:
 
     Args:
         attention: tap -> (B, 1, h, w), each not negative.
+        shares: (T,) the exponent of each tap, such as :attr:`heedmap.records.Output.shares`; None takes 1 / T for all.
 
     Returns:
         (B, 1, h, w) with the largest h and w among the taps.
     """
     finest = max((values.shape[-2:] for values in attention.values()), key=lambda size: size[0] * size[1])
     total = torch.zeros((), device=next(iter(attention.values())).device)
-    for values in attention.values():
+    for place, values in enumerate(attention.values()):
         resized = values if values.shape[-2:] == finest else F.interpolate(values, finest, mode="bilinear")
-        total = total + resized.clamp_min(torch.finfo(resized.dtype).tiny).log()
+        logs = resized.clamp_min(torch.finfo(resized.dtype).tiny).log()
+        total = total + (logs if shares is None else logs * (shares[place] * len(attention)))
     return (total / len(attention)).exp()
 
 
@@ -162,9 +183,8 @@ def attention_maps(classifier: AttentionClassifier, output: Output, row: int) ->
     """
     values = {tap: weights[row, 0] for tap, weights in output.attention.items()}
     if len(values) > 1:
-        values["combined"] = combined_map({tap: weights[row : row + 1] for tap, weights in output.attention.items()})[
-            0, 0
-        ]
+        alone = {tap: weights[row : row + 1] for tap, weights in output.attention.items()}
+        values["combined"] = combined_map(alone, output.shares)[0, 0]
     method = f"{classifier.attention_name}, {classifier.weights}"
     tops = {tap: 1.0 if classifier.weights == "sigmoid" else float(grid.max()) for tap, grid in values.items()}
     return {tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, tops[tap]) for tap, grid in values.items()}
@@ -176,7 +196,7 @@ class Architecture:
 
     Attributes:
         model: ``compact``, ``whitened``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
-        attention, weights, head, taps: as in :class:`heedmap.options.TrainOptions`.
+        attention, weights, head, taps, combine: as in :class:`heedmap.options.TrainOptions`.
         image_size: side in pixels.
         classes: class names.
     """
@@ -188,6 +208,7 @@ class Architecture:
     taps: tuple[str, ...] | None
     image_size: int
     classes: tuple[str, ...]
+    combine: str = "root"
 
 
 def build_classifier(architecture: Architecture, pretrained: str | None = None) -> AttentionClassifier:
@@ -263,6 +284,7 @@ def _paper_classifier(architecture: Architecture, pretrained: str | None) -> Att
         image_size=architecture.image_size,
         attention_name=architecture.attention,
         weights=architecture.weights or "softmax",
+        combine=architecture.combine,
     )
 
 
@@ -302,6 +324,7 @@ def _assemble(backbone: Backbone, architecture: Architecture) -> AttentionClassi
         image_size=architecture.image_size,
         attention_name=architecture.attention,
         weights=weights,
+        combine=architecture.combine,
     )
 
 

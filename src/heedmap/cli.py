@@ -29,7 +29,7 @@ TRAIN_GROUPS = {
         *("recipe", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
         *("label_smoothing", "averaging", "patience"),
     ),
-    "maps": ("annotations", "map_supervision", "map_consistency", "map_entropy"),
+    "maps": ("combine", "annotations", "map_supervision", "map_consistency", "map_entropy"),
     "machine": (
         *("precision", "workers", "memory", "cache", "cache_size", "save_every", "tensorboard", "root", "download"),
     ),

@@ -136,7 +136,8 @@ def evaluate(
     judged = run_over(classifier, pictures, device, precision, options.memory)
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
-    found = replace(assess(judged, pictures, classifier.classes, part), learned=count_learned(pictures, run))
+    found = assess(judged, pictures, classifier.classes, part, classifier.shares())
+    found = replace(found, learned=count_learned(pictures, run))
     if flips:
         other = run_over(classifier, pictures, device, precision, options.memory, mirrored=True)
         right = (judged.logits + other.logits).argmax(1) == judged.labels
@@ -229,14 +230,16 @@ def run_over(
     return judge(classifier, batches, precision=precision, device=device, keep_attention=keep, mirrored=mirrored)
 
 
-def assess(judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: str) -> Evaluation:
-    """Turn answers into measures."""
+def assess(
+    judged: Judged, pictures: Pictures, classes: tuple[str, ...], part: str, shares: Tensor | None = None
+) -> Evaluation:
+    """Turn answers into measures; ``shares`` are those of the classifier."""
     report = classification_report(judged.logits, judged.labels, classes)
     pointing = None
     if pictures.boxes is not None and judged.attention:
         maps = judged.attention
         if len(maps) > 1:
-            maps = {**maps, "combined": combined_map(maps)}
+            maps = {**maps, "combined": combined_map(maps, shares)}
         pointing = pointing_table(maps, pictures.boxes)
     return Evaluation(part, report, pointing, len(judged.labels) / max(judged.seconds, 1e-9))
 
@@ -282,7 +285,7 @@ def complete(
     run.save_model(classifier)
     pictures = test_part(splits)
     judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
-    evaluation = assess(judged, pictures, splits.classes, "test")
+    evaluation = assess(judged, pictures, splits.classes, "test", classifier.shares())
     run.write_json(EVALUATION, evaluation.as_dict())
     run.write(ANSWERS, as_utf8(answers_table(judged, pictures.names, splits.classes)))
     right, wrong = report_panels(classifier, pictures, judged, device)

@@ -61,6 +61,8 @@ class TrainOptions:
         flip: Mirror pictures. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one picture into another (Yun et al., 2019). Default: by
             augmentation.
+        combine: How the taps' maps make the combined one: root (of their product), or learned (from masks, by
+            map_supervision: how much each tap counts).
         annotations: Where the objects in a folder's pictures are: a folder of masks, VOC or YOLO files, a COCO JSON, or
             a CSV of boxes; for map_supervision, and for compare to judge the maps by. Default: what the data brings.
         map_supervision: Weight of a term that spreads the attention over the objects' masks, where these are known.
@@ -107,6 +109,7 @@ class TrainOptions:
     shift: int | None = None
     flip: bool | None = None
     cutmix: float | None = None
+    combine: Literal["root", "learned"] = "root"
     annotations: str | None = None
     map_supervision: float = 0.0
     map_consistency: float = 0.0
@@ -130,10 +133,22 @@ class TrainOptions:
         hints = typing.get_type_hints(TrainOptions)
         for name, hint in hints.items():  # a script may hand over anything
             object.__setattr__(self, name, _typed(name, getattr(self, name), hint, ""))
-        for name in ("attention", "weights", "head", "schedule", "augment", "precision", "optimizer", "recipe"):
+        for name in (
+            "combine",
+            "attention",
+            "weights",
+            "head",
+            "schedule",
+            "augment",
+            "precision",
+            "optimizer",
+            "recipe",
+        ):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():
             check_range(name, getattr(self, name), low, high)
+        if self.combine == "learned" and not self.map_supervision:
+            raise OptionError("combine = 'learned' learns from masks; give map_supervision too, or leave it at root.")
         if self.taps == ():
             raise OptionError("taps names none; leave it out for those that are chosen, or name some.")
         for name in hints:

@@ -51,11 +51,13 @@ class Output(NamedTuple):
             one over positions; sigmoid weights lie in (0, 1).
         features: pictures of features for soft feature attention, name -> (B, 1, h, w): ``before`` and ``after`` the
             gate, merged by the maximum over channels. Empty for every other attention.
+        shares: (T,) how much each tap counts in the combined map, where that was learned; they sum to one.
     """
 
     logits: Tensor
     attention: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012  a default that nothing changes
+    shares: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:

@@ -258,6 +258,7 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         taps=derived.taps,
         image_size=derived.image_size or 0,
         classes=splits.classes,
+        combine=derived.combine,
     )
     return Prepared(derived, splits, validation, found, architecture, names)
 

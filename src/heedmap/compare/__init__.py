@@ -143,7 +143,7 @@ def _check_all(plan: Plan, listener: Listener) -> None:
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             options = derive(job.options, prepared.splits)
-            names = ("attention", "weights", "head", "taps")
+            names = ("attention", "weights", "head", "taps", "combine")
             values = {name: getattr(options, name) for name in names}
             values |= {"model": options.model or "compact", "image_size": options.image_size or 0}
             build_classifier(Architecture(**values, classes=prepared.splits.classes))

@@ -174,11 +174,12 @@ def learned_map_at(tap: str) -> MapFunction:
 
 @torch.no_grad()
 def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
-    attention: Mapping[str, Tensor] = getattr(model(images), "attention", {})
+    output = model(images)
+    attention: Mapping[str, Tensor] = getattr(output, "attention", {})
     if not attention:
         raise ModelError(f"{type(model).__name__} gives no attention; pass a map function that computes one.")
     if tap is None:
-        return combined_map(dict(attention))[:, 0]
+        return combined_map(dict(attention), getattr(output, "shares", None))[:, 0]
     if tap not in attention:
         raise ModelError(f"There is no tap {tap!r}; it can be {', '.join(attention)}.{nearest(tap, attention)}")
     return attention[tap][:, 0]

@@ -85,7 +85,7 @@ class Walk:
         network, places = self._network, list(loaded)
         output = network.classifier(plain(torch.stack(list(loaded.values()))).to(network.device))
         logs = output.logits.double().log_softmax(1).cpu()
-        maps = combined_map(output.attention).float().cpu()
+        maps = combined_map(output.attention, output.shares).float().cpu()
         peaks = maps.amax((1, 2, 3)) / maps.mean((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny)
         points = hottest_points(maps)
         return {place: self._row(place, logs[row], float(peaks[row]), points[row]) for row, place in enumerate(places)}

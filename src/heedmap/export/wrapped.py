@@ -69,7 +69,7 @@ class Answering(nn.Module):
         found = {"logits": output.logits, "probabilities": output.probabilities}
         found |= {f"{MAP}{tap}": values for tap, values in output.attention.items()}
         if len(output.attention) > 1:
-            found[f"{MAP}combined"] = combined_map(output.attention)
+            found[f"{MAP}combined"] = combined_map(output.attention, output.shares)
         return found | {f"{FEATURES}{name}": values for name, values in output.features.items()}
 
 

@@ -26,6 +26,6 @@ def attention(question: Question) -> Found:
         raise ModelError(f"No attention at {tap!r}; this classifier has it at {', '.join(known)}.{nearest(tap, known)}")
     with torch.no_grad():
         output = model(question.images)
-    used = combined_map(output.attention) if tap == "combined" else output.attention[tap]
+    used = combined_map(output.attention, output.shares) if tap == "combined" else output.attention[tap]
     targets = question.targets(output.logits)
     return Found(used.expand(-1, targets.shape[1], -1, -1), targets, output.logits, tap)

@@ -100,7 +100,7 @@ def rows_of(
         _set(rows, "probabilities", probabilities.cpu().numpy())
     attention = {name: values.float() for name, values in output.attention.items()}
     if len(attention) > 1:
-        attention["combined"] = combined_map(attention)
+        attention["combined"] = combined_map(attention, output.shares)
     squares = np.array([crop_box(*picture.size) for picture in pictures], dtype=np.float64)
     for name, values in attention.items():
         for what, column in map_columns(values, squares, question.threshold).items():

@@ -21,12 +21,12 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from heedmap.classifier import AttentionClassifier
+from heedmap.classifier import AttentionClassifier, combined_map
 from heedmap.data import augmentation as views
 from heedmap.data.loading import TrainingBatches, generator
 from heedmap.errors import OptionError, RunError, TrainingError
 from heedmap.options import TrainOptions
-from heedmap.records import Batch, EpochReport, StepReport
+from heedmap.records import Batch, EpochReport, Output, StepReport
 from heedmap.training import map_terms
 from heedmap.training.optimizer import make_optimizer, optimizer_state
 from heedmap.training.precision import autocast, resolve
@@ -236,7 +236,7 @@ class Fitting:
         with autocast(self.precision, self.accelerator.device):
             output = self._model(seen.contiguous(memory_format=torch.channels_last))
         loss = self._loss(output.logits[: len(images)].float(), batch.labels, own)
-        loss = loss + self._map_terms(output.attention, None if images is not batch.images else batch.masks, window)
+        loss = loss + self._map_terms(output, None if images is not batch.images else batch.masks, window)
         # The mean over all processes, so that all see the same number and all stop where it is not finite.
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
@@ -257,14 +257,12 @@ class Fitting:
         other = F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
         return own * loss + (1 - own) * other
 
-    def _map_terms(
-        self, attention: dict[str, Tensor], masks: Tensor | None, window: map_terms.Window
-    ) -> Tensor | float:
+    def _map_terms(self, output: Output, masks: Tensor | None, window: map_terms.Window) -> Tensor | float:
         """What the options ask of the maps; zero where they ask nothing. Masks do not fit pictures that were mixed."""
         options, total = self.options, cast("Tensor | float", 0.0)
         if options.attention == "none":  # its maps are constant; a term would only blur the loss
             return total
-        maps = attention
+        maps = attention = output.attention
         if options.map_consistency:
             halves = {tap: values.chunk(2) for tap, values in attention.items()}
             maps = {tap: half[0] for tap, half in halves.items()}
@@ -274,7 +272,16 @@ class Fitting:
             total = total + options.map_entropy * map_terms.entropy(maps)
         if options.map_supervision and masks is not None:
             total = total + options.map_supervision * map_terms.mismatch(maps, masks)
+        if output.shares is not None:
+            total = total + self._combination(maps, masks, output.shares)
         return total
+
+    def _combination(self, maps: dict[str, Tensor], masks: Tensor | None, shares: Tensor) -> Tensor:
+        """What teaches how much each tap counts in the combined map; the maps themselves are not moved by it."""
+        if masks is None:
+            return shares.sum() * 0  # joined processes wait for the gradient of every parameter, in every step
+        still = {tap: values.detach() for tap, values in maps.items()}
+        return self.options.map_supervision * map_terms.mismatch({"combined": combined_map(still, shares)}, masks)
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         judged = self._judge()
