@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heedmap.data.digit_scenes import SCENES, open_digit_scenes
+from heedmap.data.digit_scenes import SCENES, digit_scenes
 from heedmap.evaluation.comparison import PairedDifference, paired_difference, spread
 from heedmap.runs import ANSWERS
 
@@ -30,12 +30,14 @@ def right(run: Path) -> np.ndarray:
         return np.array([row["label"] == row["predicted"] for row in csv.DictReader(lines)])
 
 
-def thirds(data: str) -> dict[str, np.ndarray]:
-    """Which test scenes have the smallest and the largest digits, by the root of the box's area; and the limits."""
-    boxes = open_digit_scenes(name=data).test.boxes.numpy()
+def thirds(data: str, seed: int, count: int) -> dict[str, np.ndarray]:
+    """Which of a seed's test scenes have the smallest and the largest digits, by the root of the box's area."""
+    scenes = digit_scenes("test", count, seed, fragments=SCENES[data])
+    assert scenes.boxes is not None
+    boxes = scenes.boxes.numpy()
     side = 64 * np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     low, high = np.quantile(side, [1 / 3, 2 / 3])
-    print(f"{data}: box sides {side.min():.0f} - {low:.0f} - {high:.0f} - {side.max():.0f} pixels of 64")
+    print(f"{data}, seed {seed}: box sides {side.min():.0f} - {low:.0f} - {high:.0f} - {side.max():.0f} pixels of 64")
     return {"all": side > 0, "smallest": side <= low, "largest": side >= high}
 
 
@@ -45,12 +47,12 @@ def found_in(comparison: Path) -> tuple[str, dict[str, tuple[str, str, PairedDif
     runs = {
         each["name"]: {run["seed"]: comparison / run["folder"] for run in each["runs"]} for each in plan["variants"]
     }
-    chosen = thirds(plan["data"])
     answers = {name: {seed: right(run) for seed, run in runs[name].items()} for name in (CONTROL, OTHER)}
+    chosen = {seed: thirds(plan["data"], seed, len(hits)) for seed, hits in answers[CONTROL].items()}
     found = {}
     for third in THIRDS:
         by_seed = {
-            name: {seed: float(hits[chosen[third]].mean()) for seed, hits in seeds.items()}
+            name: {seed: float(hits[chosen[seed][third]].mean()) for seed, hits in seeds.items() if seed in chosen}
             for name, seeds in answers.items()
         }
         words = [spread(list(values.values())) for values in by_seed.values()]

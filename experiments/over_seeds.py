@@ -24,10 +24,10 @@ Figures = dict[str, dict[int, dict[str, float]]]  # row -> seed -> model -> figu
 
 
 def robustness(found: dict[str, Any], seed: int, figures: Figures) -> None:
-    """Accuracy for each attack, and how much of the attention's order stays."""
+    """Accuracy under each attack."""
     for model, rows in found["models"].items():
         for row in rows:
-            title = f"{row['attack']}, {round(255 * row['epsilon'])}/255"
+            title = f"{row['attack']}, {255 * row['epsilon']:.3g}/255"
             figures[title].setdefault(seed, {})[model] = row["accuracy"]
 
 
@@ -54,6 +54,9 @@ def main() -> None:
             continue
         seeds = len(next(iter(figures.values())))
         names = list(next(iter(next(iter(figures.values())).values())))
+        if len(names) < 2:
+            print(f"{suite}: judged without --control; there is nothing to pair.")
+            continue
         print(f"\n| {suite}, {seeds} seeds | {' | '.join(names)} | difference (95 % interval) |")
         print("| --- | " + "---: | " * (len(names) + 1))
         for title, by_seed in figures.items():

@@ -101,6 +101,18 @@ def test_a_readout_equals_its_slow_definition(score, weights, project, paper, ch
     assert attended.features.shape == (3, readout.channels)
 
 
+def test_levelled_scores_under_a_sigmoid_are_divided_by_the_root_of_the_width_once():
+    readout = stirred(CompatibilityReadout(4, 4, "parametrised", "sigmoid", level=True))
+    features, query = torch.randn(2, 4, 3, 3).double(), torch.randn(2, 4).double()
+    with torch.no_grad():
+        found = readout(features, query).attention.flatten(1)
+        level = features.square().mean((1, 2, 3)).sqrt()
+        flat, direction = features.flatten(2), readout.scorer.weight[0] / 2
+        scores = torch.einsum("c,bcn->bn", direction, flat) / level[:, None]
+        scores = scores + (query @ direction)[:, None] + readout.scorer.bias
+    torch.testing.assert_close(found, scores.sigmoid(), rtol=1e-10, atol=1e-12)
+
+
 def test_scores_are_divided_by_the_root_of_the_width_where_the_module_says_so():
     for score, weights in itertools.product(("parametrised", "dot", "additive"), ("softmax", "sigmoid")):
         scale = 0.5 if score == "dot" or weights == "sigmoid" else 1.0

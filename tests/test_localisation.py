@@ -326,6 +326,25 @@ def test_a_function_may_stand_for_the_maps_and_gives_the_same(scenes, generator)
     assert report.baselines == ("centre", "centre box", "uniform", "random", "edges")
 
 
+def test_chunks_keep_their_order_and_a_function_may_fill_the_same_memory_again(generator, monkeypatch):
+    masks = squares(100, generator)
+    maps = masks[:, None].float()
+    maps[::3] = maps[::3].flip(0)  # every third map is another picture's
+    whole = localise({"m": maps}, annotated(masks), size=SIDE, draws=10)
+    monkeypatch.setattr("heedmap.evaluation.localisation.CHUNK", 7)
+    held = torch.empty(7, 1, SIDE, SIDE)
+
+    def refilled(rows):
+        return torch.index_select(maps, 0, rows, out=held[: len(rows)])
+
+    for source in (maps, refilled):
+        found = localise({"m": source}, annotated(masks), size=SIDE, draws=10)
+        assert found.scores == whole.scores
+        for name, values in found.per_picture["m"].items():
+            np.testing.assert_array_equal(values, whole.per_picture["m"][name])
+    assert 0.2 < whole.scores["m"]["otsu_iou"].value < 0.9
+
+
 def test_boxes_alone_serve_where_there_are_no_masks(scenes):
     annotations = annotations_of(scenes)
     boxes = Annotations(annotations.names, annotations.boxes, (None,) * 24, annotations.known, annotations.objects)

@@ -236,6 +236,48 @@ def test_a_step_without_masks_still_gives_the_shares_a_gradient() -> None:
     assert [slope is not None and float(slope.abs().max()) == 0 for slope in seen] == [True, True]
 
 
+def test_pictures_and_maps_are_cut_alike_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures: list[Window] = []
+    maps: list[Window] = []
+
+    def seen(images: Tensor, window: Window) -> Tensor:
+        pictures.append(window)
+        return second_view(images, window)
+
+    def judged(found: dict[str, Tensor], others: dict[str, Tensor], window: Window) -> Tensor:
+        maps.append(window)
+        return disagreement(found, others, window)
+
+    monkeypatch.setattr("heedmap.training.fit.map_terms.second_view", seen)
+    monkeypatch.setattr("heedmap.training.fit.map_terms.disagreement", judged)
+    after_training.__wrapped__(map_consistency=1.0)
+    cut = [window for window in pictures if window != WHOLE]
+    assert len(set(maps)) == len(maps) == 12
+    assert set(cut) == set(maps)
+
+
+def test_a_map_that_was_cut_away_says_nothing() -> None:
+    far = torch.full((1, 1, 8, 8), 1e-9)
+    far[..., 7, 0] = 1  # left below; the window is the mirrored map's left upper quarter
+    window = Window(0.0, 0.0, 0.5)
+    other = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert float(disagreement({"a": far}, {"a": other}, window)) < 1e-6
+
+
+def test_the_control_with_a_learned_combination_gives_its_shares_a_gradient() -> None:
+    scenes = digit_scenes("train", 16, size=48)
+    classifier = build_classifier(Architecture("compact", "none", None, "concat", None, 48, scenes.classes, "learned"))
+    options = TrainOptions(
+        attention="none", combine="learned", map_supervision=1.0, epochs=1, learning_rate=0.01, weight_decay=0.0
+    )
+    batches = TrainingBatches(Store(scenes, 48, 1, 1e9), 48, 8, Augmentation("none", False), 0, with_masks=True)
+    seen: list[Tensor] = []
+    assert classifier.tap_scores is not None
+    classifier.tap_scores.register_hook(seen.append)
+    list(fit(classifier, batches, None, options))
+    assert len(seen) == 2
+
+
 def test_nothing_is_asked_of_the_controls_constant_maps() -> None:
     def losses(**asked: float) -> list[float]:
         scenes = digit_scenes("train", 16, size=48)

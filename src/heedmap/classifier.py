@@ -155,7 +155,7 @@ def _tap_scores(combine: str, taps: tuple[str, ...]) -> nn.Parameter | None:
 
 
 def combined_map(attention: dict[str, Tensor], shares: Tensor | None = None) -> Tensor:
-    """Join the taps' maps into one: their geometric mean, on the grid of the finest tap.
+    """Join the taps' maps into one: their (weighted) geometric mean, on the grid of the finest tap.
 
     Jetley et al. (2018) multiply the maps of two taps and take the root; the geometric mean is that for two taps and
     goes on for more. Coarser maps are upsampled bilinearly. The values are not rescaled.

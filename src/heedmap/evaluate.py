@@ -237,7 +237,7 @@ def assess(
     report = classification_report(judged.logits, judged.labels, classes)
     pointing = None
     if pictures.boxes is not None and judged.attention:
-        maps = judged.attention
+        maps, shares = judged.attention, None if shares is None else shares.detach().float().cpu()
         if len(maps) > 1:
             maps = {**maps, "combined": combined_map(maps, shares)}
         pointing = pointing_table(maps, pictures.boxes)

@@ -128,8 +128,8 @@ class EpochReport:
         validation_accuracy, validation_loss: top-1 share and cross-entropy of the averaged weights on the validation
             part, NaN where there is none.
         images_per_second: training pictures per second of training time, all processes together.
-        attention_peak: tap -> mean over pictures of the largest weight (under softmax 1 = one point, 1 / N = uniform;
-            a gate that is open is 1, one that is shut 0).
+        attention_peak: tap -> mean over pictures of the largest weight: of a readout's softmax 1 = one point, 1 / N =
+            uniform; a sigmoid's gate is shut at 0 and open at 1.
         warnings: sentences for the user, such as a collapsed or uniform map.
         is_best: this epoch's weights are the best so far by validation.
     """

@@ -86,7 +86,7 @@ class CompatibilityReadout(Readout):
     the first step. The published code draws u from N(0, 1.4), which makes the first maps nearly one-hot. The dot's
     query map is there even where C equals D, and its score is divided by the root of the width, as every score under a
     sigmoid is: these only change how fast the score learns. What all positions have in common cancels in a softmax, but
-    shuts gates: without the division all of them were shut after two passes over the digit scenes (LOG.md).
+    shuts gates: without the division all of them shut on the digit scenes (LOG.md).
 
     ``paper=True`` takes the published code's form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) followed by
     Linear(D, C) for ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and
@@ -213,7 +213,8 @@ class CompatibilityReadout(Readout):
             # One product for the whole batch: its gradient has the layout of channels_last features. That of a product
             # a picture has not, and was 1.4 % of a training step of the paper's VGG.
             scores = functional.linear(flat.transpose(1, 2), direction.to(flat.dtype))[:, :, 0]
-            scores = scores / (rms(flat) * flat.shape[1] ** 0.5) if self.level else scores
+            if self.level:  # under a sigmoid the root of the width is in the direction
+                scores = scores / (rms(flat) * (1.0 if self.weights == "sigmoid" else flat.shape[1] ** 0.5))
         else:
             direction = direction / (rms(flat) * flat.shape[1] ** 0.5) if self.level else direction
             scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]

@@ -249,7 +249,7 @@ def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
         found = values(rows).detach().cpu()
         if found.dim() != 4 or found.shape[:2] != (len(rows), 1) or 0 in found.shape[2:]:
             raise DataError(f"The function for the maps {name!r} gave {tuple(found.shape)} for {len(rows)} rows.")
-        return found
+        return found.clone()  # it is read in another thread, when the function may be filling its own memory anew
 
     return called
 

@@ -204,7 +204,8 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
         ("Accuracy", "On the validation part.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=kept)),
         (
             "Attention peak",
-            "The largest weight of a map, mean over pictures: 1 is a single point; a flat low line stayed uniform.",
+            "The largest weight of a map, mean over pictures. Of shares (softmax) 1 is a single point, and a flat low "
+            "line stayed uniform; of gates 1 is open and 0 is shut.",
             peaks,
             line_chart("Attention peak by epoch", peaks, from_zero=True, mark=kept),
         ),

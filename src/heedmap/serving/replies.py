@@ -112,7 +112,9 @@ class Prediction(BaseModel):
     top: list[Likely] = Field(description="Likeliest first.")
     size: Size
     seen: Box = Field(description="The centred square that the classifier sees; the maps cover it.")
-    maps: dict[str, Map] = Field(description="By tap; combined, where there are several, is their geometric mean.")
+    maps: dict[str, Map] = Field(
+        description="By tap; combined, where there are several, is their (weighted) geometric mean."
+    )
 
 
 class Known(BaseModel):

@@ -228,10 +228,10 @@ class Fitting:
         for group in self.optimizer.param_groups:
             factor = SCHEDULES[self.options.schedule](self.step / self.total_steps)
             group["lr"] = self.rate * factor * group["share"]
-        window = map_terms.drawn_window(torch.rand(3, generator=generator(seed, epoch, index, 0)))
-        # One pass for pictures and second views: two before one backward are more than joined processes can follow.
-        seen = images
+        seen, window = images, map_terms.WHOLE
         if self.options.map_consistency:
+            window = map_terms.drawn_window(torch.rand(3, generator=generator(seed, epoch, index, 0)))
+            # One pass for pictures and second views: two before one backward are more than joined processes can follow.
             seen = torch.cat((images, map_terms.second_view(images, window)))
         with autocast(self.precision, self.accelerator.device):
             output = self._model(seen.contiguous(memory_format=torch.channels_last))
@@ -261,7 +261,7 @@ class Fitting:
         """What the options ask of the maps; zero where they ask nothing. Masks do not fit pictures that were mixed."""
         options, total = self.options, cast("Tensor | float", 0.0)
         if options.attention == "none":  # its maps are constant; a term would only blur the loss
-            return total
+            return total if output.shares is None else self._combination({}, None, output.shares)
         maps = attention = output.attention
         if options.map_consistency:
             halves = {tap: values.chunk(2) for tap, values in attention.items()}
@@ -380,7 +380,7 @@ def attention_warnings(
     for tap, peak in peaks.items():
         if gates:
             if peak < SHUT:
-                yield f"The gates of {tap} have shut: the largest is {peak:.1g} on average; lower --learning-rate."
+                yield f"The gates of {tap} have shut: the largest is {peak:.1g} on average. A lower rate may help."
         elif peak > COLLAPSED and positions[tap] > 1:
             yield f"The attention of {tap} has collapsed: its largest weight is {peak:.2f} on average, one point."
         elif peak * positions[tap] < UNIFORM:

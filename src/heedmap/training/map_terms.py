@@ -46,7 +46,7 @@ def second_view(values: Tensor, window: Window) -> Tensor:
     left, top, side = window
     place = values.new_tensor([[-side, 0, 1 - 2 * left - side], [0, side, 2 * top + side - 1]])  # mirrored: -side
     points = F.affine_grid(place.expand(len(values), 2, 3), list(values.shape), align_corners=False)
-    return F.grid_sample(values, points, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(values, points, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def entropy(maps: Maps) -> Tensor:
@@ -66,13 +66,20 @@ def entropy(maps: Maps) -> Tensor:
 def disagreement(maps: Maps, seen: Maps, window: Window = WHOLE) -> Tensor:
     """How far the maps of second views are from second views of the maps: total variation, mean over taps and pictures.
 
+    Both are compared as shares of what they hold. A picture counts by how much of its attention lies in the window:
+    what is left of a map whose hot place was cut away says nothing.
+
     Args:
         maps: of the pictures.
         seen: of the second views of the same pictures.
         window: that of the views.
     """
-    pairs = [(_shares(second_view(values, window)), _shares(seen[tap])) for tap, values in maps.items()]
-    return torch.stack([(one - other).abs().sum(1).mean() / 2 for one, other in pairs]).mean()
+    found = []
+    for tap, values in maps.items():
+        view = second_view(values, window)
+        kept = (view.detach().flatten(1).mean(1) * window.side**2 / values.detach().flatten(1).mean(1)).clamp(max=1)
+        found.append((kept * (_shares(view) - _shares(seen[tap])).abs().sum(1)).mean() / 2)
+    return torch.stack(found).mean()
 
 
 def mismatch(maps: Maps, masks: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def footnotes(answer: Answer, scale: Scale, is_switched: bool = False) -> tuple[
     even = all(is_flat(drawn.values) for drawn in (*answer.maps.values(), *answer.features.values()))
     second += "." if even else "; the ring marks the hottest cell, where the map is not flat."
     if "combined" in answer.maps:
-        second += " combined: geometric mean of the taps on the finest grid."
+        second += " combined: (weighted) geometric mean of the taps on the finest grid."
     if answer.features:
         second += " features: the largest channel at each position, before and after the gate on one scale."
     return first, second
