@@ -120,6 +120,12 @@ def test_the_page_tells_result_interval_command_and_that_the_test_part_was_touch
         assert sentence in text
 
 
+def test_panels_keep_their_room_before_they_are_drawn() -> None:
+    panel = ReportPanel("a.png", "sea", "sea", 0.9, png())
+    width, height = Image.open(io.BytesIO(panel.image)).size
+    assert report_page(data()).count(f'width="{width}" height="{height}" alt=') == 2
+
+
 def test_names_are_escaped() -> None:
     text = report_page(data())
     assert "ice &lt;&amp;&gt; snow" in text

@@ -7,11 +7,14 @@ pictures. It can be mailed.
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from heedmap.errors import DataError
 from heedmap.evaluation.classification import wilson_interval
@@ -62,6 +65,12 @@ class ReportPanel:
         """The picture as a ``data:`` address."""
         kind = "png" if self.image.startswith(b"\x89PNG") else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(self.image).decode('ascii')}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels: the page keeps the room, or what is read jumps when a panel comes in."""
+        with Image.open(io.BytesIO(self.image)) as panel:
+            return panel.size
 
 
 @dataclass(frozen=True, kw_only=True)
