@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constr
 .PHONY: help demo test test-slow bench check format clean
 
 help:
-	@echo "make demo       train on the built-in digit scenes and draw the maps (about 5 minutes on two cores)"
+	@echo "make demo       train on the built-in digit scenes and draw the maps (about 2 minutes on two cores)"
 	@echo "make test       run the test suite"
 	@echo "make test-slow  run the slow tests, which the suite leaves out"
 	@echo "make bench      measure speed beside its peers, nine minutes; PARTS='startup learned-maps' picks"
