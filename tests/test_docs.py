@@ -82,6 +82,7 @@ def test_a_command_line_names_a_command_options_and_values_that_exist(line, tmp_
     (tmp_path / "mine.yaml").write_text("data: pictures\nattention: dot\n")  # for the line with --config
     (experiment,) = [code for language, code, _ in fences("docs/comparing.md") if language == "yaml"]
     (tmp_path / "scores.yaml").write_text(experiment)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     begun = Run.create("runs/pictures-compact-parametrised-1")  # for the line with --resume
     parts = Architecture("compact", "parametrised", None, "concat", None, 32, ("cat", "dog"))
     begun.write_config(TrainOptions(data="pictures"), parts)
