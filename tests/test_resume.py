@@ -391,6 +391,21 @@ def test_killed_twice_it_ends_with_the_weights_of_a_run_never_killed(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_while_it_judges_it_says_how_to_go_on_and_does(
+    number: signal.Signals, cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    options = options_for(cue_folder, out, epochs=1)
+    module = sys.modules["heedmap.train"]  # the package's attribute of that name is the function
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "complete", lambda *_, **__: os.kill(os.getpid(), number))
+        with pytest.raises(Stopped, match=f"judged; go on with `.* --resume {out}`"):
+            train(options)
+    assert (out / CHECKPOINT).is_file()
+    assert train(options, resume=out).is_finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_does(
     number: signal.Signals, cue_folder: Path, tmp_path: Path, reference: Run
 ) -> None:

@@ -29,9 +29,9 @@ from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
 from heedmap.data.folders import refuse_unreadable, refuse_untestable
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, ModelError, OptionError, RunError
+from heedmap.errors import DataError, ModelError, OptionError, RunError, Stopped
 from heedmap.evaluate import complete, is_named
-from heedmap.keeper import Keeper
+from heedmap.keeper import Keeper, term_as_interrupt
 from heedmap.listener import Listener
 from heedmap.machine import cores
 from heedmap.options import TrainOptions, counted, free_name, plan_sentence
@@ -134,7 +134,14 @@ def _train(
         # The test part is judged by one process: it is done once, and the others have nothing else to do.
         if accelerator.is_main_process:
             listener.message("Judging the test part, once.")
-            complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
+            try:
+                with term_as_interrupt():
+                    complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
+            except KeyboardInterrupt:
+                command = f"heedmap train --resume {shlex.quote(str(run.path))}"
+                raise Stopped(
+                    f"Stopped after training, before the test part was judged; go on with `{command}`."
+                ) from None
         accelerator.wait_for_everyone()
     return Run.open(run.path)
 

@@ -5,7 +5,6 @@ A finished run is kept, an unfinished one goes on from its checkpoint, and what 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -13,16 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from heedmap.compare.plan import Job
 from heedmap.data.loading import memory_to_use
 from heedmap.errors import HeedmapError, RunError, Stopped
+from heedmap.keeper import term_as_interrupt
 from heedmap.listener import Listener
 from heedmap.records import StepReport
 from heedmap.runs import CONFIG, Run, disk
@@ -107,7 +106,7 @@ def run_beside(
     under_way: dict[subprocess.Popen[bytes], Job] = {}
     threads = max(1, torch.get_num_threads() // parallel)
     try:
-        with _signals_as_stop():
+        with term_as_interrupt():
             while waiting or under_way:
                 while waiting and len(under_way) < parallel:
                     number, job = waiting.pop(0)
@@ -181,21 +180,3 @@ def _last_words(job: Job, status: int) -> str:
     lines = _log(job).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
     return f"{said} (status {status}; {_log(job)})"
-
-
-@contextlib.contextmanager
-def _signals_as_stop() -> Iterator[None]:
-    """While inside, SIGTERM ends the waiting as Ctrl-C does."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: no one may ask for signals there
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
