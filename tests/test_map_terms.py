@@ -264,6 +264,11 @@ def test_a_map_that_was_cut_away_says_nothing() -> None:
     assert float(disagreement({"a": far}, {"a": other}, window)) < 1e-6
 
 
+def test_shut_gates_do_not_make_the_consistency_infinite() -> None:
+    shut, window = torch.zeros(1, 1, 4, 4), Window(0.1, 0.1, 0.7)
+    assert torch.isfinite(disagreement({"a": shut}, {"a": shut}, window))
+
+
 def test_the_control_with_a_learned_combination_gives_its_shares_a_gradient() -> None:
     scenes = digit_scenes("train", 16, size=48)
     classifier = build_classifier(Architecture("compact", "none", None, "concat", None, 48, scenes.classes, "learned"))

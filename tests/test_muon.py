@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -64,12 +67,19 @@ def test_memory_order_changes_nothing() -> None:
     torch.testing.assert_close(*found)
 
 
-def test_all_else_moves_as_under_sgd_of_nesterov() -> None:
+@pytest.mark.parametrize(
+    ("adaptive", "make"),
+    [
+        (False, functools.partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True)),
+        (True, torch.optim.AdamW),
+    ],
+)
+def test_all_else_moves_as_under_sgd_of_nesterov_or_as_under_adamw(adaptive: bool, make: Any) -> None:
     ours, theirs = (nn.Parameter(drawn(5, 4)) for _ in range(2))
-    muon = Muon([{"params": [ours], "weight_decay": 0.1}], lr=0.05)
-    sgd = torch.optim.SGD([theirs], lr=0.05, momentum=MOMENTUM, nesterov=True, weight_decay=0.1)
+    muon = Muon([{"params": [ours], "weight_decay": 0.1, "adaptive": adaptive}], lr=0.05)
+    reference = make([theirs], lr=0.05, weight_decay=0.1)
     for step in range(4):
-        for parameter, optimizer in ((ours, muon), (theirs, sgd)):
+        for parameter, optimizer in ((ours, muon), (theirs, reference)):
             parameter.grad = drawn(5, 4, seed=step + 1)
             optimizer.step()
     torch.testing.assert_close(ours, theirs)
@@ -80,17 +90,6 @@ def test_what_has_no_gradient_stays_and_a_closure_is_called() -> None:
     optimizer = Muon([{"params": [parameter]}], lr=0.1)
     assert optimizer.step(lambda: 4.0) == 4.0
     assert parameter.tolist() == [1, 1, 1]
-
-
-def test_what_is_adaptive_moves_as_under_adamw() -> None:
-    ours, theirs = (nn.Parameter(drawn(5, 4)) for _ in range(2))
-    muon = Muon([{"params": [ours], "weight_decay": 0.1, "adaptive": True}], lr=0.05)
-    adamw = torch.optim.AdamW([theirs], lr=0.05, weight_decay=0.1)
-    for step in range(4):
-        for parameter, optimizer in ((ours, muon), (theirs, adamw)):
-            parameter.grad = drawn(5, 4, seed=step + 1)
-            optimizer.step()
-    torch.testing.assert_close(ours, theirs)
 
 
 def test_beside_the_kernels_of_the_compact_net_adamw_moves_the_rest() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from heedmap.records import AttentionMap
 from heedmap.render import (
@@ -16,6 +16,7 @@ from heedmap.render import (
     _drawable,
     _fit,
     _font,
+    _write,
     heatmap,
     hottest,
     is_flat,
@@ -113,6 +114,30 @@ def test_cold_places_of_an_overlay_stay_the_photograph_and_the_hottest_shows_its
     assert (drawn[20, 44] == COLOURS[-1]).all()
     assert (drawn[50, 10] == 120).all()
     assert (np.asarray(overlay(grey, values, 0, 1, 0.0)) == 120).all()
+
+
+def test_an_overlay_is_the_mixture_of_its_definition(generator: torch.Generator) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    values = torch.rand(5, 5, generator=generator)
+    wide = np.asarray(Image.fromarray(values.numpy()).resize((40, 40), Image.Resampling.BILINEAR), np.float64)
+    heat = (wide / 0.8).clip(0, 1)
+    ground = np.asarray(ImageEnhance.Color(picture).enhance(0.25), np.float64)
+    opaque = 0.6 * np.sqrt(heat)[..., None]
+    expected = opaque * COLOURS[(heat * 255).round().astype(int)] + (1 - opaque) * ground
+    drawn = np.asarray(overlay(picture, values, 0, 0.8, 0.6), np.float64)
+    assert np.abs(drawn - expected).max() <= 2  # of 255: opacity and mixture are rounded to bytes
+
+
+@pytest.mark.parametrize("anchor", ["la", "ra"])
+def test_a_line_that_is_kept_looks_like_one_drawn_anew(anchor: str) -> None:
+    for text in ("gypsum, 97.5 %", "0.0547"):
+        ours, theirs = (Image.new("RGB", (240, 60), (247, 247, 245)) for _ in range(2))
+        ImageDraw.Draw(theirs).text((120, 20), text, (90, 20, 30), ImageFont.load_default(15), anchor=anchor)
+        for _ in range(2):  # drawn, then kept
+            ours.paste((247, 247, 245), (0, 0, 240, 60))
+            end = _write(ImageDraw.Draw(ours), (120, 20), text, 15, (90, 20, 30), anchor=anchor)
+            assert end > 120
+            assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
 def test_a_map_goes_from_zero_to_its_largest_value_unless_told() -> None:

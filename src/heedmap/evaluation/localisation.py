@@ -59,7 +59,6 @@ __all__ = [
 ]
 
 CHUNK = 32  # pictures held as maps at a time; at 224 pixels 6 MB for each copy, of which a processor's cache holds some
-
 THREADS = 4  # at most; each of them may ask for as many again inside of PyTorch
 
 Maps = Tensor | Callable[[Tensor], Tensor]

@@ -77,8 +77,9 @@ def disagreement(maps: Maps, seen: Maps, window: Window = WHOLE) -> Tensor:
     found = []
     for tap, values in maps.items():
         view = second_view(values, window)
-        kept = (view.detach().flatten(1).mean(1) * window.side**2 / values.detach().flatten(1).mean(1)).clamp(max=1)
-        found.append((kept * (_shares(view) - _shares(seen[tap])).abs().sum(1)).mean() / 2)
+        inside, whole = (each.detach().flatten(1).mean(1) for each in (view, values))
+        kept = inside * window.side**2 / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # gates may all be shut
+        found.append((kept.clamp(max=1) * (_shares(view) - _shares(seen[tap])).abs().sum(1)).mean() / 2)
     return torch.stack(found).mean()
 
 

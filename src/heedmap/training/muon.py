@@ -48,9 +48,8 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            step: Callable[[Tensor, Tensor, dict[str, Any]], None] = self._step_of_other
-            if group["orthogonal"] or group["adaptive"]:
-                step = self._step_of_kernel if group["orthogonal"] else self._adaptive_step
+            other = self._adaptive_step if group["adaptive"] else self._step_of_other
+            step = self._step_of_kernel if group["orthogonal"] else other
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     step(parameter, parameter.grad, group)
