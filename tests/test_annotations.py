@@ -187,7 +187,7 @@ def test_an_object_is_cut_at_the_square_or_gone(pictures, tmp_path):
     assert found.boxes[1].tolist() == []
     assert found.objects.tolist() == [1, 1, 1]
     assert found.boxes[2].tolist() == [[0.75, 0.25, 1.0, 1.0]]
-    assert found.notes == ("1 pictures have objects only outside the centred square.",)
+    assert found.notes[-1] == "1 pictures have objects only outside the centred square."
 
 
 def test_only_objects_of_the_pictures_own_class_where_asked(pictures, tmp_path):
@@ -318,3 +318,153 @@ def test_damaged_and_foreign_files_are_refused(pictures, tmp_path):
         read_annotations(masks, pictures, mask_kind="binari")
     with pytest.raises(DataError, match="there are no annotations"):
         read_annotations(tmp_path / "nowhere", pictures)
+
+
+def test_one_rounded_number_does_not_turn_shares_into_pixels(pictures, tmp_path):
+    path = as_csv_of_shares(tmp_path)
+    path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55,0.7", "dog/1.jpg,0.3,0.2,1.0000001,0.7"))
+    found = read_annotations(path, pictures)
+    assert torch.allclose(found.boxes[0], SHARES)
+    assert any("were read as shares" in note for note in found.notes)
+    found = read_annotations(as_csv_of_sides(tmp_path), pictures)
+    assert any("were read as pixels" in note for note in found.notes)
+
+
+def test_sides_of_shares_may_reach_over_the_edge_together(pictures, tmp_path):
+    path = as_csv(tmp_path, head="path,x,y,w,h\n", row="{},0.3,0.2,0.75,0.5\n")  # 1.05 at the right: rounded twice
+    assert any("were read as shares" in note for note in read_annotations(path, pictures).notes)
+
+
+def test_a_table_of_shares_with_a_slip_is_not_taken_for_pixels(pictures, tmp_path):
+    path = as_csv_of_shares(tmp_path)
+    path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55", "dog/1.jpg,0.3,0.2,55"))
+    with pytest.raises(DataError, match=r"2 of 3 boxes lie within a single pixel, but one reaches 55") as caught:
+        read_annotations(path, pictures)
+    assert "\n" not in str(caught.value)
+
+
+def add_to_coco(path, *annotations, image=0):
+    content = json.loads(path.read_text())
+    content["annotations"] += [{"id": 9, "image_id": image, "category_id": 7, **each} for each in annotations]
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("flat", [[3, 3, 0, 5], [3, 3, 5, 0]])
+def test_a_box_without_area_is_left_out_and_told(flat, pictures, tmp_path):
+    found = read_annotations(add_to_coco(as_coco(tmp_path), {"bbox": flat}), pictures)
+    assert found.objects.tolist() == [1, 1, 1]
+    assert torch.allclose(found.boxes[0], SHARES)
+    assert any("1 objects without area (a box of no width or height) were left out" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("write", "row"),
+    [(as_csv, "{},12,4,12,14,cat\n"), (as_yolo, "0 0.5 0.5 0.2 0"), (as_voc, None)],
+    ids=["csv", "yolo", "voc"],
+)
+def test_boxes_without_area_are_left_out_in_every_format(write, row, pictures, tmp_path):
+    if write is as_csv:
+        path = as_csv(tmp_path)
+        path.write_text(path.read_text() + row.format("cat/1.jpg"))
+    elif write is as_yolo:
+        path = as_yolo(tmp_path)
+        (path / "cat/1.txt").write_text((path / "cat/1.txt").read_text() + row + "\n")
+    else:
+        path = as_voc(tmp_path)
+        flat = (
+            "<object><name>cat</name><bndbox><xmin>5</xmin><ymin>1</ymin><xmax>4</xmax><ymax>9</ymax></bndbox></object>"
+        )
+        text = (path / "cat/1.xml").read_text().replace("</annotation>", flat + "</annotation>")
+        (path / "cat/1.xml").write_text(text)
+    found = read_annotations(path, pictures)
+    assert found.objects.tolist() == [1, 1, 1]
+    assert torch.allclose(found.boxes[0], SHARES)
+    assert any("1 objects without area" in note for note in found.notes)
+
+
+CROWD = {"bbox": [24, 14, 6, 6], "iscrowd": 1}
+
+
+def test_a_crowd_stays_where_nobody_may_judge_beside_objects_that_have_a_box_alone(pictures, tmp_path):
+    counts = [(24 * 20) + 14, 6] + [14, 6] * 5 + [10 * 20]
+    outline = {"segmentation": {"counts": counts, "size": [HEIGHT, WIDTH]}}
+    for crowd in (CROWD | outline, CROWD):  # with its pixels, and with a box alone
+        found = read_annotations(add_to_coco(as_coco(tmp_path), crowd), pictures)
+        region = found.region(0, 20)
+        expected = torch.zeros(20, 20, dtype=torch.uint8)
+        expected[14:20, 14:20] = 2
+        expected[4:14, 2:12] = 1
+        assert torch.equal(region, expected)
+        assert found.objects.tolist() == [1, 1, 1]
+        assert len(found.boxes[0]) == 1
+
+
+def test_an_object_with_a_box_alone_leaves_its_neighbours_their_outlines(pictures, tmp_path):
+    triangle = [12, 4, 22, 4, 12, 14]
+    path = as_coco(tmp_path, segmentation=[triangle])
+    alone = read_annotations(path, pictures).region(0, 20)
+    found = read_annotations(add_to_coco(path, {"bbox": [24, 14, 6, 6]}), pictures)
+    assert torch.equal(found.region(1, 20), alone)
+    expected = alone.clone()
+    expected[14:20, 14:20] = 1
+    assert torch.equal(found.region(0, 20), expected)
+    assert any("1 objects have a box alone beside outlined ones; all of the box was taken" in n for n in found.notes)
+
+
+def test_a_yolo_export_is_read_past_its_own_text_files_with_the_names_of_data_yaml(pictures, tmp_path):
+    written = as_yolo(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "export/train").mkdir(parents=True)
+    written.rename(tmp_path / "export/train/labels")
+    root = tmp_path / "export"
+    (root / "README.roboflow.txt").write_text("Pictures v1 - exported from somewhere\n")
+    (root / "README.dataset.txt").write_text("# Pictures\n")
+    (root / "train.txt").write_text("./images/train/1.jpg\n")
+    for names in ("['dog', 'cat']", "{0: dog, 1: cat}"):
+        (root / "data.yaml").write_text(f"train: ../train/images\nnc: 2\nnames: {names}\n")
+        for path in (root, root / "train", root / "train/labels"):
+            found = read_annotations(path, pictures, same_class=True)
+            assert torch.allclose(found.boxes[2], SHARES)
+            assert found.objects.tolist() == [0, 0, 1]
+
+
+def test_lists_of_pictures_and_readmes_beside_yolo_files_are_passed_over(pictures, tmp_path):
+    folder = as_yolo(tmp_path)
+    (folder / "train.txt").write_text("images/cat/1.jpg\nimages/cat/2.jpg\n")
+    (folder / "readme.txt").write_text("Hello.\n")
+    assert torch.allclose(read_annotations(folder, pictures).boxes[0], SHARES)
+
+
+def test_names_that_cannot_be_read_are_told(pictures, tmp_path):
+    folder = as_yolo(tmp_path)
+    for content in ("names: [", "names: 3\n", "names: {a: cat}\n"):
+        (folder / "data.yaml").write_text(content)
+        with pytest.raises(DataError, match=r"data\.yaml: no names of classes"):
+            read_annotations(folder, pictures)
+
+
+def test_masks_beside_a_readme_are_masks(pictures, tmp_path):
+    folder = as_masks(tmp_path)
+    (folder / "README.txt").write_text("Masks.\n")
+    assert read_annotations(folder, pictures).objects.tolist() == [1, 1, 1]
+
+
+def test_several_classes_are_told_where_every_object_counts(pictures, tmp_path):
+    assert not any("classes" in note for note in read_annotations(as_csv_of_sides(tmp_path), pictures).notes)
+    found = read_annotations(as_csv(tmp_path), pictures)
+    assert any("1 of 3 objects are of another class than their picture (such as cat)" in n for n in found.notes)
+    assert not any("another class" in n for n in read_annotations(as_csv(tmp_path), pictures, same_class=True).notes)
+    found = read_annotations(as_csv(tmp_path, row="{0},12,4,22,14,wing\n{0},12,4,22,14,beak\n"), pictures)
+    assert any("name 2 classes (beak, wing), none of them a picture's" in note for note in found.notes)
+
+
+def test_how_masks_were_read_is_told_as_it_was(pictures, tmp_path):
+    folder = write_masks(tmp_path / "m", object_pixels())
+    assert any("told from 3 of them" in note for note in read_annotations(folder, pictures).notes)
+    found = read_annotations(folder, pictures, mask_kind="binary")
+    assert found.notes == ("Masks were read as binary, as asked.",)
+    pixels = object_pixels()
+    pixels[0:2, 10:14] = 2
+    found = read_annotations(write_masks(tmp_path / "n", pixels), pictures)
+    assert any("2 values stand for objects, whatever their class (class_values" in note for note in found.notes)

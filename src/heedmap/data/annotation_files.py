@@ -9,16 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from heedmap.data.object_masks import Outline, RunLengths
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = ["FORMATS", "MASKS", "Found", "Thing", "find_format", "mask_files"]
+__all__ = ["FORMATS", "MASKS", "Found", "Reading", "Thing", "find_format", "mask_files"]
 
 MASKS = "masks"
 _MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_SHARE_MOST = 1.02  # shares are rounded, and some programs let a box reach over the edge a little
 
 Box = tuple[float, float, float, float]
 
@@ -57,6 +59,13 @@ class Found:
     is_share: bool = False
 
 
+class Reading(NamedTuple):
+    """What files hold, and how they were read: a sentence for each thing that could have been meant otherwise."""
+
+    found: list[Found]
+    notes: tuple[str, ...] = ()
+
+
 def find_format(path: Path) -> str:
     """Tell a format from the files.
 
@@ -68,7 +77,7 @@ def find_format(path: Path) -> str:
             f"{path}: there are no annotations; name a folder of masks, XML or text files, a JSON or a CSV."
         )
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    suffixes = {file.suffix.lower() for file in files}
+    suffixes = {file.suffix.lower() for file in files if not _is_readme(file)}
     if path.is_file():
         single = {".json": "coco", ".csv": "csv", ".xml": "voc"}.get(path.suffix.lower())
         if single is None:
@@ -90,7 +99,7 @@ def mask_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _MASK_SUFFIXES and file.is_file())
 
 
-def read_coco(path: Path) -> list[Found]:
+def read_coco(path: Path) -> Reading:
     """Read COCO's instances: boxes, polygons, and run lengths, packed or not."""
     content = _json(path)
     try:
@@ -98,7 +107,7 @@ def read_coco(path: Path) -> list[Found]:
         things: dict[Any, list[Thing]] = defaultdict(list)
         for annotation in content["annotations"]:
             things[annotation["image_id"]].append(_coco_thing(annotation, names))
-        return [
+        found = [
             Found(
                 str(image["file_name"]),
                 tuple(things.get(image["id"], ())),
@@ -108,6 +117,7 @@ def read_coco(path: Path) -> list[Found]:
         ]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: it is not COCO's JSON as expected ({_word(error)}).") from error
+    return Reading(found)
 
 
 def _coco_thing(annotation: dict[str, Any], names: dict[Any, str]) -> Thing:
@@ -122,7 +132,7 @@ def _coco_thing(annotation: dict[str, Any], names: dict[Any, str]) -> Thing:
     return Thing((left, top, left + width, top + height), name, outline, bool(annotation.get("iscrowd", 0)))
 
 
-def read_voc(path: Path) -> list[Found]:
+def read_voc(path: Path) -> Reading:
     """Read VOC's XML, one file a picture. Its pixels count from 1, both ends included."""
     files = [path] if path.is_file() else sorted(path.rglob("*.xml"))
     found = []
@@ -136,7 +146,7 @@ def read_voc(path: Path) -> list[Found]:
             raise DataError(f"{file}: it is not VOC's XML as expected ({_word(error)}).") from error
         key = file.name if path.is_file() else file.relative_to(path).as_posix()
         found.append(Found(key, things, (width, height) if width and height else None))
-    return found
+    return Reading(found)
 
 
 def _voc_thing(thing: ElementTree.Element) -> Thing:
@@ -154,21 +164,47 @@ def _text(element: ElementTree.Element, name: str) -> str:
     return text.strip()
 
 
-def read_yolo(path: Path) -> list[Found]:
-    """Read YOLO's text, one file a picture, one line an object: class, then centre and size or a polygon."""
+def read_yolo(path: Path) -> Reading:
+    """Read YOLO's text, one file a picture, one line an object: class, then centre and size or a polygon.
+
+    Of an export, what lies in folders called ``labels``; read-me files and lists of pictures are passed over. The names
+    of classes come from ``data.yaml`` or ``classes.txt``, in the folder or in the two above it.
+    """
     names = _yolo_names(path)
     found = []
-    files = [file for file in sorted(path.rglob("*.txt")) if file.name not in ("classes.txt", "README.txt")]
-    for file in files:
+    for file in _yolo_files(path):
         things = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_lines(file), 1):
             if line.strip():
                 try:
                     things.append(_yolo_thing([float(word) for word in line.split()], names))
                 except ValueError as error:
                     raise DataError(f"{file}, line {number}: not a YOLO line ({error}).") from error
         found.append(Found(file.relative_to(path).as_posix(), tuple(things), is_share=True))
-    return found
+    return Reading(found)
+
+
+def _yolo_files(path: Path) -> list[Path]:
+    files = [file for file in sorted(path.rglob("*.txt")) if file.name != "classes.txt" and not _is_readme(file)]
+    labels = [file for file in files if "labels" in file.relative_to(path).parts[:-1]]
+    return labels or [file for file in files if not _is_list_of_pictures(file)]
+
+
+def _is_readme(file: Path) -> bool:
+    return file.name.lower().startswith("readme")
+
+
+def _is_list_of_pictures(file: Path) -> bool:
+    """Whether it is such as ``train.txt``, which names a picture in each line."""
+    first = next((line for line in _lines(file) if line.strip()), "")
+    return first.strip().lower().endswith(_PICTURE_SUFFIXES)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: it cannot be read as text ({_word(error)}).") from error
 
 
 def _yolo_thing(numbers: list[float], names: Sequence[str]) -> Thing:
@@ -187,11 +223,25 @@ def _yolo_thing(numbers: list[float], names: Sequence[str]) -> Thing:
 
 
 def _yolo_names(path: Path) -> list[str]:
-    """Class names where ``classes.txt`` lies in the folder or beside it."""
-    for file in (path / "classes.txt", path.parent / "classes.txt"):
-        if file.is_file():
-            return file.read_text(encoding="utf-8").split("\n")
+    for folder in (path, *path.absolute().parents[:2]):
+        if (folder / "data.yaml").is_file():
+            return _names_of_yaml(folder / "data.yaml")
+        if (folder / "classes.txt").is_file():
+            return _lines(folder / "classes.txt")
     return []
+
+
+def _names_of_yaml(file: Path) -> list[str]:
+    """The names, given in order or as number -> name."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        names = content["names"]
+        numbered = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: no names of classes can be read there ({_word(error)}).") from error
+    return [str(numbered.get(number, number)) for number in range(max(numbered, default=-1) + 1)]
 
 
 _PICTURE_WORDS = ("path", "file", "filename", "file_name", "image", "image_path", "picture", "name", "image_id")
@@ -206,12 +256,13 @@ _CORNERS = (
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 
 
-def read_csv(path: Path) -> list[Found]:
+def read_csv(path: Path) -> Reading:
     """Read a table of boxes, one line an object, several lines a picture.
 
     Columns by name: the picture (``path``, ``file``, ``filename``, ``image`` ...), corners (``left,top,right,bottom``,
     ``xmin,ymin,xmax,ymax``, ``x1,y1,x2,y2`` ...) or a corner and sides (``x,y,w,h`` ...), and ``class`` or ``label`` if
-    known. Without a head: picture, left, top, right, bottom. Where no number of the table is above 1, they are shares.
+    known. Without a head: picture, left, top, right, bottom. Where no number of the table is above 1.02, they are
+    shares; where most boxes look like shares and some do not, the table is refused.
     A line with a picture and no numbers says that there is no object.
     """
     try:
@@ -223,19 +274,31 @@ def read_csv(path: Path) -> list[Found]:
         raise DataError(f"{path}: the table is empty.")
     picture, numbers, label, is_sides, first = _columns(path, lines[0])
     things: dict[str, list[Thing]] = {}
+    reaches: list[float] = []  # the largest number of each box, as it stands there
     for number, line in enumerate(lines[first:], first + 1):
         try:
             of_picture = things.setdefault(line[picture].strip(), [])
             cells = [line[column].strip() for column in numbers]
             if any(cells):
-                left, top, right, bottom = (float(cell) for cell in cells)
+                left, top, right, bottom = values = [float(cell) for cell in cells]
+                reaches.append(max(values))
                 box = (left, top, left + right, top + bottom) if is_sides else (left, top, right, bottom)
                 of_picture.append(Thing(box, line[label].strip() if label is not None else ""))
         except (ValueError, IndexError) as error:
             raise DataError(f"{path}, line {number}: not a picture and four numbers ({_word(error)}).") from error
-    boxes = [value for found in things.values() for thing in found for value in thing.box]
-    is_share = bool(boxes) and max(boxes) <= 1
-    return [Found(key, tuple(found), is_share=is_share) for key, found in things.items()]
+    is_share = _are_shares(path, reaches)
+    notes = (f"The numbers of {path.name} were read as {'shares' if is_share else 'pixels'}.",) if reaches else ()
+    return Reading([Found(key, tuple(found), is_share=is_share) for key, found in things.items()], notes)
+
+
+def _are_shares(path: Path, reaches: list[float]) -> bool:
+    small = sum(reach <= _SHARE_MOST for reach in reaches)
+    if len(reaches) > small > len(reaches) / 2:
+        raise DataError(
+            f"{path}: {small} of {len(reaches)} boxes lie within a single pixel, but one reaches {max(reaches):g}; "
+            "give all numbers as shares of the picture, or all in pixels."
+        )
+    return bool(reaches) and small == len(reaches)
 
 
 def _columns(path: Path, head: list[str]) -> tuple[int, list[int], int | None, bool, int]:
@@ -275,7 +338,7 @@ def _word(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0] if str(error) else repr(error)
 
 
-FORMATS: dict[str, Callable[[Path], list[Found]]] = {
+FORMATS: dict[str, Callable[[Path], Reading]] = {
     "coco": read_coco,
     "voc": read_voc,
     "yolo": read_yolo,
@@ -284,7 +347,7 @@ FORMATS: dict[str, Callable[[Path], list[Found]]] = {
 """Format -> how it is read; ``masks`` comes beside."""
 
 
-def read_found(path: Path, name: str) -> list[Found]:
+def read_found(path: Path, name: str) -> Reading:
     """Read annotations of a format.
 
     Raises:

@@ -7,7 +7,7 @@ what lies outside the square is cut off, and an object wholly outside is gone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,6 +127,9 @@ def read_annotations(
 ) -> Annotations:
     """Read annotations and match them to pictures by path (see :func:`heedmap.data.annotation_matching.match`).
 
+    An object without area is left out. Where some objects of a picture have outlines, of the others all of the box is
+    the object; what nobody may judge (COCO's crowds) stays so in any case.
+
     Args:
         path: a folder of masks, of VOC's XML or of YOLO's text; COCO's JSON; a CSV of boxes.
         pictures: the pictures; their files are opened for their sizes.
@@ -150,17 +153,62 @@ def read_annotations(
                 f"Kind of mask {mask_kind!r} is unknown; there are {', '.join(KINDS)}.{nearest(mask_kind, KINDS)}"
             )
         return _read_masks(path, pictures, mask_kind, class_values, parts)
-    found = read_found(path, name)
+    found, read_as = read_found(path, name)
     if same_class:
-        found = _check_names(path, found, pictures.classes)
+        _check_names(path, found, pictures.classes)
+    found, flat = _with_area(found)
     matching = match(pictures.names, [one.key for one in found])
     _check_any(matching.annotation_of, path, [one.key for one in found], pictures)
-    notes = [matching.note] if matching.note else []
+    notes = [*read_as, *([matching.note] if matching.note else []), *flat]
     placed = []
     for row, place in enumerate(matching.annotation_of):
         wanted = pictures.classes[int(pictures.labels[row])] if same_class else None
         placed.append(None if place < 0 else _placed(found[place], pictures.path(row), wanted))
+    used = [(found[place], row) for row, place in enumerate(matching.annotation_of) if place >= 0]
+    notes += [note for note in (_boxes_beside_outlines(used), "" if same_class else _classes(used, pictures)) if note]
     return _gathered(pictures, placed, notes)
+
+
+def _with_area(found: list[Found]) -> tuple[list[Found], list[str]]:
+    """Leave out objects without area: annotation programs write one for every slip of the mouse."""
+    kept = [replace(one, things=tuple(thing for thing in one.things if not _is_flat(thing))) for one in found]
+    count = sum(len(one.things) - len(other.things) for one, other in zip(found, kept, strict=True))
+    return kept, [f"{count} objects without area (a box of no width or height) were left out."] if count else []
+
+
+def _is_flat(thing: Thing) -> bool:
+    left, top, right, bottom = thing.box
+    return left == right or top == bottom
+
+
+def _boxes_beside_outlines(used: list[tuple[Found, int]]) -> str:
+    count = 0
+    for found, _ in used:
+        outlined = [thing.outline is not None for thing in found.things if not thing.ignored]
+        count += outlined.count(False) if any(outlined) else 0
+    return f"{count} objects have a box alone beside outlined ones; all of the box was taken." if count else ""
+
+
+def _classes(used: list[tuple[Found, int]], pictures: FolderPictures) -> str:
+    """Say which objects count, where the annotations name several classes and not all are the picture's own."""
+    named = [
+        (thing.name, pictures.classes[int(pictures.labels[row])])
+        for found, row in used
+        for thing in found.things
+        if not thing.ignored
+    ]
+    names = sorted({name for name, _ in named})
+    others = [name for name, label in named if name != label]
+    if names and not set(names) & set(pictures.classes):
+        shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        told = f"The annotations name {len(names)} classes ({shown}), none of them a picture's; every object counts."
+        return told if len(names) > 1 else ""
+    if not others:
+        return ""
+    return (
+        f"{len(others)} of {len(named)} objects are of another class than their picture (such as {others[0]}), and "
+        "count too; same_class takes only the picture's own."
+    )
 
 
 _Placed = tuple[list[Box], Mask | None, int]
@@ -188,9 +236,12 @@ def _read_masks(
     matching = match(pictures.names, keys)
     _check_any(matching.annotation_of, folder, keys, pictures)
     used = [files[place] for place in matching.annotation_of if place >= 0]
+    is_asked = bool(kind or class_values)
     kind = kind or ("indexed" if class_values else _kind_of_files(used))
     notes = [matching.note] if matching.note else []
-    notes.append(f"Masks were read as {kind}, told from {min(len(used), LOOKED_AT)} of them.")
+    told = "as asked" if is_asked else f"told from {min(len(used), LOOKED_AT)} of them"
+    notes.append(f"Masks were read as {kind}, {told}.")
+    values: set[int] = set()
     placed: list[_Placed | None] = []
     for row, place in enumerate(matching.annotation_of):
         if place < 0:
@@ -201,10 +252,15 @@ def _read_masks(
             raise OptionError(f"class_values has no value for {label!r}.{nearest(label, class_values)}")
         mask = FileMask(files[place], kind, None if class_values is None else class_values[label])
         numbers = mask.numbers()
+        values.update(distinct(numbers.clip(0)))
         height, width = numbers.shape
         _check_shape((width, height), _upright_size(pictures.path(row)), files[place])
         boxes = boxes_of_parts(numbers, parts)
         placed.append((_in_square(boxes, width, height), mask, len(boxes)))
+    if class_values is None and len(values - {0}) > 1:
+        notes.append(
+            f"{len(values - {0})} values stand for objects, whatever their class (class_values takes one for each)."
+        )
     return _gathered(pictures, placed, notes)
 
 
@@ -225,16 +281,26 @@ def _placed(found: Found, picture: Path, wanted: str | None) -> _Placed:
         _check_shape(found.size, (width, height), Path(found.key))
     across, down = (1, 1) if found.is_share else found.size or (width, height)
     things = [thing for thing in found.things if wanted is None or thing.name == wanted]
-    solid = [thing for thing in things if not thing.ignored]
+    solid, crowds = ([thing for thing in things if thing.ignored is ignored] for ignored in (False, True))
     boxes = [_share(thing.box, across, down, found.key) for thing in solid]
     mask = None
-    if solid and all(thing.outline for thing in solid):
-        solid_outlines, crowds = (
-            tuple(_outline_share(thing.outline, across, down) for thing in part if thing.outline)
-            for part in (solid, [thing for thing in things if thing.ignored])
+    if crowds or any(thing.outline for thing in solid):
+        outlines, ignored = (
+            tuple(_shape(thing, across, down, found.key) for thing in part) for part in (solid, crowds)
         )
-        mask = OutlineMask(solid_outlines, crowds, (width, height))
+        mask = OutlineMask(outlines, ignored, (width, height))
     return _in_square(boxes, width, height), mask, len(solid)
+
+
+def _shape(thing: Thing, width: int, height: int, key: str) -> Outline:
+    """The outline in shares; where there is none, that of the box."""
+    if thing.outline is None:
+        left, top, right, bottom = _share(thing.box, width, height, key)
+        return ((left, top, right, top, right, bottom, left, bottom),)
+    if isinstance(thing.outline, RunLengths):
+        return thing.outline
+    scale = (width, height)
+    return tuple(tuple(value / scale[place % 2] for place, value in enumerate(polygon)) for polygon in thing.outline)
 
 
 def _share(box: Box, width: int, height: int, key: str) -> Box:
@@ -244,13 +310,6 @@ def _share(box: Box, width: int, height: int, key: str) -> Box:
     if min(left, top) < -BEYOND or max(right, bottom) > 1 + BEYOND:
         raise DataError(f"{key}: the box {box} lies outside the picture; is it meant for another size, or in pixels?")
     return left, top, right, bottom
-
-
-def _outline_share(outline: Outline, width: int, height: int) -> Outline:
-    if isinstance(outline, RunLengths):
-        return outline
-    scale = (width, height)
-    return tuple(tuple(value / scale[place % 2] for place, value in enumerate(polygon)) for polygon in outline)
 
 
 def _in_square(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
@@ -292,12 +351,11 @@ def _check_any(places: Sequence[int], path: Path, keys: Sequence[str], pictures:
         raise DataError(f"{path}: no annotation ({such}) fits a picture (such as {pictures.names[0]!r}) by its path.")
 
 
-def _check_names(path: Path, found: list[Found], classes: Sequence[str]) -> list[Found]:
+def _check_names(path: Path, found: list[Found], classes: Sequence[str]) -> None:
     names = {thing.name for one in found for thing in one.things}
     if not names & set(classes):
         odd = sorted(names)[0] if names else ""
         raise DataError(f"{path}: no object has the name of a class; there is {odd!r}.{nearest(odd, classes)}")
-    return found
 
 
 __all__ += ["Thing"]
