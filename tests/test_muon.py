@@ -12,6 +12,7 @@ from torch import nn
 from heedmap.classifier import Architecture, build_classifier
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
+from heedmap.training import muon
 from heedmap.training.muon import KERNEL_MOMENTUM, MOMENTUM, Muon, orthogonal
 from heedmap.training.optimizer import ADAPTIVE_SHARE, make_optimizer
 
@@ -36,6 +37,13 @@ def test_one_iteration_is_the_quintic_of_the_singular_values() -> None:
     values = torch.tensor([0.6, 0.48, 0.64])  # of norm one, so that nothing is rescaled
     expected = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     torch.testing.assert_close(orthogonal(values.diag(), iterations=1).diag(), expected, atol=0.01, rtol=0.01)
+
+
+def test_where_bfloat16_is_emulated_it_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "computes_in_bf16", lambda device: False)
+    values = torch.tensor([0.6, 0.48, 0.64])
+    expected = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonal(values.diag(), iterations=1).diag(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_length_of_a_gradient_does_not_matter_and_zeros_stay_zeros() -> None:
@@ -76,10 +84,10 @@ def test_memory_order_changes_nothing() -> None:
 )
 def test_all_else_moves_as_under_sgd_of_nesterov_or_as_under_adamw(adaptive: bool, make: Any) -> None:
     ours, theirs = (nn.Parameter(drawn(5, 4)) for _ in range(2))
-    muon = Muon([{"params": [ours], "weight_decay": 0.1, "adaptive": adaptive}], lr=0.05)
+    ours_too = Muon([{"params": [ours], "weight_decay": 0.1, "adaptive": adaptive}], lr=0.05)
     reference = make([theirs], lr=0.05, weight_decay=0.1)
     for step in range(4):
-        for parameter, optimizer in ((ours, muon), (theirs, reference)):
+        for parameter, optimizer in ((ours, ours_too), (theirs, reference)):
             parameter.grad = drawn(5, 4, seed=step + 1)
             optimizer.step()
     torch.testing.assert_close(ours, theirs)

@@ -232,6 +232,24 @@ def test_lines_after_the_checkpoint_are_written_once(
     assert lines(out) == [line for line in expected_lines() if line[1] <= 24]
 
 
+def test_the_time_since_the_start_goes_on_where_it_was(cue_folder: Path, tmp_path: Path) -> None:
+    def times() -> list[float]:
+        records = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+        return [record["since_start"] for record in records if record["kind"] == "epoch"]
+
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(
+            options_for(cue_folder, out, epochs=3),
+            listener=StopsAt(9, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        )
+    before = times()
+    assert 0 < before[0] < before[1]
+    train(TrainOptions(), resume=out)
+    assert times()[:2] == before
+    assert times()[2] > before[1]
+
+
 def test_a_signal_during_the_judging_of_an_epoch_stops_after_it(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ def small(attention: str = "parametrised") -> AttentionClassifier:
 
 def test_the_first_layer_makes_patches_uncorrelated_and_of_one_variance() -> None:
     images, backbone = pictures(), Whitened((4, 8, 8))
-    backbone.whiten(images)
+    backbone.whiten([images])
     answers = backbone.first(images).detach().double()[:, : FILTERS // 2].transpose(0, 1).flatten(1)
     moments = answers @ answers.T / answers.shape[1]
     off = moments - moments.diag().diag()
@@ -40,7 +40,7 @@ def test_the_first_layer_makes_patches_uncorrelated_and_of_one_variance() -> Non
 
 def test_the_second_half_of_the_filters_is_the_opposite_of_the_first() -> None:
     backbone = Whitened((4, 8, 8))
-    backbone.whiten(pictures())
+    backbone.whiten([pictures()])
     first, second = backbone.first.weight.chunk(2)
     torch.testing.assert_close(first, -second, rtol=0, atol=0)
     assert first.abs().max() > 0.1

@@ -34,10 +34,18 @@ PANEL_SECONDS = 20.0  # between two panels of maps while training goes
 
 
 class Keeper:
-    """Keeps the run's files up to date while training goes, and stops it when the user asks."""
+    """Keeps the run's files up to date while training goes, and stops it when the user asks.
 
-    def __init__(self, run: Run, options: TrainOptions, accelerator: Accelerator, listener: Listener) -> None:
+    Args:
+        run, options, accelerator, listener: of this training.
+        began: ``time.monotonic()`` when it began, reading the pictures included.
+    """
+
+    def __init__(
+        self, run: Run, options: TrainOptions, accelerator: Accelerator, listener: Listener, began: float
+    ) -> None:
         self.run, self.options, self.accelerator, self.listener = run, options, accelerator, listener
+        self.began, self.spent_before = began, 0.0
         self.fitting: Fitting | None = None
         self.saved = time.monotonic()
         self.drawn = -math.inf
@@ -68,7 +76,8 @@ class Keeper:
     def on_epoch(self, report: EpochReport, sample: Tensor | None) -> None:
         """Record, draw a panel of maps, save."""
         assert self.fitting is not None
-        self.record("epoch", {"step": self.fitting.step, **dataclasses.asdict(report)})
+        since_start = self.since_start()
+        self.record("epoch", {"step": self.fitting.step, "since_start": since_start, **dataclasses.asdict(report)})
         self.listener.epoch(report)
         for warning in report.warnings:
             self.listener.message(warning)
@@ -105,11 +114,23 @@ class Keeper:
                 if isinstance(value, float) and math.isfinite(value):
                     self.events.add_scalar(f"{kind}/{name}", value, values["step"])
 
+    def since_start(self) -> float:
+        """Seconds on the clock that this training has taken, all included; of earlier attempts up to their state."""
+        return self.spent_before + time.monotonic() - self.began
+
     def save(self) -> None:
         """Write a checkpoint, on the first process."""
         if self.accelerator.is_main_process and self.fitting is not None:
-            self.run.save_checkpoint(*self.fitting.state())
+            tensors, progress = self.fitting.state()
+            self.run.save_checkpoint(tensors, {**progress, "since_start": self.since_start()})
         self.saved = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The checkpoint to go on from, if there is one; see :meth:`heedmap.runs.Run.load_checkpoint`."""
+        state = self.run.load_checkpoint()
+        if state is not None:
+            self.spent_before = float(state[1].get("since_start", 0.0))
+        return state
 
     @contextlib.contextmanager
     def on_duty(self) -> Iterator[None]:

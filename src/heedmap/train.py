@@ -13,12 +13,14 @@ import platform
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from heedmap.attention import check_weights
 from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
@@ -39,12 +41,14 @@ from heedmap.own_data import digests
 from heedmap.records import Audit
 from heedmap.runs import AUDIT, Run, only_one
 from heedmap.training.fit import Fitting, fit, make_accelerator
+from heedmap.training.memory import fitting_batch
 from heedmap.training.recipes import derive
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MOST_VALIDATION = 2000  # pictures; more tell little more about which epoch was best, and are missed in training
+WHITENED_AT_ONCE = 2**19  # pixels
 WHITENED_BY = 2000  # pictures of 1,000 patches and more: far more than the 78 numbers to be estimated
 JUDGED_BATCH = 200  # pictures judged at a time
 
@@ -106,6 +110,7 @@ def _train(
     held: contextlib.ExitStack,
 ) -> Run:
     """Train; ``held`` takes the lock of a folder that is made here."""
+    began = time.monotonic()
     fresh = run is None and accelerator.is_main_process
     stood = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
@@ -117,6 +122,11 @@ def _train(
     classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
     if not begun and isinstance(classifier.backbone, Whitened):
         _whiten(classifier, prepared.splits.train)
+    if run is None and options.batch_size is None:
+        batch = fitting_batch(classifier, prepared.options, accelerator)
+        if batch != prepared.options.batch_size:
+            listener.message(f"Batches of {batch} pictures, not of {prepared.options.batch_size}: memory is short.")
+            prepared = replace(prepared, options=derive(replace(options, batch_size=batch), prepared.splits))
     # The run keeps the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
     parameters = sum(each.numel() for each in classifier.parameters())
@@ -128,7 +138,7 @@ def _train(
     with _tidied(run, fresh, stood):
         if accelerator.is_main_process and not (run.path / AUDIT).is_file():
             run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
-        keeper = Keeper(run, prepared.options, accelerator, listener)
+        keeper = Keeper(run, prepared.options, accelerator, listener, began)
         fitting = _fitting(prepared, classifier, keeper)
         _follow(fitting, keeper, prepared.validation)
         # The test part is judged by one process: it is done once, and the others have nothing else to do.
@@ -149,9 +159,17 @@ def _train(
 def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
     """Compute the first layer of a whitened net from training pictures, spread evenly over the part."""
     rows = torch.linspace(0, len(pictures) - 1, min(WHITENED_BY, len(pictures))).long().tolist()
-    images = views.plain(torch.stack([pictures.load(row, classifier.image_size) for row in rows]))
+    pixels = classifier.image_size**2
+
+    def batches() -> Iterator[Tensor]:  # small ones: each pixel becomes twelve double numbers
+        few = max(1, WHITENED_AT_ONCE // pixels)
+        for start in range(0, len(rows), few):
+            chosen = rows[start : start + few]
+            images = views.plain(torch.stack([pictures.load(row, classifier.image_size) for row in chosen]))
+            yield (images - classifier.mean) / classifier.std
+
     assert isinstance(classifier.backbone, Whitened)
-    classifier.backbone.whiten((images - classifier.mean) / classifier.std)
+    classifier.backbone.whiten(batches())
 
 
 def anchored(options: TrainOptions) -> TrainOptions:
@@ -381,7 +399,7 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
             held_out = Store(prepared.validation, size, workers, memory, cache)
         judged = functools.partial(plain_batches, held_out, JUDGED_BATCH, accelerator.device, share)
 
-    state = keeper.run.load_checkpoint()
+    state = keeper.load()
     going_on = keeper.run.read_metrics() or state is not None
     fitting = fit(classifier, batches, judged, options, accelerator=accelerator, state=state, on_step=keeper.on_step)
     keeper.attend(fitting)

@@ -12,7 +12,7 @@ over the last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +60,18 @@ class Whitened(Backbone):
         self.least_size = stride
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
+    def whiten(self, batches: Iterable[Tensor]) -> None:
         """Set the first layer so that its answers to these pictures are uncorrelated and of variance one.
 
         Args:
-            images: (B, 3, H, W) normalised by ``mean`` and ``std``; a few thousand are plenty.
+            batches: (B, 3, H, W) each, normalised by ``mean`` and ``std``; a few thousand pictures are plenty.
         """
-        patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
-        patches = patches.reshape(-1, 3 * PATCH * PATCH).double()
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        count, products = 0, torch.zeros(3 * PATCH * PATCH, 3 * PATCH * PATCH, dtype=torch.float64)
+        for images in batches:
+            patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
+            patches = patches.reshape(-1, 3 * PATCH * PATCH).double()
+            count, products = count + len(patches), products + patches.T @ patches
+        variances, directions = torch.linalg.eigh(products / count)
         filters = (directions / (variances + SMALLEST_VARIANCE).sqrt()).T.reshape(-1, 3, PATCH, PATCH)
         self.first.weight.copy_(torch.cat((filters, -filters)))
 

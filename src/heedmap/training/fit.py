@@ -237,14 +237,16 @@ class Fitting:
             output = self._model(seen.contiguous(memory_format=torch.channels_last))
         loss = self._loss(output.logits[: len(images)].float(), batch.labels, own)
         loss = loss + self._map_terms(output, None if images is not batch.images else batch.masks, window)
-        # The mean over all processes, so that all see the same number and all stop where it is not finite.
-        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        # The mean over all processes, so that all see the same number and all stop where it is not finite. It is read
+        # when the backward pass is under way, so that a GPU does not stand idle meanwhile.
+        mean = self.accelerator.reduce(loss.detach(), "mean")
+        self.accelerator.backward(loss)
+        value = float(mean)
         if not math.isfinite(value):
             raise TrainingError(
                 f"The loss is {value} at epoch {epoch + 1}, step {index + 1}; training stopped and the last good state "
                 f"is kept. A lower --learning-rate (now {self.rate:g}) or --precision float32 helps most often."
             )
-        self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return value

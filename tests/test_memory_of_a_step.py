@@ -1,0 +1,86 @@
+"""How large a batch memory allows."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.options import TrainOptions
+from heedmap.training import memory
+from heedmap.training.memory import fitting_batch, free_bytes, kept_by_picture, most_that_fit
+
+CPU = torch.device("cpu")
+
+
+def compact(size: int = 32) -> AttentionClassifier:
+    torch.manual_seed(0)
+    return build_classifier(Architecture("compact", "parametrised", None, "concat", None, size, ("a", "b")))
+
+
+class TwoLayers(nn.Module):
+    """Keeps for the backward pass: the pictures, what the first layer gives, and what the ReLU gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.last(self.first(images).relu().mean((2, 3))))
+
+
+def test_what_is_kept_by_picture_is_counted_by_hand() -> None:
+    model: Any = TwoLayers()
+    # Float32: 3 x 64 pixels into the convolution, 5 x 64 out of the ReLU, 5 into the linear layer, 2 log-probabilities;
+    # the label is an integer of 8 bytes.
+    expected = 4 * (3 * 64 + 5 * 64 + 5 + 2) + 8
+    assert kept_by_picture(model, 8, "float32", CPU) == expected
+
+
+def test_what_is_kept_grows_with_the_pixels_and_halves_in_bfloat16() -> None:
+    small, large = (kept_by_picture(compact(), size, "float32", CPU) for size in (32, 64))
+    assert 3.5 < large / small < 4.5
+    assert 0.4 < kept_by_picture(compact(), 64, "bf16", CPU) / large < 0.7
+
+
+def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
+    classifier = compact().eval()
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    kept_by_picture(classifier, 32, "float32", CPU)
+    assert torch.equal(torch.rand(3), expected)
+    assert not classifier.training
+    for name, value in classifier.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(math.inf, 48), (48 * 2 * 10 / 0.8, 48), (900.0, 24), (300.0, 12), (0.0, 3)]
+)
+def test_a_batch_is_halved_until_it_fits_and_never_to_nothing(free: float, expected: int) -> None:
+    assert most_that_fit(48, 10, free) == expected
+
+
+def test_a_batch_is_left_as_it_is_where_memory_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator: Any = SimpleNamespace(device=CPU, num_processes=2, gather=lambda values: values)
+    options = TrainOptions(image_size=32, batch_size=64, precision="float32")
+    assert fitting_batch(compact(), options, accelerator) == 64
+    a_picture = kept_by_picture(compact(), 32, "float32", CPU)
+    room = 32 / 2 * a_picture * memory.WHOLE / memory.LEFT  # for 32 pictures, shared by two processes
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: room)
+    assert fitting_batch(compact(), options, accelerator) == 32
+    twice = TrainOptions(image_size=32, batch_size=64, precision="float32", map_consistency=1.0)
+    assert fitting_batch(compact(), twice, accelerator) == 16
+
+
+def test_processes_on_one_processor_share_its_memory() -> None:
+    alone, shared = free_bytes(CPU, 1), free_bytes(CPU, 4)
+    assert 3 < alone / shared < 5
+    assert free_bytes(torch.device("mps"), 1) == math.inf
