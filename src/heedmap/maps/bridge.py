@@ -3,6 +3,11 @@
 captum hangs hooks into a model and draws from the global random state of torch and NumPy. It gets a copy of the model,
 in float32 where the model is shorter, and one picture at a time, so that no map depends on its neighbours; the random
 states are put back.
+
+DeepLift follows modules, each used once, and hands the plain gradient through whatever it does not know (a functional
+ReLU, ReLU6, a softmax over positions, a pooling whose windows overlap), without a word. What it hands back has to add
+up to the change of the score, so this is checked for each picture and class, and the same for Kernel SHAP. Expected
+gradients add up only in expectation, and need no more of a network than a gradient; they are not checked.
 """
 
 from __future__ import annotations
@@ -12,22 +17,52 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, OptionError
 from heedmap.maps.network import logits_of
 from heedmap.maps.question import Found, Question, asked_plainly, check_count, precise
 
+MISSED = 0.01  # of the change of the score; what rounding explains is a thousand times smaller
+ROUNDING = 1e-6  # of all that is added up
+
+
+class _Way(NamedTuple):
+    """How captum is asked, and how the answer is checked.
+
+    Attributes:
+        ask: network, picture (1, C, H, W) and class to an attribution (1, C, H, W).
+        baseline: the value of every pixel of the even picture.
+        instead: what to take where this does not work, as the end of an error.
+        seed: of torch's and NumPy's global random state meanwhile.
+        shares: (H, W) with which the map adds up to the change of the score; None where it need not.
+    """
+
+    ask: Callable[[nn.Module, Tensor, int], Tensor]
+    baseline: float
+    instead: str
+    seed: int = 0
+    shares: Tensor | None = None
+
 
 def deep_lift(question: Question, *, baseline: float = 0.0) -> Found:
-    """DeepLift, rescale rule (Shrikumar et al. 2017), against an even picture; channels added up, signed."""
+    """DeepLift, rescale rule (Shrikumar et al. 2017), against an even picture; channels added up, signed.
+
+    Raises:
+        ModelError: a network that captum cannot follow, so that the map does not add up to the change of the score.
+    """
     captum = _captum()
-    return _by_captum(
-        question, lambda net, image, target: captum.DeepLift(net).attribute(image, _even(image, baseline), target)
-    )
+
+    def ask(net: nn.Module, image: Tensor, target: int) -> Tensor:
+        found: Tensor = captum.DeepLift(net).attribute(image, _even(image, baseline), target)
+        return found
+
+    instead = "Each nn.ReLU must be a module of its own, used once; for other networks take integrated-gradients."
+    ones = torch.ones(question.images.shape[-2:], device=question.images.device)
+    return _by_captum(question, _Way(ask, baseline, instead, shares=ones))
 
 
 def gradient_shap(
@@ -51,34 +86,42 @@ def gradient_shap(
         )
         return found
 
-    return _by_captum(question, ask, seed)
+    return _by_captum(question, _Way(ask, baseline, "Take integrated-gradients.", seed))
 
 
 def kernel_shap(question: Question, *, cells: int = 7, count: int = 200, baseline: float = 0.0, seed: int = 0) -> Found:
     """Kernel SHAP (Lundberg and Lee 2017) over a grid of cells instead of single pixels; signed.
 
+    A pixel's value is that of its cell, so it is the cells that add up to the change of the score.
+
     Args:
         question: see :class:`Question`.
-        cells: cells to a side.
-        count: pictures with some cells covered.
+        cells: cells to a side, from 2 on.
+        count: pictures with some cells covered, from 2 on: the first two have none and all of them covered.
         baseline: the value of a covered pixel.
         seed: of the choice of cells.
     """
     check_count("cells", cells, min(question.images.shape[-2:]))
     check_count("count", count)
+    if cells == 1 or count == 1:
+        raise OptionError(f"cells {cells} and count {count} leave nothing to tell apart; take 2 or more of both.")
     captum = _captum()
-    height, width = question.images.shape[-2:]
-    rows = torch.arange(height, device=question.images.device) * cells // height
-    columns = torch.arange(width, device=question.images.device) * cells // width
-    mask = (rows[:, None] * cells + columns)[None, None]
+    mask = _cells(question.images, cells)
 
     def ask(net: nn.Module, image: Tensor, target: int) -> Tensor:
         found: Tensor = captum.KernelShap(net).attribute(
-            image, _even(image, baseline), target, feature_mask=mask.expand_as(image), n_samples=count
+            image, _even(image, baseline), target, feature_mask=mask.expand(1, *image.shape[1:]), n_samples=count
         )
         return found / image.shape[1]  # captum gives the cell's value to each channel
 
-    return _by_captum(question, ask, seed)
+    shares = 1 / mask.flatten().bincount()[mask]
+    return _by_captum(question, _Way(ask, baseline, "Take another count, or occlusion.", seed, shares))
+
+
+def _cells(images: Tensor, cells: int) -> Tensor:
+    """(H, W) number of the cell that each pixel lies in."""
+    rows, columns = (torch.arange(side, device=images.device) * cells // side for side in images.shape[-2:])
+    return rows[:, None] * cells + columns
 
 
 class _Logits(nn.Module):
@@ -100,26 +143,47 @@ def _captum() -> types.ModuleType:
     return captum.attr
 
 
-def _by_captum(question: Question, ask: Callable[[nn.Module, Tensor, int], Tensor], seed: int = 0) -> Found:
+def _by_captum(question: Question, way: _Way) -> Found:
     logits, targets = asked_plainly(question)
     dtype = precise(question.images.dtype)
     net = _Logits(copy.deepcopy(question.model)).to(dtype)
     rows = []
-    for image, asked in zip(question.images, targets.tolist(), strict=True):
+    for row, asked in enumerate(targets.tolist()):
+        image = question.images[row : row + 1].to(dtype)
+        with torch.no_grad():
+            whole, even = net(image)[0], net(_even(image, way.baseline))[0]
         for target in asked:
-            with _seeded(seed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it sets hooks, which is why it got a copy
-                found = _asked(ask, net, image[None].to(dtype, copy=True), target)
-            rows.append(found.detach().sum(1)[0])
+            found = _asked(way, net, image.clone(), target).detach().sum(1)[0]
+            if way.shares is not None:
+                where = f"picture {row}, class {target} of {type(question.model).__name__}"
+                _check_sum(where, way.instead, found * way.shares, whole[target].item(), even[target].item())
+            rows.append(found)
     return Found(torch.stack(rows).unflatten(0, tuple(targets.shape)), targets, logits, signed=True)
 
 
-def _asked(ask: Callable[[nn.Module, Tensor, int], Tensor], net: nn.Module, image: Tensor, target: int) -> Tensor:
+def _asked(way: _Way, net: nn.Module, image: Tensor, target: int) -> Tensor:
     try:
-        return ask(net, image, target)
+        with _seeded(way.seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it sets hooks, which is why it got a copy
+            return way.ask(net, image, target)
     except (AssertionError, RuntimeError, TypeError) as reason:
         first = (str(reason).splitlines() or [type(reason).__name__])[0]
-        raise ModelError(f"captum cannot explain this network: {first}") from reason
+        raise ModelError(f"captum cannot explain this network: {first.rstrip('. ')}. {way.instead}") from reason
+
+
+def _check_sum(where: str, instead: str, values: Tensor, whole: float, even: float) -> None:
+    """Check that values add up to the score minus that of the even picture.
+
+    Raises:
+        ModelError: they miss it by more than a hundredth of it and more than rounding.
+    """
+    total, change = values.sum().item(), whole - even
+    rounding = ROUNDING * (abs(whole) + abs(even) + values.abs().sum().item())
+    if not abs(total - change) <= MISSED * abs(change) + rounding:
+        raise ModelError(
+            f"captum's map of {where} adds up to {total:.4g} where the score changes by {change:.4g}; by definition "
+            f"the two are equal. {instead}"
+        )
 
 
 @contextmanager
