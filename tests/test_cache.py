@@ -2,20 +2,30 @@
 
 import json
 import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import cue_picture
 from heedmap.cli import main
 from heedmap.data import FolderPictures, load_many, open_data
 from heedmap.data import cache as cache_module
 from heedmap.data.augmentation import Augmentation
-from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
+from heedmap.data.cache import DecodedCache
+from heedmap.data.checked import check_splits_once
+from heedmap.data.kept import cache_folder, partial_of
 from heedmap.data.loading import Store, TrainingBatches, plain_batches
 from heedmap.data.packing import pack
 from heedmap.data.pictures import Pictures, TensorPictures
+from heedmap.data.shards import index_shard
 from heedmap.errors import DataError
 
 MUCH = 1e9
@@ -143,7 +153,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
 ) -> None:
     train = open_data(str(cue_folder)).train
     written = 0
-    write = cache_module._write
+    write = cache_module.write_kept
 
     def dies(target: Path, *contents: bytes | memoryview) -> None:
         nonlocal written
@@ -153,7 +163,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
         write(target, *contents)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_write", dies)
+        patch.setattr(cache_module, "write_kept", dies)
         with pytest.raises(KeyboardInterrupt):
             cache_in(tmp_path)[0].open(train, 20, 1)
     decoded.clear()
@@ -183,7 +193,7 @@ def test_the_set_unused_for_longest_makes_room(tmp_path: Path, make_cue_folder: 
         for home in (tmp_path / "decoded").iterdir():
             if home.stat().st_mtime > 1e6:
                 os.utime(home, (1e6 - age, 1e6 - age))
-    limit = row * (22 * 22 + 24 * 24 + 18 * 18)
+    limit = row * (22 * 22 + 24 * 24 + 18 * 18) + 6000  # the indexes take some too
     assert cache_in(tmp_path, limit)[0].open(train, 18, 1) is not None
     sizes = {json.loads(next(home.glob("*.json")).read_text())["size"] for home in (tmp_path / "decoded").iterdir()}
     assert sizes == {22, 24, 18}
@@ -201,7 +211,7 @@ def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "_write", full)
+    monkeypatch.setattr(cache_module, "write_kept", full)
     splits = check_splits_once(open_data(str(cue_folder)), 1, tmp_path)
     cache, said = cache_in(tmp_path)
     assert cache.open(splits.train, 20, 1) is None
@@ -268,3 +278,173 @@ def test_a_second_run_finds_the_cache_and_ends_the_same(
         assert ("all there already" in text) == (name == "two")
         assert text.count("Cache ") == 2  # to learn from, and to choose by
     assert models[0] == models[1]
+
+
+# ---- what the time of change does not tell
+
+
+def bitmaps(folder: Path, count: int = 8) -> Path:
+    """A folder of pictures of one length and one time of change, as an archive unpacks them."""
+    for number in range(count):
+        path = folder / "ab"[number % 2] / f"{number:03}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (30 * number, 0, 90)).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+    return folder
+
+
+def test_pictures_that_change_places_are_noticed_although_length_and_time_are_the_same(tmp_path: Path) -> None:
+    folder = bitmaps(tmp_path / "flat")
+    pictures = FolderPictures(folder, [f"{'ab'[n % 2]}/{n:03}.bmp" for n in range(8)], torch.arange(8) % 2, "ab")
+    assert cache_in(tmp_path / "cache")[0].open(pictures, 20, 1) is not None
+    one, other = pictures.path(0), pictures.path(1)
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    assert one.stat().st_mtime_ns == other.stat().st_mtime_ns == 10**18
+    kept = cache_in(tmp_path / "cache")[0].open(pictures, 20, 1)
+    assert kept is not None
+    assert torch.equal(kept.gather(torch.arange(8)), all_of(pictures))
+
+
+def test_a_picture_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -> None:
+    folder = bitmaps(tmp_path / "flat")
+    pictures = FolderPictures(folder, ["a/000.bmp"], torch.tensor([0]), "a")
+    assert cache_in(tmp_path / "cache")[0].open(pictures, 20, 1) is not None
+    time.sleep(0.02)  # the system's clock of files has ticked
+    pictures.path(0).write_bytes((folder / "b" / "003.bmp").read_bytes())
+    os.utime(pictures.path(0), ns=(10**18, 10**18))
+    kept = cache_in(tmp_path / "cache")[0].open(pictures, 20, 1)
+    assert kept is not None
+    assert torch.equal(kept.gather(torch.arange(1)), all_of(pictures))
+
+
+def test_shards_that_change_places_are_read_anew(cue_folder: Path, tmp_path: Path) -> None:
+    pack(open_data(str(cue_folder)), tmp_path / "packed", shard_bytes=20_000)
+    shards = sorted((tmp_path / "packed" / "train").glob("*.tar"))[:2]
+    longest = max(shard.stat().st_size for shard in shards)
+    for shard in shards:  # zeros after the end are no part of a tar file
+        with shard.open("ab") as file:
+            file.write(bytes(longest - shard.stat().st_size))
+        os.utime(shard, ns=(10**18, 10**18))
+    index_shard(shards[0], tmp_path / "cache")
+    shards[0].rename(tmp_path / "aside")
+    shards[1].rename(shards[0])
+    assert index_shard(shards[0], tmp_path / "cache") == index_shard(shards[0])
+
+
+# ---- what is old
+
+
+def touch(folder: Path, names: Iterable[str], by: int) -> None:
+    for name in names:
+        os.utime(folder / name, ns=(10**18, 10**18 + by))
+
+
+def test_a_touched_set_is_kept_again_in_the_place_of_what_was_kept_of_it(
+    make_cue_folder: object, tmp_path: Path
+) -> None:
+    train = open_data(str(make_cue_folder(train=8, test=1))).train  # type: ignore[operator]
+    row = 3 * 20 * 20
+    limit = 1.5 * 24 * row
+    for turn in range(4):
+        kept = cache_in(tmp_path / "cache", limit)[0].open(train, 20, 1)
+        assert kept is not None, turn
+        assert torch.equal(kept.gather(torch.arange(24)), all_of(train))
+        assert rows_in(tmp_path / "cache") <= limit
+        # all; all again; every second one, so that no file is wholly old
+        touch(train.root, train.names[:: 2 if turn == 2 else 1], turn)
+
+
+def rows_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "decoded").glob("*/*.rows"))
+
+
+def test_rows_of_pictures_that_are_gone_make_room_and_those_of_another_part_do_not(
+    make_cue_folder: object, tmp_path: Path
+) -> None:
+    splits = open_data(str(make_cue_folder(train=8, test=4)))  # type: ignore[operator]
+    row = 3 * 20 * 20
+    assert splits.test is not None
+    assert cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1) is not None
+    cache, said = cache_in(tmp_path / "cache", 30 * row)
+    assert cache.open(splits.test, 20, 1) is None  # 24 + 12 > 30
+    assert "grow beyond its limit" in said[0]
+    assert rows_in(tmp_path / "cache") == 24 * row
+    for name in splits.train.names[:12]:
+        (splits.train.root / name).unlink()
+    assert cache_in(tmp_path / "cache", 30 * row)[0].open(splits.test, 20, 1) is not None
+    assert rows_in(tmp_path / "cache") == (12 + 12) * row
+
+
+def test_other_sets_are_left_alone_where_the_new_one_cannot_fit_even_so(
+    make_cue_folder: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_data(str(make_cue_folder(train=4, test=1))).train  # type: ignore[operator]
+    small = train.subset(range(4))
+    assert cache_in(tmp_path / "cache")[0].open(small, 24, 1) is not None
+    before = rows_in(tmp_path / "cache")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=cache_module.SPARE_BYTES - before - 1))
+    assert cache_in(tmp_path / "cache")[0].open(train, 20, 1) is None
+    assert rows_in(tmp_path / "cache") == before
+
+
+def test_what_the_dead_left_half_written_is_removed_and_what_the_living_write_counts(
+    make_cue_folder: object, tmp_path: Path
+) -> None:
+    train = open_data(str(make_cue_folder(train=4, test=1))).train  # type: ignore[operator]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here, row, other = platform.node(), 3 * 20 * 20, tmp_path / "cache" / "decoded" / "photos-00"
+    other.mkdir(parents=True)
+    written = {
+        "dead": partial_of(other / "a.rows", here, dead.pid),
+        "living": partial_of(other / "b.rows", here, os.getpid()),
+        "elsewhere": partial_of(other / "c.rows", "another-machine", dead.pid),
+        "long ago": partial_of(other / "d.rows", "another-machine", dead.pid),
+    }
+    for path in written.values():
+        path.write_bytes(bytes(5 * row))
+    os.utime(written["long ago"], (1e9, 1e9))
+    cache, said = cache_in(tmp_path / "cache")
+    assert cache.open(train, 20, 1) is not None
+    assert said[-1].endswith("12 to decode once.")
+    assert [word for word, path in written.items() if path.exists()] == ["living", "elsewhere"]
+    both = 2 * 5 * row + 12 * row + 12 * 3 * 24 * 24
+    assert cache_in(tmp_path / "cache", both)[0].open(train, 24, 1) is not None
+    assert not other.exists()  # both, and their indexes, are more than both
+
+
+def test_a_set_that_another_process_removes_meanwhile_is_decoded_as_needed(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_data(str(cue_folder)).train
+    known = cache_module._known
+
+    def and_gone(home: Path, size: int) -> object:
+        found = known(home, size)
+        if found:
+            shutil.rmtree(home)
+        return found
+
+    assert cache_in(tmp_path)[0].open(train, 20, 1) is not None
+    monkeypatch.setattr(cache_module, "_known", and_gone)
+    cache, said = cache_in(tmp_path)
+    store = Store(train, 20, 1, MUCH, cache)
+    assert store.resident is not None
+    assert torch.equal(store.resident, all_of(train))
+    assert "cannot be used" in said[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system knows no owners by number")
+def test_a_named_folder_of_somebody_else_may_be_used_but_not_one_found_among_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert cache_folder(str(tmp_path)) == tmp_path
+    monkeypatch.setenv("HEEDMAP_CACHE", "")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder() is None

@@ -28,8 +28,10 @@ from heedmap.classifier import Architecture, AttentionClassifier, build_classifi
 from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data, split_by_class
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
-from heedmap.data.cache import DecodedCache, cache_folder, check_splits_once
+from heedmap.data.cache import DecodedCache
+from heedmap.data.checked import check_splits_once
 from heedmap.data.folders import refuse_unreadable, refuse_untestable
+from heedmap.data.kept import cache_folder
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import DataError, ModelError, OptionError, RunError, Stopped
 from heedmap.evaluate import complete, is_named

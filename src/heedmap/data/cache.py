@@ -1,186 +1,49 @@
 """Pictures decoded once, kept at the size at which they are wanted, for this run and the next.
 
     CACHE/decoded/FOLDER-HASH/HASH.rows    some pictures, uint8 (n, 3, S, S), mapped into memory by whoever wants them
-    CACHE/decoded/FOLDER-HASH/HASH.json    which ones, with a checksum of each; written last
-    CACHE/checked/HASH.bin                 pictures that were decoded once without an error
-    CACHE/shards/HASH.json                 where the pictures of a tar shard lie
+    CACHE/decoded/FOLDER-HASH/HASH.json    which ones, with a checksum of each, and of which files; written last
 
-A picture is known by its path, its length and its time of change (in a shard: by the shard's, and its place there); it
-is decoded anew when one of these is another. A file changed in place with both kept is not noticed. Files are written
-beside their place and renamed into it, and never changed after, so several processes share them and an interruption
-costs one file of them. A row whose checksum is wrong is decoded anew.
+A picture is known by the path and the state of its file (:func:`heedmap.data.kept.state`), in a shard also by its place
+there; it is decoded anew when one of these is another. Files are written beside their place and renamed into it, and
+never changed after, so several processes share them and an interruption costs one file of them. A row whose checksum is
+wrong is decoded anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
-import hashlib
 import json
 import os
 import shutil
-import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.data.folders import drop_unreadable
-from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
-from heedmap.data.sharded import ShardPictures
+from heedmap.data.kept import digest, remove_partials, write_kept
+from heedmap.data.pictures import FilePictures, Pictures, load_many
+from heedmap.data.stamps import Stamped, is_unchanged, stamped
 from heedmap.errors import DataError
 
-__all__ = ["DecodedCache", "DecodedPictures", "cache_folder", "check_splits_once", "refuse_failed"]
+__all__ = ["DecodedCache", "DecodedPictures", "refuse_failed"]
 
 FEWEST = 256
 """A part with fewer pictures than this is decoded in a moment and not kept."""
 
+SPARE_BYTES = 10**9
+"""Left free on the disk."""
+
 _VERSION = "1"  # of the files, and of what decoding makes of a picture
 _FILE_BYTES = 256 * 10**6
-_SPARE_BYTES = 10**9  # left free on the disk
 _SAY_EVERY = 30.0  # seconds
-_DIGEST = 16
-
-
-def cache_folder(choice: str | None = None) -> Path | None:
-    """Return the folder to keep things in.
-
-    Args:
-        choice: a folder, ``off``, or None: what ``HEEDMAP_CACHE`` names (one of these two), or else the user's cache
-            folder; where that cannot be written, one of the user's own in the system's folder for temporary files.
-
-    Returns:
-        The folder, made; None where nothing is to be kept.
-
-    Raises:
-        DataError: a folder that was named cannot be made.
-    """
-    choice = choice or os.environ.get("HEEDMAP_CACHE") or None
-    if choice == "off":
-        return None
-    if choice is not None:
-        folder = Path(choice).expanduser().absolute()
-        if not _made(folder):
-            raise DataError(f"The cache folder {folder} cannot be written; name another one with --cache, or 'off'.")
-        return folder
-    own = Path(tempfile.gettempdir()) / f"heedmap-{_user()}"
-    return next((folder for folder in (_home(), own) if _made(folder)), None)
-
-
-def _home() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "heedmap"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "heedmap" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heedmap"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return str(os.getuid()) if hasattr(os, "getuid") else "user"
-
-
-def _made(folder: Path) -> bool:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # In a folder that all may write to, someone else may have been there first.
-        is_ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
-    except OSError:
-        return False
-    return is_ours and os.access(folder, os.W_OK)
-
-
-# ---- which pictures
-
-
-def _stamps(pictures: FilePictures) -> tuple[str, list[bytes]] | None:
-    """Where the pictures come from, and a digest of each one's path, length and time of change."""
-    try:
-        if isinstance(pictures, FolderPictures):
-            root = str(pictures.root.resolve())
-            states = map(os.stat, map(pictures.path, range(len(pictures))))
-            words = (f"{name}\0{s.st_size}\0{s.st_mtime_ns}" for name, s in zip(pictures.names, states, strict=True))
-        elif isinstance(pictures, ShardPictures):
-            paths = [path.resolve() for path in pictures.shards]
-            root = str(paths[0].parent) if paths else ""
-            told = [f"{path}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}" for path in paths]
-            words = (f"{told[shard]}\0{offset}\0{size}" for shard, offset, size in pictures.places.tolist())
-        else:
-            return None
-        return root, [_hash(word.encode("utf-8", "surrogateescape")) for word in words]
-    except OSError:  # gone since it was listed; whoever decodes it says so
-        return None
-
-
-def _hash(content: bytes, size: int = _DIGEST) -> bytes:
-    return hashlib.blake2b(content, digest_size=size).digest()
-
-
-def _write(target: Path, *contents: bytes | memoryview) -> None:
-    """Write a file whole, although another process may be writing the same one."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for content in contents:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-# ---- readable or not
-
-
-def check_splits_once(splits: Splits, workers: int, cache: Path | None) -> Splits:
-    """Decode every file that was not decoded before, and leave out those that fail.
-
-    Args:
-        splits: the parts.
-        workers: threads; 0 is taken for one.
-        cache: where is kept what was decoded; None decodes all.
-
-    Raises:
-        DataError: see :func:`heedmap.data.folders.drop_unreadable`.
-    """
-    parts = {name: part for name, part in splits.parts.items() if isinstance(part, FilePictures)}
-    return drop_unreadable(splits, {name: _failures(part, workers, cache) for name, part in parts.items()})
-
-
-def _failures(pictures: FilePictures, workers: int, cache: Path | None) -> list[tuple[int, str]]:
-    stamped = None if cache is None else _stamps(pictures)
-    if cache is None or stamped is None:
-        return load_many(pictures, range(len(pictures)), 1, max(1, workers))[1]
-    root, stamps = stamped
-    kept = cache / "checked" / f"{_hash(os.fsencode(f'{_VERSION} {root}'), 8).hex()}.bin"
-    known: set[bytes] = set()
-    with contextlib.suppress(OSError):
-        content = kept.read_bytes()
-        known = {content[start : start + _DIGEST] for start in range(0, len(content), _DIGEST)}
-    todo = [index for index, stamp in enumerate(stamps) if stamp not in known]
-    if not todo:
-        return []
-    failed = load_many(pictures, todo, 1, max(1, workers))[1]
-    bad = {index for index, _ in failed}
-    known |= {stamps[index] for index in todo if index not in bad}
-    with contextlib.suppress(OSError):  # it costs the next start some time, and nothing else
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _write(kept, b"".join(sorted(known)))
-    return failed
-
-
-# ---- decoded pictures
+_FRESH = 3600.0  # seconds in which rows without an index may still be getting one
 
 
 @dataclass(frozen=True)
@@ -224,8 +87,9 @@ class DecodedCache:
     """Decoded pictures in a folder.
 
     Args:
-        folder: see :func:`cache_folder`.
-        limit: bytes that all decoded pictures in it may take; those unused for longest make room.
+        folder: see :func:`heedmap.data.kept.cache_folder`.
+        limit: bytes that all files of decoded pictures in it may take; rows of pictures that have changed make room,
+            and then the sets unused for longest.
         say: is told where and how much, and how far it is.
     """
 
@@ -246,50 +110,62 @@ class DecodedCache:
         Raises:
             DataError: a picture that was readable before cannot be decoded now.
         """
-        stamped = _stamps(pictures) if isinstance(pictures, FilePictures) and len(pictures) >= FEWEST else None
-        if stamped is None:
+        seen = stamped(pictures) if isinstance(pictures, FilePictures) and len(pictures) >= FEWEST else None
+        if seen is None:
             return None
-        root, stamps = stamped
-        home = self.folder / f"{Path(root).name}-{_hash(os.fsencode(f'{_VERSION} {size} {root}'), 8).hex()}"
-        known = _known(home, size)
-        todo = [index for index, stamp in enumerate(stamps) if stamp not in known]
-        need, row = len(todo) * 3 * size * size, 3 * size * size
-        total = f"{len(pictures):,} pictures of {size} px, {len(pictures) * row / 1e6:,.0f} MB"
+        name = digest(os.fsencode(f"{_VERSION} {size} {seen.root}"), 8).hex()
+        home = self.folder / f"{Path(seen.root).name}-{name}"
+        total = f"{len(pictures):,} pictures of {size} px, {len(pictures) * 3 * size * size / 1e6:,.0f} MB"
         try:
-            if todo and not self._make_room(home, need):
+            for folder in _sets(self.folder):
+                remove_partials(folder)
+            known = _known(home, size)
+            todo = _todo(known, seen)
+            if todo and not self._make_room(home, seen, size, len(todo)):
                 self.say(f"Not kept in the cache, which would grow beyond its limit or the disk: {total}.")
                 return None
+            if todo:  # what made room may have been in this set
+                todo = _todo(_known(home, size), seen)
             home.mkdir(parents=True, exist_ok=True)
             os.utime(home)  # used now
             before = f"{len(todo):,} to decode once" if todo else "all there already"
             self.say(f"Cache {home}: {total}; {before}.")
-            self._fill(home, pictures, stamps, todo, size, workers)
+            self._fill(home, pictures, seen, todo, size, workers)
+            known = _known(home, size) if todo else known
+            return _mapped(pictures, size, [known[stamp] for stamp in seen.stamps])
         except OSError as error:
-            self.say(f"The cache {home} cannot be used ({error.strerror or error}); pictures are decoded as needed.")
-            return None
-        known = _known(home, size)
-        if not all(stamp in known for stamp in stamps):  # another process has just made room for itself
-            return None
-        return _mapped(pictures, size, [known[stamp] for stamp in stamps])
+            why = error.strerror or str(error)
+        except KeyError:
+            why = "another process has just made room for itself"
+        self.say(f"The cache {home} cannot be used ({why}); pictures are decoded as needed.")
+        return None
 
-    def _make_room(self, home: Path, need: int) -> bool:
-        """Remove what was unused for longest until ``need`` bytes more fit; whether they do."""
-        sets = sorted((each for each in self.folder.glob("*") if each.is_dir()), key=lambda each: each.stat().st_mtime)
-        sizes = {each: sum(file.stat().st_size for file in each.glob("*.rows")) for each in sets}
-        if sizes.get(home, 0) + need > self.limit:
-            return False
+    def _make_room(self, home: Path, seen: Stamped, size: int, count: int) -> bool:
+        """Remove what is old, and then what was unused for longest, until ``count`` pictures more fit; whether they do.
+
+        Where they cannot fit even so, only what nobody can use any more is removed.
+        """
+        missing = self._missing(count * 3 * size * size)
+        if missing <= 0:
+            return True
+        dead, mixed = _old(home, seen, size)
+        sets = sorted((each for each in _sets(self.folder) if each != home), key=_used)
+        pieces = [*dead, *(_Piece(each, _size(each)) for each in sets), *mixed]
+        is_enough = sum(piece.gain for piece in pieces) >= missing
+        for piece in pieces if is_enough else dead:
+            if missing > 0 or not is_enough:
+                piece.remove()
+                missing -= piece.gain
+        todo = _todo(_known(home, size), seen)
+        return is_enough and self._missing(len(todo) * 3 * size * size) <= 0  # what is mapped may keep its place
+
+    def _missing(self, need: int) -> float:
+        """Bytes by which ``need`` more would go beyond the limit, or into what is left free on the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for each in sets:
-            if sum(sizes.values()) + need <= self.limit and shutil.disk_usage(self.folder).free - need > _SPARE_BYTES:
-                break
-            if each != home:  # whoever has mapped it keeps what he has
-                shutil.rmtree(each, ignore_errors=True)
-                del sizes[each]
-        return shutil.disk_usage(self.folder).free - need > _SPARE_BYTES
+        taken = sum(map(_size, _sets(self.folder)))
+        return max(taken + need - self.limit, need + SPARE_BYTES - shutil.disk_usage(self.folder).free)
 
-    def _fill(
-        self, home: Path, pictures: Pictures, stamps: list[bytes], todo: list[int], size: int, workers: int
-    ) -> None:
+    def _fill(self, home: Path, pictures: Pictures, seen: Stamped, todo: list[int], size: int, workers: int) -> None:
         said = time.monotonic()
         count = max(1, _FILE_BYTES // (3 * size * size))
         for start in range(0, len(todo), count):
@@ -297,14 +173,81 @@ class DecodedCache:
             images, failed = load_many(pictures, chosen, size, max(1, workers))
             refuse_failed(pictures, failed)
             rows = images.numpy()
-            names = [stamps[index].hex() for index in chosen]
-            target = home / _hash(os.fsencode("".join(names))).hex()
-            _write(target.with_suffix(".rows"), rows.data.cast("B"))
-            told = {"size": size, "pictures": names, "sums": [zlib.crc32(row.data) for row in rows]}
-            _write(target.with_suffix(".json"), json.dumps(told).encode())
+            names = [seen.stamps[index].hex() for index in chosen]
+            target = home / digest(os.fsencode("".join(names))).hex()
+            write_kept(target.with_suffix(".rows"), rows.data.cast("B"))
+            files = {seen.files[index]: seen.states[seen.files[index]] for index in chosen}
+            sums = [zlib.crc32(row.data) for row in rows]
+            told = {"size": size, "pictures": names, "sums": sums, "root": seen.root, "files": files}
+            write_kept(target.with_suffix(".json"), json.dumps(told).encode())
             if time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
                 self.say(f"{start + len(chosen):,} of {len(todo):,} decoded.")
+
+
+# ---- room
+
+
+class _Piece(NamedTuple):
+    """What may be removed, and the bytes that this gains."""
+
+    path: Path
+    gain: int
+
+    def remove(self) -> None:
+        if self.path.is_dir():  # whoever has mapped it keeps what he has
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            self.path.with_suffix(".json").unlink(missing_ok=True)  # first, so that it never names what is gone
+            self.path.unlink(missing_ok=True)
+
+
+def _old(home: Path, seen: Stamped, size: int) -> tuple[list[_Piece], list[_Piece]]:
+    """Files of a set that hold no picture as it is now, and those that hold others too, which are decoded again."""
+    indexes = {index.path.with_suffix(".rows"): index for index in _indexes(home, size)}
+    wanted = {stamp.hex() for stamp in seen.stamps}
+    dead, mixed = [], []
+    for rows in home.glob("*.rows"):
+        index = indexes.get(rows)
+        length = _size(rows)
+        if index is None:
+            if time.time() - _used(rows) > _FRESH:
+                dead.append(_Piece(rows, length))
+            continue
+        live = [
+            seen.states.get(file) == was or is_unchanged(index.root, file, was) for file, was in index.files.items()
+        ]
+        again = sum(name in wanted for name in index.names) * 3 * size * size
+        if not any(live):
+            dead.append(_Piece(rows, length))
+        elif not all(live) and again < length:
+            mixed.append(_Piece(rows, length - again))
+    return dead, mixed
+
+
+def _sets(folder: Path) -> list[Path]:
+    return [each for each in folder.glob("*") if each.is_dir()]
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process has just removed it
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a set, those half written too; 0 for what another process removed."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for each in path.iterdir() if path.is_dir() else (path,):
+            with contextlib.suppress(OSError):
+                total += each.stat().st_size
+    return total
+
+
+# ---- what is there
 
 
 Known = dict[bytes, tuple[Path, int, int]]
@@ -313,20 +256,34 @@ Known = dict[bytes, tuple[Path, int, int]]
 def _known(home: Path, size: int) -> Known:
     """Digest -> file, row, and checksum of each picture that is there."""
     known: Known = {}
-    for told, names, sums in _indexes(home, size):
-        rows = told.with_suffix(".rows")
-        known |= {bytes.fromhex(name): (rows, row, sums[row]) for row, name in enumerate(names)}
+    for index in _indexes(home, size):
+        rows = index.path.with_suffix(".rows")
+        known |= {bytes.fromhex(name): (rows, row, index.sums[row]) for row, name in enumerate(index.names)}
     return known
 
 
-def _indexes(home: Path, size: int) -> Iterator[tuple[Path, list[str], list[int]]]:
+def _todo(known: Known, seen: Stamped) -> list[int]:
+    return [index for index, stamp in enumerate(seen.stamps) if stamp not in known]
+
+
+class _Index(NamedTuple):
+    """What a file of rows holds: see the head of this module."""
+
+    path: Path
+    names: list[str]
+    sums: list[int]
+    root: str
+    files: dict[str, str]
+
+
+def _indexes(home: Path, size: int) -> Iterator[_Index]:
     for told in sorted(home.glob("*.json")):
         try:
             content: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
-            names, sums = content["pictures"], content["sums"]
-            length = told.with_suffix(".rows").stat().st_size
-            if content["size"] == size and len(names) == len(sums) and length == len(names) * 3 * size * size:
-                yield told, names, sums
+            index = _Index(told, content["pictures"], content["sums"], content["root"], content["files"])
+            length, count = told.with_suffix(".rows").stat().st_size, len(index.names)
+            if content["size"] == size and count == len(index.sums) and length == count * 3 * size * size:
+                yield index
         except (OSError, ValueError, KeyError, TypeError):  # damaged: as if it were not there
             continue
 

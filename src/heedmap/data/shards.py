@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from heedmap.data.decoding import PICTURE_SUFFIXES
+from heedmap.data.kept import state, write_kept
 from heedmap.data.parts import PARTS, natural
 from heedmap.errors import DataError, PictureError, nearest
 
@@ -57,7 +58,7 @@ _LABEL_NAMES = ("label", "cls", "class")
 _LABEL_BYTES = 1024**2
 _HEADER_BYTES = 16 * 1024**2
 _BLOCK = 512
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
 
     Args:
         path: a plain tar file.
-        cache: folder in which the index is kept for the next time; it is made anew when the shard's length or time of
-            change is another. None keeps nothing.
+        cache: folder in which the index is kept for the next time; it is made anew when the shard's state is another
+            (:func:`heedmap.data.kept.state`). None keeps nothing.
 
     Raises:
         DataError: no such file, one that is compressed or no tar file, or one with a member that a shard must not have
@@ -108,7 +109,7 @@ def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
     try:
         status = path.stat()
         kept = None if cache is None else cache / f"{hashlib.blake2b(_identity(path), digest_size=12).hexdigest()}.json"
-        stamp = [_VERSION, str(path.absolute()), status.st_size, status.st_mtime_ns]
+        stamp = [_VERSION, str(path.absolute()), state(status)]
         if kept is not None and (found := _read_index(kept, stamp, path)) is not None:
             return found
         with path.open("rb") as file:
@@ -315,14 +316,9 @@ def _read_index(kept: Path, stamp: list[Any], path: Path) -> ShardIndex | None:
 
 def _keep_index(kept: Path, stamp: list[Any], index: ShardIndex) -> None:
     columns = {name: getattr(index, name) for name in ("names", "offsets", "sizes", "labels", "trouble", "passed_over")}
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError):  # a full or read-only disk costs the next start some time, and nothing else
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"stamp": stamp, **columns}), encoding="utf-8")
-        partial.replace(kept)
-    except OSError:  # a full or read-only disk costs the next start some time, and nothing else
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        write_kept(kept, json.dumps({"stamp": stamp, **columns}).encode("utf-8", "surrogateescape"))
 
 
 # ---- which shards are meant
