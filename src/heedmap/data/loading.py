@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from heedmap.data.augmentation import Augmentation
 from heedmap.data.cache import DecodedCache, refuse_failed
 from heedmap.data.pictures import Pictures, load_many
 from heedmap.errors import DataError, PictureError
+from heedmap.machine import free_memory
 from heedmap.records import Batch
 
 _AHEAD = 4  # batches
@@ -106,7 +106,7 @@ def memory_to_use(gigabytes: float | None, world: int) -> float:
     """Bytes of decoded pictures that this process may keep; by default a quarter of what is free, shared fairly."""
     if gigabytes is not None:
         return gigabytes * 1e9 / world
-    return float(psutil.virtual_memory().available) / 4 / world
+    return free_memory() / 4 / world
 
 
 class TrainingBatches:
