@@ -3,7 +3,10 @@
 import csv
 import io
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -310,15 +313,52 @@ def test_whoever_interrupts_keeps_rows_and_page_of_what_was_drawn(tmp_path: Path
 def test_an_interruption_in_the_midst_of_writing_leaves_no_file_without_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def impatient(picture: Image.Image) -> bytes:
-        if len(list((tmp_path / "out" / "maps").iterdir())) > 2:
-            raise KeyboardInterrupt
-        return png(picture)
+    module = sys.modules["heedmap.visualize"]
+    draw = module._draw
 
-    monkeypatch.setattr(sys.modules["heedmap.visualize"], "png", impatient)
+    def impatient(job: Any, entry: dict[str, Any], *rest: Any) -> None:
+        if entry["name"] == "2":  # its map is written, its panel is not
+            raise KeyboardInterrupt
+        draw(job, entry, *rest)
+
+    monkeypatch.setattr(module, "_draw", impatient)
     with pytest.raises(Stopped, match="after 2 of 6"):
         visualize(Fake(), [red_spot(tmp_path / f"{n}.png") for n in range(6)], tmp_path / "out", batch_size=2)
     assert sorted(path.stem for path in (tmp_path / "out" / "maps").iterdir()) == ["0", "1"]
+
+
+def test_an_interruption_while_progress_is_told_counts_no_picture_twice(tmp_path: Path) -> None:
+    def impatient(count: int) -> None:
+        if count == 4:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(Stopped, match="after 4 of 8"):
+        visualize(Fake(), [red_spot(tmp_path / f"{n}.png") for n in range(8)], out, batch_size=2, on_progress=impatient)
+    assert sorted(path.stem for path in (out / "maps").iterdir()) == ["0", "1", "2", "3"]
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        assert [Path(row["path"]).stem for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+
+
+def test_the_next_batch_is_asked_about_while_one_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, fake, waited = sys.modules["heedmap.visualize"], Fake(), []
+    draw = module._draw
+
+    def patient(job: Any, entry: dict[str, Any], *rest: Any) -> None:
+        if entry["name"] == "0":
+            waited.append(wait_until(lambda: len(fake.batches) > 1))
+        draw(job, entry, *rest)
+
+    monkeypatch.setattr(module, "_draw", patient)
+    visualize(fake, [red_spot(tmp_path / f"{n}.png") for n in range(4)], tmp_path / "out", batch_size=2)
+    assert waited == [True]
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+    return is_so()
 
 
 def test_an_interruption_before_the_first_picture_leaves_no_folder(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@
     OUT/maps/NAME.npz        the raw maps and probabilities, as the network gave them
     OUT/thumbnails/NAME.jpg  what the page shows
 
-Pictures travel through in batches and are forgotten, so memory does not grow with their number. What cannot be read is
+Pictures travel through in batches and are forgotten, so memory does not grow with their number (on one scale for the
+whole set their names are kept). One batch is decoded and one asked about while a third is drawn. What cannot be read is
 named, counted and passed over. Whoever interrupts keeps what was drawn until then, with its rows and its page.
 """
 
@@ -16,8 +17,8 @@ import csv
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ MOST_ON_PAGE = 5000
 
 _THREADS = 4
 
+_Drawing = list[Future[tuple[dict[str, Any], dict[str, Any]]]]  # what _keep gives of each picture of a batch
+
 
 @dataclass(frozen=True)
 class VisualizeResult:
@@ -105,6 +108,7 @@ class _Job:
     entries: list[dict[str, Any]] = field(default_factory=list)
     under_way: list[str] = field(default_factory=list)
     ends: Ends = field(default_factory=dict)
+    likes: tuple[Answer, Answer | None] | None = None  # what an answer's maps are called and made by
     count: int = 0
 
 
@@ -239,14 +243,17 @@ def _draw_all(job: _Job, sources: Sources, batch_size: int, on_progress: Callabl
     ):
         table = csv.DictWriter(file, _columns(job))
         table.writeheader()
+        drawing: _Drawing = []
         try:
             for batch, failures in batches(pool, sources, job.asker.image_size, batch_size):
                 job.unreadable += [(each.item.name, each.reason) for each in failures]
-                if batch:
-                    _draw_batch(job, pool, batch, table)
-                if on_progress is not None:
-                    on_progress(job.count)
+                begun = _begin(job, pool, batch) if batch else []  # while the batch before is still being drawn
+                _end(job, drawing, table, on_progress)
+                drawing = begun
+            _end(job, drawing, table, on_progress)
         except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):  # the network was asked for these already
+                _end(job, drawing, table, None)
             pool.shutdown(cancel_futures=True)  # whoever writes a file ends it first
             _forget(job.out, job.under_way)
             if job.count == 0:
@@ -263,19 +270,30 @@ def _forget(out: Path, names: Sequence[str]) -> None:
             (out / part / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-def _draw_batch(job: _Job, pool: ThreadPoolExecutor, batch: list[Read], table: csv.DictWriter[str]) -> None:
-    """Ask once, then draw and write in threads."""
-    job.under_way = [one.name for one in batch]
+def _begin(job: _Job, pool: ThreadPoolExecutor, batch: list[Read]) -> _Drawing:
+    """Ask once, then have the pictures drawn and written by threads."""
     own, switched = job.asker(np.stack([one.image for one in batch]))
     if job.scale == "set":
         job.ends = common_ends([*_held(job.ends, own[0]), *own, *(switched or ())])
+        job.likes = job.likes or (without_values(own[0]), switched and without_values(switched[0]))
     other: Sequence[Answer | None] = switched or [None] * len(batch)
-    drawn = list(pool.map(lambda one: _keep(job, *one), zip(batch, own, other, strict=True)))
-    job.under_way = []
-    job.count += len(batch)
+    job.under_way += [one.name for one in batch]
+    return [pool.submit(_keep, job, *each) for each in zip(batch, own, other, strict=True)]
+
+
+def _end(job: _Job, drawing: _Drawing, table: csv.DictWriter[str], on_progress: Callable[[int], None] | None) -> None:
+    """Wait until the pictures of a batch are drawn, and give them their rows."""
+    if not drawing:
+        return
+    drawn = [future.result() for future in drawing]
+    job.under_way = job.under_way[len(drawn) :]
+    job.count += len(drawn)
     room = len(drawn) if job.scale == "set" else max(0, MOST_ON_PAGE - len(job.entries))
     job.entries += [entry for entry, _ in drawn[:room]]
     table.writerows(row for _, row in drawn)
+    drawing.clear()  # an interruption from here on must not count it again
+    if on_progress is not None:
+        on_progress(job.count)
 
 
 def _held(ends: Ends, like: Answer) -> list[Answer]:
@@ -300,7 +318,7 @@ def _keep(job: _Job, one: Read, own: Answer, other: Answer | None) -> tuple[dict
         "label": label,
     }
     if job.scale == "set":
-        entry |= {"source": one.item, "own": without_values(own), "other": other and without_values(other)}
+        entry |= {"source": one.item}
     else:
         _draw(job, entry, one.view, own, other)
     return entry, _row(one, own, other, classes, label, box)
@@ -313,9 +331,11 @@ def _label(item: Item, classes: tuple[str, ...]) -> str | None:
 
 def _redraw(job: _Job, entry: dict[str, Any]) -> None:
     """Draw a picture on the scale of the whole set, from the maps in its file."""
+    assert job.likes is not None
+    like, like_other = job.likes
     with np.load(job.out / "maps" / f"{entry['name']}.npz") as arrays:
-        own = on_scale(unpacked(arrays, entry["own"]), job.ends)
-        other = entry["other"] and on_scale(unpacked(arrays, entry["other"], "query_"), job.ends)
+        own = on_scale(unpacked(arrays, like), job.ends)
+        other = like_other and on_scale(unpacked(arrays, like_other, "query_"), job.ends)
     view = square(read_picture(entry["source"].open(), short_side=TILE), TILE)
     _draw(job, entry, view, own, other)
 

@@ -234,7 +234,8 @@ def without_values(answer: Answer) -> Answer:
     """Return the answer with its values left out; :func:`unpacked` fills them in from the file."""
     blank = np.zeros(0, np.float32)
     maps = {name: replace(drawn, values=blank) for name, drawn in answer.maps.items()}
-    return replace(answer, maps=maps, features={n: replace(d, values=blank) for n, d in answer.features.items()})
+    features = {name: replace(drawn, values=blank) for name, drawn in answer.features.items()}
+    return Answer(blank, maps, features)
 
 
 def packed(answer: Answer, prefix: str = "") -> dict[str, NDArray[Any]]:
