@@ -3,12 +3,19 @@
 Two loops: one that does the same job (read a file, ask the same network, a map of each of the two taps and the two
 combined, drawn side by side at the same size, PNG, thumbnail and raw values), and the least that anyone may call
 drawing a map (one map of one layer, at the network's size, no text). `visualize` writes legend, page and table too.
+
+Memory is that of `visualize` alone, in a process of its own for each number of pictures:
+
+    python -m benchmarks.drawing --counts 1000 10000 --folder PHOTOGRAPHS
 """
 
 from __future__ import annotations
 
+import argparse
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +25,9 @@ import torch
 from PIL import Image
 
 from benchmarks.end_to_end import draw_folder
-from benchmarks.measuring import ceiling, keep, spread, timed
+from benchmarks.measuring import ceiling, keep, ratios, spread, timed
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.machine import keep_freed_memory
 from heedmap.visualize import visualize
 from heedmap.visualize.answers import TILE
 
@@ -39,53 +47,98 @@ class Logits(torch.nn.Module):
         return self.classifier(images).logits
 
 
-def main(rounds: int = 3, count: int = 160, folder: str | None = None) -> dict[str, Any]:
-    """Measure, keep and return the figures; peak memory is looked at for ``count`` and for four times as many."""
-    torch.manual_seed(0)
-    classes = tuple("abcdef")
-    classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, SIZE, classes)).eval()
+def main(
+    rounds: int = 3, count: int = 160, folder: str | None = None, counts: Sequence[int] = (160, 640)
+) -> dict[str, Any]:
+    """Measure, keep and return the figures.
+
+    Args:
+        rounds: of each contender.
+        count: pictures a round.
+        folder: photographs (``*.jpg``, with all folders below); None draws them.
+        counts: numbers of pictures for each of which the peak memory is measured.
+
+    Raises:
+        SystemExit: the folder holds fewer pictures.
+    """
     with tempfile.TemporaryDirectory() as place:
-        drawn = Path(place) / "pictures"
+        shown = Path(folder or f"{place}/pictures")
         if folder is None:
-            draw_folder(drawn, 4 * count, 320)
-        files = sorted((Path(folder) if folder else drawn).rglob("*.jpg"))
-        warm = Path(place) / "warm"
-        jobs = {
-            "visualize": lambda out: visualize(classifier, files[:count], out),
-            "pytorch-grad-cam, same job": lambda out: _loop(classifier, files[:count], out, _whole),
-            "pytorch-grad-cam, one map": lambda out: _loop(classifier, files[:count], out, _least),
+            draw_folder(shown, max(count, *counts), 320)
+        files = _files(shown, count)
+        rates = _rates(files, rounds, Path(place))
+        record = {
+            "ceiling": ceiling(),
+            "pictures": count,
+            "images per second": {name: spread(values) for name, values in rates.items()},
+            "visualize / same job": spread(ratios(rates["visualize"], rates["pytorch-grad-cam, same job"])),
+            "visualize / one map": spread(ratios(rates["visualize"], rates["pytorch-grad-cam, one map"])),
+            "peak memory MiB by pictures": _memory(shown, counts),
         }
-        visualize(classifier, files[:8], warm)
-        rates: dict[str, list[float]] = {name: [] for name in jobs}
-        for number in range(rounds):
-            for name, job in jobs.items():
-                out = Path(place) / f"{name}{number}"
-                rates[name].append(count / timed(lambda job=job, out=out: job(out)))
-        memory = {}
-        for many in (count, len(files)):
-            seen: list[int] = []
-            visualize(
-                classifier,
-                files[:many],
-                Path(place) / f"memory{many}",
-                on_progress=lambda done, seen=seen: seen.append(psutil.Process().memory_info().rss),
-            )
-            memory[str(many)] = max(seen) / 2**20
-    rows = {name: spread(values) for name, values in rates.items()}
-    record = {
-        "ceiling": ceiling(),
-        "pictures": count,
-        "images per second": rows,
-        "visualize / same job": spread(_ratios(rates, "pytorch-grad-cam, same job")),
-        "visualize / one map": spread(_ratios(rates, "pytorch-grad-cam, one map")),
-        "peak memory MiB by pictures": memory,
-    }
     keep("drawing", record)
     return record
 
 
-def _ratios(rates: dict[str, list[float]], name: str) -> list[float]:
-    return [mine / theirs for mine, theirs in zip(rates["visualize"], rates[name], strict=True)]
+def _classifier() -> AttentionClassifier:
+    torch.manual_seed(0)
+    classes = tuple("abcdef")
+    return build_classifier(Architecture("compact", "parametrised", None, "concat", None, SIZE, classes)).eval()
+
+
+def _files(folder: Path, count: int) -> list[Path]:
+    files = sorted(folder.rglob("*.jpg"))[:count]
+    if len(files) < count:
+        raise SystemExit(f"{folder} holds {len(files)} pictures (*.jpg), and {count} are asked for.")
+    return files
+
+
+def _rates(files: list[Path], rounds: int, place: Path) -> dict[str, list[float]]:
+    classifier = _classifier()
+    jobs: dict[str, Callable[[Path], object]] = {
+        "visualize": lambda out: visualize(classifier, files, out),
+        "pytorch-grad-cam, same job": lambda out: _loop(classifier, files, out, _whole),
+        "pytorch-grad-cam, one map": lambda out: _loop(classifier, files, out, _least),
+    }
+    visualize(classifier, files[:8], place / "warm")
+    rates: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(rounds):
+        for name, job in jobs.items():
+            out = place / f"{name}{number}"
+            rates[name].append(len(files) / timed(lambda job=job, out=out: job(out)))
+    return rates
+
+
+def _memory(folder: Path, counts: Sequence[int]) -> dict[str, float]:
+    """MiB at the peak, each of a fresh process."""
+    peaks = {}
+    for count in counts:
+        words = ["-m", "benchmarks.drawing", "--peak-of", str(count), "--folder", str(folder)]
+        found = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        if found.returncode:
+            raise SystemExit(found.stderr)
+        peaks[str(count)] = float(found.stdout)
+    return peaks
+
+
+def _peak(folder: Path, count: int) -> float:
+    """MiB that this process has held at most after drawing so many pictures.
+
+    The system's own high-water mark where it tells one (Linux), else the highest of what is held after each picture.
+    """
+    keep_freed_memory()  # as the command does
+    seen: list[int] = []
+    with tempfile.TemporaryDirectory() as out:
+        visualize(
+            _classifier(),
+            _files(folder, count),
+            Path(out) / "maps",
+            on_progress=lambda done: seen.append(psutil.Process().memory_info().rss),
+        )
+    status = Path("/proc/self/status")
+    words = status.read_text().split() if status.is_file() else []
+    if "VmHWM:" in words:  # getrusage would count what the parent held when it started this process
+        return int(words[words.index("VmHWM:") + 1]) / 2**10
+    return max(seen) / 2**20
 
 
 def _loop(classifier: AttentionClassifier, files: list[Path], out: Path, draw: Draw) -> None:
@@ -131,3 +184,25 @@ def _whole(picture: Image.Image, first: Any, second: Any, out: Path) -> None:
 def _arrays(picture: Image.Image) -> tuple[Any, torch.Tensor]:
     values = np.asarray(picture, dtype=np.float32) / 255
     return values, torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drawing", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--folder", help="of photographs; drawn where none is given")
+    parser.add_argument("--counts", type=int, nargs="+", default=[160, 640], help="pictures; only memory is measured")
+    parser.add_argument("--peak-of", type=int, help="pictures: do it here, and print the MiB at the peak")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(asked.folder or place)
+        if asked.folder is None:
+            draw_folder(folder, asked.peak_of or max(asked.counts), 320)
+        if asked.peak_of:
+            sys.stdout.write(f"{_peak(folder, asked.peak_of):.0f}\n")
+            return
+        for count, peak in _memory(folder, asked.counts).items():
+            sys.stdout.write(f"{count} pictures: {peak:.0f} MiB at the peak\n")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,7 +1,8 @@
 """What every part of the benchmark shares: the machine, its ceiling, alternating rounds, and where results are kept.
 
 A figure is worth something beside two others: what the machine can do at all, and what the next best way does, both
-measured in the same minutes. So contenders take turns, several rounds long, and the ceiling is measured in between.
+measured in the same minutes. So contenders take turns, several rounds long, and the ceiling is measured in between. A
+ratio is taken round by round, so that what the rounds have in common cancels, and has a spread of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 clock = "wall"
 RESULTS = Path(__file__).parent / "results"
-SIDE = 2048  # of the square matrices whose product is the ceiling
+SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the ceiling
+# Done between two waits for the device: on a GPU one product, or one step, would mostly measure launching and waiting.
+AT_ONCE = {"cpu": 1, "cuda": 20}
+OUT_OF_MEMORY = "out of memory"
+TRIES = 6  # of the ceiling, the best of which counts
+COPIED = 2**26  # float32 values
 
 
 def machine() -> dict[str, Any]:
@@ -52,22 +58,44 @@ def machine() -> dict[str, Any]:
 def ceiling(device: str = "cpu") -> dict[str, float]:
     """The machine's own limits: matrix products (TFLOP/s), memory copy (GB/s, read and written), JPEG decode (1/s)."""
     return {
-        "bf16 product TFLOP/s": _product(torch.bfloat16, device),
-        "float32 product TFLOP/s": _product(torch.float32, device),
+        "bf16 product TFLOP/s": product(torch.bfloat16, device),
+        "float32 product TFLOP/s": product(torch.float32, device),
         "memory copy GB/s": _copy(device),
         "JPEG decode 1/s": _decode(),
     }
 
 
-def _product(dtype: torch.dtype, device: str) -> float:
-    left, right = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-    return 2 * SIDE**3 / min(timed(lambda: left @ right, device) for _ in range(6)) / 1e12
+def product(dtype: torch.dtype, device: str = "cpu") -> float:
+    """TFLOP/s of products of square matrices, the best of some tries."""
+    side = SIDES[torch.device(device).type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    target = torch.empty_like(left)
+    seconds = _best(lambda: torch.mm(left, right, out=target), device)
+    return 2 * side**3 / seconds / 1e12
 
 
 def _copy(device: str) -> float:
-    source = torch.ones(2**26, device=device)
+    source = torch.ones(COPIED, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(timed(lambda: target.copy_(source), device) for _ in range(4)) / 1e9
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device) / 1e9
+
+
+def _best(work: Callable[[], object], device: str) -> float:
+    """Seconds that the work takes once, in the quickest try; one before them is not counted."""
+    several = repeated(work, device)
+    several()
+    return min(timed(several, device) for _ in range(TRIES)) / AT_ONCE[torch.device(device).type]
+
+
+def repeated(work: Callable[[], object], device: str) -> Callable[[], None]:
+    """The work done :data:`AT_ONCE` times."""
+    times = range(AT_ONCE[torch.device(device).type])
+
+    def several() -> None:
+        for _ in times:
+            work()
+
+    return several
 
 
 def _decode() -> float:
@@ -93,19 +121,44 @@ def timed(work: Callable[[], object], device: str = "cpu") -> float:
 def alternate(
     contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round; each is run once beforehand, which is not counted."""
+    """Seconds of each contender, round by round; each is run once beforehand, which is not counted.
+
+    Every round begins with another contender, so that none always comes after the same one.
+    """
     for work in contenders.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, work in contenders.items():
-            seconds[name].append(timed(work, device))
+    names = list(contenders)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(timed(contenders[name], device))
     return seconds
+
+
+def those_that_fit(
+    contenders: Mapping[str, Callable[[], object]],
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Run each once; returns those for which a GPU has the memory, and a note on each of the others."""
+    fit, notes = {}, {}
+    for name, work in contenders.items():
+        try:
+            work()
+            fit[name] = work
+        except torch.cuda.OutOfMemoryError:
+            notes[name] = OUT_OF_MEMORY
+            torch.cuda.empty_cache()
+    return fit, notes
 
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, and the lowest and highest of the rounds."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """One measure by another, round by round."""
+    return [one / other for one, other in zip(above, below, strict=True)]
 
 
 def keep(part: str, record: Mapping[str, Any]) -> Path:

@@ -28,6 +28,7 @@ SIZES = (64, 96, 144, 224)
 TAPS = (("stage3",), ("stage2", "stage3"), ("stage1", "stage2", "stage3"))
 CLASSES = (10, 100, 1000)
 PICTURES = (1_000, 10_000, 100_000)
+PREPARED = 10_000  # of smaller sets, in a round
 DRAWN = 960  # files for one and for two processes
 
 
@@ -41,18 +42,20 @@ def main(rounds: int = 5) -> dict[str, Any]:
     record["training images per second by classes, 144 px"] = _rates(
         {str(count): _step(144, classes=count) for count in CLASSES}, rounds
     )
-    record["prepared images per second by pictures in the set, 32 px"] = _rates(
-        {str(count): _preparing(count) for count in PICTURES}, rounds, 10 * BATCH
-    )
+    prepared = {str(count): _preparing(count) for count in PICTURES}
+    seconds = alternate({name: work for name, (work, _) in prepared.items()}, rounds)
+    record["prepared images per second by pictures in the set, 32 px"] = {
+        name: spread([prepared[name][1] / value for value in values]) for name, values in seconds.items()
+    }
     if measuring.clock == "wall":
         record["heedmap train, images per second by processes"] = _processes(rounds)
     keep("scale", record)
     return record
 
 
-def _rates(contenders: dict[str, Callable[[], object]], rounds: int, images: int = BATCH) -> dict[str, Any]:
+def _rates(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
     seconds = alternate(contenders, rounds)
-    return {name: spread([images / value for value in values]) for name, values in seconds.items()}
+    return {name: spread([BATCH / value for value in values]) for name, values in seconds.items()}
 
 
 def _step(size: int, taps: tuple[str, ...] | None = None, classes: int = 10) -> Callable[[], None]:
@@ -64,17 +67,22 @@ def _step(size: int, taps: tuple[str, ...] | None = None, classes: int = 10) -> 
     return our_step(model, torch.rand(BATCH, 3, size, size), torch.arange(BATCH) % classes, options)
 
 
-def _preparing(count: int) -> Callable[[], None]:
-    """Ten batches of an epoch, its shuffling included, from a set of so many pictures in memory."""
+def _preparing(count: int) -> tuple[Callable[[], None], int]:
+    """Whole epochs from a set of so many pictures in memory, their shuffling included, and how many pictures that is.
+
+    Small sets are passed over several times, so that there is something to time.
+    """
     values = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
     pictures = TensorPictures(values, torch.arange(count) % 10, tuple("abcdefghij"), [""] * count)
     batches = TrainingBatches(Store(pictures, 32, 0, 1e12), 32, BATCH, Augmentation("shift", flip=True), 0)
+    epochs = range(max(1, PREPARED // count))
 
     def prepare() -> None:
-        for _, _ in zip(range(10), batches.epoch(0), strict=False):
-            pass
+        for epoch in epochs:
+            for _ in batches.epoch(epoch):
+                pass
 
-    return prepare
+    return prepare, len(epochs) * batches.steps * BATCH
 
 
 def _processes(rounds: int) -> dict[str, Any]:

@@ -1,0 +1,228 @@
+"""The parts of the benchmark work, at the smallest settings; what they measure here means nothing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import drawing, end_to_end, learned_maps, measuring, scale, startup, training_step  # noqa: E402
+
+from heedmap.classifier import Architecture, build_classifier  # noqa: E402
+
+MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is kept among the real figures, and the ceiling of the machine is found at once."""
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(measuring, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(measuring, "COPIED", 2**10)
+    monkeypatch.setattr(measuring, "TRIES", 1)
+    return tmp_path / "results"
+
+
+def kept(results: Path, part: str) -> dict[str, Any]:
+    return json.loads((results / f"{part}.json").read_text())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_can_be_imported(name: str) -> None:
+    if name == "curves":
+        pytest.importorskip("matplotlib")
+    importlib.import_module(f"benchmarks.{name}")
+
+
+# ---- what all parts share
+
+
+def test_contenders_take_turns_and_each_round_begins_with_another() -> None:
+    order: list[str] = []
+    works = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = measuring.alternate(works, 3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_what_does_not_fit_into_a_gpu_is_noted_and_the_rest_is_measured() -> None:
+    def too_large() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    fit, notes = measuring.those_that_fit({"large": too_large, "small": lambda: None})
+    assert list(fit) == ["small"]
+    assert notes == {"large": "out of memory"}
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert measuring.spread(measuring.ratios([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])) == {
+        "median": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+    }
+
+
+# ---- the reference
+
+
+def copied(ours: Any) -> training_step.Reference:
+    """The reference with our weights."""
+    reference = training_step.Reference()
+    theirs = [m for m in reference.blocks.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+    theirs += [m for m in reference.deep.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+    convs = [*ours.backbone.convs, *ours.backbone.added]
+    for mine, other in zip([layer for conv in convs for layer in conv[:2]], theirs, strict=True):
+        other.load_state_dict(mine.state_dict())
+    reference.dense.load_state_dict(ours.backbone.to_query[1].state_dict())
+    lift = ours.attentions[0].lift
+    reference.projector.load_state_dict({"weight": lift.weight[:, :, None, None], "bias": lift.bias})
+    for score, norm, attention, head in zip(
+        reference.scores, reference.norms, ours.attentions, ours.head.norms, strict=True
+    ):
+        score.load_state_dict({"weight": attention.scorer.weight[:, :, None, None]})
+        norm[0].load_state_dict(head[0].state_dict())
+    reference.head.load_state_dict(ours.head.linear.state_dict())
+    return reference
+
+
+def test_the_reference_computes_what_paper_vgg_computes(generator: torch.Generator) -> None:
+    ours = training_step.our_network()
+    for attention in ours.attentions:  # scores start at zero, where every map is even
+        weight = attention.scorer.weight.data
+        weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
+    for parameter in ours.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.03)
+    for module in ours.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.running_mean.add_(torch.rand(module.num_features, generator=generator), alpha=0.2)
+            module.running_var.mul_(0.2 + 0.5 * torch.rand(module.num_features, generator=generator))
+    images = torch.rand(2, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    reference = copied(ours).eval()
+    with torch.inference_mode():
+        found = ours.eval()(images)
+        logits, maps = reference((images - ours.mean) / ours.std)
+    torch.testing.assert_close(logits, found.logits, rtol=1e-4, atol=1e-4)
+    for values, other in zip(maps, found.attention.values(), strict=True):
+        even = 1 / other[0].numel()
+        torch.testing.assert_close(values / even, other / even, rtol=1e-4, atol=1e-4)
+        assert other.amax() > 1.2 * even  # they say something
+    assert list(found.attention) == ["conv7", "conv10", "conv13"]
+
+
+# ---- the parts
+
+
+class TinyReference(torch.nn.Module):
+    """Answers as the reference does, in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.linear(images.flatten(1)), [images]
+
+
+def tiny_network(attention: str = "parametrised") -> Any:
+    return build_classifier(Architecture("compact", attention, None, "concat", None, 32, tuple("abcdefghij")))
+
+
+def test_the_training_step_compares_training_and_inference_round_by_round(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "Reference", TinyReference)
+    monkeypatch.setattr(training_step, "our_network", tiny_network)
+    training_step.main(rounds=2, batch=2)
+    record = kept(results, "training-step")
+    for table in (record, record["inference with maps"]):
+        assert list(table["images per second"]) == ["reference (float32, NCHW)", "heedmap", "heedmap, no attention"]
+        for name in ("heedmap / reference", "share of the bf16 product"):
+            assert set(table[name]) == {"median", "low", "high"}
+
+
+def test_a_contender_too_large_for_the_gpu_leaves_the_others_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    works = {training_step.REFERENCE: too_large, training_step.OURS: lambda: None}
+    table = training_step._table(works, 2, "cpu", 2, 1.0)
+    assert table["images per second"][training_step.REFERENCE] == "out of memory"
+    assert "heedmap TFLOP/s" in table
+    assert "heedmap / reference" not in table
+
+
+def test_training_end_to_end_is_told_with_and_without_what_is_not_a_step(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(end_to_end, "STEPS", 1)
+    user = Path(os.environ["HEEDMAP_CACHE"])
+    before = set(user.rglob("*"))
+    end_to_end.main(rounds=1, count=48, small=48, batch_size=8, image_size=16)
+    trained = kept(results, "end-to-end")["training"]
+    assert trained[end_to_end.SMALL]["model"] == "whitened, muon, batch 8"
+    for figures in trained.values():
+        shares = figures["share of the bare step"]
+        assert list(shares) == ["training steps alone", "everything: steps, judging, panel, checkpoint"]
+        assert shares[end_to_end.ALL]["median"] < shares[end_to_end.ALONE]["median"]
+    assert set(user.rglob("*")) == before
+
+
+def test_learned_maps_are_set_against_a_trunk_that_reads_no_tap(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned_maps, "NETWORKS", {"compact, 32 px": ("compact", 32, 2)})
+    learned_maps.main(rounds=2)
+    figures = kept(results, "learned-maps")["networks"]["compact, 32 px"]
+    assert list(figures["over the plain forward"]) == ["none", "parametrised", "dot", "additive"]
+    assert list(figures["over the control"]) == ["parametrised", "dot", "additive"]
+
+
+def test_the_plain_trunk_is_its_deepest_tap_averaged(images: torch.Tensor) -> None:
+    architecture = Architecture("compact", "none", None, "concat", None, 32, ("a", "b"))
+    classifier = build_classifier(architecture).eval()
+    plain = learned_maps.Plain(classifier).eval()
+    deepest = classifier.taps[-1]
+    features = classifier.backbone((images - classifier.mean) / classifier.std, classifier.taps, False).features
+    torch.testing.assert_close(plain(images), plain.linear(features[deepest].mean((2, 3))))
+
+
+@pytest.mark.parametrize(("count", "first"), [(5, 0), (6, 0), (10, 1), (41, 13)])
+def test_the_interval_of_the_median_is_that_of_the_tables(count: int, first: int) -> None:
+    # Ranks 1 and 6 of 6, 2 and 9 of 10, 14 and 28 of 41, as tables of the sign test have them.
+    assert learned_maps.median_interval(list(map(float, range(count)))) == f"{first} to {count - 1 - first}"
+
+
+def test_memory_is_that_of_a_process_of_its_own(results: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam")
+    drawing.main(rounds=1, count=2, counts=(2,))
+    assert 100 < kept(results, "drawing")["peak memory MiB by pictures"]["2"] < 4000
+
+
+def test_a_folder_with_too_few_pictures_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds 0 pictures"):
+        drawing.main(rounds=1, count=2, folder=str(tmp_path))
+
+
+def test_what_grows_is_measured_over_whole_epochs(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SIZES": (32,), "TAPS": (("stage3",),), "CLASSES": (2,), "PICTURES": (70, 40)}.items():
+        monkeypatch.setattr(scale, name, value)
+    monkeypatch.setattr(scale, "BATCH", 4)
+    monkeypatch.setattr(scale, "PREPARED", 80)
+    monkeypatch.setattr(measuring, "clock", "processor")  # leaves out training in several processes
+    assert [scale._preparing(count)[1] for count in (70, 40)] == [68, 80]
+    scale.main(rounds=1)
+    assert list(kept(results, "scale")["prepared images per second by pictures in the set, 32 px"]) == ["70", "40"]
+
+
+def test_answers_of_the_command_line_are_timed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "ANSWERS", {"python -c pass": ["-c", "pass"]})
+    startup.main(rounds=1)
+    assert kept(results, "startup")["seconds"]["python -c pass"]["median"] > 0
