@@ -275,7 +275,7 @@ def _begin(job: _Job, pool: ThreadPoolExecutor, batch: list[Read]) -> _Drawing:
     own, switched = job.asker(np.stack([one.image for one in batch]))
     if job.scale == "set":
         job.ends = common_ends([*_held(job.ends, own[0]), *own, *(switched or ())])
-        job.likes = job.likes or (without_values(own[0]), switched and without_values(switched[0]))
+        job.likes = job.likes or (without_values(own[0]), without_values(switched[0]) if switched else None)
     other: Sequence[Answer | None] = switched or [None] * len(batch)
     job.under_way += [one.name for one in batch]
     return [pool.submit(_keep, job, *each) for each in zip(batch, own, other, strict=True)]
