@@ -244,3 +244,15 @@ def test_a_script_without_a_guard_trains_from_streamed_pictures(cue_folder: Path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("['blue', 'green', 'red']\n")
+
+
+def test_views_of_the_first_epochs_may_have_another_side_and_show_the_same_places(cue_folder: Path) -> None:
+    pictures = Store(open_data(cue_folder).train, 36, 1, MUCH)
+    plain = TrainingBatches(pictures, 32, 8, CROP, 3)
+    early = TrainingBatches(pictures, 32, 8, CROP, 3, early=(2, 16))
+    assert [next(early.epoch(epoch)).images.shape[-1] for epoch in range(3)] == [16, 16, 32]
+    assert_same(plain.epoch(2), early.epoch(2))
+    large, small = next(plain.epoch(0)), next(early.epoch(0))
+    assert torch.equal(large.indices, small.indices)
+    # Each view's mean colour is that of the same crop, sampled at fewer places.
+    torch.testing.assert_close(large.images.mean((2, 3)), small.images.mean((2, 3)), atol=0.05, rtol=0)

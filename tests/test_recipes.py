@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from heedmap.classifier import Architecture, build_classifier
 from heedmap.data import Splits, TensorPictures
 from heedmap.errors import OptionError
 from heedmap.options import TrainOptions
-from heedmap.training.recipes import FAST, NORMALISED, derive
+from heedmap.training.recipes import FAST, NORMALISED, derive, early_views
 
 
 def splits(count: int, size: int, flippable: bool = True) -> Splits:
@@ -37,6 +38,14 @@ def test_the_fast_recipe_takes_fewer_passes_and_changes_nothing_else() -> None:
     assert (standard.epochs, fast.epochs) == (round(passes), round(passes * FAST))
     differing = {name for name in vars(standard) if getattr(standard, name) != getattr(fast, name)}
     assert differing == {"recipe", "epochs"}
+
+
+def test_the_fast_recipe_shows_photographs_smaller_at_first_and_small_pictures_never() -> None:
+    fast = TrainOptions(recipe="fast", augment="crop", epochs=10)
+    assert early_views(fast, 128) == (6, 96)
+    assert early_views(replace(fast, epochs=1), 128) == (1, 96)
+    for other in (replace(fast, recipe="standard"), replace(fast, augment="shift")):
+        assert early_views(other, 128)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class TrainOptions:
         head: How readouts become logits: concat, indep, or residual (added to an already trained network's own answer).
         taps: Names of the stages that attention reads. Default: the two deepest that suit.
         pretrained: hub, or a file of weights (.safetensors, .pt); at a tenth of the rate. Default: start anew.
-        recipe: standard, or fast: fewer passes, for most of the accuracy in much less time.
+        recipe: standard, or fast: two thirds of the passes, and photographs are seen smaller in most of them.
         epochs: Passes over the training part. Default: from its size and the recipe.
         batch_size: Pictures a step, over all processes. Default: by size and number of the pictures.
         optimizer: adamw, sgd (Nesterov momentum 0.9), or muon (orthogonalised momentum; for compact and whitened).

@@ -44,7 +44,7 @@ from heedmap.records import Audit
 from heedmap.runs import AUDIT, Run, only_one
 from heedmap.training.fit import Fitting, fit, make_accelerator
 from heedmap.training.memory import fitting_batch
-from heedmap.training.recipes import derive
+from heedmap.training.recipes import derive, early_views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -392,8 +392,9 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     cache = None if home is None else DecodedCache(home, options.cache_size * 1e9, keeper.listener.message)
     with accelerator.local_main_process_first():  # the others of this machine find the cache filled
         store = Store(prepared.splits.train, size, workers, memory, cache)
+    early = early_views(options, view) if classifier.takes_any_size else (0, view)
     batches = TrainingBatches(
-        store, view, options.batch_size, augmentation, options.seed, share, options.map_supervision > 0
+        store, view, options.batch_size, augmentation, options.seed, share, options.map_supervision > 0, early
     )
     judged = None
     if prepared.validation is not None:

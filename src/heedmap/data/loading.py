@@ -120,6 +120,7 @@ class TrainingBatches:
         seed: of order and views.
         share: which rows are this process's.
         with_masks: give the objects' masks too, varied as the pictures are.
+        early: for how many epochs at first views have another side, and which.
 
     Raises:
         DataError: fewer pictures a step than processes, or masks are asked for that the pictures do not have.
@@ -134,6 +135,7 @@ class TrainingBatches:
         seed: int,
         share: Share = Share(),
         with_masks: bool = False,
+        early: tuple[int, int] = (0, 0),
     ) -> None:
         if with_masks and store.pictures.masks is None:
             raise DataError("map_supervision must know where the objects are; give --annotations, or leave it at 0.")
@@ -144,6 +146,7 @@ class TrainingBatches:
                 "take fewer processes, or make it larger."
             )
         self.store, self.size, self.augmentation, self.seed, self.share = store, size, augmentation, seed, share
+        self.early = early
         self.batch_size = min(batch_size, len(store)) // share.world * share.world
         self.steps = len(store) // self.batch_size
 
@@ -153,6 +156,7 @@ class TrainingBatches:
         Every batch is full; the pictures left over after the last one are others in every epoch.
         """
         order = torch.randperm(len(self.store), generator=generator(self.seed, epoch))
+        size = self.early[1] if epoch < self.early[0] else self.size
         mine = slice(self.share.rank, None, self.share.world)
         steps = range(first_step, self.steps)
         places = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
@@ -161,11 +165,11 @@ class TrainingBatches:
             numbers = views.draw(len(rows), generator(self.seed, epoch, step))[mine].to(device)
             rows = rows[mine]
             mirrored = views.flips(rows, epoch, self.seed).to(device)
-            images = views.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, self.size)
+            images = views.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, size)
             masks = None
             if self.masks is not None:
                 masks = views.apply_to_masks(
-                    self.masks[rows].to(device), self.store.size, numbers, mirrored, self.augmentation, self.size
+                    self.masks[rows].to(device), self.store.size, numbers, mirrored, self.augmentation, size
                 )
             yield Batch(images, self.store.pictures.labels[rows].to(device), rows, masks)
 

@@ -24,6 +24,7 @@ OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
 MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
 PASSES = {"pretrained": 1000, "whitened": 2650}  # over one picture; the root of their number divides it. Others: 3400
 FAST = 2 / 3  # passes of the fast recipe, as a share of the standard one's
+EARLY, SMALLER = 0.6, 0.75  # share of its passes in which photographs are seen smaller, and their side then
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,17 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
         weight_decay=rates.weight_decay if options.weight_decay is None else options.weight_decay,
         label_smoothing=rates.label_smoothing if options.label_smoothing is None else options.label_smoothing,
     )
+
+
+def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
+    """For how many epochs the fast recipe shows views of another side than ``size`` at first, and of which.
+
+    What a network learns first it sees at a lower resolution too, at half the cost (progressive resizing, of fast.ai's
+    entry to DAWNBench, 2018). Small pictures gained nothing by it (LOG.md), so this is for photographs.
+    """
+    if options.recipe != "fast" or options.augment != "crop":
+        return 0, size
+    return round(EARLY * (options.epochs or 0)), round(SMALLER * size / 8) * 8
 
 
 def _shift(options: TrainOptions, model: str, size: int, kind: str) -> int | None:
