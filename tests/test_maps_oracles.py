@@ -1,11 +1,16 @@
 """Maps against slow definitions in float64, against captum and torchcam, and against numbers derived by hand."""
 
+import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heedmap.errors import ModelError
 from heedmap.maps import explain
 
 
@@ -222,6 +227,77 @@ def test_an_in_place_relu_after_the_layer_does_not_reach_the_map(pictures: Tenso
     features = net.conv2(net.relu1(net.conv1(pictures))).detach()
     gradient = net.linear.weight[1].detach()[:, None, None] / 24 * (features > 0)
     torch.testing.assert_close(before[:, 0], (features * gradient).sum(1).float())
+
+
+class Guided(torch.autograd.Function):
+    """ReLU, or ReLU6, whose way back is Springenberg's: positive gradients, where the input was inside."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, high: float) -> Tensor:
+        ctx.inside = (features > 0) & (features < high)
+        return features.clamp(0, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].clamp_min(0) * ctx.inside, None
+
+
+class Steps(nn.Module):
+    """Two convolutions, each with a step after it."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.linear = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 6, 3), nn.Linear(6, 4)
+        self.first, self.second = first, second
+        with torch.no_grad():  # so that some features lie above 6
+            self.conv1.weight.mul_(12)
+            self.conv2.weight.mul_(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.second(self.conv2(self.first(self.conv1(images)))).mean((2, 3)))
+
+
+def emptied(features: Tensor) -> Tensor:
+    features.relu_()  # what it returns is thrown away
+    return features
+
+
+RELUS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "nn.ReLU": (math.inf, nn.ReLU()),
+    "nn.ReLU in place": (math.inf, nn.ReLU(inplace=True)),
+    "nn.ReLU6": (6, nn.ReLU6()),
+    "nn.ReLU6 in place": (6, nn.ReLU6(inplace=True)),
+    "F.relu6": (6, F.relu6),
+    "F.hardtanh": (4, lambda features: F.hardtanh(features, 0, 4)),
+    "F.hardtanh_": (4, lambda features: F.hardtanh_(features, 0.0, 4.0)),
+    "clamp": (math.inf, lambda features: features.clamp(min=0)),
+    "clamp in place": (math.inf, lambda features: features.clamp_(0)),
+    "clamp to 6": (6, lambda features: torch.clamp(features, 0, 6)),
+    "clamp_min": (math.inf, lambda features: features.clamp_min(0)),
+    "relu_, its answer thrown away": (math.inf, emptied),
+}
+
+
+@pytest.mark.parametrize("second", RELUS)
+@pytest.mark.parametrize("first", ["nn.ReLU", "nn.ReLU6"])
+def test_guided_backprop_guides_at_every_kind_of_relu(first: str, second: str, pictures: Tensor) -> None:
+    (low, one), (high, two) = RELUS[first], RELUS[second]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Steps(one, two).double()
+    maps = explain(net, pictures, "guided-backprop", TARGETS).values[:, 0]
+    slow = Steps(lambda features: Guided.apply(features, low), lambda features: Guided.apply(features, high)).double()
+    slow.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(slow(pictures), net(pictures))
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, pixel_gradient(slow, picture, target).abs().amax(0).float())
+
+
+@pytest.mark.parametrize("step", [lambda x: x.clamp(0, 1), lambda x: x.clamp(min=1e-6), F.hardtanh, F.elu])
+def test_what_is_no_relu_is_not_guided(step: Callable[[Tensor], Tensor], pictures: Tensor) -> None:
+    with pytest.raises(ModelError, match="uses no ReLU"):
+        explain(Steps(step, F.gelu).double(), pictures, "guided-backprop")
 
 
 # What other libraries say, in float64.

@@ -145,7 +145,8 @@ def integrated_gradients(question: Question, *, steps: int = 50, baseline: float
 def guided_backprop(question: Question, *, channels: str = "max", score: str = "logit") -> Found:
     """The gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
 
-    Modules and functions alike are caught, in this thread and during this call only.
+    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions alike are caught, in this thread and during
+    this call only.
 
     Raises:
         ModelError: the network has no ReLU, so this would be plain saliency.
@@ -162,6 +163,9 @@ def guided_backprop(question: Question, *, channels: str = "max", score: str = "
 
 
 _RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_HARDTANHS = {F.hardtanh, F.hardtanh_}  # nn.ReLU6 calls it
+_CLAMPS = {torch.clamp, torch.clamp_, torch.clip, torch.clip_, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_}
+_CLAMPS |= {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 
 
 class _Guide(TorchFunctionMode):
@@ -172,18 +176,30 @@ class _Guide(TorchFunctionMode):
         self.met = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        done = func(*args, **(kwargs or {}))
-        if func not in _RELUS:
-            return done
-        self.met += 1
-        return _PositiveGradient.apply(done)
+        kwargs = kwargs or {}
+        done = func(*args, **kwargs)
+        if _is_relu(func, args, kwargs):
+            self.met += 1
+            if done.requires_grad:
+                done.register_hook(lambda gradient: gradient.clamp_min(0))  # also where it worked in place
+        return done
 
 
-class _PositiveGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
-        return features.clone()
+def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func in _RELUS:
+        return True
+    if func in _HARDTANHS:
+        return _is_number(_bounds(args, kwargs, "min_val", "max_val")[0], 0)
+    if func in _CLAMPS:
+        low, high = _bounds(args, kwargs, "min", "max")
+        # Up to 1 it keeps pixels or weights in their range; up to 6 it is ReLU6 written out.
+        return _is_number(low, 0) and (high is None or _is_number(high, 6))
+    return False
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clamp_min(0)
+
+def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any], low: str, high: str) -> tuple[Any, Any]:
+    return kwargs.get(low, args[1] if len(args) > 1 else None), kwargs.get(high, args[2] if len(args) > 2 else None)
+
+
+def _is_number(value: Any, wanted: int) -> bool:
+    return isinstance(value, int | float) and value == wanted
