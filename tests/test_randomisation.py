@@ -49,6 +49,12 @@ def grad_cam(model, images, targets):
     return (features * row[:, :, None, None]).sum(1).relu()
 
 
+def cam(model, images, targets):
+    """The same with its sign, so that it is not blank where nothing speaks for the class."""
+    features = model[:4](images)
+    return (features * model[6].weight[targets][:, :, None, None]).sum(1)
+
+
 def gradient(model, images, targets):
     asked = images.detach().requires_grad_(True)
     logits = model(asked).gather(1, targets[:, None]).sum()
@@ -149,6 +155,73 @@ def test_a_batch_norm_forgets_its_statistics_too(model):
     assert model[1].weight.unique().numel() == 4  # fresh ones are even, so they are drawn around what was learned
 
 
+class OwnBatchNorm(nn.BatchNorm2d):
+    """Torch's, with an activation, as timm's BatchNormAct2d."""
+
+    def forward(self, features):
+        return super().forward(features).relu()
+
+
+class OwnLinear(nn.Linear):
+    """Draws in a way of its own, which starts at zero."""
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class FrozenNorm(nn.Module):
+    """Weights and statistics in buffers, as torchvision's and timm's frozen batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        for name, value in (("weight", 2.0), ("bias", 3.0), ("running_mean", 4.0), ("running_var", 5.0)):
+            self.register_buffer(name, value + torch.linspace(-1, 1, 4))
+
+
+def moved(norm):
+    """Statistics and weights that training has moved."""
+    with torch.no_grad():
+        for value in (*norm.parameters(), *norm.buffers()):
+            value.copy_(2 + torch.linspace(-1, 1, value.numel()).view(value.shape).to(value.dtype))
+    return norm
+
+
+@pytest.mark.parametrize("norm", [OwnBatchNorm(4), nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4), FrozenNorm()])
+def test_every_kind_of_batch_norm_forgets_its_statistics(norm, images):
+    norm = moved(norm)
+    before = state(norm)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.LazyLinear(3))
+    net.eval()(images) if not isinstance(norm, nn.SyncBatchNorm | FrozenNorm) else net[3](torch.zeros(1, 784))
+    randomise(net, ["1"], seed=1)
+    assert norm.running_mean.eq(0).all()
+    assert norm.running_var.eq(1).all()
+    for name in {"weight", "bias"} & set(before):
+        assert not torch.equal(getattr(norm, name), before[name])
+        assert getattr(norm, name).unique().numel() == 4  # around what was learned, not even
+    stages = randomisation(nn.Sequential(*net[:2]), images, edge_map, torch.zeros(len(images)).long()).cascading
+    assert [stage.layers for stage in stages] == [("1",), ("0",)]
+
+
+def test_timms_batch_norm_forgets_its_statistics():
+    layers = pytest.importorskip("timm.layers")
+    for kind in (layers.BatchNormAct2d, layers.FrozenBatchNormAct2d):
+        norm = moved(kind(4))
+        randomise(nn.Sequential(norm), ["0"], seed=1)
+        assert norm.running_mean.eq(0).all(), kind
+        assert norm.running_var.eq(1).all(), kind
+        assert norm.weight.unique().numel() == 4, kind
+
+
+def test_a_layer_made_of_torchs_that_draws_in_its_own_way_is_drawn_around_what_it_learned():
+    layer = OwnLinear(400, 10)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(2, 4, 4000).view(10, 400))
+    randomise(nn.Sequential(layer), ["0"], seed=0)
+    assert layer.weight.mean().item() == pytest.approx(3, abs=0.05)
+    assert layer.weight.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.05)
+
+
 def test_a_layer_that_is_not_torchs_keeps_its_mean_and_spread():
     layer = OwnScale()
     layer.scale = nn.Parameter(torch.linspace(2, 4, 4000)[:, None, None])
@@ -231,10 +304,10 @@ def cues(generator):
     return images, labels
 
 
-def test_grad_cam_of_a_trained_net_falls_below_a_half_where_the_edge_filter_does_not(model, cues):
+def test_cam_of_a_trained_net_falls_below_a_half_where_the_edge_filter_does_not(model, cues):
     images, labels = cues
     trained(model, images, labels)
-    report = randomisation(model, images, grad_cam, labels)
+    report = randomisation(model, images, cam, labels)
     assert report.cascading[-1].absolute < 0.5
     assert report.depends is True
     assert "Yes: " in report.verdict
@@ -267,6 +340,49 @@ def test_constant_maps_are_left_out_and_too_many_of_them_leave_no_verdict(model,
     assert "3 of 4 maps are constant" in report.verdict
     assert report.cascading[0].absolute == pytest.approx(1)
     assert math.isnan(randomisation(model, images, even).cascading[0].absolute)
+
+
+def going_blank(count):
+    """The picture's edges, but from the first randomisation on the last ``count`` maps are blank."""
+    calls = []
+
+    def method(model, images, targets):
+        calls.append(1)
+        keep = torch.arange(len(images)) < len(images) - (count if len(calls) > 1 else 0)
+        return edge_map(model, images, targets) * keep[:, None, None]
+
+    return method
+
+
+def test_maps_that_go_blank_are_left_out_and_counted(model, images):
+    report = randomisation(model, images, going_blank(2))
+    last = report.cascading[-1]
+    assert (last.absolute, last.signed, last.ssim, last.constant) == pytest.approx((1, 1, 1, 0.5))
+    assert report.depends is False
+    assert "2 of 4 maps, constant then, left out" in report.verdict
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_there_is_no_verdict_when_most_maps_go_blank(model, images, count):
+    report = randomisation(model, images, going_blank(count))
+    assert report.depends is None
+    assert f"with all weights randomised {count} of 4 maps are constant" in report.verdict
+    assert report.cascading[-1].constant == count / 4
+    assert math.isnan(report.cascading[-1].absolute) == (count == 4)
+
+
+def test_a_report_of_maps_that_all_went_blank_can_be_written_and_drawn_again(model, images):
+    from heedmap.report.sections import sections
+    from heedmap.runs import finite
+
+    found = {
+        "rows": [],
+        "sample": {"judged": 4, "of": 4},
+        "randomisation": {"grad-cam": randomisation(model, images, going_blank(4)).as_dict()},
+    }
+    for content in (found, finite(found)):
+        table = sections({"faithfulness": content})[0].tables[1]
+        assert table.rows == (("grad-cam", "-", "-"),)
 
 
 def test_what_maps_have_in_common_stands_beside(model, images):

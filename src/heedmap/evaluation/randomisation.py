@@ -28,19 +28,24 @@ from heedmap.listener import Listener
 
 DEPENDS_BELOW = 0.5  # mean rank correlation with every layer randomised
 SAME_FROM = 0.9
+_STARTS = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+_STATISTICS = {"running_mean", "running_var"}
 SSIM_SIDE, SSIM_SIGMA, SSIM_FIRST, SSIM_SECOND = 11, 1.5, 0.01, 0.03
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How alike the maps are before and after some layers were randomised; means over pictures.
+    """How alike the maps are before and after some layers were randomised; means over pictures whose map is not blank.
+
+    A blank map, constant over the picture, has no order that could be like another one, so it counts for nothing; the
+    means are NaN where no other is left.
 
     Attributes:
         layers: the layers randomised by this stage.
-        absolute: Spearman's correlation of the absolute values, in [-1, 1]; 0 where the map after is constant.
+        absolute: Spearman's correlation of the absolute values, in [-1, 1].
         signed: the same of the values as they are.
         ssim: structural similarity of the maps at the picture's size, each brought to [0, 1].
-        constant: share of pictures whose map became constant.
+        constant: share of pictures whose map went blank.
     """
 
     layers: tuple[str, ...]
@@ -150,7 +155,11 @@ def _verdict(last: Stage, telling: int, count: int) -> tuple[bool | None, str]:
     ask = "Does this map depend on what the network learned?"
     if 2 * telling < count:
         return None, f"{ask} It cannot be said: {count - telling} of {count} maps are constant."
-    found = f"with all weights randomised its rank correlation with itself is {last.absolute:.2f}"
+    blank = round(last.constant * telling)
+    if 2 * blank > telling:
+        return None, f"{ask} It cannot be said: with all weights randomised {blank} of {telling} maps are constant."
+    rest = f" ({blank} of {telling} maps, constant then, left out)" if blank else ""
+    found = f"with all weights randomised its rank correlation with itself is {last.absolute:.2f}{rest}"
     rule = f"(below {DEPENDS_BELOW}: yes; from {SAME_FROM} on: no)"
     # A map turned upside down is as alike as one that stayed.
     if abs(last.absolute) >= SAME_FROM:
@@ -166,9 +175,10 @@ def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor
             f"The map changes its size from {tuple(before.shape)} to {tuple(after.shape)} when randomised."
         )
     telling = ~is_constant(before)
-    before, after = before[telling], after[telling]
+    blank = is_constant(after)[telling]
+    before, after = before[telling][~blank], after[telling][~blank]
     if not len(before):
-        return Stage(names, *(float("nan"),) * 4)
+        return Stage(names, *(float("nan"),) * 3, blank.double().mean().item())
     height, width = images.shape[2:]
     likeness = ssim(unit(upsampled(before, height, width)), unit(upsampled(after, height, width)))
     return Stage(
@@ -176,7 +186,7 @@ def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor
         spearman(before.abs(), after.abs()).mean().item(),
         spearman(before, after).mean().item(),
         likeness.mean().item(),
-        is_constant(after).double().mean().item(),
+        blank.double().mean().item(),
     )
 
 
@@ -187,7 +197,7 @@ def _groups(model: nn.Module, layers: Sequence[str] | None, most: int) -> list[t
     """Names of the layers to randomise, top first, in at most ``most`` groups of neighbours."""
     if most < 1:
         raise OptionError(f"most = {most} leaves no group of layers; it must be 1 or more.")
-    own = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    own = [name for name, module in model.named_modules() if _learned(module)]
     known = dict(model.named_modules())
     for name in layers or ():
         if name not in known:
@@ -203,9 +213,10 @@ def _groups(model: nn.Module, layers: Sequence[str] | None, most: int) -> list[t
 def randomise(model: nn.Module, names: Sequence[str], seed: int) -> None:
     """Draw the weights of the named modules, and of all inside them, anew; in place.
 
-    Modules of torch draw as they do when they are made, running statistics included. What that leaves constant although
-    training had moved it (a layer that starts at zero), and the weights of modules that are not torch's, is drawn from
-    the normal distribution with the mean and the spread of the learned values.
+    Modules of torch, and those that draw as these do because they are made of them, draw as when they are made. What
+    that leaves constant although training had moved it (a layer that starts at zero), and the weights of all other
+    modules, are drawn from the normal distribution with the mean and the spread of the learned values. Running
+    statistics are forgotten, whoever keeps them.
     """
     modules = dict(model.named_modules())
     devices = {value.device for value in model.parameters() if value.device.type == "cuda"}
@@ -216,17 +227,29 @@ def randomise(model: nn.Module, names: Sequence[str], seed: int) -> None:
                 _redraw(module)
 
 
+def _learned(module: nn.Module) -> list[Tensor]:
+    """The module's own parameters, and the buffers of a normalisation: a frozen one keeps its weights there too."""
+    buffers = dict(module.named_buffers(recurse=False))
+    kept = [value for value in buffers.values() if value.is_floating_point()] if _STATISTICS & set(buffers) else []
+    return [*module.parameters(recurse=False), *kept]
+
+
 def _redraw(module: nn.Module) -> None:
-    own = list(module.parameters(recurse=False))
-    learned = [value.detach().clone() for value in own]
-    reset = getattr(module, "reset_parameters", None)
-    standard = type(module).__module__.startswith("torch.nn.") and reset is not None
+    own = _learned(module)
+    old = [value.detach().clone() for value in own]
+    reset = getattr(type(module), "reset_parameters", None)
+    standard = reset is not None and reset.__module__.startswith("torch.nn.")
     if standard:
-        reset()  # type: ignore[misc]  # checked on the line above
-    for value, old in zip(own, learned, strict=True):
-        if not standard or (_is_even(value) and not _is_even(old)):
-            spread = old.std().item() if old.numel() > 1 else abs(old.item())
-            value.normal_(old.mean().item(), spread)
+        module.reset_parameters()  # type: ignore[operator]  # checked on the lines above
+    buffers = dict(module.named_buffers(recurse=False))
+    for name, start in _STARTS.items():
+        if name in buffers:
+            buffers[name].fill_(start)
+    statistics = {id(buffers[name]) for name in _STARTS if name in buffers}
+    for value, before in zip(own, old, strict=True):
+        if id(value) not in statistics and (not standard or (_is_even(value) and not _is_even(before))):
+            spread = before.std().item() if before.numel() > 1 else abs(before.item())
+            value.normal_(before.mean().item(), spread)
 
 
 def _is_even(value: Tensor) -> bool:

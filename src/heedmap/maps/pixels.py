@@ -145,8 +145,8 @@ def integrated_gradients(question: Question, *, steps: int = 50, baseline: float
 def guided_backprop(question: Question, *, channels: str = "max", score: str = "logit") -> Found:
     """The gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
 
-    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions alike are caught, in this thread and during
-    this call only.
+    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions alike are caught, in this thread and
+    during this call only.
 
     Raises:
         ModelError: the network has no ReLU, so this would be plain saliency.

@@ -94,7 +94,7 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
     rows = tuple((row["name"], *(_plain(row["scores"].get(key)) for key in measures)) for row in found["rows"])
     baselines = frozenset(row["name"] for row in found["rows"] if row["chance"] is None or row["name"] == "centre")
     checks = tuple(
-        (name, f"{check['cascading'][-1]['absolute']:.2f}", f"{check['cascading'][-1]['ssim']:.2f}")
+        (name, *(_likeness(check["cascading"][-1][key]) for key in ("absolute", "ssim")))
         for name, check in found["randomisation"].items()
     )
     randomised = Table(("map, all weights randomised", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
@@ -182,6 +182,10 @@ def _plain(score: Mapping[str, float] | None) -> str:
         return "-"
     interval = "" if _unknown(score["low"]) else f" ({score['low']:.3f} - {score['high']:.3f})"
     return f"{score['mean']:.3f}{interval}"
+
+
+def _likeness(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def _unknown(value: float | None) -> bool:
