@@ -468,3 +468,12 @@ def test_how_masks_were_read_is_told_as_it_was(pictures, tmp_path):
     pixels[0:2, 10:14] = 2
     found = read_annotations(write_masks(tmp_path / "n", pixels), pictures)
     assert any("2 values stand for objects, whatever their class (class_values" in note for note in found.notes)
+
+
+def test_what_a_format_has_no_use_for_is_refused(pictures, tmp_path):
+    with pytest.raises(OptionError, match="masks hold no names, so same_class cannot be heeded; give class_values"):
+        read_annotations(as_masks(tmp_path), pictures, same_class=True)
+    path = as_csv(tmp_path)
+    for given in ({"mask_kind": "grey"}, {"class_values": {"cat": 1}}, {"parts": False}):
+        with pytest.raises(OptionError, match="are about masks, not csv; leave them out"):
+            read_annotations(path, pictures, **given)

@@ -207,9 +207,12 @@ def test_right_and_wrong_have_their_colour_and_an_unknown_truth_has_none() -> No
 
 def test_a_box_is_outlined_where_it_is_given() -> None:
     row = Row(Image.new("RGB", (90, 90), (30, 90, 160)), "picture", (drawn_map(torch.eye(4)),))
-    plain, boxed = (
-        np.asarray(panel([row], Caption("sea", 0.9), box=box, tile=100)) for box in (None, (0.25, 0.25, 0.75, 0.75))
+    one, other = (0.25, 0.25, 0.75, 0.75), (0.1, 0.4, 0.2, 0.9)
+    plain, boxed, both, alone = (
+        np.asarray(panel([row], Caption("sea", 0.9), boxes=boxes, tile=100))
+        for boxes in ((), (one,), (one, other), (other,))
     )
+    assert ((both != plain) == ((boxed != plain) | (alone != plain))).all()
     rows, columns = (plain != boxed).any(-1).nonzero()
     picture = columns < 22 + 100
     assert (columns[picture].min() - 22, columns[picture].max() - 22) == (24, 75)

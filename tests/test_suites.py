@@ -241,3 +241,122 @@ def test_maps_are_held_against_the_boxes_that_the_pictures_bring(finished_run: P
     assert {"attention stage2", "grad-cam", "centre", "edges"} <= set(found["scores"])
     (section,) = sections({"localisation": found})
     assert section.tables[0].grey == frozenset(found["baselines"])
+
+
+@pytest.fixture
+def corner_scenes(finished_run: Path) -> Subject:
+    """Eight pictures with an object in the left upper quarter."""
+    from heedmap.data.pictures import TensorPictures
+
+    classifier = Run.open(finished_run).classifier()
+    images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, boxes = torch.arange(8) % 3, torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(8, 4)
+    pictures = TensorPictures(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
+    return Subject(classifier, pictures, labels, "parametrised", "this run")
+
+
+@pytest.mark.parametrize(
+    ("methods", "ranked"),
+    [
+        ((), "attention combined"),
+        (("grad-cam", "attention"), "attention combined"),
+        (("layer-cam", "grad-cam"), "layer-cam"),
+    ],
+)
+def test_pictures_are_ranked_by_the_combined_attention_or_the_first_map_asked_for(
+    methods: tuple[str, ...], ranked: str, corner_scenes: Subject
+) -> None:
+    wanted = Wanted(suites=("localisation",), methods=methods)
+    found = ready_suites(wanted, corner_scenes)["localisation"](Listener())["ranked"]
+    assert found["map"] == ranked
+    assert {kind: len(rows) for kind, rows in found["rows"].items()} == {"best": 3, "median": 3, "worst": 3}
+    figures = [found["figures"][row] for row in found["rows"]["best"] + found["rows"]["worst"]]
+    assert figures == sorted(figures, reverse=True)
+
+
+def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
+    corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heedmap.panels import ranked_panels
+    from heedmap.visualize import answer_panel
+
+    drawn = []
+
+    def seen(*args: Any, **kept: Any) -> Any:
+        drawn.append((args[1], kept))
+        return answer_panel(*args, **kept)
+
+    monkeypatch.setattr("heedmap.panels.answer_panel", seen)
+    boxes = [[0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]]
+    for name, tile in (("attention combined", "combined"), ("attention stage2", "stage2"), ("grad-cam", "grad-cam")):
+        drawn.clear()
+        kept = {"map": name, "rows": {"best": [4]}, "boxes": {"4": boxes}, "figures": {"4": 0.345}}
+        panels = ranked_panels({"ranked": kept}, corner_scenes.classifier, corner_scenes.pictures, torch.device("cpu"))
+        ((answer, words),) = drawn
+        assert tile in answer.maps
+        assert words["boxes"] == [tuple(box) for box in boxes]
+        assert words["remark"] == f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold."
+        assert [panel.path for panel in panels["best"]] == ["4"]
+    assert answer.maps["grad-cam"].target == 1  # the truth, about which the suite asked
+    assert ranked_panels(None, corner_scenes.classifier, corner_scenes.pictures, torch.device("cpu")) == {}
+
+
+@pytest.fixture
+def boxes_of_cues(cue_folder: Path, tmp_path: Path) -> Path:
+    lines = [
+        f"{file.relative_to(cue_folder / 'test').as_posix()},0.1,0.1,0.5,0.5,{file.parent.name}\n"
+        for file in sorted((cue_folder / "test").rglob("*.*"))
+    ]
+    (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom,class\n" + "".join(lines))
+    return tmp_path / "boxes.csv"
+
+
+def test_best_and_worst_are_shown_for_other_data_too(
+    finished_run: Path, cue_folder: Path, boxes_of_cues: Path, tmp_path: Path
+) -> None:
+    words = ["--suite", "localisation", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "grad-cam"]
+    main(["evaluate", str(finished_run), str(cue_folder / "test"), *words, "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('<figure class="panel">') == 9
+    for kind in ("best", "median", "worst"):
+        assert f'<span class="badge {kind}">{kind}</span> of the maps' in page
+    assert "were read as shares" in page
+
+
+def test_best_and_worst_of_an_earlier_suite_stay_in_the_report(copied_run: Path, boxes_of_cues: Path) -> None:
+    words = ["--suite", "localisation", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "attention"]
+    main(["evaluate", str(copied_run), *words])
+    main(["evaluate", str(copied_run), "--suite", "robustness", "--limit", "2"])
+    page = (copied_run / "report.html").read_text()
+    assert page.count("of the maps</h3>") == 3
+
+
+def test_how_annotations_are_read_can_be_said_on_the_command_line(
+    finished_run: Path, cue_folder: Path, boxes_of_cues: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    one_class = next(iter(sorted(path.name for path in (cue_folder / "test").iterdir())))
+    lines = boxes_of_cues.read_text().splitlines()
+    boxes_of_cues.write_text("\n".join([lines[0], *(f"{line.rpartition(',')[0]},{one_class}" for line in lines[1:])]))
+    asked = [finished_run, cue_folder / "test", "--suite", "localisation", "--annotations", boxes_of_cues]
+    judged = {}
+    for flag in ("--same-class", "--no-same-class"):
+        out = tmp_path / flag
+        main([*map(str, ["evaluate", *asked, flag, "--method", "grad-cam", "--out", out])])
+        found = json.loads((out / "evaluation.json").read_text())["suites"]["localisation"]
+        judged[flag] = found["pictures"], any("same_class takes only" in note for note in found["notes"])
+    assert judged == {"--same-class": (12, False), "--no-same-class": (36, True)}
+    assert "mask_kind, class_values and parts are about masks, not csv" in refusal(
+        "evaluate", *asked, "--mask-kind", "grey"
+    )
+    assert "boxes.csv" in refusal("evaluate", *asked, "--annotation-format", "coco")
+    assert "such as cat=1" in refusal("evaluate", *asked, "--class-values", "red")
+    told = refusal("evaluate", finished_run, "--suite", "localisation", "--same-class")
+    assert "same_class says how annotations are read, and none are named: give --annotations too." in told
+
+
+def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
+    finished_run: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "grad-cam,attention-rollout")
+    assert "--method attention-rollout cannot be judged on this run:" in told

@@ -27,6 +27,7 @@ from heedmap.evaluation.localisation import pointing_table
 from heedmap.listener import Listener
 from heedmap.machine import cores
 from heedmap.own_data import open_own
+from heedmap.panels import ranked_panels, report_panel
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
 from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, report_page
@@ -56,6 +57,7 @@ class Evaluation:
         suites: what :func:`heedmap.suites.ready_suites` found; empty unless asked for.
         top1_with_flips: share of right answers where the logits of a picture and of its mirror image are averaged, at
             twice the cost; None unless asked for, and never what ``report.top1`` says.
+        ranked: panels to the localisation suite, for a page; they are not part of :meth:`as_dict`.
     """
 
     part: str
@@ -65,6 +67,7 @@ class Evaluation:
     learned: int = 0
     suites: dict[str, Any] = field(default_factory=dict)
     top1_with_flips: float | None = None
+    ranked: dict[str, list[ReportPanel]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -146,6 +149,8 @@ def evaluate(
     tell(found)
     for name, judge_suite in suites.items():
         found = replace(found, suites={**found.suites, name: judge_suite(listener or Listener())})
+        if name == "localisation":
+            found = replace(found, ranked=ranked_panels(found.suites[name], classifier, pictures, device))
         tell(found)
     return found
 
@@ -264,7 +269,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
 
 
 def _bare_report(evaluation: Evaluation) -> ReportData:
-    """A page on other data than the run's own: no training, no panels."""
+    """A page on other data than the run's own: no training, and no panels but those of the localisation suite."""
     found = finite(evaluation.as_dict())
     return ReportData(
         title=f"Judged on {evaluation.part}",
@@ -274,6 +279,7 @@ def _bare_report(evaluation: Evaluation) -> ReportData:
         evaluation={"split": evaluation.part, **found},
         pointing=evaluation.pointing,
         sections=sections(found["suites"]),
+        ranked=evaluation.ranked,
         test_sentence="Nothing of this run was chosen by these pictures, unless it learned from some of them.",
     )
 
@@ -308,34 +314,6 @@ def report_panels(
     wrong = sorted(wrong, key=lambda row: -float(surety[row]))[:PANELS]
     first, second = ([report_panel(classifier, pictures, row, device) for row in rows] for rows in (right, wrong))
     return first, second
-
-
-@torch.no_grad()
-def report_panel(
-    classifier: AttentionClassifier,
-    pictures: Pictures,
-    row: int,
-    device: torch.device,
-    box: tuple[float, float, float, float] | None = None,
-) -> ReportPanel:
-    """The panel of one picture, with the object's box where the pictures bring one or one is given (in shares)."""
-    view = pictures.load(row, classifier.image_size)
-    answer = answer_of(classifier, classifier(plain(view[None]).to(device)), 0)
-    label, name = pictures.classes[int(pictures.labels[row])], pictures.names[row]
-    if box is None and pictures.boxes is not None:
-        left, top, right, bottom = pictures.boxes[row].tolist()
-        box = (left, top, right, bottom)
-    picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
-    sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, box=box)
-    content = io.BytesIO()
-    sheet.save(content, "JPEG", quality=88, subsampling=0)
-    return ReportPanel(
-        path=name,
-        label=label,
-        predicted=classifier.classes[answer.predicted],
-        probability=float(answer.probabilities.max()),
-        image=content.getvalue(),
-    )
 
 
 @torch.no_grad()

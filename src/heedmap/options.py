@@ -216,6 +216,21 @@ def split_names(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
 
 
+def class_values(words: Iterable[str]) -> dict[str, int] | None:
+    """Classes and the whole numbers that stand for them, given as ``cat=1``; None where none are given.
+
+    Raises:
+        OptionError: a word of another form, or a class given twice.
+    """
+    values: dict[str, int] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        if not name or not number.isdecimal() or name in values:
+            raise OptionError(f"class_values cannot hold {word!r}; give each class once, such as cat=1.")
+        values[name] = int(number)
+    return values or None
+
+
 def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
     """Say in one line what a training with these options, all of them derived, is going to do."""
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())

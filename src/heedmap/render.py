@@ -229,12 +229,16 @@ def legend(low: float, high: float, text: str, width: int = 256) -> Image.Image:
     return sheet
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a box, in shares of the square picture."""
+
+
 def panel(
     rows: Sequence[Row],
     caption: Caption,
     note: str = "",
     *,
-    box: tuple[float, float, float, float] | None = None,
+    boxes: Sequence[Box] = (),
     tile: int = 256,
 ) -> Image.Image:
     r"""Draw everything about one picture: headline, the picture, each map with its legend, and what the numbers mean.
@@ -243,7 +247,7 @@ def panel(
         rows: at least one; they may differ in their number of maps.
         caption: the headline; a known truth is shown as right or wrong, by colour and by word.
         note: printed at the foot, one line for each ``\n``.
-        box: (left, top, right, bottom) as shares of the square picture, outlined where given.
+        boxes: outlined on the picture and on its maps.
         tile: side of each square in pixels.
     """
     columns = 1 + max(len(row.maps) + len(row.features) for row in rows)
@@ -253,7 +257,7 @@ def panel(
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * row_height + 18 * len(lines) + _EDGE), PAPER)
     _draw_headline(sheet, caption)
     for number, row in enumerate(rows):
-        _draw_row(sheet, row, _HEAD + number * row_height, tile, box)
+        _draw_row(sheet, row, _HEAD + number * row_height, tile, boxes)
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         top = _HEAD + len(rows) * row_height + 18 * number
@@ -289,12 +293,12 @@ def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour
     return place[0] + width
 
 
-def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, box: tuple[float, float, float, float] | None) -> None:
+def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence[Box]) -> None:
     pen = ImageDraw.Draw(sheet)
     picture, first = _sized(row.picture, tile), row.first and _sized(row.first, tile)
     ground = _paled(picture)
     _write(pen, (_EDGE, top), row.title, 15, INK, width=tile)
-    sheet.paste(first or _outlined(picture, box), (_EDGE, top + _TITLE))
+    sheet.paste(first or _outlined(picture, boxes), (_EDGE, top + _TITLE))
     _draw_bars(pen, row.top, (_EDGE, top + _TITLE + tile + 7), tile)
     for number, drawn in enumerate(row.maps + row.features):
         left = _EDGE + (number + 1) * (tile + _GAP)
@@ -304,7 +308,7 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, box: tuple[floa
         over = number < len(row.maps)
         scale = (drawn.low, drawn.high)
         heated = _laid_over(ground, drawn.values, *scale) if over else heatmap(drawn.values, *scale, tile)
-        heated = _outlined(heated, box)
+        heated = _outlined(heated, boxes)
         ringed = heated if is_flat(drawn.values) else _marked(heated, hottest(drawn.values))
         sheet.paste(ringed, (left, top + _TITLE))
         sheet.paste(legend(*scale, peak_text(drawn.values), tile), (left, top + _TITLE + tile + 8))
@@ -325,15 +329,15 @@ def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place
         _write(pen, (place[0] + width, line), f"{100 * probability:.1f} %", 12, GREY, anchor="ra")
 
 
-def _outlined(picture: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
-    """The picture with the box's outline, light inside dark so that it shows on any ground."""
-    if box is None:
-        return picture
-    outlined = picture.copy()
-    left, top, right, bottom = (round(share * (side - 1)) for share, side in zip(box, picture.size * 2, strict=True))
+def _outlined(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """The picture with the boxes' outlines, light inside dark so that they show on any ground."""
+    outlined = picture.copy() if boxes else picture
     pen = ImageDraw.Draw(outlined)
-    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
-    pen.rectangle((left, top, right, bottom), outline=(255, 255, 255))
+    sides = (picture.width - 1, picture.height - 1) * 2
+    for box in boxes:
+        left, top, right, bottom = (round(share * side) for share, side in zip(box, sides, strict=True))
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
+        pen.rectangle((left, top, right, bottom), outline=(255, 255, 255))
     return outlined
 
 

@@ -7,22 +7,29 @@ nothing was chosen by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from heedmap.classifier import AttentionClassifier
 from heedmap.data import Pictures, check_splits, load_many, open_data
+from heedmap.data.annotations import AnnotationOptions, Annotations, annotations_for
 from heedmap.data.augmentation import plain
-from heedmap.errors import DataError, ModelError, OptionError, RunError, nearest
+from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
 from heedmap.listener import Listener
 from heedmap.runs import Run
 
+if TYPE_CHECKING:
+    from heedmap.evaluation.localisation import LocalisationReport
+
+AS_TOLD_BY_FILES = AnnotationOptions()
 SUITES = ("accuracy", "localisation", "faithfulness", "robustness", "transfer")
 MOST = {"faithfulness": 100, "robustness": 200}  # pictures, unless told: each costs hundreds of forward passes
 MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller pictures at their own size
+COMBINED = "attention combined"
+SHOWN = 3  # pictures of each sort: best, median and worst
 BATCH = 64
 WORKERS = 2
 
@@ -45,6 +52,7 @@ class Wanted:
         suites: some of ``SUITES``.
         methods: map methods; empty takes the learned attention and Grad-CAM, or for a control Grad-CAM alone.
         annotations: of the pictures, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
+        reading: how these are read.
         transfer: folders or named sets for the transfer suite.
         limit: pictures that localisation, faithfulness and robustness judge, spread evenly over the classes; None takes
             all, and for slow suites those of ``MOST``.
@@ -53,6 +61,7 @@ class Wanted:
     suites: tuple[str, ...] = ("accuracy",)
     methods: tuple[str, ...] = ()
     annotations: str | None = None
+    reading: AnnotationOptions = AS_TOLD_BY_FILES
     transfer: tuple[str, ...] = ()
     limit: int | None = None
 
@@ -74,6 +83,9 @@ class Wanted:
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
         for option, value in (("annotations", self.annotations), ("method", self.methods), ("limit", self.limit)):
             check_used(option, value or None, self.suites)
+        if self.annotations is None and self.reading != AS_TOLD_BY_FILES:
+            given = next(each.name for each in fields(self.reading) if getattr(self.reading, each.name) != each.default)
+            raise OptionError(f"{given} says how annotations are read, and none are named: give --annotations too.")
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
@@ -127,7 +139,24 @@ def ready_suites(wanted: Wanted, subject: Subject) -> dict[str, Judge]:
     Raises:
         DataError, ModelError, OptionError: a data set, annotations or a map that cannot be used.
     """
-    return {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
+    suites = {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
+    if set(USERS["method"]) & set(suites):
+        _try_maps(wanted, subject)
+    return suites
+
+
+def _try_maps(wanted: Wanted, subject: Subject) -> None:
+    """Ask each map for one picture: what a network cannot give shows in no other way."""
+    from heedmap.evaluation.asking import all_maps, asking
+
+    row = torch.zeros(1, dtype=torch.int64)
+    images, target = _images(subject, row), subject.labels[row]
+    with asking(subject.classifier) as lent:
+        for name, function in map_functions(wanted, subject).items():
+            try:
+                all_maps(name, function, lent, images, target, 1)
+            except HeedmapError as error:
+                raise type(error)(f"--method {name} cannot be judged on this run: {error}") from None
 
 
 def _ready(name: str, wanted: Wanted, subject: Subject) -> Judge:
@@ -188,7 +217,7 @@ def map_functions(wanted: Wanted, subject: Subject) -> dict[str, MapFunction]:
             raise ModelError("The control has no attention to judge; name another --method, such as grad-cam.")
         functions |= {f"attention {tap}": learned_map_at(tap) for tap in taps}
         if len(taps) > 1:
-            functions["attention combined"] = learned_map
+            functions[COMBINED] = learned_map
     return functions
 
 
@@ -201,12 +230,14 @@ def _images(subject: Subject, rows: Tensor) -> Tensor:
 
 
 def _localisation(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
-    from heedmap.data.annotations import annotations_for
     from heedmap.evaluation.asking import all_maps, asking
     from heedmap.evaluation.localisation import localise
 
     pictures = subject.pictures.subset(rows)
-    annotations, functions = annotations_for(pictures, wanted.annotations), map_functions(wanted, subject)
+    annotations, functions = (
+        annotations_for(pictures, wanted.annotations, wanted.reading),
+        map_functions(wanted, subject),
+    )
 
     def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
         def maps(some: Tensor) -> Tensor:
@@ -224,14 +255,24 @@ def _localisation(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
             size=min(subject.classifier.image_size, MOST_SIZE),
             listener=listener,
         )
-        first = next(iter(functions))
-        ranked = {kind: rows[torch.tensor(places)].tolist() for kind, places in report.ranked(first).items()}
-        boxes = {row: annotations.boxes[place].tolist() for place, row in enumerate(rows.tolist())}
-        shown = {row: boxes[row] for places in ranked.values() for row in places}
         asked = "Attributions were asked about the true class."
-        return {**report.as_dict(), "ranked": {"map": first, "rows": ranked, "boxes": shown}, "asked": asked}
+        return {**report.as_dict(), "ranked": _ranked(report, annotations, rows), "asked": asked}
 
     return judge
+
+
+def _ranked(report: LocalisationReport, annotations: Annotations, rows: Tensor) -> dict[str, Any]:
+    """Which pictures are worth a look, by which map, as rows of the whole part, with their boxes and figures."""
+    name = COMBINED if COMBINED in report.per_picture else next(iter(report.per_picture))
+    places = report.ranked(name, count=SHOWN)
+    shown = {place: int(rows[place]) for each in places.values() for place in each}
+    figures = dict(zip(report.rows.tolist(), report.per_picture[name]["otsu_iou"].tolist(), strict=True))
+    return {
+        "map": name,
+        "rows": {kind: [shown[place] for place in each] for kind, each in places.items()},
+        "boxes": {row: annotations.boxes[place].tolist() for place, row in shown.items()},
+        "figures": {row: figures[place] for place, row in shown.items()},
+    }
 
 
 def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
 from heedmap.machine import keep_freed_memory
-from heedmap.options import split_names
+from heedmap.options import class_values, split_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ class Evaluate:
             these two, or Grad-CAM alone for the control.
         annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
             Default: what the data brings.
+        annotation_format: How the annotations are written. Default: told from the files.
+        same_class: Take only objects of the picture's own class, by name; else every object counts.
+        mask_kind: How the values of mask files are read. Default: told from them, and said.
+        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
+            objects.
+        parts: Give each connected part of a mask a box of its own; else one for all pixels of a value.
         transfer: Folders or named sets for the transfer suite.
         control: A run judged beside this one for robustness and transfer, such as its matched control.
         flips: Judge the mirrored pictures too; the accuracy of both answers averaged is reported beside the plain one.
@@ -52,6 +58,11 @@ class Evaluate:
     suite: tuple[str, ...] = ("accuracy",)
     method: tuple[str, ...] = ()
     annotations: str | None = None
+    annotation_format: Literal["masks", "coco", "voc", "yolo", "csv"] | None = None
+    same_class: bool = False
+    mask_kind: Literal["binary", "indexed", "grey"] | None = None
+    class_values: tuple[str, ...] = ()
+    parts: bool = True
     transfer: tuple[str, ...] = ()
     control: str | None = None
     flips: bool = False
@@ -64,6 +75,7 @@ class Evaluate:
 
     def work(self) -> None:
         """Judge and print the tables."""
+        from heedmap.data.annotations import AnnotationOptions
         from heedmap.evaluate import evaluate
         from heedmap.runs import Run
         from heedmap.suites import Wanted
@@ -75,6 +87,13 @@ class Evaluate:
             suites=split_names(self.suite),
             methods=split_names(self.method),
             annotations=self.annotations,
+            reading=AnnotationOptions(
+                format=self.annotation_format,
+                same_class=self.same_class,
+                mask_kind=self.mask_kind,
+                class_values=class_values(self.class_values),
+                parts=self.parts,
+            ),
             transfer=self.transfer,
             limit=self.limit,
         )

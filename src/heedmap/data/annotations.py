@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from heedmap.data.annotation_files import MASKS, Found, Thing, find_format, mask_files, read_found
+from heedmap.data.annotation_files import FORMATS, MASKS, Found, Thing, find_format, mask_files, read_found
 from heedmap.data.annotation_matching import match
 from heedmap.data.decoding import crop_box
 from heedmap.data.object_masks import (
@@ -34,7 +34,7 @@ from heedmap.data.object_masks import (
 from heedmap.data.pictures import FolderPictures, Pictures
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = ["Annotations", "annotations_for", "annotations_of", "read_annotations"]
+__all__ = ["AnnotationOptions", "Annotations", "annotations_for", "annotations_of", "read_annotations"]
 
 LOOKED_AT = 64  # masks from which it is told how all are to be read
 ODD_SHAPE = 0.02  # by how much the shape of an annotation may differ from its picture's: sizes are rounded
@@ -102,8 +102,26 @@ def annotations_of(pictures: Pictures) -> Annotations:
     return Annotations(tuple(pictures.names), boxes, masks, torch.ones(count, dtype=torch.bool), objects)
 
 
-def annotations_for(pictures: Pictures, path: str | Path | None) -> Annotations:
+@dataclass(frozen=True, kw_only=True)
+class AnnotationOptions:
+    """How annotations are read: what :func:`read_annotations` takes, under the same names."""
+
+    format: str | None = None
+    same_class: bool = False
+    mask_kind: str | None = None
+    class_values: Mapping[str, int] | None = None
+    parts: bool = True
+
+
+def annotations_for(
+    pictures: Pictures, path: str | Path | None, options: AnnotationOptions = AnnotationOptions()
+) -> Annotations:
     """Read annotations from a path, or where there is none take those that the pictures bring.
+
+    Args:
+        pictures: what is annotated.
+        path: see :func:`read_annotations`; None takes the pictures' own.
+        options: of reading.
 
     Raises:
         DataError: see :func:`annotations_of` and :func:`read_annotations`; or a path for pictures that are no files.
@@ -112,7 +130,15 @@ def annotations_for(pictures: Pictures, path: str | Path | None) -> Annotations:
         return annotations_of(pictures)
     if not isinstance(pictures, FolderPictures):
         raise DataError("Annotations are matched to files, and these pictures are none; leave --annotations out.")
-    return read_annotations(path, pictures)
+    return read_annotations(
+        path,
+        pictures,
+        format=options.format,
+        same_class=options.same_class,
+        mask_kind=options.mask_kind,
+        class_values=options.class_values,
+        parts=options.parts,
+    )
 
 
 def read_annotations(
@@ -143,10 +169,11 @@ def read_annotations(
     Raises:
         DataError: files that cannot be read, a box that is none, annotations of another shape than the picture, or
             nothing that fits any picture.
-        OptionError: an unknown format or kind of mask.
+        OptionError: an unknown format or kind of mask, or an option that this format has no use for.
     """
     path = Path(path)
     name = format or find_format(path)
+    _refuse_unheeded(path, name, same_class, mask_kind is not None or class_values is not None or not parts)
     if name == MASKS:
         if mask_kind is not None and mask_kind not in KINDS:
             raise OptionError(
@@ -167,6 +194,13 @@ def read_annotations(
     used = [(found[place], row) for row, place in enumerate(matching.annotation_of) if place >= 0]
     notes += [note for note in (_boxes_beside_outlines(used), "" if same_class else _classes(used, pictures)) if note]
     return _gathered(pictures, placed, notes)
+
+
+def _refuse_unheeded(path: Path, name: str, same_class: bool, is_of_masks: bool) -> None:
+    if name == MASKS and same_class:
+        raise OptionError(f"{path}: masks hold no names, so same_class cannot be heeded; give class_values instead.")
+    if name in FORMATS and is_of_masks:
+        raise OptionError(f"{path}: mask_kind, class_values and parts are about masks, not {name}; leave them out.")
 
 
 def _with_area(found: list[Found]) -> tuple[list[Found], list[str]]:

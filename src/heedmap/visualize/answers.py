@@ -12,7 +12,7 @@ from PIL import Image
 
 from heedmap.errors import OptionError, nearest
 from heedmap.records import AttentionMap
-from heedmap.render import Caption, Row, Values, grid_of, is_flat, panel, scale_of
+from heedmap.render import Box, Caption, Row, Values, grid_of, is_flat, panel, scale_of
 
 Scale: TypeAlias = Literal["picture", "range", "set"] | tuple[float, float]
 
@@ -160,7 +160,7 @@ def answer_panel(
     *,
     label: str | None = None,
     name: str = "",
-    box: tuple[float, float, float, float] | None = None,
+    boxes: Sequence[Box] = (),
     scale: Scale = "picture",
     switched: Switched | None = None,
     remark: str = "",
@@ -174,7 +174,7 @@ def answer_panel(
         classes: the K class names.
         label: the truth, where it is known.
         name: printed small in the headline.
-        box: (left, top, right, bottom) as shares of the square, outlined where given.
+        boxes: outlined on the picture and on its maps.
         scale: ``picture`` keeps the ends that the maps carry; ``range`` runs from the smallest to the largest value of
             each map; ``(low, high)`` is fixed; ``set`` says that the ends carried are those of a whole set.
         switched: drawn as a second row, each map on one scale with the first row's.
@@ -190,7 +190,7 @@ def answer_panel(
     lines = (*footnotes(answer, scale, switched is not None), *notes, remark)
     note = "\n".join(line for line in lines if line)
     headline = Caption(classes[answer.predicted], float(answer.probabilities.max()), label, name)
-    return panel(rows, headline, note, box=box, tile=TILE)
+    return panel(rows, headline, note, boxes=boxes, tile=TILE)
 
 
 def _row(answer: Answer, picture: Image.Image, title: str, classes: Sequence[str]) -> Row:

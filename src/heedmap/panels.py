@@ -1,0 +1,88 @@
+"""Panels of a report: a picture with its maps, and the pictures whose map lies best, middling and worst."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from heedmap.classifier import AttentionClassifier
+from heedmap.data import Pictures
+from heedmap.data.augmentation import plain
+from heedmap.maps import METHODS
+from heedmap.render import Box
+from heedmap.report import ReportPanel
+from heedmap.visualize import answer_panel
+from heedmap.visualize.computed import Asked, with_computed
+from heedmap.visualize.network import answer_of
+
+
+@torch.no_grad()
+def report_panel(
+    classifier: AttentionClassifier,
+    pictures: Pictures,
+    row: int,
+    device: torch.device,
+    *,
+    boxes: Sequence[Box] | None = None,
+    method: str | None = None,
+    remark: str = "",
+) -> ReportPanel:
+    """The panel of one picture.
+
+    Args:
+        classifier: in eval mode, on ``device``.
+        pictures: the part that the picture is of.
+        row: which one.
+        device: where the classifier is.
+        boxes: of the objects, in shares of the square view; None takes the one that the pictures bring, if any.
+        method: a map of :data:`heedmap.maps.METHODS` to draw beside the learned ones, asked about the truth.
+        remark: one more line at the foot.
+    """
+    images = plain(pictures.load(row, classifier.image_size)[None]).to(device)
+    answer = answer_of(classifier, classifier(images), 0)
+    label, name = pictures.classes[int(pictures.labels[row])], pictures.names[row]
+    if method is not None:
+        (answer,) = with_computed(classifier, images, [answer], Asked((method,), classifier.classes.index(label)))
+    if boxes is None and pictures.boxes is not None:
+        left, top, right, bottom = pictures.boxes[row].tolist()
+        boxes = [(left, top, right, bottom)]
+    picture = Image.fromarray(pictures.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
+    sheet = answer_panel(picture, answer, classifier.classes, label=label, name=name, boxes=boxes or (), remark=remark)
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=88, subsampling=0)
+    return ReportPanel(
+        path=name,
+        label=label,
+        predicted=classifier.classes[answer.predicted],
+        probability=float(answer.probabilities.max()),
+        image=content.getvalue(),
+    )
+
+
+def ranked_panels(
+    found: Mapping[str, Any] | None, classifier: AttentionClassifier, pictures: Pictures, device: torch.device
+) -> dict[str, list[ReportPanel]]:
+    """Panels of the pictures whose map lies best, middling and worst, each with the map that was ranked and all boxes.
+
+    Args:
+        found: what the localisation suite gave, fresh or as evaluation.json holds it; None gives no panels.
+        classifier, device: see :func:`report_panel`.
+        pictures: the part that was judged.
+    """
+    if found is None:
+        return {}
+    ranked = found["ranked"]
+    boxes = {int(row): [tuple(box) for box in of_row] for row, of_row in ranked["boxes"].items()}
+    figures = {int(row): figure for row, figure in ranked.get("figures", {}).items()}  # early runs have none
+    method = ranked["map"] if ranked["map"] in METHODS else None
+
+    def drawn(row: int) -> ReportPanel:
+        reached = f": IoU {figures[row]:.2f} with the object, cut at Otsu's threshold" if row in figures else ""
+        remark = f"Ranked by the map {ranked['map']}{reached}."
+        return report_panel(classifier, pictures, row, device, boxes=boxes[row], method=method, remark=remark)
+
+    return {kind: [drawn(row) for row in rows] for kind, rows in ranked["rows"].items()}
