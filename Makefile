@@ -12,7 +12,7 @@ help:
 	@echo "make demo       train on the built-in digit scenes and draw the maps (about 2 minutes on two cores)"
 	@echo "make test       run the test suite"
 	@echo "make test-slow  run the slow tests, which the suite leaves out"
-	@echo "make bench      measure speed beside its peers, nine minutes; PARTS='startup learned-maps' picks"
+	@echo "make bench      measure speed beside its peers, a quarter of an hour; PARTS='startup learned-maps' picks"
 	@echo "make check      formatter, linter, types, order of the rooms"
 	@echo "make format     let the formatter and the linter repair what they can"
 	@echo "make clean      remove .venv and the caches"

@@ -154,7 +154,7 @@ def _trained_once(data: str, root: str, epochs: int | None, batch: int, seed: in
         judged = evaluate(run, device="cuda" if torch.cuda.is_available() else "cpu", download=False, flips=True)
     assert judged.top1_with_flips is not None
     return {
-        "accuracy": judged.top1,
+        "accuracy": judged.report.top1,
         "accuracy with flips": judged.top1_with_flips,
         "loop seconds": loop.seconds,
         "whole seconds": whole,

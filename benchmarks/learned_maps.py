@@ -65,8 +65,8 @@ def _costs(name: str, size: int, batch: int, rounds: int, device: str) -> dict[s
     taken = batch * AT_ONCE[torch.device(device).type]
     return {
         "images per second": {name: spread([taken / value for value in values]) for name, values in seconds.items()},
-        "over the plain forward": _over(seconds, PLAIN),
-        "over the plain forward, interval of the median": {
+        "over the plain trunk": _over(seconds, PLAIN),
+        "over the plain trunk, interval of the median": {
             name: median_interval(values) for name, values in _more(seconds, PLAIN).items()
         },
         "over the control": _over({name: seconds[name] for name in ATTENTIONS}, "none"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.measuring import RESULTS
 
@@ -13,21 +13,57 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOT = PAGE.parent / "images" / "performance.png"
 BEGIN, END = "<!-- figures: python -m benchmarks --page -->", "<!-- end of figures -->"
 ABOUT = ("part", "day", "machine", "ceiling", "ceiling before", "ceiling after", "clock")
-# What the plot shows: title, part, the way to the figures, and what they are divided by.
 _RATES = "images per second"
-BARS: tuple[tuple[str, str, tuple[str, ...], str, str], ...] = (
-    ("VGG-att3 step / reference", "training-step", (_RATES,), "heedmap", "reference (float32, NCHW)"),
+_SHARES = "share of the bare step"
+_TRUNK = "over the plain trunk"
+_JPEG = "JPEG folder, 150 x 150"
+_SMALL = "small pictures, 32 x 32, whitened as for CIFAR-10"
+
+
+class Bar(NamedTuple):
+    """A bar of the plot.
+
+    Attributes:
+        title: beside it.
+        part: whose record it is from.
+        way: keys that lead to the figures there.
+        mine: key of the figure; a ratio already where ``theirs`` is empty.
+        theirs: key of what it is divided by.
+        inverse: the figure is what something costs more, as a share: drawn is how many times as fast it is.
+    """
+
+    title: str
+    part: str
+    way: tuple[str, ...]
+    mine: str
+    theirs: str = ""
+    inverse: bool = False
+
+
+BARS = (
+    Bar("VGG-att3 step / reference", "training-step", (_RATES,), "heedmap", "reference (float32, NCHW)"),
+    Bar("VGG-att3 with maps / reference", "training-step", ("inference with maps",), "heedmap / reference"),
     *(
-        (f"train / bare step, {title}", "end-to-end", ("training", title, _RATES), "heedmap train", "bare step")
-        for title in ("JPEG folder, 150 x 150", "small pictures, 32 x 32")
+        Bar(f"train, {what} / bare step, {title.split(',')[0]}", "end-to-end", ("training", title, _SHARES), key)
+        for title in (_JPEG, _SMALL)
+        for what, key in {
+            "steps": "training steps alone",
+            "everything": "everything: steps, judging, panel, checkpoint",
+        }.items()
+    ),
+    *(Bar(f"visualize / grad-cam, {job}", "drawing", (), f"visualize / {job}") for job in ("same job", "one map")),
+    *(
+        Bar(f"with maps / plain, {title}", "learned-maps", ("networks", title, _TRUNK), "parametrised", inverse=True)
+        for title in ("compact, 144 px", "whitened, 32 px", "paper-vgg, 32 px")
     ),
     *(
-        (f"visualize / grad-cam, {job}", "drawing", (_RATES,), "visualize", f"pytorch-grad-cam, {job}")
-        for job in ("same job", "one map")
+        Bar(f"with maps / control, {title}", "learned-maps", ("networks", title, _RATES), "parametrised", "none")
+        for title in ("compact, 144 px", "whitened, 32 px", "paper-vgg, 32 px")
     ),
+    # Figures that were kept before shares were taken round by round.
     *(
-        (f"with maps / without, {title}", "learned-maps", ("networks", title, _RATES), "parametrised", "none")
-        for title in ("compact, 144 px", "paper-vgg, 32 px")
+        Bar(f"train / bare step, {title}", "end-to-end", ("training", title, _RATES), "heedmap train", "bare step")
+        for title in (_JPEG, "small pictures, 32 x 32")
     ),
 )
 
@@ -77,18 +113,31 @@ def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"| {title} | {value:.4g} | | |" if isinstance(value, float) else f"| {title} | {value} | | |"
 
 
+def _ratio(records: Mapping[str, Any], bar: Bar) -> float | None:
+    """The height of a bar; None where nothing was kept that it could be drawn from."""
+    figures: Any = records.get(bar.part, {})
+    for step in bar.way:
+        figures = figures.get(step, {}) if isinstance(figures, Mapping) else {}
+    keys = (bar.mine, bar.theirs) if bar.theirs else (bar.mine,)
+    values = [_median(figures.get(key)) for key in keys]
+    if None in values:
+        return None
+    ratio = values[0] / values[1] if bar.theirs else values[0]
+    return 1 / (1 + ratio) if bar.inverse else ratio
+
+
+def _median(value: Any) -> Any:
+    """A number, or the median of a spread; None for anything else, such as a note that there was no memory."""
+    value = value.get("median") if isinstance(value, Mapping) else value
+    return value if isinstance(value, int | float) else None
+
+
 def _plot(records: Mapping[str, Any]) -> None:
     """Ratios as bars, on an axis where twice as fast and half as fast lie equally far from even."""
     from matplotlib.figure import Figure
 
-    names, ratios = [], []
-    for title, part, way, mine, theirs in BARS:
-        rates = records.get(part, {})
-        for step in way:
-            rates = rates.get(step, {})
-        if mine in rates and theirs in rates:
-            names.append(title)
-            ratios.append(rates[mine]["median"] / rates[theirs]["median"])
+    found = {bar.title: ratio for bar in BARS if (ratio := _ratio(records, bar)) is not None}
+    names, ratios = list(found), list(found.values())
     figure = Figure(figsize=(9, 0.45 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     axes.barh(names, [ratio - 1 for ratio in ratios], left=1, color="#bc3754")

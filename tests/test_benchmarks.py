@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import drawing, end_to_end, learned_maps, measuring, scale, startup, training_step  # noqa: E402
+from benchmarks import drawing, end_to_end, gpu, learned_maps, measuring, scale, startup, training_step  # noqa: E402
 
 from heedmap.classifier import Architecture, build_classifier  # noqa: E402
 
@@ -181,7 +181,7 @@ def test_learned_maps_are_set_against_a_trunk_that_reads_no_tap(results: Path, m
     monkeypatch.setattr(learned_maps, "NETWORKS", {"compact, 32 px": ("compact", 32, 2)})
     learned_maps.main(rounds=2)
     figures = kept(results, "learned-maps")["networks"]["compact, 32 px"]
-    assert list(figures["over the plain forward"]) == ["none", "parametrised", "dot", "additive"]
+    assert list(figures["over the plain trunk"]) == ["none", "parametrised", "dot", "additive"]
     assert list(figures["over the control"]) == ["parametrised", "dot", "additive"]
 
 
@@ -226,3 +226,135 @@ def test_answers_of_the_command_line_are_timed(results: Path, monkeypatch: pytes
     monkeypatch.setattr(startup, "ANSWERS", {"python -c pass": ["-c", "pass"]})
     startup.main(rounds=1)
     assert kept(results, "startup")["seconds"]["python -c pass"]["median"] > 0
+
+
+# ---- what is drawn from the figures
+
+
+@pytest.fixture
+def page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The page's module, writing into the test's folder."""
+    pytest.importorskip("matplotlib")
+    module = importlib.import_module("benchmarks.page")
+    monkeypatch.setattr(module, "RESULTS", results)
+    monkeypatch.setattr(module, "PAGE", tmp_path / "performance.md")
+    monkeypatch.setattr(module, "PLOT", tmp_path / "performance.png")
+    (tmp_path / "performance.md").write_text(f"before\n\n{module.BEGIN}\nold\n{module.END}\n\nafter\n")
+    return module
+
+
+def test_the_page_holds_the_figures_kept_and_notes_in_their_place(page: Any, tmp_path: Path) -> None:
+    rates = {"heedmap": {"median": 4.0, "low": 3.0, "high": 5.0}, "reference (float32, NCHW)": "out of memory"}
+    measuring.keep("training-step", {"images per second": rates})
+    page.write_page()
+    text = (tmp_path / "performance.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| images per second: heedmap | 4 | 3 | 5 |" in text
+    assert "| images per second: reference (float32, NCHW) | out of memory | | |" in text
+    assert (tmp_path / "performance.png").stat().st_size > 1000
+
+
+def bars(page: Any, records: dict[str, Any]) -> dict[str, float]:
+    return {bar.title: ratio for bar in page.BARS if (ratio := page._ratio(records, bar)) is not None}
+
+
+def test_bars_are_drawn_from_old_and_new_figures_alike(page: Any) -> None:
+    four, eight = ({"median": value, "low": 1.0, "high": 9.0} for value in (4.0, 8.0))
+    old = {"JPEG folder, 150 x 150": {"images per second": {"heedmap train": four, "bare step": eight}}}
+    assert bars(page, {"end-to-end": {"training": old}}) == {"train / bare step, JPEG folder, 150 x 150": 0.5}
+    new = {"JPEG folder, 150 x 150": {"share of the bare step": {end_to_end.ALL: {**four, "median": 0.96}}}}
+    assert bars(page, {"end-to-end": {"training": new}}) == {"train, everything / bare step, JPEG folder": 0.96}
+    costs = {"compact, 144 px": {"over the plain trunk": {"parametrised": {**four, "median": 0.25}}}}
+    assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": 0.8}
+    assert bars(page, {"training-step": {"images per second": {"heedmap": "out of memory"}}}) == {}
+
+
+def test_every_bar_of_a_part_is_found_in_what_the_part_keeps(page: Any) -> None:
+    assert {page._JPEG, page._SMALL} == {end_to_end.JPEG, end_to_end.SMALL}
+    learned = {bar.way[1] for bar in page.BARS if bar.part == "learned-maps"}
+    assert learned == set(learned_maps.NETWORKS)
+
+
+def written_run(folder: Path, epochs: list[dict[str, Any]]) -> Path:
+    lines = [{"kind": "step", "step": 1}, *({"kind": "epoch", **epoch} for epoch in epochs)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "evaluation.json").write_text(json.dumps({"top1": 0.9}))
+    return folder
+
+
+def test_curves_take_all_that_training_took_or_else_its_steps(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curves = importlib.import_module("benchmarks.curves")
+    epochs = [{"seconds": 60.0, "since_start": 90.0, "validation_accuracy": 0.5}]
+    epochs += [{"seconds": 60.0, "since_start": 180.0, "validation_accuracy": 0.8}]
+    assert curves.curve(written_run(tmp_path, epochs)) == ([1.5, 3.0], [50.0, 80.0], 90.0, True)
+    del epochs[0]["since_start"]
+    assert curves.curve(written_run(tmp_path, epochs)) == ([1.0, 2.0], [50.0, 80.0], 90.0, False)
+
+
+def test_points_of_one_name_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    curves = importlib.import_module("benchmarks.curves")
+    picture = tmp_path / "curve.png"
+    words = ["--point", "ours", "8", "93.1+-0.2", "--point", "ours", "4", "91", "--point", "theirs", "9", "90"]
+    curves.main([str(picture), *words, "--mark", "yolo", "24", "86"])
+    assert capsys.readouterr().out.splitlines() == [
+        "ours: test 91.00 % after 4 minutes, 93.10 +- 0.20 % after 8 minutes",
+        "theirs: test 90.00 % after 9 minutes",
+    ]
+    assert picture.stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        curves.main([str(picture)])
+
+
+# ---- the script for a GPU
+
+
+def test_the_script_for_a_gpu_runs_and_keeps_each_part(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "Reference", TinyReference)
+    monkeypatch.setattr(training_step, "our_network", tiny_network)
+    end_to_end.draw_folder(tmp_path / "pictures", 24, 32)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(gpu, "keep", lambda part, record: seen.append(list(record["training by epochs"])))
+    found = gpu.main(1, device="cpu", data=str(tmp_path / "pictures"), epochs=(1,), batch=8, step_batches=(2,))
+    assert seen == [[], ["1"]]
+    trained = found["training by epochs"]["1"]
+    assert 0 <= trained["accuracy with flips"]["median"] <= 1
+    assert "misses 94 % in at most 10 s" in trained["verdict, accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "seconds", "word"),
+    [
+        ([0.93, 0.95], [9.0, 10.0], "reaches"),
+        ([0.93, 0.95], [9.0, 12.0], "misses"),
+        ([0.93, 0.94], [1.0, 1.0], "misses"),
+    ],
+)
+def test_the_aim_is_an_accuracy_within_a_time(accuracies: list[float], seconds: list[float], word: str) -> None:
+    found = {"accuracy": accuracies, "accuracy with flips": accuracies, "loop seconds": seconds}
+    assert f" s of the loop {word} 94 %" in gpu._verdicts(found)["verdict, accuracy"]
+
+
+def test_cifar10_is_found_by_root_or_by_the_folder_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / gpu.UNPACKED).mkdir()
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(gpu, "_trained", lambda data, root, *_: asked.append((data, root)))
+    for places in ({"data": str(tmp_path)}, {"root": str(tmp_path)}, {"data": "elsewhere"}):
+        gpu.main(1, device="cpu", step_batches=(), save=False, **places)
+    assert asked == [("cifar10", str(tmp_path)), ("cifar10", str(tmp_path)), ("elsewhere", "data")]
+
+
+def test_a_training_too_large_for_the_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu, "_trained_once", too_large)
+    assert gpu._trained("cifar10", "data", None, 2000, 2) == {
+        "note": "out of memory at 2000 pictures a step; --batch takes fewer"
+    }
