@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,7 +22,7 @@ import pytest
 from conftest import Refusal
 from heedmap import TrainOptions
 from heedmap.cli import COMMANDS, main
-from heedmap.compare import compare, make_plan, read_experiment, read_plan, read_variant
+from heedmap.compare import LOG, compare, compare_in_background, make_plan, read_experiment, read_plan, read_variant
 from heedmap.compare.gathering import MEASURES, difference_sentence, gather
 from heedmap.compare.plan import Plan, write_variant
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
@@ -471,3 +472,33 @@ def test_the_commands_of_the_experiments_page_exist(monkeypatch: pytest.MonkeyPa
     for line in lines:
         main(line.split())
     assert len(made) == len(lines) >= 8
+
+
+def test_in_the_background_it_is_checked_here_and_run_by_a_process_of_its_own(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="stage9"):
+        compare_in_background(plan_of(cue_folder, 1, ("attention=none", "taps=stage9")), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    started: list[tuple[Any, Any]] = []
+
+    def start(words: list[str], **how: Any) -> Any:
+        started.append((words, how))
+        return SimpleNamespace(pid=77)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    out = tmp_path / "out"
+    assert compare_in_background(plan_of(cue_folder), out, parallel=2).pid == 77
+    ((words, how),) = started
+    assert words[1:] == ["-m", "heedmap", "compare", "--resume", str(out), "--parallel", "2"]
+    assert how["start_new_session"]
+    assert how["stdout"].name == str(out / LOG)
+    assert read_plan(out / "comparison.yaml").seeds == plan_of(cue_folder).seeds
+
+
+@pytest.mark.slow
+def test_a_comparison_in_the_background_comes_to_its_end(cue_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compare_in_background(plan_of(cue_folder, 1), out).wait() == 0
+    assert read(out)["finished"] == read(out)["planned"] == 2, (out / LOG).read_text()
+    assert "comparison.html" in (out / LOG).read_text()

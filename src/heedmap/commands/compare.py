@@ -37,6 +37,7 @@ class Compare(TrainOptions):
         config: An experiment file (see docs/comparing.md); options given beside it win.
         budget: Which of the experiment's budgets to take.
         resume: A comparison's folder to go on with, by its own plan.
+        background: Check the plan, then go on without this terminal; what would be printed goes into comparison.log.
     """
 
     data: tyro.conf.Positional[str] = ""
@@ -46,6 +47,7 @@ class Compare(TrainOptions):
     config: str | None = None
     budget: str | None = None
     resume: str | None = None
+    background: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant.
@@ -77,10 +79,17 @@ class Compare(TrainOptions):
 
     def work(self) -> None:
         """Train what is missing, compare, and say where the page is."""
-        from heedmap.compare import compare
+        from heedmap.compare import LOG, compare, compare_in_background
 
         keep_freed_memory()
         plan, out = (None, Path(self.resume)) if self.resume is not None else self._planned()
+        if self.background:
+            with progress() as listener:
+                process = compare_in_background(plan, out, parallel=self.parallel, listener=listener).pid
+            told = shlex.quote(str(out / LOG))
+            console.print(f"Process {process} compares; stop it with `kill {process}`.", soft_wrap=True)
+            show_next(f"tail -f {told}")
+            return
         with progress() as listener:
             found = compare(plan, out, parallel=self.parallel, listener=listener)
         show_comparison(found)

@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,9 +31,19 @@ from heedmap.runs import disk, finite, only_one, write_whole
 from heedmap.train import anchored, check_model, prepare
 from heedmap.training.recipes import derive
 
-__all__ = ["Plan", "compare", "make_plan", "read_experiment", "read_plan", "read_variant"]
+__all__ = [
+    "LOG",
+    "Plan",
+    "compare",
+    "compare_in_background",
+    "make_plan",
+    "read_experiment",
+    "read_plan",
+    "read_variant",
+]
 
 PLAN, RESULT, PAGE, PLOT = "comparison.yaml", "comparison.json", "comparison.html", "comparison.svg"
+LOG = "comparison.log"
 
 
 def compare(
@@ -59,11 +71,7 @@ def compare(
     if parallel < 1:
         raise OptionError(f"parallel = {parallel} is out of range: give 1 or more.")
     folder, listener = Path(out), listener or Listener()
-    plan, is_new = _plan_of(plan, folder), not folder.exists()
-    if is_new:  # here, so that a slip of the pen leaves no folder behind
-        _check_all(plan, listener)
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    plan, is_new = _made(plan, folder, listener)
     with only_one(folder) as lock:
         jobs = plan.jobs(folder)
         missing = [job for job in jobs if not is_finished(job)]
@@ -93,6 +101,48 @@ def compare(
             f"The others are compared in {folder / PAGE}."
         )
     return found
+
+
+def compare_in_background(
+    plan: Plan | None, out: str | Path, *, parallel: int = 1, listener: Listener | None = None
+) -> subprocess.Popen[bytes]:
+    """Check the plan, then have a process of its own run the comparison; it outlives this one and its terminal.
+
+    What it says goes into ``comparison.log`` in ``out``. It stops like any other, by SIGTERM with its state saved.
+
+    Args:
+        plan, out, parallel, listener: as of :func:`compare`; the listener is told of the checks.
+
+    Returns:
+        The process.
+
+    Raises:
+        DataError, ModelError, OptionError: as of :func:`compare`.
+        RunError: the folder is in use or holds something else.
+    """
+    folder = Path(out)
+    plan, _ = _made(plan, folder, listener or Listener())
+    with only_one(folder), disk(folder):
+        write_whole(folder / PLAN, plan.as_text().encode())
+    words = ["compare", "--resume", str(folder.absolute()), "--parallel", str(parallel)]
+    with disk(folder), (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "heedmap", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _made(plan: Plan | None, folder: Path, listener: Listener) -> tuple[Plan, bool]:
+    """The plan to go by, checked where the folder is new and made here; and whether it is."""
+    plan, is_new = _plan_of(plan, folder), not folder.exists()
+    if is_new:  # here, so that a slip of the pen leaves no folder behind
+        _check_all(plan, listener)
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return plan, is_new
 
 
 def write_comparison(plan: Plan, folder: Path, failures: Sequence[Failure] = (), parallel: int = 1) -> dict[str, Any]:
