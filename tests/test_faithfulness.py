@@ -92,6 +92,45 @@ def test_deletion_and_insertion_are_rises_definition(model, pictures, targets, m
     assert torch.equal(gone.kept, gone.probabilities > 0.5)
 
 
+def whole_curve(model, ends, targets, maps, step, batch_size):
+    """All pictures and baselines at once, as large as they are, mixed in the same batches."""
+    first, last = ends
+    ranks, pixels = removal.pixel_ranks(maps, *first.shape[2:], seed=3), first.shape[2] * first.shape[3]
+    counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
+    found = []
+    for pairs in torch.arange(len(first) * len(counts)).split(batch_size):
+        row, place = pairs // len(counts), pairs % len(counts)
+        changed = (ranks[row] < counts[place, None]).view(len(row), 1, *first.shape[2:])
+        found.append(removal._asked(model, torch.where(changed, last[row], first[row]), targets[row])[:, 0])
+    return torch.cat(found).view(len(first), -1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("baseline", ["mean", "blur", "black", torch.tensor([0.2, 0.4, 0.6])])
+def test_few_pictures_at_a_time_give_the_figures_of_all_at_once_bit_by_bit(batch_size, baseline, generator):
+    images, targets = torch.rand(9, 3, 12, 15, generator=generator), torch.arange(9) % 2
+    maps = torch.rand(9, 3, 4, generator=generator).round(decimals=1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    options = {"step": 20, "seed": 3, "batch_size": batch_size, "baseline": baseline}
+    other = stand_in(images, baseline)
+    gone = removal.deletion(net, images, targets, maps, **options).probabilities
+    come = removal.insertion(net, images, targets, maps, **options).probabilities
+    assert torch.equal(gone, whole_curve(net, (images, other), targets, maps, 20, batch_size))
+    assert torch.equal(come, whole_curve(net, (other, images), targets, maps, 20, batch_size))
+
+
+def test_no_more_pictures_are_prepared_than_a_batch_needs(generator, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(removal, "fitted", lambda model, images: sizes.append(len(images)) or images)
+    monkeypatch.setattr(removal, "stand_in", lambda images, baseline: sizes.append(len(images)) or images * 0)
+    images = torch.rand(40, 3, SIDE, SIDE, generator=generator)
+    maps, targets = images[:, 0], torch.zeros(40, dtype=torch.int64)
+    removal.deletion(Linear(torch.ones(SIDE, SIDE)), images, targets, maps, batch_size=12)
+    assert max(sizes) == 2  # nine steps a picture
+    assert sizes.count(1) >= 40
+
+
 def test_a_deletion_worked_out_by_hand():
     model = Linear(torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64))  # one pixel makes 3 : 1
     image, target = torch.ones(1, 3, 2, 2, dtype=torch.float64), torch.tensor([1])

@@ -53,12 +53,20 @@ def pixel_ranks(maps: Tensor, height: int, width: int, seed: int = 0) -> Tensor:
         height, width: of the pictures.
         seed: of the order among equal values.
     """
-    flat = upsampled(maps, height, width).flatten(1)
-    ranks = torch.empty(flat.shape, dtype=torch.int32)
-    places = torch.arange(flat.shape[1], dtype=torch.int32)
-    for row, values in enumerate(flat):
-        shuffled = torch.randperm(len(values), generator=generator(seed, row))
-        ranks[row, shuffled[values[shuffled].argsort(descending=True, stable=True)]] = places
+    ranks = torch.empty(len(maps), height * width, dtype=torch.int32)
+    for row in range(len(maps)):
+        ranks[row] = _ranked(maps, row, height, width, seed)
+    return ranks
+
+
+def _ranked(maps: Tensor, row: int, height: int, width: int, seed: int) -> Tensor:
+    """(height * width,) int32 of one picture, see :func:`pixel_ranks`."""
+    values = upsampled(maps[row : row + 1], height, width).flatten()
+    shuffled = torch.randperm(len(values), generator=generator(seed, row))
+    ranks = torch.empty(len(values), dtype=torch.int32)
+    ranks[shuffled[values[shuffled].argsort(descending=True, stable=True)]] = torch.arange(
+        len(values), dtype=torch.int32
+    )
     return ranks
 
 
@@ -99,8 +107,8 @@ def deletion(
         OptionError: an unknown baseline, or a step below 1.
     """
     _check(images, targets, maps)
-    ends = stand_in(images, baseline)
-    return _stepwise(model, (images, ends), targets, maps, step=step, seed=seed, batch_size=batch_size)
+    mixing = _Mixing(images, maps, baseline, seed, is_deletion=True)
+    return _stepwise(model, mixing, targets, step, batch_size)
 
 
 def insertion(
@@ -119,45 +127,61 @@ def insertion(
     ``baseline`` is what the picture is before anything is inserted. For the rest see :func:`deletion`.
     """
     _check(images, targets, maps)
-    starts = stand_in(images, baseline)
-    return _stepwise(model, (starts, images), targets, maps, step=step, seed=seed, batch_size=batch_size)
+    mixing = _Mixing(images, maps, baseline, seed, is_deletion=False)
+    return _stepwise(model, mixing, targets, step, batch_size)
 
 
-def _stepwise(
-    model: nn.Module,
-    ends: tuple[Tensor, Tensor],
-    targets: Tensor,
-    maps: Tensor,
-    *,
-    step: int | None,
-    seed: int,
-    batch_size: int,
-) -> Curve:
-    height, width = ends[0].shape[2:]
+@dataclass(frozen=True, eq=False)
+class _Mixing:
+    """Pictures on their way from one end to the other, each made when it is asked about.
+
+    Attributes:
+        images, maps, baseline, seed: as for :func:`deletion`.
+        is_deletion: from the picture to the baseline; else the other way round.
+    """
+
+    images: Tensor
+    maps: Tensor
+    baseline: str | Tensor
+    seed: int
+    is_deletion: bool
+
+    def of(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the picture starts and ends (3, H, W), and the ranks of its pixels (H * W,)."""
+        image = self.images[row : row + 1]
+        ranks = _ranked(self.maps, row, *image.shape[2:], self.seed)
+        ends = (image[0], stand_in(image, self.baseline)[0])
+        return (*(ends if self.is_deletion else ends[::-1]), ranks)
+
+
+def _stepwise(model: nn.Module, mixing: _Mixing, targets: Tensor, step: int | None, batch_size: int) -> Curve:
+    """Ask about every step of every picture; a batch takes what comes next, and no more than its pictures are kept."""
+    height, width = mixing.images.shape[2:]
     step = width if step is None else step
     if step < 1:
         raise OptionError(f"step = {step} deletes nothing; it counts pixels, 1 or more.")
     steps = math.ceil(height * width / step)
     counts = (torch.arange(steps + 1) * step).clamp_max(height * width).to(torch.int32)
-    probabilities, kept = _mixed(model, ends, targets, pixel_ranks(maps, height, width, seed), counts, batch_size)
-    area = torch.trapezoid(probabilities, dx=1 / steps, dim=1)
-    return Curve(counts.double() / (height * width), probabilities, kept, area)
-
-
-def _mixed(
-    model: nn.Module, ends: tuple[Tensor, Tensor], targets: Tensor, ranks: Tensor, counts: Tensor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Ask about ``ends[0]`` with its ``counts`` first ranked pixels taken from ``ends[1]``: two (N, S)."""
-    device = device_of(model)
-    first, last = (fitted(model, end) for end in ends)
-    ranks, targets, counts = ranks.to(device), targets.to(device), counts.to(device)
+    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     answers = []
-    for pairs in torch.arange(len(first) * len(counts), device=device).split(batch_size):
-        row, place = pairs // len(counts), pairs % len(counts)
-        changed = (ranks[row] < counts[place, None]).view(len(row), 1, *first.shape[2:])
-        answers.append(_asked(model, torch.where(changed, last[row], first[row]), targets[row]))
-    both = torch.cat(answers).view(len(first), len(counts), 2)
-    return both[..., 0], both[..., 1] > 0
+    for pairs in torch.arange(len(mixing.images) * len(counts)).split(batch_size):
+        rows, places = pairs // len(counts), pairs % len(counts)
+        here = range(int(rows[0]), int(rows[-1]) + 1)
+        kept = {row: kept[row] if row in kept else mixing.of(row) for row in here}
+        answers.append(_asked(model, _mixed(model, kept, rows, counts[places]), targets[rows.to(targets.device)]))
+    both = torch.cat(answers).view(len(mixing.images), len(counts), 2)
+    area = torch.trapezoid(both[..., 0], dx=1 / steps, dim=1)
+    return Curve(counts.double() / (height * width), both[..., 0], both[..., 1] > 0, area)
+
+
+def _mixed(model: nn.Module, kept: dict[int, tuple[Tensor, Tensor, Tensor]], rows: Tensor, counts: Tensor) -> Tensor:
+    """(B, 3, H, W): of each picture in ``rows`` as many first ranked pixels as ``counts`` says from its other end."""
+    start, end, ranks = (torch.stack(each) for each in zip(*kept.values(), strict=True))
+    device = device_of(model)
+    places = (rows - rows[0]).to(device)
+    changed = ranks.to(device)[places] < counts.to(device)[:, None]
+    start, end = fitted(model, start)[places], fitted(model, end)[places]
+    return torch.where(changed.view(len(rows), 1, *start.shape[2:]), end, start)
 
 
 @torch.no_grad()
