@@ -20,6 +20,9 @@ from heedmap.errors import ModelError, OptionError, nearest
 from heedmap.maps.question import Found, Question, asked_plainly, check_count, check_share, precise, scores_of
 
 CHANNELS = ("max", "signed")
+# Targets whose colour channels smoothgrad keeps apart at a time, as it must until the mean is taken; the forward passes
+# run again for every so many.
+AT_A_TIME = 64
 
 
 def saliency(question: Question, *, channels: str = "max", score: str = "logit") -> Found:
@@ -108,12 +111,19 @@ def smoothgrad(
     images, source = question.images, torch.Generator().manual_seed(seed)
     spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     logits, targets = asked_plainly(question)
-    total = torch.zeros((), device=images.device)
-    for _ in range(count):
-        draw = torch.randn((1, *images.shape[1:]), generator=source).to(images)
-        _, _, gradients = pixel_gradients(question, images + spread * draw, targets, score)
-        total = total + torch.stack(list(gradients), 1) / count
-    values = torch.stack([_merged(each, channels) for each in total.unbind(1)], 1)
+    state = source.get_state()
+    values = torch.empty(*targets.shape, *images.shape[-2:], dtype=precise(images.dtype), device=images.device)
+    for first in range(0, targets.shape[1], AT_A_TIME):
+        some = targets[:, first : first + AT_A_TIME]
+        source.set_state(state)
+        total = images.new_zeros(*some.shape, *images.shape[1:], dtype=values.dtype)
+        for _ in range(count):
+            draw = torch.randn((1, *images.shape[1:]), generator=source).to(images)
+            _, _, gradients = pixel_gradients(question, images + spread * draw, some, score)
+            for number, gradient in enumerate(gradients):
+                total[:, number] += gradient / count
+        for number in range(some.shape[1]):
+            values[:, first + number] = _merged(total[:, number], channels)
     return Found(values, targets, logits, signed=channels == "signed")
 
 
@@ -133,13 +143,14 @@ def integrated_gradients(question: Question, *, steps: int = 50, baseline: float
     check_count("steps", steps)
     images = question.images
     logits, targets = asked_plainly(question)
-    total = torch.zeros((), device=images.device)
+    way = (images - baseline).to(precise(images.dtype))
+    total = way.new_zeros(*targets.shape, *images.shape[-2:])
     for place, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
         between = baseline + (images - baseline) * (0.5 + 0.5 * float(place))
         _, _, gradients = pixel_gradients(question, between, targets, score)
-        total = total + torch.stack(list(gradients), 1) * (0.5 * float(weight))
-    way = (images - baseline).to(precise(images.dtype))
-    return Found((total * way[:, None]).sum(2), targets, logits, signed=True)
+        for number, gradient in enumerate(gradients):
+            total[:, number] += (gradient * way).sum(1) * (0.5 * float(weight))
+    return Found(total, targets, logits, signed=True)
 
 
 def guided_backprop(question: Question, *, channels: str = "max", score: str = "logit") -> Found:
