@@ -119,13 +119,14 @@ def timed(work: Callable[[], object], device: str = "cpu") -> float:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", *, warm: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round; each is run once beforehand, which is not counted.
+    """Seconds of each contender, round by round.
 
-    Every round begins with another contender, so that none always comes after the same one.
+    Each is run once beforehand, which is not counted, unless they are ``warm``. Every round begins with another one, so
+    that none always comes after the same.
     """
-    for work in contenders.values():
+    for work in () if warm else contenders.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
