@@ -8,9 +8,12 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from heedmap.data.audit import audit, leakage_flag
+from heedmap.data.checked import check_once
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
-from heedmap.data.pictures import Splits, TensorPictures
+from heedmap.data.packing import pack
+from heedmap.data.pictures import FolderPictures, Splits, TensorPictures
+from heedmap.data.sharded import open_shards
 from heedmap.data.twins import _stands_out, find_twins, thumbnail
 from heedmap.errors import DataError
 from heedmap.records import Audit
@@ -278,3 +281,51 @@ def test_a_test_part_that_is_the_train_part_leaks_all(folder):
 def test_an_accuracy_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"0\.\.1"):
         leakage_flag(99.8, audited(1), 1000)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How often a picture's file was read."""
+    seen = []
+    data = FolderPictures.data
+    monkeypatch.setattr(FolderPictures, "data", lambda self, index: seen.append(self.names[index]) or data(self, index))
+    return seen
+
+
+def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder, tmp_path_factory, read):
+    (folder / "test/oak/copy.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
+    (folder / "train/oak/twin.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
+    cache = tmp_path_factory.mktemp("kept")
+    plain = audit(open_folder(folder))
+    assert plain.leaked == 1
+    for again in (False, True):
+        read.clear()
+        checked = check_once(open_folder(folder), 2, cache)
+        result = audit(checked.splits, digests=checked.digests)
+        assert len(read) == (0 if again else 40)
+        assert result.findings == plain.findings
+        assert result.leaked == 1
+
+
+def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
+    (folder / "train/ash/00.jpg").write_bytes(b"broken")
+    (folder / "test/oak/copy.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
+    checked = check_once(open_folder(folder), 1, None)
+    assert [len(digests) for digests in checked.digests.values()] == [27, 11]
+    result = audit(checked.splits, digests=checked.digests)
+    assert result.leaked == 1
+    assert {f.kind: set(f.paths) for f in result.findings}["exact-duplicate"] == {
+        "train/ash/03.jpg",
+        "test/oak/copy.jpg",
+    }
+
+
+def test_a_picture_whose_shard_is_gone_is_told_as_unreadable(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed")
+    pack(open_folder(folder), out)
+    splits = open_shards(out)
+    same = Splits("s", splits.classes, splits.train, None, splits.train)
+    for shard in (out / "train").glob("*.tar"):
+        shard.write_bytes(b"")
+    kinds = {finding.kind for finding in audit(same).findings}
+    assert "unreadable" in kinds

@@ -448,3 +448,54 @@ def test_a_named_folder_of_somebody_else_may_be_used_but_not_one_found_among_tem
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cache_folder() is None
+
+
+def test_a_second_start_reads_no_picture_but_a_sample(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heedmap.listener import Listener
+    from heedmap.options import TrainOptions
+    from heedmap.train import prepare
+
+    read: list[str] = []
+    opened = Path.read_bytes
+
+    def note(self: Path) -> bytes:
+        read.append(self.suffix)
+        return opened(self)
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    counts = []
+    for _ in range(2):
+        read.clear()
+        prepare(TrainOptions(data=str(cue_folder), cache=str(tmp_path)), Listener())
+        counts.append(read.count(".png"))
+    assert counts[0] - counts[1] == 72
+    assert counts[1] <= 50  # a sample, for the size at which they are wanted
+
+
+class Machine:
+    """What an accelerator tells of one process, and the order of what it did."""
+
+    def __init__(self, is_first: bool) -> None:
+        self.is_local_main_process, self.did = is_first, list[str]()
+
+    def wait_for_everyone(self) -> None:
+        self.did.append("waited")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: bool) -> None:
+    from heedmap.train import _one_first
+
+    machine = Machine(is_first)
+    assert _one_first(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
+    assert machine.did == (["prepared", "waited"] if is_first else ["waited", "prepared"])
+    machine.did.clear()
+
+    def fails() -> None:
+        raise DataError("no pictures")
+
+    with pytest.raises(DataError):
+        _one_first(machine, fails)  # type: ignore[arg-type]
+    assert machine.did == ["waited"]

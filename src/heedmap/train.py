@@ -14,7 +14,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,11 @@ from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data
 from heedmap.data import augmentation as views
 from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache
-from heedmap.data.checked import check_splits_once
+from heedmap.data.checked import check_once
 from heedmap.data.folders import refuse_unreadable, refuse_untestable
 from heedmap.data.kept import cache_folder
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, ModelError, OptionError, RunError, Stopped
+from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, Stopped
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper, term_as_interrupt
 from heedmap.listener import Listener
@@ -116,7 +116,7 @@ def _train(
     fresh = run is None and accelerator.is_main_process
     stood = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
-    prepared = prepare(options, listener)
+    prepared = _one_first(accelerator, lambda: prepare(options, listener))
     if run is not None:
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
@@ -156,6 +156,23 @@ def _train(
                 ) from None
         accelerator.wait_for_everyone()
     return Run.open(run.path)
+
+
+def _one_first(accelerator: Accelerator, prepared: Callable[[], Prepared]) -> Prepared:
+    """Let the first process of each machine fetch and check the pictures; the others find what it has kept.
+
+    Where it fails, the others find out for themselves: waiting for it they would never end, or end with another error.
+    """
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+        return prepared()
+    try:
+        found = prepared()
+    except HeedmapError:
+        accelerator.wait_for_everyone()
+        raise
+    accelerator.wait_for_everyone()
+    return found
 
 
 def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
@@ -254,13 +271,14 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
         cache=home and home / "shards",
     )
     names = digests(splits)
-    splits = check_splits_once(splits, workers_to_use(options), home)
+    checked = check_once(splits, workers_to_use(options), home)
+    splits = checked.splits
     if not options.allow_unreadable:
         refuse_unreadable(splits)
     refuse_untestable(splits)
     for note in splits.notes:
         listener.message(note)
-    found = audit(splits, depth="cheap")
+    found = audit(splits, depth="cheap", digests=checked.digests)
     for finding in found.findings[:5]:
         listener.message(f"audit: {finding.sentence}")
     if len(found.findings) > 5:

@@ -5,19 +5,19 @@ A test picture that is in train too is answered from memory, and an accuracy mad
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from heedmap.data.decoding import read_picture
+from heedmap.data.kept import digest as digest_of
 from heedmap.data.pictures import FilePictures, Pictures, Splits, TensorPictures
 from heedmap.data.twins import SIDE, Thumbnail, Twin, find_twins, thumbnail
 from heedmap.errors import DataError, PictureError, nearest
@@ -29,6 +29,7 @@ __all__ = ["audit", "leakage_flag"]
 DEPTHS = ("cheap", "full")
 LOPSIDED = 3.0  # largest class over smallest, from which it is a finding
 RARE = 0.1  # a form (size, grey) that fewer than this share of the pictures have is odd
+_BLOCK = 4096  # pictures handed to the threads at a time
 LONG = 3.0  # a longer picture than 3 : 1 loses two thirds to the square crop
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -40,6 +41,8 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 }
+
+_Out = TypeVar("_Out")
 
 
 class _Entry(NamedTuple):
@@ -65,18 +68,25 @@ class _Look(NamedTuple):
     thumbnail: Thumbnail
 
 
-def audit(splits: Splits, depth: Literal["cheap", "full"] = "cheap") -> Audit:
+def audit(
+    splits: Splits,
+    depth: Literal["cheap", "full"] = "cheap",
+    digests: Mapping[str, Sequence[bytes]] | None = None,
+) -> Audit:
     """Look a data set over.
 
-    ``cheap`` reads no more than it must: files of equal length are compared by their bytes, classes are counted, and
-    the unreadable files that are known already are repeated. ``full`` decodes every picture at a small size and finds
-    near twins within and across the parts (:mod:`heedmap.data.twins`; mirror images too where the set is flippable),
-    same pixels in different files, unreadable files, and odd ones: another size than nine of ten, grey among colour,
-    longer than 3 : 1, one colour only, an extension that lies about the format.
+    ``cheap`` reads no more than it must: files of equal length are compared by their bytes, or all by their digests
+    where these are given, classes are counted, and the unreadable files that are known already are repeated. ``full``
+    decodes every picture at a small size and finds near twins within and across the parts (:mod:`heedmap.data.twins`;
+    mirror images too where the set is flippable), same pixels in different files, unreadable files, and odd ones:
+    another size than nine of ten, grey among colour, longer than 3 : 1, one colour only, an extension that lies about
+    the format.
 
     Args:
         splits: the data set.
         depth: ``cheap`` or ``full``.
+        digests: part -> digest of each picture's file, as :class:`heedmap.data.checked.Checked` has them, so that no
+            file is read for its bytes; for all parts whose pictures lie in files, or None.
 
     Returns:
         The audit. Twins are one finding for each group; where their classes differ there is a ``conflicting-labels``
@@ -90,7 +100,8 @@ def audit(splits: Splits, depth: Literal["cheap", "full"] = "cheap") -> Audit:
     begun = time.perf_counter()
     entries = [_Entry(name, part, place) for name, part in splits.parts.items() for place in range(len(part))]
     findings = [Finding("unreadable", (), (path,), reason) for path, reason in splits.unreadable]
-    copies, broken = _same_bytes(entries)
+    known = [digest for name, part in splits.parts.items() for digest in (digests or {}).get(name, [b""] * len(part))]
+    copies, broken = _same_bytes(entries, known)
     near: list[Twin] = []
     if depth == "full":
         looks, undecodable = _look_over(entries)
@@ -149,26 +160,41 @@ def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
 # ---- twins
 
 
-def _same_bytes(entries: Sequence[_Entry]) -> tuple[list[list[int]], dict[int, str]]:
-    """Group entries whose bytes are equal (every entry is in one group), and name those that cannot be read."""
+def _same_bytes(entries: Sequence[_Entry], known: Sequence[bytes]) -> tuple[list[list[int]], dict[int, str]]:
+    """Group entries whose bytes are equal (every entry is in one group), and name those that cannot be read.
+
+    ``known`` are digests of their bytes, empty where they are not known; then only entries of a length that others
+    have too are read.
+    """
     groups: dict[object, list[int]] = defaultdict(list)
     broken: dict[int, str] = {}
     lengths: dict[object, list[int]] = defaultdict(list)
-    for place, entry in enumerate(entries):
+    for place, (entry, digest) in enumerate(zip(entries, known, strict=True)):
         try:
-            lengths[_length(entry)].append(place)
+            if digest:
+                groups[digest].append(place)
+            elif length := _length(entry):
+                lengths[length].append(place)
+            else:
+                broken[place] = "the file is empty (0 bytes)"
         except OSError as error:
             broken[place] = _why(error)
-    for length, places in lengths.items():
-        for place in places:
-            try:
-                if length == 0:
-                    broken[place] = "the file is empty (0 bytes)"
-                else:
-                    groups[(length, _digest(entries[place]) if len(places) > 1 else place)].append(place)
-            except OSError as error:
-                broken[place] = _why(error)
-    return list(groups.values()), broken
+    groups |= {places[0]: places for places in lengths.values() if len(places) == 1}
+    alike = [(place, length) for length, places in lengths.items() if len(places) > 1 for place in places]
+    found = _in_threads(_digest, [entries[place] for place, _ in alike])
+    for (place, size), content in zip(alike, found, strict=True):
+        if isinstance(content, str):
+            broken[place] = content
+        else:
+            groups[(size, content)].append(place)
+    return sorted(groups.values()), broken
+
+
+def _in_threads(work: Callable[[_Entry], _Out], items: Sequence[_Entry]) -> Iterator[_Out]:
+    """What ``work`` makes of each item, in order, on all cores; a million of them do not wait in line at once."""
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(items), _BLOCK):
+            yield from pool.map(work, items[start : start + _BLOCK])
 
 
 def _why(error: OSError) -> str:
@@ -181,15 +207,19 @@ def _length(entry: _Entry) -> int | tuple[int, ...]:
     return tuple(entry.pictures.images.shape[1:]) if isinstance(entry.pictures, TensorPictures) else (3, 64, 64)
 
 
-def _digest(entry: _Entry) -> bytes:
+def _digest(entry: _Entry) -> bytes | str:
+    """A digest of a picture's bytes, or why they cannot be read."""
     pictures = entry.pictures
-    if isinstance(pictures, FilePictures):
-        data: bytes | memoryview = pictures.data(entry.place)
-    elif isinstance(pictures, TensorPictures):
-        data = pictures.images[pictures.indices[entry.place]].contiguous().numpy().data
-    else:
-        data = pictures.load(entry.place, 64).contiguous().numpy().data
-    return hashlib.blake2b(data, digest_size=16).digest()
+    if isinstance(pictures, TensorPictures):
+        return digest_of(pictures.images[pictures.indices[entry.place]].contiguous().numpy().data)
+    if not isinstance(pictures, FilePictures):
+        return digest_of(pictures.load(entry.place, 64).contiguous().numpy().data)
+    try:
+        return digest_of(pictures.data(entry.place))
+    except OSError as error:
+        return _why(error)
+    except PictureError as error:
+        return str(error).partition(": ")[2]
 
 
 def _near(copies: list[list[int]], looks: dict[int, _Look], flippable: bool) -> list[Twin]:
@@ -291,12 +321,11 @@ def _look_over(entries: Sequence[_Entry]) -> tuple[dict[int, _Look], dict[int, s
     """Decode every picture small, on all cores: place -> what it looks like, and place -> why it cannot be read."""
     looks: dict[int, _Look] = {}
     broken: dict[int, str] = {}
-    with ThreadPoolExecutor(cores()) as pool:
-        for place, seen in enumerate(pool.map(_look, entries)):
-            if isinstance(seen, _Look):
-                looks[place] = seen
-            else:
-                broken[place] = seen
+    for place, seen in enumerate(_in_threads(_look, entries)):
+        if isinstance(seen, _Look):
+            looks[place] = seen
+        else:
+            broken[place] = seen
     return looks, broken
 
 
