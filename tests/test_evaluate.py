@@ -3,7 +3,9 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import CUE_CLASSES, write_cue_part
-from heedmap.data import open_data
-from heedmap.data.pictures import TensorPictures
+from conftest import CUE_CLASSES, Refusal, write_cue_part
+from heedmap.data import loading, open_data
+from heedmap.data.pictures import FolderPictures, Pictures, TensorPictures
 from heedmap.errors import DataError
 from heedmap.evaluate import (
     assess,
@@ -29,14 +31,17 @@ from heedmap.evaluate import (
     test_part as part_judged,
 )
 from heedmap.evaluation.judging import Judged
+from heedmap.machine import cores
+from heedmap.own_data import kept_at
 from heedmap.records import Audit, Finding
+from heedmap.refresh import refresh
 from heedmap.runs import Run
 
 CPU = torch.device("cpu")
 
 
 def judged(logits: torch.Tensor, labels: list[int]) -> Judged:
-    return Judged(logits, torch.tensor(labels), {}, 2.0)
+    return Judged(logits, torch.tensor(labels), {}, 2.0, 0.5)
 
 
 def test_the_run_is_judged_on_its_test_part(finished_run: Path, cue_folder: Path) -> None:
@@ -148,6 +153,94 @@ def test_mirrored_pictures_are_shown_as_in_a_mirror(finished_run: Path) -> None:
         assert not torch.allclose(found.logits, classifier(images).logits)
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that were decoded, as they are."""
+    seen: list[str] = []
+    load = FolderPictures.load
+
+    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+        seen.append(self.names[index])
+        return load(self, index, size)
+
+    monkeypatch.setattr(FolderPictures, "load", note)
+    return seen
+
+
+def test_only_what_is_judged_is_decoded_and_looked_at_once(
+    finished_run: Path, cue_folder: Path, tmp_path: Path, loaded: list[str]
+) -> None:
+    run, cache = Run.open(finished_run), str(tmp_path / "cache")
+    for times in (2, 1):  # to see that it can be read, and to be judged
+        loaded.clear()
+        evaluate(run, cache=cache)
+        assert len(loaded) == times * 36
+        assert all(name.startswith("test/") for name in loaded)
+    loaded.clear()
+    assert evaluate(run, str(cue_folder / "train"), cache=cache).report.count == 36
+    assert len(loaded) == 2 * 36  # of a folder without parts, all
+
+
+def test_a_report_written_again_looks_at_the_test_part_alone(
+    copied_run: Path, tmp_path: Path, loaded: list[str]
+) -> None:
+    run, cache = Run.open(copied_run), str(tmp_path / "cache")
+    refresh(run, evaluate(run, cache=cache), cache=cache)
+    assert loaded
+    assert all(name.startswith("test/") for name in loaded)
+
+
+def test_as_many_threads_decode_as_are_wanted(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = loading.load_many
+
+    def note(pictures: Pictures, indices: Sequence[int], size: int, workers: int) -> object:
+        asked.append(workers)
+        return original(pictures, indices, size, workers)
+
+    monkeypatch.setattr(loading, "load_many", note)
+    run = Run.open(finished_run)
+    evaluate(run, workers=3)
+    run.config["options"]["workers"] = 5
+    evaluate(run)
+    run.config["options"]["workers"] = None
+    evaluate(run)
+    assert asked == [3, 5, cores()]
+
+
+def test_the_time_of_decoding_is_counted_and_that_of_the_network_told_apart(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, load = Run.open(finished_run), FolderPictures.load
+    pictures = part_judged(open_data(run.options.data))
+
+    def slow(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+        time.sleep(0.02)
+        return load(self, index, size)
+
+    monkeypatch.setattr(FolderPictures, "load", slow)
+    for memory in (1.0, 0.0):  # decoded before, and streamed
+        found = run_over(run.classifier(), pictures, CPU, "float32", memory, 1)
+        assert found.seconds - found.network_seconds >= 36 * 0.02
+        assert found.network_seconds > 0
+
+
+def test_a_cache_of_training_that_is_not_on_this_machine_is_passed_over(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEEDMAP_CACHE", str(tmp_path / "own"))
+    options = Run.open(finished_run).options
+    (tmp_path / "here").mkdir()
+    assert kept_at(replace(options, cache=str(tmp_path / "here"))) == tmp_path / "here"
+    assert kept_at(replace(options, cache="/nowhere/else")) == tmp_path / "own"
+    assert kept_at(replace(options, cache="off")) is None
+    assert kept_at(replace(options, cache="off"), str(tmp_path / "told")) == tmp_path / "told"
+
+
+def test_a_number_of_threads_that_cannot_be_is_refused(finished_run: Path, refusal: Refusal) -> None:
+    assert "workers = -1 is out of range" in refusal("evaluate", finished_run, "--workers", "-1")
+
+
 def test_unknown_and_missing_classes_are_named() -> None:
     check_classes(("b", "a"), ("a", "b"))
     with pytest.raises(DataError, match=r"Class 'caat' is unknown to the run, which has cat, dog\. Did you mean 'cat'"):
@@ -163,7 +256,8 @@ def test_measures_come_from_the_answers() -> None:
     )
     found = assess(judged(logits, [1, 0, 1, 1]), pictures, ("a", "b"), "test")
     assert found.report.top1 == 0.75
-    assert found.images_per_second == 2.0
+    assert (found.images_per_second, found.network_images_per_second) == (2.0, 8.0)
+    assert found.as_dict()["network_images_per_second"] == 8.0
     assert found.pointing is None
     assert json.loads(json.dumps(found.as_dict()))["top1"] == 0.75
 

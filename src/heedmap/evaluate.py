@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier, combined_map
-from heedmap.data import DIGIT_SCENES, NAMED, FolderPictures, Pictures, Splits, check_splits, open_data
+from heedmap.data import DIGIT_SCENES, NAMED, FolderPictures, Pictures, Splits, open_data
 from heedmap.data.audit import leakage_flag
 from heedmap.data.augmentation import plain
+from heedmap.data.checked import check_splits_once
 from heedmap.data.folders import find_splits
 from heedmap.data.loading import Store, memory_to_use, plain_batches
 from heedmap.errors import DataError, nearest
@@ -25,8 +27,8 @@ from heedmap.evaluation.classification import ClassificationReport, classificati
 from heedmap.evaluation.judging import Judged, answers_table, judge
 from heedmap.evaluation.localisation import pointing_table
 from heedmap.listener import Listener
-from heedmap.machine import cores
-from heedmap.own_data import open_own
+from heedmap.machine import threads
+from heedmap.own_data import kept_at, open_own
 from heedmap.panels import ranked_panels, report_panel
 from heedmap.records import Audit, EpochReport, Finding
 from heedmap.render import heatmap
@@ -52,7 +54,9 @@ class Evaluation:
         report: accuracy, calibration, classes, confusion.
         pointing: share of pictures whose hottest point lies in the object's box, by map, with ``centre`` and
             ``random`` beside; None where no boxes are known.
-        images_per_second: network and decoding together.
+        images_per_second: network and decoding together, by the clock, from the first file opened to the last answer.
+        network_images_per_second: of the network alone, with pictures already decoded; the lower the first lies below
+            it, the more threads that decode would help.
         learned: how many of these pictures the run learned from, or was chosen by; they flatter it.
         suites: what :func:`heedmap.suites.ready_suites` found; empty unless asked for.
         top1_with_flips: share of right answers where the logits of a picture and of its mirror image are averaged, at
@@ -64,6 +68,7 @@ class Evaluation:
     report: ClassificationReport
     pointing: dict[str, float] | None
     images_per_second: float
+    network_images_per_second: float
     learned: int = 0
     suites: dict[str, Any] = field(default_factory=dict)
     top1_with_flips: float | None = None
@@ -76,6 +81,7 @@ class Evaluation:
             **self.report.as_dict(),
             "pointing": self.pointing,
             "images_per_second": self.images_per_second,
+            "network_images_per_second": self.network_images_per_second,
             "learned": self.learned,
             **({} if self.top1_with_flips is None else {"top1_with_flips": self.top1_with_flips}),
             **({"suites": self.suites} if self.suites else {}),
@@ -90,6 +96,8 @@ def evaluate(
     precision: str = "auto",
     root: str | None = None,
     download: bool = True,
+    workers: int | None = None,
+    cache: str | None = None,
     wanted: Wanted | None = None,
     control: Run | None = None,
     flips: bool = False,
@@ -106,6 +114,9 @@ def evaluate(
         precision: ``auto``, ``bf16`` or ``float32``.
         root: where named sets lie; None takes the run's.
         download: fetch a named set that is not there.
+        workers: threads that decode; None takes the run's, or the machine's cores.
+        cache: where is kept which files were decoded before, see :func:`heedmap.data.kept.cache_folder`; None takes the
+            run's, where that is on this machine.
         wanted: suites beside accuracy; None takes none.
         control: a run that is judged beside this one for robustness and transfer.
         flips: judge the mirrored pictures too, for ``top1_with_flips``.
@@ -119,13 +130,18 @@ def evaluate(
     """
     options, device = run.options, torch.device(device)
     classifier = run.classifier().to(device)
-    sets: dict[str, Any] = {"root": root or options.root, "download": download}
-    sets |= {"seed": options.seed, "test_share": options.test}
+    workers, home = options.workers if workers is None else workers, kept_at(options, cache)
+    sets: dict[str, Any] = {"root": root or options.root, "download": download, "cache": home and home / "shards"}
     is_own = data is None or _is_same(data, options.data)
-    splits = open_own(run, root=root, download=download) if is_own else open_data(data or options.data, **sets)
+    if is_own:
+        splits = open_own(run, **sets)
+    sets |= {"seed": options.seed, "test_share": options.test}
+    if not is_own:
+        splits = open_data(data or options.data, **sets)
     check_classes(splits.classes, classifier.classes)
-    splits = check_splits(splits, options.workers or 2)
-    whole = None if is_own else whole_folder(splits)
+    is_whole = not is_own and whole_folder(splits) is not None
+    splits = check_splits_once(splits, threads(workers), home, ("train", "test") if is_whole else ("test",))
+    whole = whole_folder(splits) if is_whole else None
     pictures = whole or test_part(splits)
     places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
     check_used("control", control, () if wanted is None else wanted.suites)
@@ -136,13 +152,13 @@ def evaluate(
         subject = Subject(classifier, pictures, labels, options.attention, "this run", others, sets)
         suites = ready_suites(wanted, subject)
     precision = resolve(precision, device)
-    judged = run_over(classifier, pictures, device, precision, options.memory)
+    judged = run_over(classifier, pictures, device, precision, options.memory, workers)
     judged = replace(judged, labels=places[judged.labels])
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
     found = assess(judged, pictures, classifier.classes, part, classifier.shares())
     found = replace(found, learned=count_learned(pictures, run))
     if flips:
-        other = run_over(classifier, pictures, device, precision, options.memory, mirrored=True)
+        other = run_over(classifier, pictures, device, precision, options.memory, workers, mirrored=True)
         right = (judged.logits + other.logits).argmax(1) == judged.labels
         found = replace(found, top1_with_flips=float(right.double().mean()))
     tell = on_found or (lambda _: None)
@@ -225,14 +241,21 @@ def run_over(
     device: torch.device,
     precision: str,
     memory: float | None = None,
+    workers: int | None = None,
     *,
     mirrored: bool = False,
 ) -> Judged:
-    """Answer all pictures, or their mirror images; the attention is kept where the objects' boxes are known."""
-    store = Store(pictures, classifier.image_size, min(2, cores()), memory_to_use(memory, 1))
+    """Answer all pictures, or their mirror images; the attention is kept where the objects' boxes are known.
+
+    ``workers`` threads decode, the machine's cores unless told; the time that they take is in ``seconds``.
+    """
+    began = time.perf_counter()
+    store = Store(pictures, classifier.image_size, threads(workers), memory_to_use(memory, 1))
+    stored = time.perf_counter() - began
     batches = plain_batches(store, BATCH, device)
     keep = pictures.boxes is not None and not mirrored
-    return judge(classifier, batches, precision=precision, device=device, keep_attention=keep, mirrored=mirrored)
+    judged = judge(classifier, batches, precision=precision, device=device, keep_attention=keep, mirrored=mirrored)
+    return replace(judged, seconds=judged.seconds + stored)
 
 
 def assess(
@@ -246,7 +269,8 @@ def assess(
         if len(maps) > 1:
             maps = {**maps, "combined": combined_map(maps, shares)}
         pointing = pointing_table(maps, pictures.boxes)
-    return Evaluation(part, report, pointing, len(judged.labels) / max(judged.seconds, 1e-9))
+    both, alone = (len(judged.labels) / max(took, 1e-9) for took in (judged.seconds, judged.network_seconds))
+    return Evaluation(part, report, pointing, both, alone)
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
@@ -290,7 +314,8 @@ def complete(
     """Finish a run: keep the weights, judge the test part once, write evaluation, report and manifest."""
     run.save_model(classifier)
     pictures = test_part(splits)
-    judged = run_over(classifier.to(device).eval(), pictures, device, precision, run.options.memory)
+    options = run.options
+    judged = run_over(classifier.to(device).eval(), pictures, device, precision, options.memory, options.workers)
     evaluation = assess(judged, pictures, splits.classes, "test", classifier.shares())
     run.write_json(EVALUATION, evaluation.as_dict())
     run.write(ANSWERS, as_utf8(answers_table(judged, pictures.names, splits.classes)))

@@ -25,6 +25,11 @@ def cores() -> int:
     return max(1, math.ceil(min(bound, cores_granted())))
 
 
+def threads(workers: int | None) -> int:
+    """Threads that decode: as told, or as many as there are cores."""
+    return cores() if workers is None else workers
+
+
 def free_memory() -> float:
     """Bytes that this process may still take: what the machine has left, or its container if that is less."""
     import psutil

@@ -6,29 +6,50 @@ from dataclasses import replace
 
 import torch
 
-from heedmap.data import check_splits
+from heedmap.data.checked import check_splits_once
 from heedmap.evaluate import Evaluation, report_data, report_panels, run_over, test_part
-from heedmap.own_data import open_own
+from heedmap.machine import threads
+from heedmap.own_data import kept_at, open_own
 from heedmap.panels import ranked_panels
 from heedmap.report import report_page
 from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import EVALUATION, REPORT, Run, as_utf8, finite
 
 
-def refresh(run: Run, evaluation: Evaluation, *, device: str | torch.device = "cpu") -> None:
+def refresh(
+    run: Run,
+    evaluation: Evaluation,
+    *,
+    device: str | torch.device = "cpu",
+    root: str | None = None,
+    workers: int | None = None,
+    cache: str | None = None,
+) -> None:
     """Put the suites of an evaluation of the run's own test part into evaluation.json and report.html.
 
     Suites that were run before and not now stay as they are; so do accuracy and calibration of the first judging.
+
+    Args:
+        run: the run.
+        evaluation: of its own test part.
+        device: where to compute.
+        root, workers, cache: as for :func:`heedmap.evaluate.evaluate`.
 
     Raises:
         DataError, RunError: data or run cannot be used any more.
     """
     options, device = run.options, torch.device(device)
+    workers = options.workers if workers is None else workers
     kept = run.read_json(EVALUATION)
     kept["suites"] = {**kept.get("suites", {}), **finite(evaluation.suites)}
-    splits = check_splits(open_own(run), options.workers or 2)
+    home = kept_at(options, cache)
+    splits = check_splits_once(
+        open_own(run, root=root, cache=home and home / "shards"), threads(workers), home, ("test",)
+    )
+    # What was said of all parts in training, which has looked at all of them.
+    splits = replace(splits, notes=tuple(run.config.get("notes", splits.notes)))
     classifier, pictures = run.classifier().to(device), test_part(splits)
-    judged = run_over(classifier, pictures, device, "float32", options.memory)
+    judged = run_over(classifier, pictures, device, "float32", options.memory, workers)
     right, wrong = report_panels(classifier, pictures, judged, device)
     data = report_data(run, splits, kept, right, wrong)
     ranked = evaluation.ranked or ranked_panels(kept["suites"].get("localisation"), classifier, pictures, device)

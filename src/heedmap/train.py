@@ -37,7 +37,7 @@ from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, Run
 from heedmap.evaluate import complete, is_named
 from heedmap.keeper import Keeper, term_as_interrupt
 from heedmap.listener import Listener
-from heedmap.machine import cores
+from heedmap.machine import threads
 from heedmap.options import TrainOptions, counted, free_name, plan_sentence
 from heedmap.own_data import digests
 from heedmap.records import Audit
@@ -322,7 +322,7 @@ def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures
 
 def workers_to_use(options: TrainOptions) -> int:
     """Threads or processes that decode."""
-    return cores() if options.workers is None else options.workers
+    return threads(options.workers)
 
 
 def made_up_command(options: TrainOptions) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
 from heedmap.machine import keep_freed_memory
-from heedmap.options import class_values, split_names
+from heedmap.options import check_range, class_values, split_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class Evaluate:
             print.
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
+        workers: Threads that decode pictures. Default: the run's, or the machine's cores.
+        cache: Folder where is kept which files were decoded before, or off. Default: the run's, where that is there, or
+            else $HEEDMAP_CACHE, or the user's cache folder.
         root: Where named sets lie. Default: as in the run.
         download: Fetch a named set that is not there.
     """
@@ -70,6 +73,8 @@ class Evaluate:
     out: str | None = None
     device: str | None = None
     precision: Literal["auto", "bf16", "float32"] = "auto"
+    workers: int | None = None
+    cache: str | None = None
     root: str | None = None
     download: bool = True
 
@@ -81,6 +86,7 @@ class Evaluate:
         from heedmap.suites import Wanted
 
         keep_freed_memory()
+        check_range("workers", self.workers, 0, 1024)
         if self.out is not None:
             _refuse_other(Path(self.out))
         wanted = Wanted(
@@ -108,6 +114,8 @@ class Evaluate:
                     precision=self.precision,
                     root=self.root,
                     download=self.download,
+                    workers=self.workers,
+                    cache=self.cache,
                     wanted=wanted,
                     control=None if self.control is None else Run.open(self.control),
                     flips=self.flips,
@@ -129,7 +137,7 @@ class Evaluate:
         show_sections(found.suites)
         out = Path(self.out) if self.out else None
         if found.suites and out is None and self.data is None:
-            refresh(run, found, device=device)
+            refresh(run, found, device=device, root=self.root, workers=self.workers, cache=self.cache)
             console.print(f"Report: [bold]{escape(str(run.path / 'report.html'))}[/]", soft_wrap=True)
         elif found.suites and out is None:
             out = free_name(Path(), "evaluation")

@@ -24,13 +24,15 @@ class Judged:
         logits: (N, K) float32.
         labels: (N,) int64.
         attention: tap -> (N, 1, h, w) float32; empty unless asked for.
-        seconds: time of the network and of decoding together.
+        seconds: from the first batch asked for to the last answer; whoever has prepared the batches adds his own.
+        network_seconds: of these, the network's alone, its answers fetched.
     """
 
     logits: Tensor
     labels: Tensor
     attention: dict[str, Tensor]
     seconds: float
+    network_seconds: float
 
 
 @torch.no_grad()
@@ -53,19 +55,21 @@ def judge(
         keep_attention: keep the maps of all pictures too.
         mirrored: show every picture as in a mirror.
     """
-    began, device = time.perf_counter(), torch.device(device)
+    began, device, at_work = time.perf_counter(), torch.device(device), 0.0
     logits, labels = [], []
     maps: dict[str, list[Tensor]] = {tap: [] for tap in classifier.taps} if keep_attention else {}
     for batch in batches:
         images = batch.images.flip(3) if mirrored else batch.images
+        asked = time.perf_counter()
         with autocast(precision, device):
             output = classifier(images.contiguous(memory_format=torch.channels_last))
-        logits.append(output.logits.float().cpu())
-        labels.append(batch.labels.cpu())
+        logits.append(output.logits.float().cpu())  # which waits for the device
         for tap, kept in maps.items():
             kept.append(output.attention[tap].float().cpu())
+        at_work += time.perf_counter() - asked
+        labels.append(batch.labels.cpu())
     attention = {tap: torch.cat(kept) for tap, kept in maps.items()}
-    return Judged(torch.cat(logits), torch.cat(labels), attention, time.perf_counter() - began)
+    return Judged(torch.cat(logits), torch.cat(labels), attention, time.perf_counter() - began, at_work)
 
 
 def answers_table(judged: Judged, names: Sequence[str], classes: Sequence[str]) -> str:
