@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from heedmap.data import augmentation as views
-from heedmap.data import open_data
+from heedmap.data import loading, open_data
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.loading import Share, Store, TrainingBatches, generator, memory_to_use, plain_batches
 from heedmap.data.pictures import FolderPictures, Pictures, TensorPictures
@@ -224,6 +226,65 @@ def test_threads_stream_the_pictures_of_one_in_order(pictures: Pictures, workers
     threads, alone = (list(Store(pictures, 20, n, 0).batches(list(order))) for n in (workers, 0))
     assert len(threads) == len(alone) == len(order)
     assert all(torch.equal(one, other) for one, other in zip(threads, alone, strict=True))
+
+
+class Counted(TensorPictures):
+    """Pictures that know how many of them were decoded, and by how many threads at most at a time."""
+
+    decoded, busy, most = 0, 0, 0
+    lock = threading.Lock()
+
+    def load(self, index: int, size: int) -> Tensor:
+        with self.lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        time.sleep(0.002)
+        with self.lock:
+            self.busy -= 1
+            self.decoded += 1
+        return super().load(index, size)
+
+
+def counted_pictures(count: int) -> Counted:
+    names = [f"{i}.png" for i in range(count)]
+    return Counted(torch.zeros(count, 3, 4, 4, dtype=torch.uint8), torch.zeros(count).long(), ("a",), names)
+
+
+@pytest.mark.parametrize("workers", [1, 4, 16])
+def test_few_batches_are_ahead_however_many_threads_decode(workers: int) -> None:
+    pictures = counted_pictures(1200)
+    batches = Store(pictures, 4, workers, 0).batches(list(torch.arange(1200).split(50)))
+    next(batches)
+    decoded = -1
+    while decoded != pictures.decoded:  # until nothing is decoded any more
+        decoded = pictures.decoded
+        time.sleep(0.1)
+    assert decoded <= 50 * (1 + 3)
+    assert sum(len(batch) for batch in batches) == 1150
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_threads_share_one_batch_and_small_batches_keep_all_of_them_at_work() -> None:
+    whole = counted_pictures(64)
+    assert len(list(Store(whole, 4, 8, 0).batches([torch.arange(64)]))) == 1
+    assert whole.most > 4
+    small = counted_pictures(200)
+    assert len(list(Store(small, 4, 8, 0).batches(list(torch.arange(200).split(2))))) == 100
+    assert small.most > 4
+
+
+def test_the_mapped_are_read_two_batches_ahead() -> None:
+    read: list[int] = []
+
+    def gather(places: Tensor) -> Tensor:
+        read.append(int(places[0]))
+        return places
+
+    batches = loading._ahead(gather, list(torch.arange(40).split(2)))
+    assert next(batches).tolist() == [0, 1]
+    time.sleep(0.2)
+    assert len(read) == 3
+    assert [int(batch[0]) for batch in batches] == list(range(2, 40, 2))
 
 
 PLAIN_SCRIPT = """

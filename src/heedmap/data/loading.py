@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from heedmap.data import augmentation as views
@@ -23,7 +25,8 @@ from heedmap.errors import DataError, PictureError
 from heedmap.machine import free_memory
 from heedmap.records import Batch
 
-_AHEAD = 4  # batches
+_AHEAD = 2  # whole batches that wait to be asked for
+_PIECE = 4  # pictures that a thread decodes at a time
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Store:
             yield from _ahead(self.mapped.gather, order)
         elif order:
             try:
-                yield from _ahead(self._read, order, self.workers) if self.workers else map(self._read, order)
+                yield from (
+                    _decoded(self._read, order, self.size, self.workers) if self.workers else map(self._read, order)
+                )
             except PictureError as error:
                 raise DataError(f"{str(error).rstrip('.')}. Remove the file and start again.") from None
 
@@ -85,19 +90,52 @@ class Store:
         return torch.stack([self[place] for place in places.tolist()])
 
 
-def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor], threads: int = 1) -> Iterator[Tensor]:
+def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Tensor]:
     """What ``read`` gives for each tensor of places, in order and a few ahead, so that the disk is not waited for.
 
     Pillow and numpy let other threads work while they decode and copy. Processes would import the user's script anew.
     """
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future[Tensor]]()
+    pool, waiting = ThreadPoolExecutor(1), deque[Future[Tensor]]()
     try:
         for places in order:
             waiting.append(pool.submit(read, places))
-            if len(waiting) > _AHEAD + threads:
+            if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decoded(read: Callable[[Tensor], Tensor], order: list[Tensor], size: int, threads: int) -> Iterator[Tensor]:
+    """What ``read`` gives for each tensor of places, a few pictures a thread, in order and a little ahead.
+
+    All threads work on the same batch, so that the memory is that of a few batches, however many threads there are.
+    Only where a batch is too small to give each of them two pieces more batches are begun.
+    """
+    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Tensor, list[Future[None]]]]()
+    pieces = 0  # of the batches that wait
+
+    def fill(rows: NDArray[np.uint8], places: Tensor) -> None:
+        rows[:] = read(places).numpy()  # numpy copies on this thread alone; torch would wake its own pool
+
+    def take() -> Tensor:
+        images, begun = waiting.popleft()
+        for each in begun:
+            each.result()
+        return images
+
+    try:
+        for places in order:
+            images = torch.empty(len(places), 3, size, size, dtype=torch.uint8)
+            parts = zip(images.split(_PIECE), places.split(_PIECE), strict=True)
+            waiting.append((images, [pool.submit(fill, rows.numpy(), part) for rows, part in parts]))
+            pieces += len(waiting[-1][1])
+            while len(waiting) > _AHEAD and pieces - len(waiting[0][1]) >= 2 * threads:
+                pieces -= len(waiting[0][1])
+                yield take()
+        while waiting:
+            yield take()
     finally:
         pool.shutdown(cancel_futures=True)
 
