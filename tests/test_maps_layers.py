@@ -57,6 +57,47 @@ def test_the_last_spatial_layer_is_found(model: str, layer: str, closed: bool, g
     torch.testing.assert_close(found.values, by_autograd.values, rtol=1e-4, atol=1e-7)
 
 
+class Pooled(nn.Module):
+    """The head of the CIFAR ResNets that everyone copies: a pooling of a fixed size, a view, a linear layer."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.linear, self.side = nn.Linear(4, 3), side
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = nn.functional.avg_pool2d(self.features(images), self.side)
+        return self.linear(pooled.view(len(images), -1))
+
+
+def test_a_pooling_over_the_whole_map_is_a_mean(generator: torch.Generator) -> None:
+    net, pictures = Pooled(8), torch.rand(2, 3, 8, 8, generator=generator)
+    with mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as backward:
+        found = explain(net, pictures, "cam", "all")
+    assert backward.call_count == 0
+    features = net.features(pictures)
+    wanted = torch.einsum("kc,bchw->bkhw", net.linear.weight, features).detach()
+    torch.testing.assert_close(found.values, wanted)
+
+
+def test_a_pooling_over_a_part_of_the_map_is_not_taken_for_a_mean(generator: torch.Generator) -> None:
+    class Corner(Pooled):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.linear(nn.functional.avg_pool2d(self.features(images), 5).flatten(1))  # the last rows are lost
+
+    net, pictures = Corner(5), torch.rand(2, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        net.features[0].weight.zero_()
+        net.features[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # even features have the same mean everywhere
+    with pytest.raises(ModelError, match="could not be recognised in Corner"):
+        explain(net, pictures, "cam")
+    leaf = net.features(pictures).detach().requires_grad_()
+    logits = net.linear(nn.functional.avg_pool2d(leaf, 5).flatten(1))
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), leaf)
+    wanted = (gradient * leaf).sum(1).relu().detach()
+    torch.testing.assert_close(explain(net, pictures, "hires-cam", 1).values[:, 0], wanted)
+
+
 def test_a_relu_between_layer_and_mean_is_no_closed_form_though_the_numbers_agree(generator: torch.Generator) -> None:
     # On features that are not negative a second ReLU changes nothing, but where they are zero its gradient is zero.
     class Twice(nn.Module):

@@ -138,6 +138,32 @@ def test_registers_and_a_mean_over_places_are_read_as_the_head_reads_them(pictur
     torch.testing.assert_close(found, wanted.detach())
 
 
+@pytest.mark.parametrize("method", ["attention-rollout", "relevance"])
+def test_a_distilled_network_is_read_at_both_tokens(pictures: Tensor, method: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(
+            "deit_tiny_distilled_patch16_224", img_size=(HEIGHT, WIDTH), patch_size=8, depth=3, num_classes=4
+        ).eval()
+        for block in model.blocks:
+            nn.init.normal_(block.attn.qkv.weight, std=0.2)
+        nn.init.normal_(model.head.weight)
+        nn.init.normal_(model.head_dist.weight)
+    found = explain(model, pictures, method, 1).values[:, 0]
+
+    logits, matrices = unfused(model, pictures)
+    if method == "attention-rollout":
+        total = rollout([matrix.mean(1) for matrix in matrices])
+    else:
+        gradients = torch.autograd.grad(logits[:, 1].sum(), matrices)
+        total = torch.eye(26).expand(2, -1, -1)
+        for matrix, gradient in zip(matrices, gradients, strict=True):
+            total = total + (gradient * matrix).clamp_min(0).mean(1) @ total
+    wanted = ((total[:, 0] + total[:, 1]) / 2)[:, 2:].view(2, HEIGHT // 8, WIDTH // 8).detach()
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+
+
 def test_grad_cam_reads_tokens_where_a_layer_is_named(pictures: Tensor) -> None:
     model = timm_vit()
     found = explain(model, pictures, "grad-cam", 2, "blocks.2.norm1", {"relu": False})

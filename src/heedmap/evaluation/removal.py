@@ -149,7 +149,8 @@ class _Mixing:
     def of(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Where the picture starts and ends (3, H, W), and the ranks of its pixels (H * W,)."""
         image = self.images[row : row + 1]
-        ranks = _ranked(self.maps, row, *image.shape[2:], self.seed)
+        height, width = image.shape[2:]
+        ranks = _ranked(self.maps, row, height, width, self.seed)
         ends = (image[0], stand_in(image, self.baseline)[0])
         return (*(ends if self.is_deletion else ends[::-1]), ranks)
 

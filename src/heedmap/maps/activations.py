@@ -23,7 +23,7 @@ from heedmap.maps.network import hooked
 from heedmap.maps.question import Question, precise, scores_of
 
 _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Clone", "Alias", "ToCopy")
-_AVERAGING = ("Mean", "AdaptiveAvgPool2D")
+_AVERAGING = ("Mean", "AdaptiveAvgPool2D", "AvgPool2D")
 
 
 class Caught(NamedTuple):
@@ -133,6 +133,8 @@ def _is_mean_and_linear(caught: Caught) -> bool:
         means += kind in _AVERAGING
         if kind not in ("Addmm", "Mm", *_AVERAGING, *_RESHAPING):
             return False
+        if kind == "AvgPool2D" and tuple(node._saved_kernel_size) != tuple(caught.leaf.shape[-2:]):
+            return False  # even features would have the same mean, but another gradient
         ways = [way for way, _ in node.next_functions if way is not None]
         if len(ways) != 1:
             return False

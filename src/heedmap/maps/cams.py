@@ -36,8 +36,9 @@ def cam(question: Question) -> Found:
     weights = pooled_weights(caught, grid)
     if weights is None:
         raise ModelError(
-            f"CAM needs a head that is a mean over the positions of {caught.layer!r} and one linear layer; "
-            f"{type(question.model).__name__} has another. Take grad-cam, which is CAM wherever CAM exists."
+            f"CAM needs a head that is a mean over the positions of {caught.layer!r} and one linear layer; such a head "
+            f"could not be recognised in {type(question.model).__name__}. Name the layer that is averaged, or take "
+            "grad-cam, which is CAM wherever CAM exists."
         )
     targets = question.targets(caught.logits)
     return Found(_added(weights[targets], grid), targets, caught.logits, caught.layer, signed=True)

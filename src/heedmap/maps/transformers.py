@@ -174,7 +174,8 @@ class _Written(TorchFunctionMode):
 def _read(question: Question, matrix: Tensor) -> Tensor:
     """(B, h, w): what the token that the head reads got from each place of the grid, from (B, N, N).
 
-    Where the head reads the mean of the places instead of a class token, so does this.
+    Where the head reads the mean of the places instead of a class token, so does this; where two heads read a token
+    each and the logits are their mean, as in distilled DeiT, it is the mean over the two tokens.
 
     Raises:
         ModelError: the tokens are no grid over the picture.
@@ -186,5 +187,7 @@ def _read(question: Question, matrix: Tensor) -> Tensor:
         raise ModelError(f"The {count} tokens of {type(model).__name__} are no grid over {height} x {width} pixels.")
     before, rows, columns = found
     by_class = before > 0 and getattr(model, "global_pool", "token") in ("token", "", None)
-    row = matrix[:, 0] if by_class else matrix[:, before:].mean(1)
+    # DeiT's distilled head is the mean of two, one on the class token and one on the token beside it.
+    heads = 2 if getattr(model, "head_dist", None) is not None and before > 1 else 1
+    row = (matrix[:, :heads] if by_class else matrix[:, before:]).mean(1)
     return row[:, before:].unflatten(1, (rows, columns))
