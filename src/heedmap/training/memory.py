@@ -6,12 +6,12 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
+from heedmap.machine import free_memory
 from heedmap.options import TrainOptions
 from heedmap.training.precision import autocast, resolve
 
@@ -74,7 +74,7 @@ def free_bytes(device: torch.device, processes: int) -> float:
     """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return psutil.virtual_memory().available / processes if device.type == "cpu" else math.inf
+    return free_memory() / processes if device.type == "cpu" else math.inf
 
 
 def most_that_fit(batch: int, a_picture: float, free: float) -> int:
