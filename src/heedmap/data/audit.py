@@ -69,9 +69,7 @@ class _Look(NamedTuple):
 
 
 def audit(
-    splits: Splits,
-    depth: Literal["cheap", "full"] = "cheap",
-    digests: Mapping[str, Sequence[bytes]] | None = None,
+    splits: Splits, depth: Literal["cheap", "full"] = "cheap", digests: Mapping[str, Sequence[bytes]] | None = None
 ) -> Audit:
     """Look a data set over.
 
@@ -163,8 +161,7 @@ def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
 def _same_bytes(entries: Sequence[_Entry], known: Sequence[bytes]) -> tuple[list[list[int]], dict[int, str]]:
     """Group entries whose bytes are equal (every entry is in one group), and name those that cannot be read.
 
-    ``known`` are digests of their bytes, empty where they are not known; then only entries of a length that others
-    have too are read.
+    Where the digest of the bytes is not ``known`` (empty), only entries of a length that others have too are read.
     """
     groups: dict[object, list[int]] = defaultdict(list)
     broken: dict[int, str] = {}
@@ -361,10 +358,7 @@ def _odd(entries: Sequence[_Entry], looks: dict[int, _Look]) -> list[Finding]:
     checks: list[tuple[Callable[[int], bool], str]] = [
         (lambda place: _is_long(looks[place]), "longer than 3 : 1; the square crop loses most of it"),
         (lambda place: looks[place].thumbnail.is_plain, "of one colour only"),
-        (
-            lambda place: _lies(entries[place].name, looks[place]),
-            "whose extension lies about the format",
-        ),
+        (lambda place: _lies(entries[place].name, looks[place]), "whose extension lies about the format"),
     ]
     if looks:
         (width, height), most = Counter((look.width, look.height) for look in looks.values()).most_common(1)[0]
