@@ -226,6 +226,41 @@ def test_score_cam_is_what_the_paper_s_algorithm_says(net: Small, pictures: Tens
         torch.testing.assert_close(found, wanted.clamp_min(0).float())
 
 
+def slow_mask(grid: Tensor, shift: tuple[int, int], height: int, width: int) -> Tensor:
+    """One of RISE's masks, pixel by pixel: the coarse grid enlarged, bilinear between cell centres, then shifted."""
+    cells = len(grid)
+    cell = (math.ceil(height / cells), math.ceil(width / cells))
+    mask = torch.zeros(height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            total = 0.0
+            places = []
+            for at, side in ((y + shift[0], cell[0]), (x + shift[1], cell[1])):
+                place = max((at + 0.5) * cells / ((cells + 1) * side) - 0.5, 0.0)
+                low = min(int(place), cells - 1)
+                places.append((low, min(low + 1, cells - 1), place - low))
+            (top, bottom, down), (left, right, along) = places
+            for row, weight in ((top, 1 - down), (bottom, down)):
+                total += weight * ((1 - along) * grid[row, left].item() + along * grid[row, right].item())
+            mask[y, x] = total
+    return mask
+
+
+def test_rise_is_the_weighed_mean_of_its_masks(net: Small, pictures: Tensor) -> None:
+    count, cells, keep, seed = 12, 3, 0.4, 5
+    settings = {"count": count, "cells": cells, "keep": keep, "seed": seed, "chunk": 4}
+    maps = explain(net, pictures, "rise", TARGETS, settings=settings).values[:, 0]
+    source = torch.Generator().manual_seed(seed)
+    grids = (torch.rand(count, 1, cells, cells, generator=source) < keep)[:, 0].double()
+    shifts = [torch.randint(0, side, (count,), generator=source).tolist() for side in (4, 3)]  # 12 / 3, 8 / 3 upwards
+    masks = [slow_mask(grids[n], (shifts[0][n], shifts[1][n]), 12, 8) for n in range(count)]
+    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+        total = torch.zeros(12, 8, dtype=torch.float64)
+        for mask in masks:
+            total += net((picture * mask)[None]).softmax(1)[0, target].detach() * mask
+        torch.testing.assert_close(found, (total / (count * keep)).float(), rtol=1e-5, atol=1e-6)
+
+
 def test_rise_finds_the_one_pixel_that_is_read() -> None:
     class Reader(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
