@@ -18,7 +18,7 @@ from heedmap.evaluation.classification import wilson_interval
 from heedmap.evaluation.components import components
 from heedmap.evaluation.localisation import METRICS, localise
 from heedmap.evaluation.localisation_report import YES_NO
-from heedmap.evaluation.measures import near
+from heedmap.evaluation.measures import Truth, measure, near, prepared
 
 SIDE = 16
 
@@ -230,7 +230,7 @@ def test_a_map_that_is_the_mask_is_perfect_in_every_metric(generator):
     masks = squares(12, generator)
     report = localise({"mask": masks[:, None].float()}, annotated(masks), size=SIDE, draws=50)
     for name in METRICS:
-        low = wilson_interval(1.0, 12)[0] if name in YES_NO else 1.0
+        low = wilson_interval(1.0, 12)[0] if name in YES_NO else 1.0  # of max_box_acc too: no draw differs
         assert report.scores["mask"][name] == pytest.approx((1.0, low, 1.0), abs=1e-6), name
 
 
@@ -245,6 +245,24 @@ def test_no_hit_in_six_pictures_does_not_mean_that_there_will_never_be_one():
     assert (scores["energy"].low, scores["energy"].high) == (0.0, 0.0)  # no yes or no: the bootstrap's
     flat = localise({"flat": torch.zeros(6, 1, 4, 4)}, annotated(masks), size=SIDE, draws=20).scores["flat"]
     assert flat["pointing"].low == pytest.approx(flat["pointing"].high)  # each picture says the same share
+
+
+def test_the_interval_of_max_box_acc_chooses_its_threshold_anew_in_each_draw(generator):
+    """The definition written again: of each draw, the share of right boxes at the level that is best for that draw."""
+    masks = squares(30, generator)
+    maps = 2 * masks[:, None].float() + torch.rand(30, 1, SIDE, SIDE, generator=generator)
+    maps[::3] = maps[::3].flip(2, 3)  # these point elsewhere, and noise alone decides
+    scores = localise({"map": maps}, annotated(masks), size=SIDE, draws=200, seed=3).scores["map"]
+    found = scores["max_box_acc"]
+    assert 0 < found.value < 1
+    boxes = tuple(box.numpy() for box in annotated(masks).boxes)
+    regions = masks.to(torch.uint8)
+    truth = Truth(regions, masks, boxes, torch.ones(30, dtype=torch.bool))
+    right = measure(prepared(maps, SIDE), truth).largest[..., 1].astype(np.float64)  # (pictures, levels)
+    drawn = np.concatenate([times @ right for times in Bootstrap(30, 200, 3)._shares()]).max(1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1e-5)
+    without = localise({"map": maps}, annotated(masks), size=SIDE, draws=0).scores["map"]["max_box_acc"]
+    assert np.isnan(without.low)
 
 
 def test_a_random_map_is_at_chance_and_so_is_a_uniform_one(generator):

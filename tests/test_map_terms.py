@@ -297,3 +297,81 @@ def test_nothing_is_asked_of_the_controls_constant_maps() -> None:
     plain = losses()
     assert losses(map_entropy=1.0) == plain
     assert losses(map_supervision=1.0) == plain
+
+
+def test_cells_where_nobody_may_judge_are_in_neither_sum() -> None:
+    regions = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    regions[0, :2, :2] = 1  # the left upper of four cells
+    maps = {"a": grid([0.4, 0.4], [0.1, 0.1])}
+    regions[0, :2, 2:] = 2  # the right upper: what lies there is neither right nor wrong
+    assert float(mismatch(maps, regions)) == pytest.approx(math.log(0.6 / 0.4), abs=1e-6)
+    regions[0, 0, 2:] = 0  # half of it may be judged again, and the whole cell with it
+    assert float(mismatch(maps, regions)) == pytest.approx(-math.log(0.4), abs=1e-6)
+    regions[0, :2, :2] = torch.tensor([[1, 2], [2, 2]])  # hardly any of the object may be judged
+    both = torch.cat((regions, torch.where(torch.arange(16).view(1, 4, 4) < 8, 1, 0).to(torch.uint8)))
+    even = {"a": torch.full((2, 1, 2, 2), 0.25)}
+    assert float(mismatch(even, both)) == pytest.approx(math.log(2), abs=1e-6)  # of the second picture alone
+
+
+def test_a_mask_of_two_values_and_its_region_cost_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(6, 9, 9, generator=generator) < 0.3
+    maps = {"a": torch.rand(6, 1, 4, 4, generator=generator), "b": torch.rand(6, 1, 7, 7, generator=generator)}
+    assert float(mismatch(maps, masks)) == float(mismatch(maps, masks.to(torch.uint8)))
+
+
+@pytest.mark.parametrize("kind", ["none", "shift", "crop"])
+def test_regions_go_the_way_of_masks(kind: str) -> None:
+    from heedmap.data.augmentation import draw
+
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randint(0, 3, (8, 6, 6), generator=generator).to(torch.uint8).repeat_interleave(8, 1)
+    regions = regions.repeat_interleave(8, 2)
+    numbers, mirrored = draw(8, generator), torch.arange(8) % 2 == 0
+    asked = (48, numbers, mirrored, Augmentation(kind, True), 48)
+    found = apply_to_masks(regions, *asked)
+    assert found.dtype == torch.uint8
+    torch.testing.assert_close(found == 1, apply_to_masks(regions == 1, *asked))
+    ignored = apply_to_masks(regions == 2, *asked)
+    torch.testing.assert_close(found == 2, ignored & (found != 1))
+
+
+def test_packed_regions_come_back_as_they_were_in_a_quarter_of_the_bytes(tmp_path: Any) -> None:
+    from heedmap.data.object_masks import PackedRegions
+    from heedmap.data.pictures import FolderPictures
+
+    regions = torch.randint(0, 3, (5, 12, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    regions[3] = 2
+    packed = PackedRegions.pack(iter(regions), 5, 12)
+    assert packed.packed.nbytes == 5 * 12 * 12 // 4
+    assert packed.marked == 4
+    torch.testing.assert_close(packed[torch.tensor([4, 0, 0])], regions[[4, 0, 0]])
+    torch.testing.assert_close(torch.stack(list(packed)), regions)
+    pictures = FolderPictures(tmp_path, [f"{row}.png" for row in range(5)], torch.zeros(5).long(), ("a",))
+    kept = pictures.outlined(packed).subset([2, 1]).masks
+    assert isinstance(kept, PackedRegions)
+    torch.testing.assert_close(kept[torch.arange(2)], regions[[2, 1]])
+
+
+def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
+    import json
+
+    from PIL import Image
+
+    from heedmap.data.pictures import FolderPictures
+    from heedmap.train import _outlined
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    boxes = [{"bbox": [0, 0, 8, 8], "iscrowd": 0}, {"bbox": [8, 8, 8, 8], "iscrowd": 1}]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 16, "height": 16}],
+        "annotations": [{"image_id": 1, **box} for box in boxes],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    pictures = FolderPictures(tmp_path, ["1.png"], torch.tensor([0]), ("a",))
+    found, notes = _outlined(pictures, str(tmp_path / "coco.json"), 4)
+    assert notes[-1] == "1 of 1 training pictures have objects for map_supervision."
+    batches = TrainingBatches(Store(found, 4, 1, 1e9), 4, 1, Augmentation("none", False), 0, with_masks=True)
+    (batch,) = batches.epoch(0)
+    assert batch.masks is not None
+    assert batch.masks[0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 2, 2], [0, 0, 2, 2]]

@@ -49,7 +49,7 @@ FIELDS = {
     "visualize": "run pictures out query method target layer scale batch_size device overwrite",
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
-    "control flips limit out device precision workers cache root download",
+    "control flips limit deletion_baseline independent out device precision workers cache root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume",
     "export": "run to out include int8 pictures overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",

@@ -360,3 +360,51 @@ def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
     monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
     told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "grad-cam,attention-rollout")
     assert "--method attention-rollout cannot be judged on this run:" in told
+
+
+def test_what_deletion_leaves_and_each_layer_alone_can_be_asked_for(
+    finished_run: Path, corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heedmap.evaluation import faithfulness as room
+
+    given, real = [], room.faithfulness
+
+    def seen(*args: Any, **kept: Any) -> Any:
+        given.append(kept["deletion_baseline"])
+        return real(*args, **kept)
+
+    monkeypatch.setattr("heedmap.evaluation.faithfulness.faithfulness", seen)
+    asked = {"suites": ("faithfulness",), "methods": ("attention",), "limit": 2}
+    plain = ready_suites(Wanted(**asked), corner_scenes)["faithfulness"](Listener())
+    wanted = Wanted(**asked, deletion_baseline="dataset", independent=True)
+    found = ready_suites(wanted, corner_scenes)["faithfulness"](Listener())
+    assert given[0] == "mean"
+    torch.testing.assert_close(given[1], corner_scenes.classifier.mean.flatten())
+    (section,), (before,) = sections({"faithfulness": found}), sections({"faithfulness": plain})
+    assert "Deletion leaves the mean colour of the data set, zero to the network." in section.notes
+    assert "Deletion leaves each picture's own mean colour." in before.notes
+    cascade, alone = section.tables[2:]
+    assert len(before.tables) == 3
+    assert "from the top down to" in cascade.head[0]
+    assert cascade.head[1:] == tuple(found["randomisation"])
+    stages = found["randomisation"]["edges"]["cascading"]
+    assert len(cascade.rows) == len(stages) == len(alone.rows)
+    assert [row[1] for row in cascade.rows] == [
+        f"{stage['absolute']:.2f}" for stage in found["randomisation"]["attention stage2"]["cascading"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"deletion_baseline": "black"}, "--deletion-baseline is heeded by faithfulness alone"),
+        ({"independent": True}, "--independent is heeded by faithfulness alone"),
+        (
+            {"suites": ("faithfulness",), "deletion_baseline": "datset"},
+            "No deletion baseline .* Did you mean 'dataset'",
+        ),
+    ],
+)
+def test_options_of_faithfulness_go_with_it(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        Wanted(**changes)

@@ -18,6 +18,7 @@ from heedmap.data import Pictures, check_splits, load_many, open_data
 from heedmap.data.annotations import AnnotationOptions, Annotations, annotations_for
 from heedmap.data.augmentation import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
+from heedmap.evaluation.imputation import BASELINES
 from heedmap.listener import Listener
 from heedmap.runs import Run
 
@@ -28,6 +29,7 @@ AS_TOLD_BY_FILES = AnnotationOptions()
 SUITES = ("accuracy", "localisation", "faithfulness", "robustness", "transfer")
 MOST = {"faithfulness": 100, "robustness": 200}  # pictures, unless told: each costs hundreds of forward passes
 MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller pictures at their own size
+DATASET = "dataset"  # the deletion baseline that is the classifier's own mean colour
 COMBINED = "attention combined"
 SHOWN = 3  # pictures of each sort: best, median and worst
 BATCH = 64
@@ -38,6 +40,8 @@ USERS = {  # of an option, the suites that heed it
     "method": ("localisation", "faithfulness"),
     "limit": ("localisation", "faithfulness", "robustness"),
     "control": ("robustness", "transfer"),
+    "deletion-baseline": ("faithfulness",),
+    "independent": ("faithfulness",),
 }
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -56,6 +60,9 @@ class Wanted:
         transfer: folders or named sets for the transfer suite.
         limit: pictures that localisation, faithfulness and robustness judge, spread evenly over the classes; None takes
             all, and for slow suites those of ``MOST``.
+        deletion_baseline: what deletion leaves of a picture: its own ``mean`` colour, the mean colour of the
+            ``dataset`` (the classifier's, zero once normalised, as RISE), ``black`` or ``blur``.
+        independent: randomise each layer alone too.
     """
 
     suites: tuple[str, ...] = ("accuracy",)
@@ -64,6 +71,8 @@ class Wanted:
     reading: AnnotationOptions = AS_TOLD_BY_FILES
     transfer: tuple[str, ...] = ()
     limit: int | None = None
+    deletion_baseline: str = "mean"
+    independent: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -81,7 +90,18 @@ class Wanted:
                 raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
         if ("transfer" in self.suites) != bool(self.transfer):
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
-        for option, value in (("annotations", self.annotations), ("method", self.methods), ("limit", self.limit)):
+        if self.deletion_baseline not in (DATASET, *BASELINES):
+            words = ("mean", DATASET, "black", "blur")
+            hint = nearest(self.deletion_baseline, words)
+            raise OptionError(f"No deletion baseline {self.deletion_baseline!r}; it can be {', '.join(words)}.{hint}")
+        baseline = None if self.deletion_baseline == "mean" else self.deletion_baseline
+        for option, value in (
+            ("annotations", self.annotations),
+            ("method", self.methods),
+            ("limit", self.limit),
+            ("deletion-baseline", baseline),
+            ("independent", self.independent),
+        ):
             check_used(option, value or None, self.suites)
         if self.annotations is None and self.reading != AS_TOLD_BY_FILES:
             given = next(each.name for each in fields(self.reading) if getattr(self.reading, each.name) != each.default)
@@ -284,12 +304,21 @@ def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
 
     def judge(listener: Listener) -> dict[str, Any]:
         images = _images(subject, rows)
-        report = faithfulness(subject.classifier, images, functions, batch_size=BATCH, listener=listener)
+        word = wanted.deletion_baseline
+        report = faithfulness(
+            subject.classifier,
+            images,
+            functions,
+            deletion_baseline=subject.classifier.mean.flatten() if word == DATASET else word,
+            batch_size=BATCH,
+            listener=listener,
+        )
         checks = {}
         for name, function in {**functions, "edges": edge_map}.items():
             listener.message(f"Randomising the weights under {name}.")
-            checks[name] = randomisation(subject.classifier, images, function, independent=False).as_dict()
-        return {**report.as_dict(), "randomisation": checks}
+            found = randomisation(subject.classifier, images, function, independent=wanted.independent)
+            checks[name] = found.as_dict()
+        return {**report.as_dict(), "randomisation": checks, "deletion_baseline": word}
 
     return judge
 

@@ -311,11 +311,11 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
 def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures, tuple[str, ...]]:
     """The same pictures with the masks of their objects, and what there is to say of them."""
     from heedmap.data.annotations import annotations_for
+    from heedmap.data.object_masks import PackedRegions
 
     found = annotations_for(pictures, annotations)
-    masks = torch.stack([found.region(row, size) == 1 for row in range(len(found))])
-    marked = int(masks.flatten(1).any(1).sum())
-    notes = (*found.notes, f"{marked} of {len(masks)} training pictures have objects for map_supervision.")
+    masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
+    notes = (*found.notes, f"{masks.marked} of {len(masks)} training pictures have objects for map_supervision.")
     assert isinstance(pictures, FolderPictures)  # annotations are refused for others
     return pictures.outlined(masks), notes
 

@@ -44,6 +44,9 @@ class Evaluate:
         flips: Judge the mirrored pictures too; the accuracy of both answers averaged is reported beside the plain one.
         limit: Pictures that localisation, faithfulness and robustness judge, each class with its share; accuracy takes
             all. Default: all; 100 for faithfulness, 200 for robustness.
+        deletion_baseline: What deletion of the faithfulness suite leaves of a picture: its own mean colour, that of the
+            data set (zero to the network, as RISE does), black, or a blur.
+        independent: Randomise each layer alone too, beside all from the top down.
         out: New or empty folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of
             the run's own test part go into the run's report, others into evaluation-1, -2, ...; without suites only
             print.
@@ -70,6 +73,8 @@ class Evaluate:
     control: str | None = None
     flips: bool = False
     limit: int | None = None
+    deletion_baseline: Literal["mean", "dataset", "black", "blur"] = "mean"
+    independent: bool = False
     out: str | None = None
     device: str | None = None
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -102,6 +107,8 @@ class Evaluate:
             ),
             transfer=self.transfer,
             limit=self.limit,
+            deletion_baseline=self.deletion_baseline,
+            independent=self.independent,
         )
         run, device = Run.open(self.run), pick_device(self.device)
         found: list[Evaluation] = []

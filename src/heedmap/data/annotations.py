@@ -96,7 +96,7 @@ def annotations_of(pictures: Pictures) -> Annotations:
     if pictures.boxes is not None:
         boxes = tuple(box[None].double() for box in pictures.boxes)
     else:
-        parts = [boxes_of_parts(mask.pixels.long().numpy(), False) for mask in masks if mask is not None]
+        parts = [boxes_of_parts((mask.pixels == 1).long().numpy(), False) for mask in masks if mask is not None]
         boxes = tuple(torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in parts)
     objects = torch.tensor([len(box) for box in boxes])
     return Annotations(tuple(pictures.names), boxes, masks, torch.ones(count, dtype=torch.bool), objects)

@@ -84,16 +84,17 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
 def apply_to_masks(
     masks: Tensor, stored: int, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int
 ) -> Tensor:
-    """(B, H, W) bool to (B, size, size) bool: the same places, sizes and mirrors as :func:`apply` gives the pictures.
+    """(B, H, W) to (B, size, size): the same places, sizes and mirrors as :func:`apply` gives the pictures.
 
     Args:
-        masks: true on the object.
+        masks: bool, true on the object; or uint8 regions with 1 there and 2 where nobody may judge. The kind is kept.
         stored: side at which the pictures are stored; the masks are brought to it first.
         numbers, mirrored, augmentation, size: as the pictures got.
     """
-    grey = F.interpolate(masks[:, None].float(), (stored, stored), mode="area") * 255
-    white = grey.round().to(torch.uint8).expand(-1, 3, -1, -1)
-    return apply(white, numbers, mirrored, replace(augmentation, colour=0.0), size)[:, 0] >= 0.5
+    planes = torch.stack((masks == 1, masks == 2, masks == 2), 1).float()  # three channels, as a picture has
+    white = (F.interpolate(planes, (stored, stored), mode="area") * 255).round().to(torch.uint8)
+    seen = apply(white, numbers, mirrored, replace(augmentation, colour=0.0), size) >= 0.5
+    return seen[:, 0] if masks.dtype == torch.bool else torch.where(seen[:, 0], 1, 2 * seen[:, 1]).to(torch.uint8)
 
 
 def plain(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ __all__ = [
     "FileMask",
     "Mask",
     "OutlineMask",
+    "PackedRegions",
     "RunLengths",
     "TensorMask",
     "box_regions",
@@ -234,13 +235,56 @@ def _polygon_pixels(corners: NDArray[np.float64], width: int, height: int) -> ND
 
 @dataclass(frozen=True)
 class TensorMask:
-    """A mask (H, W) bool of the square view, in memory."""
+    """A mask of the square view in memory: (H, W), bool on the object, or a region as uint8."""
 
     pixels: Tensor
 
     def draw(self, size: int) -> Tensor:
         """See :class:`Mask`."""
         return square_region(self.pixels.to(torch.uint8).numpy(), size)
+
+
+@dataclass(frozen=True)
+class PackedRegions:
+    """Regions (see :class:`Mask`) of many pictures at two bits a pixel: 12.5 KB a picture of 224 x 224.
+
+    Attributes:
+        packed: (N, 2, bytes): the object, and where nobody may judge.
+        size: side of the regions.
+    """
+
+    packed: NDArray[np.uint8]
+    size: int
+
+    @classmethod
+    def pack(cls, regions: Iterable[Tensor], count: int, size: int) -> PackedRegions:
+        """Pack ``count`` regions, uint8 (size, size), one after the other."""
+        packed = np.zeros((count, 2, (size * size + 7) // 8), np.uint8)
+        for row, region in enumerate(regions):
+            pixels = region.numpy().reshape(1, -1)
+            packed[row] = np.packbits(np.concatenate((pixels == OBJECT, pixels == IGNORED)), axis=1)
+        return cls(packed, size)
+
+    @property
+    def marked(self) -> int:
+        """How many pictures have an object."""
+        return int(self.packed[:, 0].any(1).sum())
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Draw regions: uint8 (n, size, size) of rows (n,)."""
+        bits = np.unpackbits(self.packed[rows.cpu().numpy()], axis=2, count=self.size**2)
+        planes = torch.from_numpy(bits).view(-1, 2, self.size, self.size)
+        return OBJECT * planes[:, 0] + IGNORED * planes[:, 1]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[torch.tensor([row])][0] for row in range(len(self)))
+
+    def subset(self, rows: Tensor) -> PackedRegions:
+        """Return these rows (n,), still packed."""
+        return PackedRegions(self.packed[rows.numpy()], self.size)
 
 
 def box_regions(boxes: Tensor, size: int) -> Tensor:

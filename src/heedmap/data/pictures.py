@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
+from heedmap.data.object_masks import PackedRegions
 from heedmap.errors import DataError, PictureError
 
 __all__ = ["FilePictures", "FolderPictures", "Pictures", "Splits", "TensorPictures", "load_many"]
@@ -27,7 +28,7 @@ class Pictures(Protocol):
         names: N paths relative to the data folder with ``/``, or made up ones such as ``test/000123``.
         boxes: (N, 4) float32 ``left, top, right, bottom`` of the object in the square view, as shares in [0, 1];
             None where they are not known.
-        masks: (N, H, W) bool, the object's pixels in the square view; None where they are not known.
+        masks: (N, H, W) bool, the object's pixels in the square view, or packed regions; None where they are not known.
     """
 
     @property
@@ -39,7 +40,7 @@ class Pictures(Protocol):
     @property
     def boxes(self) -> Tensor | None: ...  # noqa: D102
     @property
-    def masks(self) -> Tensor | None: ...  # noqa: D102
+    def masks(self) -> Tensor | PackedRegions | None: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -72,7 +73,7 @@ class FolderPictures:
         names: Sequence[str],
         labels: Tensor,
         classes: Sequence[str],
-        masks: Tensor | None = None,
+        masks: Tensor | PackedRegions | None = None,
     ) -> None:
         """Keep the list.
 
@@ -81,7 +82,7 @@ class FolderPictures:
             names: N paths relative to ``root``.
             labels: (N,) int64.
             classes: class names.
-            masks: (N, S, S) bool, the objects' pixels in the square view, or None.
+            masks: (N, S, S) bool, the objects' pixels in the square view, or packed regions, or None.
 
         Raises:
             DataError: names and labels differ in number, or a label lies outside the classes.
@@ -128,11 +129,12 @@ class FolderPictures:
         """Return these pictures, in this order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = [self.names[index] for index in chosen.tolist()]
-        masks = None if self.masks is None else self.masks[chosen]
+        masks = self.masks.subset(chosen) if isinstance(self.masks, PackedRegions) else self.masks
+        masks = masks[chosen] if isinstance(masks, Tensor) else masks
         return FolderPictures(self.root, names, self.labels[chosen], self.classes, masks)
 
-    def outlined(self, masks: Tensor) -> FolderPictures:
-        """Return the same pictures with the masks (N, S, S) of their objects."""
+    def outlined(self, masks: Tensor | PackedRegions) -> FolderPictures:
+        """Return the same pictures with the masks of their objects."""
         return FolderPictures(self.root, self.names, self.labels, self.classes, masks)
 
 

@@ -59,7 +59,8 @@ def stretched(maps: Tensor) -> Tensor:
 def resized(maps: Tensor, size: int) -> Tensor:
     """Interpolate maps linearly between the centres of their cells, averaging where they shrink.
 
-    The reference code of Choe et al. interpolates with a cubic, which overshoots.
+    The reference code of Choe et al. interpolates with a cubic, which overshoots; see docs/localisation.md for all that
+    differs from it.
 
     Args:
         maps: (M, 1, h, w).

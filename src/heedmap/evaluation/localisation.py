@@ -19,7 +19,7 @@ from heedmap.evaluation.baselines import FIXED_BASELINES, edges, fixed_baselines
 from heedmap.evaluation.binarise import LEVELS
 from heedmap.evaluation.bootstrap import Bootstrap
 from heedmap.evaluation.classification import wilson_interval
-from heedmap.evaluation.localisation_report import METRICS, PER_PICTURE, YES_NO, LocalisationReport, Score
+from heedmap.evaluation.localisation_report import CHOOSING, METRICS, PER_PICTURE, YES_NO, LocalisationReport, Score
 from heedmap.evaluation.measures import (
     IGNORED,
     OBJECT,
@@ -343,7 +343,7 @@ class _Judge:
                 float(of_all[metric][0]),
                 *(
                     wilson_interval(float(of_all[metric][0]), count)
-                    if _is_yes_no(metric, per_picture)
+                    if _is_yes_no(metric, per_picture, float(of_all[metric][0]))
                     else self._bootstrap.interval(of_draws[metric])
                 ),
             )
@@ -351,8 +351,11 @@ class _Judge:
         }
 
 
-def _is_yes_no(metric: str, per_picture: Mapping[str, Floats]) -> bool:
+def _is_yes_no(metric: str, per_picture: Mapping[str, Floats], value: float) -> bool:
     """Whether every picture says yes or no. Of 0 hits in 6 every draw of a bootstrap has 0, and knows no better."""
+    # A threshold chosen on the same pictures is chosen anew in each draw, of which Wilson's interval knows nothing.
+    if metric in CHOOSING:
+        return value in (0.0, 1.0)
     # Of a map with several hottest places a picture counts in part, which Wilson's interval would take for luck.
     return metric in YES_NO and bool(np.isin(per_picture.get(metric, 0.0), (0.0, 1.0)).all())
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heedmap.errors import OptionError, nearest
 
-__all__ = ["METRICS", "PER_PICTURE", "YES_NO", "LocalisationReport", "Score"]
+__all__ = ["CHOOSING", "METRICS", "PER_PICTURE", "YES_NO", "LocalisationReport", "Score"]
 
 Floats = NDArray[np.float64]
 
@@ -43,9 +43,16 @@ PER_PICTURE = ("pointing", "pointing_near", "energy", "otsu_iou", "best_iou", "c
 YES_NO = ("pointing", "pointing_near", "corloc", "max_box_acc")
 """The metrics that say yes or no of a picture, unless its map is equally hot in several places."""
 
+CHOOSING = ("max_box_acc",)
+"""Those of them whose threshold is the best for these very pictures."""
+
 
 class Score(NamedTuple):
-    """A figure from 0 to 1 and the ends of its 95 % interval over pictures: Wilson's of yes and no, else bootstrap."""
+    """A figure from 0 to 1 and the ends of its 95 % interval over pictures.
+
+    Wilson's where each picture says yes or no; bootstrap for all others, and where the threshold is chosen on the same
+    pictures (unless the figure is 0 or 1, where no draw of the bootstrap differs).
+    """
 
     value: float
     low: float

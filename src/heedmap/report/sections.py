@@ -20,6 +20,15 @@ WORDS = {
 }
 
 
+_LEFT = {
+    "mean": "each picture's own mean colour",
+    "dataset": "the mean colour of the data set, zero to the network",
+    "black": "black",
+    "blur": "a blur",
+}
+"""Deletion baseline -> what it leaves of a picture."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells under a head; a cell may end with its interval in parentheses.
@@ -98,7 +107,17 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
         for name, check in found["randomisation"].items()
     )
     randomised = Table(("map, all weights randomised", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
-    notes = [_sample(found), *(row["sentence"] for row in found["rows"] if row["name"] not in baselines)]
+    stages = [
+        table
+        for check, said in (("cascading", "weights randomised, from the top down to"), ("independent", "this alone"))
+        if (table := _stages(found["randomisation"], check, f"rank correlation; {said}")) is not None
+    ]
+    baseline = found.get("deletion_baseline", "mean")
+    notes = [
+        f"Deletion leaves {_LEFT[baseline]}.",
+        _sample(found),
+        *(row["sentence"] for row in found["rows"] if row["name"] not in baselines),
+    ]
     notes += [f"{name}: {check['verdict']}" for name, check in found["randomisation"].items()]
     sentence = (
         "Does the answer suffer when a map's hot places are taken away? Deletion and average drop: less is better; "
@@ -106,8 +125,20 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
     )
     table = Table(("map", *(key.replace("_", " ") for key in measures)), rows, baselines)
     return Section(
-        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomised), tuple(notes)
+        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomised, *stages), tuple(notes)
     )
+
+
+def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
+    """Each stage of a randomisation, a column for each map; None where it was not made."""
+    if not all(found[check] for found in checks.values()):
+        return None
+    rows = []
+    for stages in zip(*(found[check] for found in checks.values()), strict=True):
+        layers = stages[0]["layers"]
+        name = layers[0] if len(layers) == 1 else f"{layers[0]} ... {layers[-1]} ({len(layers)})"
+        rows.append((name, *(f"{stage['absolute']:.2f}" for stage in stages)))
+    return Table((head, *checks), tuple(rows))
 
 
 def _robustness(found: Mapping[str, Any]) -> Section:

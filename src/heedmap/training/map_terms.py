@@ -88,22 +88,27 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
 
     The wanted map gives each cell the share of the object that lies in it; the term is the sum of wanted * log(wanted /
     given). What lies off the object costs as much as what is missing on it: a term that asked only for weight inside
-    the mask was met by one cell of it (LOG.md). Pictures with an empty mask are left out; where all are, it is zero.
+    the mask was met by one cell of it (LOG.md). Cells that lie for more than a half where nobody may judge are in
+    neither sum. Pictures without a cell on the object are left out; where all are, it is zero.
 
     Args:
         maps: tap -> (B, 1, h, w).
-        masks: (B, H, W) bool, true on the object.
+        masks: (B, H, W) bool, true on the object; or uint8 with 1 there and 2 where nobody may judge.
     """
-    marked = masks.flatten(1).any(1)
+    marked = (masks == 1).flatten(1).any(1)
     if not marked.any():
         return next(iter(maps.values())).sum() * 0
+    planes = torch.stack((masks[marked] == 1, masks[marked] == 2), 1).float()
     found = []
     for values in maps.values():
-        height, width = values.shape[2:]
-        wanted = F.adaptive_avg_pool2d(masks[marked, None].float(), (height, width)).flatten(1)
-        wanted = wanted / wanted.sum(1, keepdim=True)
-        given = _shares(values[marked]).clamp_min(1e-6).log()
-        found.append((torch.special.entr(wanted).neg() - wanted * given).sum(1).mean())
+        wanted, unknown = F.adaptive_avg_pool2d(planes, (values.shape[2], values.shape[3])).flatten(2).unbind(1)
+        judged = unknown <= 0.5
+        wanted = wanted * judged
+        whole = wanted.sum(1, keepdim=True)
+        wanted = wanted / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        given = _shares(values[marked].flatten(1) * judged).clamp_min(1e-6).log()
+        cost = (torch.special.entr(wanted).neg() - wanted * given).sum(1)
+        found.append(cost.sum() / (whole > 0).sum().clamp_min(1))
     return torch.stack(found).mean()
 
 
