@@ -50,7 +50,7 @@ FIELDS = {
     "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
     "control flips limit deletion_baseline independent out device precision workers cache root download",
-    "compare": f"{OPTIONS} variants seeds parallel config budget resume",
+    "compare": f"{OPTIONS} variants seeds parallel config budget resume background",
     "export": "run to out include int8 pictures overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run pictures with_ host port browser device",
