@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from heedmap.cli import main
 from heedmap.errors import OptionError
-from heedmap.maps import METHODS, explain
+from heedmap.maps import METHODS, explain, method_of
 from heedmap.records import Output
 from heedmap.runs import Run
 from heedmap.visualize import visualize
@@ -88,7 +89,11 @@ def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
         (("--method", "saliency", "--layer", "stage2"), "name a method that reads one"),
         (("--method", "grad-cam", "--target", "rde"), "Did you mean 'red'?"),
         (("--method", "grad-cam", "--layer", "stage5"), "No layer 'stage5'"),
-        (("--method", "cam"), "Take grad-cam"),
+        (("--method", "cam"), "or take grad-cam"),
+        (("--method", "rise:cuont=5"), "Did you mean 'count'?"),
+        (("--method", "rise:count=many"), "rise:count=many cannot be read: count is like count=1000."),
+        (("--method", "occlusion:window"), "occlusion:window cannot be read: window is like window=8."),
+        (("--method", "cam:relu=true"), "cam has no setting 'relu'; it has none."),
         (("--method", "grad-cam", "--method", "saliency"), "--method is given twice; name all after one: --method A B"),
     ],
 )
@@ -105,6 +110,29 @@ def test_a_class_may_be_given_by_its_index() -> None:
     assert asked_of(("a", "b"), ("grad-cam", "grad-cam"), 1).methods == ("grad-cam",)
     with pytest.raises(OptionError, match="Class 2 does not exist"):
         asked_of(("a", "b"), ("grad-cam",), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("grad-cam", ("grad-cam", {})),
+        ("grad-cam:relu=false+score=probability", ("grad-cam", {"relu": False, "score": "probability"})),
+        ("rise:keep=1+count=20", ("rise", {"keep": 1.0, "count": 20})),
+        ("occlusion:window=8", ("occlusion", {"window": 8})),
+    ],
+)
+def test_settings_stand_behind_the_name(words: str, expected: tuple[str, dict[str, Any]]) -> None:
+    assert method_of(words) == expected
+    assert all(type(value) is type(expected[1][key]) for key, value in method_of(words)[1].items())
+
+
+def test_one_method_may_be_drawn_with_several_settings(finished_run: Path, cue_folder: Path, tmp_path: Path) -> None:
+    picture, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
+    words = "input-x-gradient,integrated-gradients:steps=3,integrated-gradients:steps=1"
+    main(["visualize", str(finished_run), str(picture), "--method", words, "--out", str(out)])
+    with np.load(out / "maps" / "000.npz") as arrays:
+        coarse, fine = (arrays[f"map_integrated-gradients:steps={steps}"] for steps in (1, 3))
+    assert not np.allclose(coarse, fine)
 
 
 def test_the_list_of_methods_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:

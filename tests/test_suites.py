@@ -66,6 +66,15 @@ def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_ha
         assert function(run.classifier(), images, targets).shape[0] == 2
 
 
+def test_a_method_is_judged_with_its_settings(finished_run: Path) -> None:
+    subject = subject_of(Run.open(finished_run), "parametrised")
+    wanted = Wanted(suites=("localisation",), methods=("grad-cam", "grad-cam:relu=false"))
+    images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+    cut, whole = (one(subject.classifier, images, targets) for one in map_functions(wanted, subject).values())
+    torch.testing.assert_close(whole.clamp(min=0), cut)
+    assert whole.min() < 0
+
+
 def test_a_control_must_see_the_same_pictures(finished_run: Path, copied_run: Path) -> None:
     from heedmap.errors import RunError
 

@@ -78,7 +78,7 @@ def ranked_panels(
     ranked = found["ranked"]
     boxes = {int(row): [tuple(box) for box in of_row] for row, of_row in ranked["boxes"].items()}
     figures = {int(row): figure for row, figure in ranked.get("figures", {}).items()}  # early runs have none
-    method = ranked["map"] if ranked["map"] in METHODS else None
+    method = ranked["map"] if ranked["map"].partition(":")[0] in METHODS else None
 
     def drawn(row: int) -> ReportPanel:
         reached = f": IoU {figures[row]:.2f} with the object, cut at Otsu's threshold" if row in figures else ""

@@ -54,7 +54,8 @@ class Wanted:
 
     Attributes:
         suites: some of ``SUITES``.
-        methods: map methods; empty takes the learned attention and Grad-CAM, or for a control Grad-CAM alone.
+        methods: map methods, with settings as :func:`heedmap.maps.method_of` reads them; empty takes the learned
+            attention and Grad-CAM, or for a control Grad-CAM alone.
         annotations: of the pictures, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
         reading: how these are read.
         transfer: folders or named sets for the transfer suite.
@@ -80,14 +81,13 @@ class Wanted:
         Raises:
             OptionError: an unknown suite or method, or a suite and its option that are not named together.
         """
-        from heedmap.maps import METHODS
+        from heedmap.maps import method_of
 
         for name in self.suites:
             if name not in SUITES:
                 raise OptionError(f"There is no suite {name!r}; it can be {', '.join(SUITES)}.{nearest(name, SUITES)}")
         for name in self.methods:
-            if name not in METHODS:
-                raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
+            method_of(name)
         if ("transfer" in self.suites) != bool(self.transfer):
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
         if self.deletion_baseline not in (DATASET, *BASELINES):
@@ -226,12 +226,14 @@ def map_functions(wanted: Wanted, subject: Subject) -> dict[str, MapFunction]:
         ModelError: learned attention of a control, which has none.
     """
     from heedmap.evaluation.asking import explained, learned_map, learned_map_at
+    from heedmap.maps import method_of
 
     has_attention, taps = subject.attention != "none", subject.classifier.taps
     functions: dict[str, MapFunction] = {}
     for method in wanted.methods or (("attention", "grad-cam") if has_attention else ("grad-cam",)):
         if method != "attention":
-            functions[method] = explained(method)
+            key, settings = method_of(method)
+            functions[method] = explained(key, settings=settings)
             continue
         if not has_attention:
             raise ModelError("The control has no attention to judge; name another --method, such as grad-cam.")

@@ -29,8 +29,8 @@ class Evaluate:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
         suite: What is judged, with commas between: accuracy, localisation, faithfulness, robustness, transfer.
-        method: Maps that localisation and faithfulness judge, with commas between, such as attention,grad-cam. Default:
-            these two, or Grad-CAM alone for the control.
+        method: Maps that localisation and faithfulness judge, with commas between, such as attention,rise:count=500.
+            Default: attention and Grad-CAM, or Grad-CAM alone for the control.
         annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
             Default: what the data brings.
         annotation_format: How the annotations are written. Default: told from the files.

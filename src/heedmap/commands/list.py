@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.markup import escape
 
 from heedmap.errors import OptionError, nearest
 from heedmap.terminal import console, show_next, show_table
+
+if TYPE_CHECKING:
+    from heedmap.maps import Method
 
 _LISTED = {
     "all": "model, attention, map method or set",
@@ -75,7 +78,10 @@ class List:
         }
         tables = {
             "attention": {name: kind.sentence for name, kind in ATTENTIONS.items()},
-            "method": {name: line.sentence for name, line in METHODS.items()},
+            "method": {
+                name: f"{line.sentence}{f' ({settings})' if (settings := _settings(line)) else ''}"
+                for name, line in METHODS.items()
+            },
             "data": {**scenes, **dict.fromkeys(NAMED, "through torchvision, from --root")},
             "model": OWN_BACKBONES,
         }
@@ -89,3 +95,8 @@ class List:
         from heedmap.backbones.foreign import list_foreign
 
         return list_foreign()
+
+
+def _settings(method: Method) -> str:
+    """A method's settings with their defaults, as they are given behind its name."""
+    return "+".join(f"{name}={'?' if value is None else value}" for name, value in method.settings.items())

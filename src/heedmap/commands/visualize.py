@@ -32,8 +32,8 @@ class Visualize:
             standard input.
         out: Folder for the pictures; made. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other picture.
-        method: Maps to compute and draw besides, with commas between, such as grad-cam,layer-cam; `heedmap list
-            methods` has all.
+        method: Maps to compute and draw besides, with commas between, such as grad-cam,rise:count=500+cells=5;
+            `heedmap list methods` has all, with their settings.
         target: The class that they are asked about. Default: the one predicted for each picture.
         layer: The layer that they read. Default: the last spatial one.
         scale: Each map from zero to its own largest value (picture), from its smallest to its largest (range), or all

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -185,17 +186,17 @@ def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
     return attention[tap][:, 0]
 
 
-def explained(method: str, layer: str | None = None) -> MapFunction:
+def explained(method: str, layer: str | None = None, settings: Mapping[str, Any] = {}) -> MapFunction:
     """Return a method of :func:`heedmap.maps.explain`, with its target, as a :data:`MapFunction`.
 
     Args:
         method: key of :data:`heedmap.maps.METHODS`, such as ``grad-cam``.
-        layer: as ``explain`` takes it.
+        layer, settings: as ``explain`` takes them.
     """
     from heedmap.maps import explain
 
     def ask(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return explain(model, images, method, targets, layer).values[:, 0]
+        return explain(model, images, method, targets, layer, settings).values[:, 0]
 
     return ask
 

@@ -5,6 +5,6 @@
 
 from heedmap.maps.engine import explain
 from heedmap.maps.question import Explanation, Target
-from heedmap.maps.table import METHODS, Method
+from heedmap.maps.table import METHODS, Method, method_of
 
-__all__ = ["METHODS", "Explanation", "Method", "Target", "explain"]
+__all__ = ["METHODS", "Explanation", "Method", "Target", "explain", "method_of"]

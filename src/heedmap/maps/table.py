@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from heedmap.errors import OptionError, nearest
 from heedmap.maps import bridge, cams, learned, perturbation, pixels, transformers
 from heedmap.maps.question import Found
 
@@ -189,3 +192,38 @@ METHODS: dict[str, Method] = {
         cost="count x 1 F a picture",
     ),
 }
+
+
+def method_of(words: str) -> tuple[str, dict[str, Any]]:
+    """Read a method and its settings from one word, as on the command line.
+
+    Args:
+        words: a key of :data:`METHODS`, and perhaps settings: ``rise:count=500+cells=5``.
+
+    Returns:
+        The key, and what :func:`heedmap.maps.explain` takes as ``settings``.
+
+    Raises:
+        OptionError: no such method or setting, or a value of another kind than the setting's.
+    """
+    name, _, told = words.partition(":")
+    if name not in METHODS:
+        raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
+    defaults, settings = METHODS[name].settings, dict[str, Any]()
+    for pair in told.split("+") if told else ():
+        key, sign, text = pair.partition("=")
+        if key not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise OptionError(f"{name} has no setting {key!r}; it has {known}.{nearest(key, defaults)}")
+        kind = int if defaults[key] is None else type(defaults[key])
+        value = yaml.safe_load(text) if sign else None
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise OptionError(f"{name}:{pair} cannot be read: {key} is like {key}={_shown(defaults[key])}.")
+        settings[key] = value
+    return name, settings
+
+
+def _shown(default: Any) -> str:
+    return "8" if default is None else str(default).lower() if isinstance(default, bool) else str(default)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from heedmap.classifier import AttentionClassifier
-from heedmap.errors import OptionError, nearest
-from heedmap.maps import METHODS, Explanation, explain
+from heedmap.errors import OptionError
+from heedmap.maps import METHODS, Explanation, explain, method_of
 from heedmap.records import AttentionMap
 from heedmap.visualize.answers import Answer, computed_line, computed_map
 from heedmap.visualize.naming import class_index
@@ -20,7 +20,7 @@ class Asked:
     """What is to be computed besides.
 
     Attributes:
-        methods: keys of :data:`heedmap.maps.METHODS`.
+        methods: as :func:`heedmap.maps.method_of` reads them.
         target: the class asked about; None is the one predicted for each picture.
         layer: for those methods that read one; None takes the last spatial one.
     """
@@ -36,15 +36,12 @@ def check_methods(methods: Sequence[str], target: str | int | None, layer: str |
     Raises:
         OptionError: an unknown method, ``attention`` itself, or a target or layer that no method would read.
     """
-    known = [name for name in METHODS if name != "attention"]
-    for name in methods:
-        if name == "attention":
-            raise OptionError("The learned attention is drawn in any case; leave attention out of the methods.")
-        if name not in known:
-            raise OptionError(f"No map method {name!r}; it can be {', '.join(known)}.{nearest(name, known)}")
+    keys = [method_of(words)[0] for words in methods]
+    if "attention" in keys:
+        raise OptionError("The learned attention is drawn in any case; leave attention out of the methods.")
     if target is not None and not methods:
         raise OptionError("The learned attention belongs to no class; name a method with the target, such as grad-cam.")
-    if layer is not None and not any(METHODS[name].needs_layer for name in methods):
+    if layer is not None and not any(METHODS[key].needs_layer for key in keys):
         raise OptionError(f"Layer {layer!r} would change nothing; name a method that reads one, such as grad-cam.")
     return tuple(dict.fromkeys(methods))
 
@@ -64,32 +61,37 @@ def asked_of(
 def with_computed(
     classifier: AttentionClassifier, images: Tensor, answers: Sequence[Answer], asked: Asked
 ) -> list[Answer]:
-    """Return the answers of a batch with one more map for each method, named like the method."""
-    found = [
-        explain(classifier, images, name, asked.target, asked.layer if METHODS[name].needs_layer else None)
-        for name in asked.methods
-    ]
+    """Return the answers of a batch with one more map for each method, named as it was asked for."""
+    found = {}
+    for words in asked.methods:
+        key, settings = method_of(words)
+        layer = asked.layer if METHODS[key].needs_layer else None
+        found[words] = explain(classifier, images, key, asked.target, layer, settings)
     return [
-        replace(answer, maps=answer.maps | {each.method: _as_map(each, row, classifier.classes) for each in found})
+        replace(
+            answer,
+            maps=answer.maps | {words: _as_map(words, each, row, classifier.classes) for words, each in found.items()},
+        )
         for row, answer in enumerate(answers)
     ]
 
 
-def _as_map(found: Explanation, row: int, classes: Sequence[str]) -> AttentionMap:
+def _as_map(name: str, found: Explanation, row: int, classes: Sequence[str]) -> AttentionMap:
     values, target = found.values[row, 0].cpu(), int(found.targets[row, 0])
     line = METHODS[found.method]
     where = f" at {found.layer}" if found.layer else ""
     whose = f" for {classes[target]}" if line.per_class else ""
     asked = target if line.per_class else None
     return computed_map(
-        *(found.method, values, f"{where}{whose}"), target=asked, has_offset=line.has_offset, is_peaked=line.is_peaked
+        *(name, values, f"{where}{whose}"), target=asked, has_offset=line.has_offset, is_peaked=line.is_peaked
     )
 
 
 def computed_lines(answer: Answer) -> Iterator[str]:
     """One line for each map that was computed: what it is, and what to know of it."""
     for name, drawn in answer.maps.items():
-        if name in METHODS:
-            line = METHODS[name]
+        key = name.partition(":")[0]
+        if key in METHODS:
+            line = METHODS[key]
             offset = " Drawn from its smallest value." * line.has_offset
             yield computed_line(drawn, line.sentence, line.is_peaked, f"{offset} {line.warning}")
