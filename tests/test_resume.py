@@ -415,10 +415,12 @@ def test_asked_to_stop_while_it_judges_it_says_how_to_go_on_and_does(
     out = tmp_path / "run"
     options = options_for(cue_folder, out, epochs=1)
     module = sys.modules["heedmap.train"]  # the package's attribute of that name is the function
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it in the background
     with monkeypatch.context() as patched:
         patched.setattr(module, "complete", lambda *_, **__: os.kill(os.getpid(), number))
         with pytest.raises(Stopped, match=f"judged; go on with `.* --resume {out}`"):
             train(options)
+    signal.signal(signal.SIGINT, before)
     assert (out / CHECKPOINT).is_file()
     assert train(options, resume=out).is_finished
 

@@ -137,7 +137,7 @@ def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
     for stages in zip(*(found[check] for found in checks.values()), strict=True):
         layers = stages[0]["layers"]
         name = layers[0] if len(layers) == 1 else f"{layers[0]} ... {layers[-1]} ({len(layers)})"
-        rows.append((name, *(f"{stage['absolute']:.2f}" for stage in stages)))
+        rows.append((name, *(_likeness(stage["absolute"]) for stage in stages)))
     return Table((head, *checks), tuple(rows))
 
 
