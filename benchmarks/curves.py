@@ -74,7 +74,8 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _draw_run(axes: Any, path: str, colour: str) -> None:
     run = Run.open(path)
     minutes, accuracies, test, whole = curve(Path(path))
-    name = f"{run.options.model}, {run.options.attention}, seed {run.options.seed}"
+    recipe = ", fast" if run.options.recipe == "fast" else ""
+    name = f"{run.options.model}, {run.options.attention}{recipe}, seed {run.options.seed}"
     axes.plot(minutes, accuracies, color=colour, label=name)
     axes.plot(minutes[-1:], [test], "D", color=colour)
     what = "training" if whole else "the epochs' steps alone (an old run, which did not note more)"
