@@ -13,7 +13,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOT = PAGE.parent / "images" / "performance.png"
 BEGIN, END = "<!-- figures: python -m benchmarks --page -->", "<!-- end of figures -->"
 ABOUT = ("part", "day", "machine", "ceiling", "ceiling before", "ceiling after", "clock")
-_RATES = "images per second"
 _SHARES = "share of the bare step"
 _TRUNK = "over the plain trunk"
 _JPEG = "JPEG folder, 150 x 150"
@@ -27,8 +26,7 @@ class Bar(NamedTuple):
         title: beside it.
         part: whose record it is from.
         way: keys that lead to the figures there.
-        mine: key of the figure; a ratio already where ``theirs`` is empty.
-        theirs: key of what it is divided by.
+        mine: key of the ratio.
         inverse: the figure is what something costs more, as a share: drawn is how many times as fast it is.
     """
 
@@ -36,12 +34,11 @@ class Bar(NamedTuple):
     part: str
     way: tuple[str, ...]
     mine: str
-    theirs: str = ""
     inverse: bool = False
 
 
 BARS = (
-    Bar("VGG-att3 step / reference", "training-step", (_RATES,), "heedmap", "reference (float32, NCHW)"),
+    Bar("VGG-att3 step / reference", "training-step", (), "heedmap / reference"),
     Bar("VGG-att3 with maps / reference", "training-step", ("inference with maps",), "heedmap / reference"),
     *(
         Bar(f"train, {what} / bare step, {title.split(',')[0]}", "end-to-end", ("training", title, _SHARES), key)
@@ -55,15 +52,6 @@ BARS = (
     *(
         Bar(f"with maps / plain, {title}", "learned-maps", ("networks", title, _TRUNK), "parametrised", inverse=True)
         for title in ("compact, 144 px", "whitened, 32 px", "paper-vgg, 32 px")
-    ),
-    *(
-        Bar(f"with maps / control, {title}", "learned-maps", ("networks", title, _RATES), "parametrised", "none")
-        for title in ("compact, 144 px", "whitened, 32 px", "paper-vgg, 32 px")
-    ),
-    # Figures that were kept before shares were taken round by round.
-    *(
-        Bar(f"train / bare step, {title}", "end-to-end", ("training", title, _RATES), "heedmap train", "bare step")
-        for title in (_JPEG, "small pictures, 32 x 32")
     ),
 )
 
@@ -118,11 +106,9 @@ def _ratio(records: Mapping[str, Any], bar: Bar) -> float | None:
     figures: Any = records.get(bar.part, {})
     for step in bar.way:
         figures = figures.get(step, {}) if isinstance(figures, Mapping) else {}
-    keys = (bar.mine, bar.theirs) if bar.theirs else (bar.mine,)
-    values = [_median(figures.get(key)) for key in keys]
-    if None in values:
+    ratio = _median(figures.get(bar.mine))
+    if ratio is None:
         return None
-    ratio = values[0] / values[1] if bar.theirs else values[0]
     return 1 / (1 + ratio) if bar.inverse else ratio
 
 

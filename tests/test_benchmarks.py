@@ -259,15 +259,14 @@ def bars(page: Any, records: dict[str, Any]) -> dict[str, float]:
     return {bar.title: ratio for bar in page.BARS if (ratio := page._ratio(records, bar)) is not None}
 
 
-def test_bars_are_drawn_from_old_and_new_figures_alike(page: Any) -> None:
-    four, eight = ({"median": value, "low": 1.0, "high": 9.0} for value in (4.0, 8.0))
-    old = {"JPEG folder, 150 x 150": {"images per second": {"heedmap train": four, "bare step": eight}}}
-    assert bars(page, {"end-to-end": {"training": old}}) == {"train / bare step, JPEG folder, 150 x 150": 0.5}
+def test_bars_are_ratios_that_were_taken_round_by_round(page: Any) -> None:
+    four = {"median": 4.0, "low": 1.0, "high": 9.0}
     new = {"JPEG folder, 150 x 150": {"share of the bare step": {end_to_end.ALL: {**four, "median": 0.96}}}}
     assert bars(page, {"end-to-end": {"training": new}}) == {"train, everything / bare step, JPEG folder": 0.96}
     costs = {"compact, 144 px": {"over the plain trunk": {"parametrised": {**four, "median": 0.25}}}}
     assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": 0.8}
-    assert bars(page, {"training-step": {"images per second": {"heedmap": "out of memory"}}}) == {}
+    assert bars(page, {"training-step": {"heedmap / reference": four}}) == {"VGG-att3 step / reference": 4.0}
+    assert bars(page, {"training-step": {"heedmap / reference": "out of memory"}}) == {}
 
 
 def test_every_bar_of_a_part_is_found_in_what_the_part_keeps(page: Any) -> None:
