@@ -93,6 +93,9 @@ def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
         (("--method", "rise:cuont=5"), "Did you mean 'count'?"),
         (("--method", "rise:count=many"), "rise:count=many cannot be read: count is like count=1000."),
         (("--method", "occlusion:window"), "occlusion:window cannot be read: window is like window=8."),
+        (("--method", "rise:"), "rise has no setting ''; it has count"),
+        (("--method", "rise:count=5+count=6"), "rise:count=5+count=6 gives count twice"),
+        (("--method", "rise:count=5,cells=6"), "settings of one are joined by +"),
         (("--method", "cam:relu=true"), "cam has no setting 'relu'; it has none."),
         (("--method", "grad-cam", "--method", "saliency"), "--method is given twice; name all after one: --method A B"),
     ],
@@ -118,7 +121,7 @@ def test_a_class_may_be_given_by_its_index() -> None:
         ("grad-cam", ("grad-cam", {})),
         ("grad-cam:relu=false+score=probability", ("grad-cam", {"relu": False, "score": "probability"})),
         ("rise:keep=1+count=20", ("rise", {"keep": 1.0, "count": 20})),
-        ("occlusion:window=8", ("occlusion", {"window": 8})),
+        ("occlusion:window=8+stride=auto", ("occlusion", {"window": 8})),
     ],
 )
 def test_settings_stand_behind_the_name(words: str, expected: tuple[str, dict[str, Any]]) -> None:

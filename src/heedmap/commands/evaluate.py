@@ -29,8 +29,8 @@ class Evaluate:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
         suite: What is judged, with commas between: accuracy, localisation, faithfulness, robustness, transfer.
-        method: Maps that localisation and faithfulness judge, with commas between, such as attention,rise:count=500.
-            Default: attention and Grad-CAM, or Grad-CAM alone for the control.
+        method: Maps that localisation and faithfulness judge, with commas between, such as
+            attention,rise:count=500+cells=5. Default: attention and Grad-CAM, or Grad-CAM alone for the control.
         annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
             Default: what the data brings.
         annotation_format: How the annotations are written. Default: told from the files.
@@ -87,6 +87,7 @@ class Evaluate:
         """Judge and print the tables."""
         from heedmap.data.annotations import AnnotationOptions
         from heedmap.evaluate import evaluate
+        from heedmap.keeper import term_as_interrupt
         from heedmap.runs import Run
         from heedmap.suites import Wanted
 
@@ -113,7 +114,7 @@ class Evaluate:
         run, device = Run.open(self.run), pick_device(self.device)
         found: list[Evaluation] = []
         try:
-            with progress() as listener:
+            with term_as_interrupt(), progress() as listener:
                 evaluate(
                     run,
                     self.data,
@@ -129,7 +130,7 @@ class Evaluate:
                     listener=listener,
                     on_found=found.append,
                 )
-        finally:  # what is known before a later suite fails, or Ctrl-C comes, took long enough
+        finally:  # what is known before a later suite fails, or Ctrl-C or SIGTERM comes, took long enough
             if found:
                 self._tell(run, found[-1], device)
         show_next(f"heedmap visualize {shlex.quote(self.run)} PICTURES")

@@ -99,4 +99,4 @@ class List:
 
 def _settings(method: Method) -> str:
     """A method's settings with their defaults, as they are given behind its name."""
-    return "+".join(f"{name}={'?' if value is None else value}" for name, value in method.settings.items())
+    return "+".join(f"{name}={'auto' if value is None else value}" for name, value in method.settings.items())

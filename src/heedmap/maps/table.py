@@ -206,15 +206,21 @@ def method_of(words: str) -> tuple[str, dict[str, Any]]:
     Raises:
         OptionError: no such method or setting, or a value of another kind than the setting's.
     """
-    name, _, told = words.partition(":")
+    name, colon, told = words.partition(":")
     if name not in METHODS:
+        if "=" in name:
+            raise OptionError(f"{name!r} is no map method; settings of one are joined by +: rise:count=500+cells=5.")
         raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
     defaults, settings = METHODS[name].settings, dict[str, Any]()
-    for pair in told.split("+") if told else ():
+    for pair in told.split("+") if colon else ():
         key, sign, text = pair.partition("=")
+        if key in settings:
+            raise OptionError(f"{words} gives {key} twice; leave one of them out.")
         if key not in defaults:
             known = ", ".join(defaults) or "none"
             raise OptionError(f"{name} has no setting {key!r}; it has {known}.{nearest(key, defaults)}")
+        if defaults[key] is None and text == "auto":
+            continue
         kind = int if defaults[key] is None else type(defaults[key])
         value = yaml.safe_load(text) if sign else None
         if kind is float and type(value) is int:
