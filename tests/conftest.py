@@ -45,6 +45,22 @@ def images(generator: torch.Generator) -> torch.Tensor:
     return torch.rand(4, 3, 32, 32, generator=generator)
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that were decoded, as they are."""
+    from heedmap.data import FolderPictures
+
+    seen: list[str] = []
+    load = FolderPictures.load
+
+    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+        seen.append(self.names[index])
+        return load(self, index, size)
+
+    monkeypatch.setattr(FolderPictures, "load", note)
+    return seen
+
+
 def cue_picture(name: str, seed: int, side: int = CUE_PICTURE_SIDE) -> tuple[Image.Image, Box]:
     """Draw a picture of class ``name`` and return it with its cue's box, (left, top, right, bottom) in pixels.
 

@@ -120,7 +120,7 @@ def test_a_folder_with_nearly_the_right_name_is_proposed(tmp_path: Path, refusal
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_picture_among_many_is_named_counted_and_passed_over(make_cue_folder: Folder, kind: str) -> None:
-    from heedmap.train import prepare
+    from heedmap.preparation import prepare
 
     folder, told = make_cue_folder(train=20, test=3), Told()
     BROKEN[kind][0](folder / "train" / "red" / "broken.png")
@@ -165,7 +165,7 @@ def test_packing_stops_when_more_than_a_small_share_is_broken_unless_told_to_go_
 
 
 def test_training_goes_on_without_broken_pictures_when_told_to(make_cue_folder: Folder) -> None:
-    from heedmap.train import prepare
+    from heedmap.preparation import prepare
 
     folder = make_cue_folder(train=4, test=3)
     BROKEN["text"][0](folder / "train" / "red" / "broken.png")

@@ -46,20 +46,6 @@ def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Said]:
     return DecodedCache(folder, limit, said.append), said
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures that were decoded, as they are."""
-    seen: list[str] = []
-    load = FolderPictures.load
-
-    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
-        seen.append(self.names[index])
-        return load(self, index, size)
-
-    monkeypatch.setattr(FolderPictures, "load", note)
-    return seen
-
-
 def all_of(some: Pictures) -> torch.Tensor:
     return load_many(some, range(len(some)), 20, 1)[0]
 
@@ -486,10 +472,10 @@ class Machine:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: bool) -> None:
-    from heedmap.train import _one_first
+    from heedmap.preparation import one_first
 
     machine = Machine(is_first)
-    assert _one_first(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
+    assert one_first(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
     assert machine.did == (["prepared", "waited"] if is_first else ["waited", "prepared"])
     machine.did.clear()
 
@@ -497,5 +483,5 @@ def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: boo
         raise DataError("no pictures")
 
     with pytest.raises(DataError):
-        _one_first(machine, fails)  # type: ignore[arg-type]
+        one_first(machine, fails)  # type: ignore[arg-type]
     assert machine.did == ["waited"]

@@ -153,41 +153,27 @@ def test_mirrored_pictures_are_shown_as_in_a_mirror(finished_run: Path) -> None:
         assert not torch.allclose(found.logits, classifier(images).logits)
 
 
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures that were decoded, as they are."""
-    seen: list[str] = []
-    load = FolderPictures.load
-
-    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
-        seen.append(self.names[index])
-        return load(self, index, size)
-
-    monkeypatch.setattr(FolderPictures, "load", note)
-    return seen
-
-
 def test_only_what_is_judged_is_decoded_and_looked_at_once(
-    finished_run: Path, cue_folder: Path, tmp_path: Path, loaded: list[str]
+    finished_run: Path, cue_folder: Path, tmp_path: Path, decoded: list[str]
 ) -> None:
     run, cache = Run.open(finished_run), str(tmp_path / "cache")
     for times in (2, 1):  # to see that it can be read, and to be judged
-        loaded.clear()
+        decoded.clear()
         evaluate(run, cache=cache)
-        assert len(loaded) == times * 36
-        assert all(name.startswith("test/") for name in loaded)
-    loaded.clear()
+        assert len(decoded) == times * 36
+        assert all(name.startswith("test/") for name in decoded)
+    decoded.clear()
     assert evaluate(run, str(cue_folder / "train"), cache=cache).report.count == 36
-    assert len(loaded) == 2 * 36  # of a folder without parts, all
+    assert len(decoded) == 2 * 36  # of a folder without parts, all
 
 
 def test_a_report_written_again_looks_at_the_test_part_alone(
-    copied_run: Path, tmp_path: Path, loaded: list[str]
+    copied_run: Path, tmp_path: Path, decoded: list[str]
 ) -> None:
     run, cache = Run.open(copied_run), str(tmp_path / "cache")
     refresh(run, evaluate(run, cache=cache), cache=cache)
-    assert loaded
-    assert all(name.startswith("test/") for name in loaded)
+    assert decoded
+    assert all(name.startswith("test/") for name in decoded)
 
 
 def test_as_many_threads_decode_as_are_wanted(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

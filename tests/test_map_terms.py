@@ -359,7 +359,7 @@ def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
     from PIL import Image
 
     from heedmap.data.pictures import FolderPictures
-    from heedmap.train import _outlined
+    from heedmap.preparation import _outlined
 
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
     boxes = [{"bbox": [0, 0, 8, 8], "iscrowd": 0}, {"bbox": [8, 8, 8, 8], "iscrowd": 1}]

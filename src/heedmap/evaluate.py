@@ -132,18 +132,9 @@ def evaluate(
     classifier = run.classifier().to(device)
     workers, home = options.workers if workers is None else workers, kept_at(options, cache)
     sets: dict[str, Any] = {"root": root or options.root, "download": download, "cache": home and home / "shards"}
-    is_own = data is None or _is_same(data, options.data)
-    if is_own:
-        splits = open_own(run, **sets)
+    pictures, part, known = _pictures_to_judge(run, data, classifier.classes, sets, threads(workers), home)
     sets |= {"seed": options.seed, "test_share": options.test}
-    if not is_own:
-        splits = open_data(data or options.data, **sets)
-    check_classes(splits.classes, classifier.classes)
-    is_whole = not is_own and whole_folder(splits) is not None
-    splits = check_splits_once(splits, threads(workers), home, ("train", "test") if is_whole else ("test",))
-    whole = whole_folder(splits) if is_whole else None
-    pictures = whole or test_part(splits)
-    places = torch.tensor([classifier.classes.index(name) for name in splits.classes])
+    places = torch.tensor([classifier.classes.index(name) for name in known])
     check_used("control", control, () if wanted is None else wanted.suites)
     suites: dict[str, Judge] = {}
     if wanted is not None:  # before anything is judged, for it tells what cannot be used
@@ -154,7 +145,6 @@ def evaluate(
     precision = resolve(precision, device)
     judged = run_over(classifier, pictures, device, precision, options.memory, workers)
     judged = replace(judged, labels=places[judged.labels])
-    part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
     found = assess(judged, pictures, classifier.classes, part, classifier.shares())
     found = replace(found, learned=count_learned(pictures, run))
     if flips:
@@ -169,6 +159,24 @@ def evaluate(
             found = replace(found, ranked=ranked_panels(found.suites[name], classifier, pictures, device))
         tell(found)
     return found
+
+
+def _pictures_to_judge(
+    run: Run, data: str | None, known: tuple[str, ...], sets: dict[str, Any], workers: int, home: Path | None
+) -> tuple[Pictures, str, tuple[str, ...]]:
+    """Open and check what is to be judged: the pictures, what to call them, and their classes in their own order."""
+    options = run.options
+    is_own = data is None or _is_same(data, options.data)
+    if is_own:
+        splits = open_own(run, **sets)
+    else:
+        splits = open_data(data or options.data, **sets, seed=options.seed, test_share=options.test)
+    check_classes(splits.classes, known)
+    is_whole = not is_own and whole_folder(splits) is not None
+    splits = check_splits_once(splits, workers, home, ("train", "test") if is_whole else ("test",))
+    whole = whole_folder(splits) if is_whole else None
+    part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
+    return whole or test_part(splits), part, splits.classes
 
 
 def count_learned(pictures: Pictures, run: Run) -> int:

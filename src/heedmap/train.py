@@ -14,33 +14,35 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from heedmap.attention import check_weights
-from heedmap.backbones import OWN_BACKBONES, Compact, Whitened
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data, split_by_class
+from heedmap.backbones import Whitened
+from heedmap.classifier import AttentionClassifier, build_classifier
+from heedmap.data import Pictures
 from heedmap.data import augmentation as views
-from heedmap.data.audit import audit
 from heedmap.data.cache import DecodedCache
-from heedmap.data.checked import check_once
-from heedmap.data.folders import refuse_unreadable, refuse_untestable
 from heedmap.data.kept import cache_folder
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
-from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, Stopped
-from heedmap.evaluate import complete, is_named
+from heedmap.errors import OptionError, RunError, Stopped
+from heedmap.evaluate import complete
 from heedmap.keeper import Keeper, term_as_interrupt
 from heedmap.listener import Listener
 from heedmap.machine import threads
-from heedmap.options import TrainOptions, counted, free_name, plan_sentence
-from heedmap.own_data import digests
-from heedmap.records import Audit
+from heedmap.options import TrainOptions, free_name, plan_sentence
+from heedmap.preparation import (
+    Prepared,
+    anchored,
+    check_model,
+    one_first,
+    prepare,
+    refuse_untrained_answer,
+)
 from heedmap.runs import AUDIT, Run, only_one
 from heedmap.training.fit import Fitting, fit, make_accelerator
 from heedmap.training.memory import fitting_batch
@@ -49,22 +51,9 @@ from heedmap.training.recipes import derive, early_views
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_VALIDATION = 2000  # pictures; more tell little more about which epoch was best, and are missed in training
 WHITENED_AT_ONCE = 2**19  # pixels
 WHITENED_BY = 2000  # pictures of 1,000 patches and more: far more than the 78 numbers to be estimated
 JUDGED_BATCH = 200  # pictures judged at a time
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that is known before the first step."""
-
-    options: TrainOptions
-    splits: Splits
-    validation: Pictures | None
-    audit: Audit
-    architecture: Architecture
-    names: dict[str, str]  # see heedmap.own_data.digests
 
 
 def train(
@@ -93,7 +82,7 @@ def train(
         if options.out is not None:
             Run.refuse_existing(options.out)
         check_model(options)
-        _refuse_untrained_answer(options)
+        refuse_untrained_answer(options)
         command, options = command or made_up_command(options), anchored(options)
     accelerator = make_accelerator()
     with contextlib.ExitStack() as held:
@@ -116,7 +105,7 @@ def _train(
     fresh = run is None and accelerator.is_main_process
     stood = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
     listener = (listener or Listener()) if accelerator.is_main_process else Listener()
-    prepared = _one_first(accelerator, lambda: prepare(options, listener))
+    prepared = one_first(accelerator, lambda: prepare(options, listener))
     if run is not None:
         _check_unchanged(run, prepared)
     torch.manual_seed(options.seed)
@@ -132,7 +121,7 @@ def _train(
     # The run keeps the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
     parameters = sum(each.numel() for each in classifier.parameters())
-    listener.message(plan_sentence(prepared.options, _sizes(prepared), classifier.taps, parameters))
+    listener.message(plan_sentence(prepared.options, prepared.sizes, classifier.taps, parameters))
     if run is None:
         run = _start(prepared, accelerator, command, stood)
         if accelerator.is_main_process:
@@ -158,23 +147,6 @@ def _train(
     return Run.open(run.path)
 
 
-def _one_first(accelerator: Accelerator, prepared: Callable[[], Prepared]) -> Prepared:
-    """Let the first process of each machine fetch and check the pictures; the others find what it has kept.
-
-    Where it fails, the others find out for themselves: waiting for it they would never end, or end with another error.
-    """
-    if not accelerator.is_local_main_process:
-        accelerator.wait_for_everyone()
-        return prepared()
-    try:
-        found = prepared()
-    except HeedmapError:
-        accelerator.wait_for_everyone()
-        raise
-    accelerator.wait_for_everyone()
-    return found
-
-
 def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
     """Compute the first layer of a whitened net from training pictures, spread evenly over the part."""
     rows = torch.linspace(0, len(pictures) - 1, min(WHITENED_BY, len(pictures))).long().tolist()
@@ -189,25 +161,6 @@ def _whiten(classifier: AttentionClassifier, pictures: Pictures) -> None:
 
     assert isinstance(classifier.backbone, Whitened)
     classifier.backbone.whiten(batches())
-
-
-def anchored(options: TrainOptions) -> TrainOptions:
-    """The same options with whole paths, so that the run finds its pictures wherever the user stands later."""
-    changes: dict[str, Any] = {"root": _whole_path(options.root)}
-    if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
-        changes["data"] = _whole_path(options.data)
-    if options.pretrained is not None and Path(options.pretrained).is_file():
-        changes["pretrained"] = _whole_path(options.pretrained)
-    if options.annotations is not None:
-        if not Path(options.annotations).exists():
-            raise DataError(f"There are no annotations {options.annotations}; give a folder or a file that exists.")
-        changes["annotations"] = _whole_path(options.annotations)
-    return replace(options, **changes)
-
-
-def _whole_path(path: str) -> str:
-    # A link keeps the name by which the user knows it; only a way up has to be walked.
-    return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())
 
 
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
@@ -231,98 +184,6 @@ def refuse_changes(run: str | Path, options: TrainOptions) -> None:
             raise OptionError(
                 f"{run} goes on by its own options: {what} is {kept!r} there, not {value!r}. Leave it out."
             )
-
-
-def check_model(options: TrainOptions) -> None:
-    """Refuse, before the pictures are read, what needs no picture to be refused.
-
-    Raises:
-        ModelError: no such model, a tap that ``compact`` does not have, or weights that the attention does not have.
-    """
-    check_weights(options.attention, options.weights)
-    if options.model in (None, "compact", "whitened") and options.taps is not None:
-        with torch.device("meta"):  # the stages have the same names in both, at any size
-            Compact().check_taps(options.taps)
-    if options.model is not None and options.model not in OWN_BACKBONES:
-        from heedmap.backbones.zoo import find_model
-
-        find_model(options.model)
-
-
-def _refuse_untrained_answer(options: TrainOptions) -> None:
-    """Refuse to add attention to the answer of a network with random weights, which is never trained to be one."""
-    is_foreign = options.model not in (None, *OWN_BACKBONES)
-    if options.head == "residual" and is_foreign and options.pretrained is None:
-        raise ModelError(
-            f"head 'residual' adds to an already trained network's answer; {options.model} has random weights. Give "
-            "its weights with --pretrained, or use concat."
-        )
-
-
-def prepare(options: TrainOptions, listener: Listener) -> Prepared:
-    """Open, check and audit the data, and fill in what the options leave open."""
-    home = cache_folder(options.cache)
-    splits = open_data(
-        options.data,
-        root=options.root,
-        download=options.download,
-        seed=options.seed,
-        test_share=options.test,
-        cache=home and home / "shards",
-    )
-    names = digests(splits)
-    checked = check_once(splits, workers_to_use(options), home)
-    splits = checked.splits
-    if not options.allow_unreadable:
-        refuse_unreadable(splits)
-    refuse_untestable(splits)
-    for note in splits.notes:
-        listener.message(note)
-    found = audit(splits, depth="cheap", digests=checked.digests)
-    for finding in found.findings[:5]:
-        listener.message(f"audit: {finding.sentence}")
-    if len(found.findings) > 5:
-        listener.message(f"audit: {counted(len(found.findings) - 5, 'finding')} more, in the report.")
-    training, validation = splits.train, splits.validation
-    if validation is None and options.validation > 0:
-        kept, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
-        if len(taken):  # nothing can be taken where every class has a single picture
-            training, validation = splits.train.subset(kept), splits.train.subset(taken)
-            splits = replace(splits, train=training)
-    derived = derive(options, splits)
-    if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
-        listener.message("attention = none: the control's maps are constant, so what is asked of maps is passed over.")
-    if options.map_supervision and options.annotations is not None:
-        training, notes = _outlined(training, options.annotations, derived.image_size or 0)
-        splits = replace(splits, train=training, notes=splits.notes + notes)
-    architecture = Architecture(
-        model=derived.model or "compact",
-        attention=derived.attention,
-        weights=derived.weights,
-        head=derived.head,
-        taps=derived.taps,
-        image_size=derived.image_size or 0,
-        classes=splits.classes,
-        combine=derived.combine,
-    )
-    return Prepared(derived, splits, validation, found, architecture, names)
-
-
-def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures, tuple[str, ...]]:
-    """The same pictures with the masks of their objects, and what there is to say of them."""
-    from heedmap.data.annotations import annotations_for
-    from heedmap.data.object_masks import PackedRegions
-
-    found = annotations_for(pictures, annotations)
-    masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
-    notes = (*found.notes, f"{masks.marked} of {len(masks)} training pictures have objects for map_supervision.")
-    assert isinstance(pictures, FolderPictures)  # annotations are refused for others
-    return pictures.outlined(masks), notes
-
-
-def workers_to_use(options: TrainOptions) -> int:
-    """Threads or processes that decode."""
-    return threads(options.workers)
 
 
 def made_up_command(options: TrainOptions) -> str:
@@ -363,7 +224,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bo
                 command=command,
                 versions=versions,
                 processes=accelerator.num_processes,
-                sizes=_sizes(prepared),
+                sizes=prepared.sizes,
                 pictures=prepared.names,
                 notes=list(prepared.splits.notes),
             )
@@ -372,17 +233,9 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bo
     return Run.open(where[0], finished=False)
 
 
-def _sizes(prepared: Prepared) -> dict[str, int]:
-    """Pictures learned from, chosen by, and judged at the end."""
-    parts = prepared.splits.parts
-    if prepared.validation is not None:
-        parts = {"train": parts["train"], "validation": prepared.validation, **parts}
-    return {name: len(part) for name, part in parts.items()}
-
-
 def _check_unchanged(run: Run, prepared: Prepared) -> None:
     """Refuse to go on with other pictures than the run began with: order and split would not be the same."""
-    before, now = run.config.get("sizes"), _sizes(prepared)
+    before, now = run.config.get("sizes"), prepared.sizes
     if (before, tuple(run.config["architecture"]["classes"])) != (now, prepared.splits.classes):
         raise RunError(
             f"{run.path} began with {before} pictures of {prepared.options.data}, which now holds {now}; put the "
@@ -402,7 +255,7 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, keeper: Keeper
     assert options.image_size is not None  # derive has set these
     assert options.batch_size is not None
     assert options.augment is not None
-    size, workers, memory = options.image_size, workers_to_use(options), memory_to_use(options.memory, share.world)
+    size, workers, memory = options.image_size, threads(options.workers), memory_to_use(options.memory, share.world)
     augmentation = views.Augmentation(options.augment, bool(options.flip), shift=options.shift)
     # A dense matrix, or a network for one size alone, must be trained at the size at which it judges.
     view = views.view_size(size, augmentation) if classifier.takes_any_size else size

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,12 +22,12 @@ from heedmap.classifier import Architecture, build_classifier
 from heedmap.compare.gathering import gather
 from heedmap.compare.maps import has_maps_to_judge, judge_maps
 from heedmap.compare.plan import Job, Plan, extended, make_plan, read_experiment, read_plan, read_variant
-from heedmap.compare.running import Failure, is_finished, run_beside, run_here
+from heedmap.compare.running import Failure, heedmap_beside, is_finished, run_beside, run_here
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.listener import Listener
+from heedmap.preparation import anchored, check_model, prepare
 from heedmap.report.comparison import comparison_page, comparison_plot
 from heedmap.runs import disk, finite, only_one, write_whole
-from heedmap.train import anchored, check_model, prepare
 from heedmap.training.recipes import derive
 
 __all__ = [
@@ -126,13 +125,7 @@ def compare_in_background(
         write_whole(folder / PLAN, plan.as_text().encode())
     words = ["compare", "--resume", str(folder.absolute()), "--parallel", str(parallel)]
     with disk(folder), (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "heedmap", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        return heedmap_beside(words, log)
 
 
 def _made(plan: Plan | None, folder: Path, listener: Listener) -> tuple[Plan, bool]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -159,16 +160,32 @@ def _start(job: Job, begun: bool, threads: int, parallel: int, lock: int | None)
     with disk(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as said:
-            # In a session of its own it does not see Ctrl-C: the master asks it to stop, once.
-            return subprocess.Popen(
-                [sys.executable, "-m", "heedmap", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                pass_fds=() if lock is None else (lock,),
-            )
+            return heedmap_beside(words, said, environment, lock)
+
+
+def heedmap_beside(
+    words: Sequence[str], said: IO[bytes], environment: dict[str, str] | None = None, lock: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``heedmap WORDS`` as a process that writes all it says into ``said``.
+
+    It has a session of its own, so that it outlives the terminal and does not see Ctrl-C: who started it asks it to
+    stop, once.
+
+    Args:
+        words: a command and what it is told.
+        said: an open file.
+        environment: of the process; None takes this one's.
+        lock: a descriptor that it holds open too.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "heedmap", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        pass_fds=() if lock is None else (lock,),
+    )
 
 
 def _log(job: Job) -> Path:

@@ -30,9 +30,12 @@ def fitting_batch(classifier: AttentionClassifier, options: TrainOptions, accele
     device, world = accelerator.device, accelerator.num_processes
     assert options.batch_size is not None  # derive has set these
     assert options.image_size is not None
+    free = free_bytes(device, world)
     passes = 2 if options.map_consistency else 1  # each picture is seen twice
-    kept = passes * kept_by_picture(classifier, options.image_size, resolve(options.precision, device), device)
-    mine = most_that_fit(options.batch_size, kept / world, free_bytes(device, world))
+    mine = options.batch_size
+    if free < math.inf:  # else there is nothing to try it for
+        kept = passes * kept_by_picture(classifier, options.image_size, resolve(options.precision, device), device)
+        mine = most_that_fit(mine, kept / world, free)
     return int(accelerator.gather(torch.tensor([mine], device=device)).min())
 
 
