@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from heedmap.data.digit_scenes import SCENES, digit_scenes
 from heedmap.evaluation.comparison import PairedDifference, paired_difference, spread
@@ -74,6 +75,10 @@ def main() -> None:
         for third, (none, other, paired) in found.items():
             interval = f"{100 * paired.mean:+.1f} ({100 * paired.low:.1f} to {100 * paired.high:.1f})"
             print(f"| {SCENES[data]} | {third} | {len(paired.seeds)} | {none} | {other} | {interval} |")
+    pairs = [each for data, found in results if SCENES[data] for each in found["all"][2].differences]
+    ahead = sum(each > 0 for each in pairs)
+    p = binomtest(ahead, sum(each != 0 for each in pairs)).pvalue
+    print(f"\nAmong fragments attention was ahead in {ahead} of {len(pairs)} pairs (two-sided sign test, p = {p:.2g}).")
     draw(results, told.out)
 
 

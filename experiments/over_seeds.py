@@ -6,7 +6,8 @@ Each run of ``--other`` must have been judged with the control of its seed besid
 
     heedmap evaluate RUN --suite robustness,transfer --transfer DATA --control RUN-OF-THE-CONTROL
 
-Prints means over seeds with their standard deviation, and the paired difference with its 95 % interval (Student's t).
+Prints means over seeds with their standard deviation, the paired difference with its 95 % interval (Student's t), and
+how alike the attention stays to itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,26 @@ def robustness(found: dict[str, Any], seed: int, figures: Figures) -> None:
             figures[title].setdefault(seed, {})[model] = row["accuracy"]
 
 
+def stability(found: dict[str, Any], seed: int, figures: Figures) -> None:
+    """Rank correlation of each attention with itself under attack; the control's maps are constant and have none."""
+    for model, rows in found["models"].items():
+        for row in rows:
+            if row.get("stability"):
+                title = f"{row['attack']}, {255 * row['epsilon']:.3g}/255"
+                figures[title].setdefault(seed, {})[model] = row["stability"]["rank"]
+
+
 def transfer(found: dict[str, Any], seed: int, figures: Figures) -> None:
     """Accuracy of the linear SVM on each data set."""
     for row in found["rows"]:
         figures[Path(row["data"]).name].setdefault(seed, {})[row["model"]] = row["probe"]["accuracy"]
+
+
+def judged(variant: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Seed and suites of each of a variant's runs."""
+    for path in sorted(variant.glob(f"seed-*/{EVALUATION}")):
+        suites = json.loads(path.read_text(encoding="utf-8")).get("suites", {})
+        yield int(path.parent.name.removeprefix("seed-")), suites
 
 
 def main() -> None:
@@ -45,10 +63,9 @@ def main() -> None:
     told = parser.parse_args()
     for suite, read in (("robustness", robustness), ("transfer", transfer)):
         figures: Figures = defaultdict(dict)
-        for path in sorted((told.comparison / told.other).glob(f"seed-*/{EVALUATION}")):
-            suites = json.loads(path.read_text(encoding="utf-8")).get("suites", {})
+        for seed, suites in judged(told.comparison / told.other):
             if suite in suites:
-                read(suites[suite], int(path.parent.name.removeprefix("seed-")), figures)
+                read(suites[suite], seed, figures)
         if not figures:
             print(f"{suite}: no run of {told.other} was judged so.")
             continue
@@ -66,6 +83,15 @@ def main() -> None:
             cells = [f"{100 * each.mean:.1f} ± {100 * each.sd:.1f}" for each in means]
             interval = f"{100 * paired.mean:+.1f} ({100 * paired.low:.1f} to {100 * paired.high:.1f})"
             print(f"| {title} | {' | '.join(cells)} | {interval} |")
+    steady: Figures = defaultdict(dict)
+    for seed, suites in judged(told.comparison / told.other):
+        if "robustness" in suites:
+            stability(suites["robustness"], seed, steady)
+    if steady:
+        print("\n| rank correlation of the attention with itself | mean over seeds |\n| --- | ---: |")
+    for title, by_seed in steady.items():
+        values = spread([next(iter(row.values())) for row in by_seed.values()])
+        print(f"| {title} | {values.mean:.2f} ± {values.sd:.2f} |")
 
 
 if __name__ == "__main__":

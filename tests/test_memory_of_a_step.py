@@ -62,7 +62,8 @@ def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "expected"), [(math.inf, 48), (48 * 2 * 10 / 0.8, 48), (900.0, 24), (300.0, 12), (0.0, 3)]
+    ("free", "expected"),
+    [(math.inf, 48), (48 * memory.WHOLE * 10 / memory.LEFT, 48), (900.0, 24), (340.0, 12), (0.0, 3)],
 )
 def test_a_batch_is_halved_until_it_fits_and_never_to_nothing(free: float, expected: int) -> None:
     assert most_that_fit(48, 10, free) == expected

@@ -18,7 +18,7 @@ from heedmap.training.precision import autocast, resolve
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WHOLE = 2.0  # peak of a step over what its forward pass keeps for the backward pass; 1.2 - 1.6 were measured on a CPU
+WHOLE = 2.2  # peak of a step over what its forward pass keeps for the backward pass; 1.3 - 2.1 on a CPU (LOG.md)
 LEFT = 0.8  # share of the free memory that a step may take
 
 
