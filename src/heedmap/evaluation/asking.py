@@ -147,7 +147,7 @@ def check_pictures(images: Tensor, targets: Tensor | None = None) -> None:
     """
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise DataError(f"Pictures are {images.dtype} {tuple(images.shape)}; floating point (N, 3, H, W) are needed.")
-    if images.amin() < 0 or images.amax() > 1 or not images.isfinite().all():
+    if not (images.amin() >= 0 and images.amax() <= 1):
         raise DataError("Pictures must lie in [0, 1]; the normalisation belongs into the model.")
     if targets is not None and (targets.shape != images.shape[:1] or targets.is_floating_point()):
         raise DataError(f"{tuple(targets.shape)} targets of {targets.dtype} for {len(images)} pictures; integers (N,).")
