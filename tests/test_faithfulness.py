@@ -453,6 +453,7 @@ def test_a_score_is_a_mean_with_its_normal_interval():
         ({"step": 0}, OptionError, "step = 0"),
         ({"shares": [0.5, 1.0]}, OptionError, "between 0 and 1"),
         ({"images": torch.full((6, 3, SIDE, SIDE), 2.0)}, DataError, r"\[0, 1\]"),
+        ({"images": torch.full((6, 3, SIDE, SIDE), math.nan)}, DataError, r"\[0, 1\]"),
         ({"images": torch.zeros(0, 3, SIDE, SIDE)}, DataError, "Pictures are"),
         ({"targets": torch.zeros(5).long()}, DataError, "targets"),
         ({"model": nn.Identity()}, ModelError, "logits"),

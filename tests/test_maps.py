@@ -313,6 +313,7 @@ def test_the_name_is_in_the_front_room() -> None:
         ({"images": torch.zeros(0, 3, 16, 24)}, "at least one picture"),
         ({"images": torch.zeros(1, 3, 16, 24, dtype=torch.uint8)}, "floating point"),
         ({"images": torch.full((1, 3, 16, 24), torch.nan)}, "NaN"),
+        ({"images": torch.zeros(1, 3, 16, 24).index_fill(3, torch.tensor([7]), -torch.inf)}, "NaN"),
     ],
 )
 def test_a_wrong_question_is_refused_in_one_line(change: dict[str, Any], words: str, pictures: Tensor) -> None:
