@@ -25,13 +25,14 @@ from heedmap.cli import COMMANDS, main
 from heedmap.compare import LOG, compare, compare_in_background, make_plan, read_experiment, read_plan, read_variant
 from heedmap.compare.gathering import MEASURES, difference_sentence, gather
 from heedmap.compare.plan import Plan, write_variant
+from heedmap.compare.running import heedmap_beside
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
 from heedmap.evaluation.comparison import paired_difference
 from heedmap.listener import Listener
+from heedmap.preparation import anchored
 from heedmap.records import StepReport
 from heedmap.report.charts import DotRow, dot_chart
-from heedmap.runs import Run
-from heedmap.train import anchored
+from heedmap.runs import Run, only_one
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
 VARIANTS = ("attention=none", "dot:attention=dot,taps=stage3")
@@ -321,6 +322,25 @@ def test_two_processes_do_not_work_on_one_comparison(finished: Path, tmp_path: P
     with pytest.raises(RunError, match="is being worked on by another process"):
         compare(None, finished)
     os.close(lock)
+
+
+def test_a_process_holds_the_folder_when_its_master_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    with only_one(folder) as lock, (tmp_path / "said").open("wb") as said:
+        process = heedmap_beside(["train"], said, lock=lock)
+    try:
+        with pytest.raises(RunError, match="is being worked on by another process"), only_one(folder):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with only_one(folder):
+        pass
 
 
 def waiting_for(what: Callable[[], bool], seconds: float = 60) -> None:

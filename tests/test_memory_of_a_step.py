@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,9 @@ import torch
 from torch import nn
 
 from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.listener import Listener
 from heedmap.options import TrainOptions
+from heedmap.train import train
 from heedmap.training import memory
 from heedmap.training.memory import fitting_batch, free_bytes, kept_by_picture, most_that_fit
 
@@ -79,6 +84,27 @@ def test_a_batch_is_left_as_it_is_where_memory_is_plenty(monkeypatch: pytest.Mon
     assert fitting_batch(compact(), options, accelerator) == 32
     twice = TrainOptions(image_size=32, batch_size=64, precision="float32", map_consistency=1.0)
     assert fitting_batch(compact(), twice, accelerator) == 16
+
+
+def test_a_run_trains_with_the_batches_that_fit_and_says_so(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Said(Listener):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 0.0)  # three pictures, the least there is
+    options = TrainOptions(data=str(cue_folder), out=str(tmp_path / "run"), image_size=16, epochs=1, workers=0)
+    run = train(options, listener=Said())
+    assert run.options.batch_size is not None
+    assert 2 <= run.options.batch_size < 4
+    assert any(re.fullmatch(r"Batches of \d pictures, not of \d+: memory is short\.", text) for text in told)
+    steps = [record for record in run.read_metrics() if record["kind"] == "epoch"][-1]["step"]
+    assert steps == run.config["sizes"]["train"] // run.options.batch_size
+    told_so = replace(options, out=str(tmp_path / "other"), batch_size=9)
+    assert train(told_so).options.batch_size == 9
 
 
 def test_processes_on_one_processor_share_its_memory() -> None:
