@@ -186,11 +186,11 @@ class CompatibilityReadout(Readout):
     def _scores(self, flat: Tensor, query: Tensor | None) -> Tensor:
         """(B, N) scores of the features (B, C, N)."""
         if self.feature_map is not None and self.scorer is not None and query is not None:
-            seen = self.feature_map(flat.transpose(1, 2))
+            hidden = functional.linear(flat.transpose(1, 2), self.feature_map.weight)
             if self.level:
-                seen = seen / rms(flat)[:, :, None]
-            hidden = torch.tanh(seen + query[:, None]).to(self.scorer.weight.dtype)
-            return self._scored(hidden)[:, :, 0]
+                hidden = (hidden / rms(flat)[:, :, None]).to(hidden.dtype)
+            hidden += query[:, None]  # in place: each copy of it is as large as the features
+            return self._scored(hidden.tanh_())[:, :, 0]
         if self.scorer is None:
             assert query is not None  # a dot always uses the query
             return self._compared(flat, query * self.scale)
