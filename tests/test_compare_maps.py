@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from heedmap import TrainOptions
 from heedmap.compare import compare, make_plan
 from heedmap.compare.plan import Plan
 from heedmap.data.object_masks import OBJECT
-from heedmap.errors import DataError
+from heedmap.errors import DataError, OptionError
 from heedmap.listener import Listener
+from heedmap.preparation import prepare
 from heedmap.runs import Run
-from heedmap.train import prepare
+from heedmap.train import train
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
 VARIANTS = ("attention=none", "drawn:attention=parametrised,map_supervision=1")
@@ -38,6 +40,25 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def plan_of(pictures: Path, boxes: Path | None, seeds: int = 1) -> Plan:
     where = None if boxes is None else str(boxes)
     return make_plan(TrainOptions(data=str(pictures), annotations=where, **SMALL), VARIANTS, seeds)
+
+
+def test_how_annotations_are_read_reaches_training_and_judging(annotated: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, boxes = annotated
+    lines = boxes.read_text().splitlines()
+    named = tmp_path / "named.csv"
+    named.write_text("\n".join([f"{lines[0]},class", *(f"{line},red" for line in lines[1:])]))
+    options = TrainOptions(data=str(pictures), annotations=str(named), same_class=True, map_supervision=1.0, **SMALL)
+    found = prepare(options, Listener()).splits.notes
+    assert "7 of 21 training pictures have objects for map_supervision." in found  # the red ones alone
+    with pytest.raises(DataError, match=r"named\.csv"):
+        prepare(replace(options, annotation_format="coco"), Listener())
+    compare(make_plan(options, ("attention=none", "attention=parametrised"), 1), tmp_path / "compared")
+    for report in (tmp_path / "compared").rglob("evaluation.json"):
+        judged = json.loads(report.read_text())["suites"]["localisation"]
+        assert (judged["pictures"], judged["left_out"]) == (8, {"annotated without object": 16})
+    with pytest.raises(OptionError, match="parts says how annotations are read, and none are named"):
+        train(replace(options, annotations=None, same_class=False, parts=False, out=str(tmp_path / "never")))
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_comparison_tells_where_maps_lie_and_what_maps_come_to_that_know_nothing(

@@ -369,7 +369,7 @@ def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
     }
     (tmp_path / "coco.json").write_text(json.dumps(content))
     pictures = FolderPictures(tmp_path, ["1.png"], torch.tensor([0]), ("a",))
-    found, notes = _outlined(pictures, str(tmp_path / "coco.json"), 4)
+    found, notes = _outlined(pictures, TrainOptions(annotations=str(tmp_path / "coco.json")), 4)
     assert notes[-1] == "1 of 1 training pictures have objects for map_supervision."
     batches = TrainingBatches(Store(found, 4, 1, 1e9), 4, 1, Augmentation("none", False), 0, with_masks=True)
     (batch,) = batches.epoch(0)

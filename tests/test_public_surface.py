@@ -40,8 +40,8 @@ NAMES = [
 OPTIONS = (
     "data out root download image_size validation test allow_unreadable model attention weights head taps pretrained "
     "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment shift "
-    "flip cutmix combine annotations map_supervision map_consistency map_entropy patience precision workers memory "
-    "cache cache_size seed tensorboard save_every"
+    "flip cutmix combine annotations annotation_format same_class mask_kind class_values parts map_supervision "
+    "map_consistency map_entropy patience precision workers memory cache cache_size seed tensorboard save_every"
 )
 FIELDS = {
     "demo": "out seed",

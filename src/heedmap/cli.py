@@ -29,7 +29,8 @@ TRAIN_GROUPS = {
         *("recipe", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule"),
         *("label_smoothing", "averaging", "patience"),
     ),
-    "maps": ("combine", "annotations", "map_supervision", "map_consistency", "map_entropy"),
+    "maps": ("combine", "map_supervision", "map_consistency", "map_entropy"),
+    "annotations": ("annotations", "annotation_format", "same_class", "mask_kind", "class_values", "parts"),
     "machine": (
         *("precision", "workers", "memory", "cache", "cache_size", "save_every", "tensorboard", "root", "download"),
     ),

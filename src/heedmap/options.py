@@ -65,6 +65,13 @@ class TrainOptions:
             map_supervision: how much each tap counts).
         annotations: Where the objects in a folder's pictures are: a folder of masks, VOC or YOLO files, a COCO JSON, or
             a CSV of boxes; for map_supervision, and for compare to judge the maps by. Default: what the data brings.
+        annotation_format: How the annotations are written. Default: told from the files.
+        same_class: Take only objects of the picture's own class, by name; else every object counts.
+        mask_kind: How the values of mask files are read. Default: told from them, and said.
+        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
+            objects.
+        parts: Give each connected part of a mask a box of its own, where maps are judged; else one for all pixels of a
+            value.
         map_supervision: Weight of a term that spreads the attention over the objects' masks, where these are known.
         map_consistency: Weight of a term that asks a mirrored cut of the picture for the mirrored cut of the map; a
             second forward pass.
@@ -111,6 +118,11 @@ class TrainOptions:
     cutmix: float | None = None
     combine: Literal["root", "learned"] = "root"
     annotations: str | None = None
+    annotation_format: Literal["masks", "coco", "voc", "yolo", "csv"] | None = None
+    same_class: bool = False
+    mask_kind: Literal["binary", "indexed", "grey"] | None = None
+    class_values: tuple[str, ...] = ()
+    parts: bool = True
     map_supervision: float = 0.0
     map_consistency: float = 0.0
     map_entropy: float = 0.0
@@ -143,6 +155,8 @@ class TrainOptions:
             "precision",
             "optimizer",
             "recipe",
+            "annotation_format",
+            "mask_kind",
         ):
             _check_choice(name, getattr(self, name), hints[name])
         for name, (low, high) in _RANGES.items():

@@ -13,6 +13,7 @@ from heedmap.attention import check_weights
 from heedmap.backbones import OWN_BACKBONES, Compact
 from heedmap.classifier import Architecture
 from heedmap.data import FolderPictures, Pictures, Splits, is_sharded, open_data, split_by_class
+from heedmap.data.annotations import annotations_for, as_told, refuse_unread
 from heedmap.data.audit import audit
 from heedmap.data.checked import check_once
 from heedmap.data.folders import refuse_unreadable, refuse_untestable
@@ -53,12 +54,18 @@ class Prepared:
 
 
 def anchored(options: TrainOptions) -> TrainOptions:
-    """The same options with whole paths, so that the run finds its pictures wherever the user stands later."""
+    """The same options with whole paths, so that the run finds its pictures wherever the user stands later.
+
+    Raises:
+        DataError: there are no such annotations.
+        OptionError: it is told how annotations are read, and none are named.
+    """
     changes: dict[str, Any] = {"root": _whole_path(options.root)}
     if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
         changes["data"] = _whole_path(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
         changes["pretrained"] = _whole_path(options.pretrained)
+    refuse_unread(options.annotations, as_told(options))
     if options.annotations is not None:
         if not Path(options.annotations).exists():
             raise DataError(f"There are no annotations {options.annotations}; give a folder or a file that exists.")
@@ -131,7 +138,7 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
     if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
         listener.message("attention = none: the control's maps are constant, so what is asked of maps is passed over.")
     if options.map_supervision and options.annotations is not None:
-        training, notes = _outlined(training, options.annotations, derived.image_size or 0)
+        training, notes = _outlined(training, options, derived.image_size or 0)
         splits = replace(splits, train=training, notes=splits.notes + notes)
     architecture = Architecture(
         model=derived.model or "compact",
@@ -146,12 +153,11 @@ def prepare(options: TrainOptions, listener: Listener) -> Prepared:
     return Prepared(derived, splits, validation, found, architecture, names)
 
 
-def _outlined(pictures: Pictures, annotations: str, size: int) -> tuple[Pictures, tuple[str, ...]]:
+def _outlined(pictures: Pictures, options: TrainOptions, size: int) -> tuple[Pictures, tuple[str, ...]]:
     """The same pictures with the masks of their objects, and what there is to say of them."""
-    from heedmap.data.annotations import annotations_for
     from heedmap.data.object_masks import PackedRegions
 
-    found = annotations_for(pictures, annotations)
+    found = annotations_for(pictures, options.annotations, as_told(options))
     masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
     notes = (*found.notes, f"{masks.marked} of {len(masks)} training pictures have objects for map_supervision.")
     assert isinstance(pictures, FolderPictures)  # annotations are refused for others

@@ -7,7 +7,7 @@ nothing was chosen by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heedmap.classifier import AttentionClassifier
 from heedmap.data import Pictures, check_splits, load_many, open_data
-from heedmap.data.annotations import AnnotationOptions, Annotations, annotations_for
+from heedmap.data.annotations import AnnotationOptions, Annotations, annotations_for, refuse_unread
 from heedmap.data.augmentation import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
 from heedmap.evaluation.imputation import BASELINES
@@ -103,9 +103,7 @@ class Wanted:
             ("independent", self.independent),
         ):
             check_used(option, value or None, self.suites)
-        if self.annotations is None and self.reading != AS_TOLD_BY_FILES:
-            given = next(each.name for each in fields(self.reading) if getattr(self.reading, each.name) != each.default)
-            raise OptionError(f"{given} says how annotations are read, and none are named: give --annotations too.")
+        refuse_unread(self.annotations, self.reading)
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 

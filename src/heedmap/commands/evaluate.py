@@ -13,7 +13,7 @@ from rich.markup import escape
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
 from heedmap.machine import keep_freed_memory
-from heedmap.options import check_range, class_values, split_names
+from heedmap.options import check_range, split_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Evaluate:
 
     def work(self) -> None:
         """Judge and print the tables."""
-        from heedmap.data.annotations import AnnotationOptions
+        from heedmap.data.annotations import as_told
         from heedmap.evaluate import evaluate
         from heedmap.keeper import term_as_interrupt
         from heedmap.runs import Run
@@ -99,13 +99,7 @@ class Evaluate:
             suites=split_names(self.suite),
             methods=split_names(self.method),
             annotations=self.annotations,
-            reading=AnnotationOptions(
-                format=self.annotation_format,
-                same_class=self.same_class,
-                mask_kind=self.mask_kind,
-                class_values=class_values(self.class_values),
-                parts=self.parts,
-            ),
+            reading=as_told(self),
             transfer=self.transfer,
             limit=self.limit,
             deletion_baseline=self.deletion_baseline,

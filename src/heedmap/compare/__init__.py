@@ -179,10 +179,10 @@ def _check_all(plan: Plan, listener: Listener) -> None:
             check_model(job.options)
     prepared = prepare(plan.options, listener)
     if plan.options.annotations is not None:
-        from heedmap.data.annotations import annotations_for
+        from heedmap.data.annotations import annotations_for, as_told
         from heedmap.evaluate import test_part
 
-        annotations_for(test_part(prepared.splits), plan.options.annotations)
+        annotations_for(test_part(prepared.splits), plan.options.annotations, as_told(plan.options))
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             options = derive(job.options, prepared.splits)

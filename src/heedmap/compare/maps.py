@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heedmap.compare.plan import Job
+from heedmap.data.annotations import as_told
 from heedmap.evaluate import evaluate
 from heedmap.listener import Listener
 from heedmap.refresh import refresh
@@ -29,5 +30,6 @@ def judge_maps(job: Job, listener: Listener) -> None:
         DataError, RunError: data, annotations or run cannot be used any more.
     """
     listener.message(f"Judging the maps of {job.name}.")
-    run, wanted = Run.open(job.path), Wanted(suites=(SUITE,), annotations=job.options.annotations, limit=MOST)
+    run, options = Run.open(job.path), job.options
+    wanted = Wanted(suites=(SUITE,), annotations=options.annotations, reading=as_told(options), limit=MOST)
     refresh(run, evaluate(run, wanted=wanted, precision="float32", download=False))

@@ -7,8 +7,9 @@ what lies outside the square is cut off, and an object wholly outside is gone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -33,8 +34,17 @@ from heedmap.data.object_masks import (
 )
 from heedmap.data.pictures import FolderPictures, Pictures
 from heedmap.errors import DataError, OptionError, nearest
+from heedmap.options import class_values
 
-__all__ = ["AnnotationOptions", "Annotations", "annotations_for", "annotations_of", "read_annotations"]
+__all__ = [
+    "AnnotationOptions",
+    "Annotations",
+    "annotations_for",
+    "annotations_of",
+    "as_told",
+    "read_annotations",
+    "refuse_unread",
+]
 
 LOOKED_AT = 64  # masks from which it is told how all are to be read
 ODD_SHAPE = 0.02  # by how much the shape of an annotation may differ from its picture's: sizes are rounded
@@ -111,6 +121,47 @@ class AnnotationOptions:
     mask_kind: str | None = None
     class_values: Mapping[str, int] | None = None
     parts: bool = True
+
+
+class Told(Protocol):
+    """Options of a command about annotations."""
+
+    @property
+    def annotation_format(self) -> str | None: ...
+    @property
+    def same_class(self) -> bool: ...
+    @property
+    def mask_kind(self) -> str | None: ...
+    @property
+    def class_values(self) -> Sequence[str]: ...
+    @property
+    def parts(self) -> bool: ...
+
+
+def as_told(options: Told) -> AnnotationOptions:
+    """How annotations are read by the options of a command.
+
+    Raises:
+        OptionError: a class value that is none.
+    """
+    return AnnotationOptions(
+        format=options.annotation_format,
+        same_class=options.same_class,
+        mask_kind=options.mask_kind,
+        class_values=class_values(options.class_values),
+        parts=options.parts,
+    )
+
+
+def refuse_unread(path: str | Path | None, options: AnnotationOptions) -> None:
+    """Refuse options of reading where there is nothing to read.
+
+    Raises:
+        OptionError: no annotations are named.
+    """
+    if path is None and options != AnnotationOptions():
+        given = next(each.name for each in fields(options) if getattr(options, each.name) != each.default)
+        raise OptionError(f"{given} says how annotations are read, and none are named: give --annotations too.")
 
 
 def annotations_for(
