@@ -60,7 +60,10 @@ def deep_lift(question: Question, *, baseline: float = 0.0) -> Found:
         found: Tensor = captum.DeepLift(net).attribute(image, _even(image, baseline), target)
         return found
 
-    instead = "Each nn.ReLU must be a module of its own, used once; for other networks take integrated-gradients."
+    instead = (
+        "It follows networks whose every nn.ReLU is a module of its own, used once, and that multiply no features with "
+        "weights made of them, as attention does; for others take integrated-gradients."
+    )
     ones = torch.ones(question.images.shape[-2:], device=question.images.device)
     return _by_captum(question, _Way(ask, baseline, instead, shares=ones))
 
