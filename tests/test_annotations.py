@@ -256,7 +256,7 @@ def test_annotations_find_their_pictures_by_path_or_not_at_all(pictures, annotat
 def test_what_does_not_match_is_told_in_one_line():
     note = match(["a/1.jpg", "b/1.jpg", "c/3.jpg"], ["1.png", "9.png", "3.png"]).note
     assert note == (
-        "2 of 3 pictures have no annotation; 1 annotations fit no picture (such as 9.png); "
+        "2 of 3 pictures have no annotation; 1 annotations fit none of these pictures (such as 9.png); "
         "1 annotations are ambiguous (such as 1.png)."
     )
     assert match(["1.jpg"], ["1.png"]).note == ""
@@ -338,9 +338,54 @@ def test_sides_of_shares_may_reach_over_the_edge_together(pictures, tmp_path):
 def test_a_table_of_shares_with_a_slip_is_not_taken_for_pixels(pictures, tmp_path):
     path = as_csv_of_shares(tmp_path)
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55", "dog/1.jpg,0.3,0.2,55"))
-    with pytest.raises(DataError, match=r"2 of 3 boxes lie within a single pixel, but one reaches 55") as caught:
+    told = r"2 of 3 boxes lie within a single pixel \(0\.3, 0\.2, 0\.55, 0\.7\), others do not \(0\.3, 0\.2, 55, 0\.7\)"
+    with pytest.raises(DataError, match=told) as caught:
         read_annotations(path, pictures)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_pixels_with_one_box_in_shares_is_refused(pictures, tmp_path):
+    path = as_csv(tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], "dog/1.jpg,0.3,0.2,0.55,0.7,dog"]))
+    with pytest.raises(DataError, match="1 of 3 boxes lie within a single pixel"):
+        read_annotations(path, pictures)
+    path.write_text("\n".join([*lines[:-1], "dog/1.jpg,0,0,1,1,dog"]))  # a pixel can be an object
+    assert any("were read as pixels" in note for note in read_annotations(path, pictures).notes)
+
+
+def test_what_is_no_table_is_told_in_a_short_line(pictures, tmp_path):
+    path = as_coco(tmp_path)
+    with pytest.raises(DataError, match="looks like JSON"):
+        read_annotations(path, pictures, format="csv")
+    wide = tmp_path / "wide.csv"
+    wide.write_text(",".join(f"column{number}" for number in range(999)))
+    with pytest.raises(DataError, match=r"column0, column1, .* \.\.\. are not understood") as caught:
+        read_annotations(wide, pictures)
+    assert len(str(caught.value)) < 400
+
+
+def test_photographs_are_no_masks(pictures, tmp_path):
+    themselves = write_masks(tmp_path / "p", object_pixels())
+    drawn = FolderPictures(themselves, ["cat/1.png", "dog/1.png"], torch.tensor([0, 1]), ("cat", "dog"))
+    with pytest.raises(DataError, match=r"1\.png is the very picture, not its mask"):
+        read_annotations(themselves, drawn)
+    colours = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    folder = write_masks(tmp_path / "photographs", colours)
+    with pytest.raises(DataError, match="colours are no mask but a photograph"):
+        read_annotations(folder, pictures)
+
+
+def test_values_that_stand_for_no_pixel_are_told(pictures, tmp_path):
+    folder = write_masks(tmp_path / "m", object_pixels())
+    with pytest.raises(DataError, match=r"holds any of the class_values, 7 \(cat\), 8 \(dog\); they hold 0, 1\."):
+        read_annotations(folder, pictures, class_values={"cat": 7, "dog": 8})
+    found = read_annotations(folder, pictures, class_values={"cat": 1, "dog": 8})
+    assert "No mask of its pictures holds 8 (dog)." in found.notes
+    with pytest.raises(OptionError, match="class_values names cat, but not dog"):
+        read_annotations(folder, pictures, class_values={"cat": 1})
+    with pytest.raises(OptionError, match="mask_kind says binary"):
+        read_annotations(folder, pictures, mask_kind="binary", class_values={"cat": 1, "dog": 1})
 
 
 def add_to_coco(path, *annotations, image=0):

@@ -341,3 +341,20 @@ def test_an_output_that_is_full_is_one_line() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "error: Standard output cannot be written: No space left on device.\n"
+
+
+def test_sigterm_is_told_as_ctrl_c_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys.modules["heedmap.cli"], "_run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "Stopped."
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_experiment_is_no_config_of_one_run(tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "e.yaml").write_text("title: t\nvariants: {none: {attention: none}}\n")
+    assert "is an experiment with variants: take `heedmap compare --config" in refusal(
+        "train", "--config", tmp_path / "e.yaml"
+    )

@@ -29,6 +29,7 @@ from heedmap.compare.running import heedmap_beside
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
 from heedmap.evaluation.comparison import paired_difference
 from heedmap.listener import Listener
+from heedmap.machine import term_as_interrupt
 from heedmap.preparation import anchored
 from heedmap.records import StepReport
 from heedmap.report.charts import DotRow, dot_chart
@@ -341,6 +342,16 @@ def test_a_process_holds_the_folder_when_its_master_has_died(tmp_path: Path, mon
         process.wait()
     with only_one(folder):
         pass
+
+
+def test_a_signal_between_two_runs_says_how_to_go_on(
+    cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = sys.modules["heedmap.compare"]
+    monkeypatch.setattr(room, "run_here", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    out = tmp_path / "out"
+    with term_as_interrupt(), pytest.raises(Stopped, match=f"go on with `heedmap compare --resume {out}`"):
+        compare(plan_of(cue_folder, 1), out)
 
 
 def waiting_for(what: Callable[[], bool], seconds: float = 60) -> None:

@@ -296,6 +296,15 @@ def test_the_name_is_in_the_front_room() -> None:
     assert heedmap.explain is explain
 
 
+def test_pictures_that_the_model_does_not_take_are_told_in_one_line() -> None:
+    for shape, words in (((2, 16, 24, 3), "take images.permute(0, 3, 1, 2)"), ((2, 1, 16, 24), "(2, 1, 16, 24)")):
+        with pytest.raises(OptionError) as refusal:
+            explain(model_for("grad-cam"), torch.rand(shape), "grad-cam")
+        assert "The model does not take images of" in str(refusal.value)
+        assert words in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

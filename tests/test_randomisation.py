@@ -280,7 +280,7 @@ def test_an_edge_filter_stays_at_one_and_is_told_to_show_the_picture(model, imag
         assert (stage.absolute, stage.signed, stage.ssim, stage.constant) == pytest.approx((1, 1, 1, 0))
     assert report.depends is False
     assert "No: with all weights randomised its rank correlation with itself is 1.00" in report.verdict
-    assert "below 0.5: yes; from 0.9 on: no" in report.verdict
+    assert "nearer to zero than 0.5: yes; from 0.9 on, of either sign: no" in report.verdict
 
 
 def trained(model, images, labels):

@@ -50,27 +50,24 @@ def test_what_cannot_be_judged_is_refused(changes: dict[str, Any], told: str) ->
         Wanted(**changes)
 
 
-def subject_of(run: Run, attention: str) -> Subject:
-    return Subject(run.classifier(), None, torch.zeros(1), attention, "this run")  # type: ignore[arg-type]
-
-
 def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_has_none(finished_run: Path) -> None:
-    run = Run.open(finished_run)
-    functions = map_functions(Wanted(), subject_of(run, "parametrised"))
+    classifier = Run.open(finished_run).classifier()
+    functions = map_functions(Wanted(), classifier, "parametrised")
     assert list(functions) == ["attention stage2", "attention stage3", "attention combined", "grad-cam"]
-    assert list(map_functions(Wanted(), subject_of(run, "none"))) == ["grad-cam"]
+    assert list(map_functions(Wanted(), classifier, "none")) == ["grad-cam"]
     with pytest.raises(ModelError, match="The control has no attention to judge"):
-        map_functions(Wanted(suites=("faithfulness",), methods=("attention",)), subject_of(run, "none"))
+        map_functions(Wanted(suites=("faithfulness",), methods=("attention",)), classifier, "none")
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
     for function in functions.values():
-        assert function(run.classifier(), images, targets).shape[0] == 2
+        assert function(classifier, images, targets).shape[0] == 2
 
 
 def test_a_method_is_judged_with_its_settings(finished_run: Path) -> None:
-    subject = subject_of(Run.open(finished_run), "parametrised")
+    classifier = Run.open(finished_run).classifier()
     wanted = Wanted(suites=("localisation",), methods=("grad-cam", "grad-cam:relu=false"))
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
-    cut, whole = (one(subject.classifier, images, targets) for one in map_functions(wanted, subject).values())
+    functions = map_functions(wanted, classifier, "parametrised")
+    cut, whole = (function(classifier, images, targets) for function in functions.values())
     torch.testing.assert_close(whole.clamp(min=0), cut)
     assert whole.min() < 0
 
@@ -366,9 +363,13 @@ def test_how_annotations_are_read_can_be_said_on_the_command_line(
 def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
     finished_run: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "open_own", lambda *_, **__: pytest.fail("it opens the data"))
     told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "grad-cam,attention-rollout")
     assert "--method attention-rollout cannot be judged on this run:" in told
+    told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "rise:keep=2")
+    assert "--method rise:keep=2 cannot be judged on this run:" in told
+    for option in ("--suite", "--method"):
+        assert f"{option} names nothing" in refusal("evaluate", finished_run, option, " , ")
 
 
 def test_what_deletion_leaves_and_each_layer_alone_can_be_asked_for(

@@ -16,6 +16,7 @@ from heedmap.commands import COMMANDS
 from heedmap.commands.compare import Compare
 from heedmap.commands.train import Train
 from heedmap.errors import HeedmapError, OptionError, Stopped, nearest
+from heedmap.machine import term_as_interrupt
 from heedmap.options import read_config
 from heedmap.terminal import complaints, console, show_table
 from heedmap.usage import parse, show_help
@@ -36,7 +37,7 @@ TRAIN_GROUPS = {
     ),
 }
 COMPARE_GROUPS = {
-    "comparison": ("variants", "seeds", "out", "parallel", "resume", "config", "budget", "seed"),
+    "comparison": ("variants", "seeds", "out", "parallel", "background", "resume", "config", "budget", "seed"),
     **{title: members for title, members in TRAIN_GROUPS.items() if title != "run"},
 }
 GROUPS = {"train": TRAIN_GROUPS, "compare": COMPARE_GROUPS}
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit with 2 for what the user can mend, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _run(words)
+        with term_as_interrupt():
+            _run(words)
         sys.stdout.flush()
     except Stopped as stop:  # as the user wished
         complaints.print(escape(str(stop)), soft_wrap=True)

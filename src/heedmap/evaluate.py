@@ -36,7 +36,7 @@ from heedmap.report import TEST_AGAIN, TEST_ONCE, ReportData, ReportPanel, repor
 from heedmap.report.sections import sections
 from heedmap.report.viewer import viewer_pictures
 from heedmap.runs import ANSWERS, AUDIT, EVALUATION, REPORT, Run, as_utf8, disk, finite, write_whole
-from heedmap.suites import Judge, Subject, Wanted, check_used, control_of, ready_suites
+from heedmap.suites import Judge, Subject, Wanted, check_maps, check_used, control_of, ready_suites
 from heedmap.training.precision import resolve
 from heedmap.visualize import answer_panel
 from heedmap.visualize.network import answer_of
@@ -125,12 +125,14 @@ def evaluate(
 
     Raises:
         DataError: data that cannot be used, or classes that the run does not know.
-        ModelError, OptionError: see :func:`heedmap.suites.ready_suites`; or a control that no suite would heed.
+        ModelError, OptionError: see :mod:`heedmap.suites`; or a control that no suite would heed.
         RunError: a run that cannot be used, or a control with other classes or another picture size.
     """
     options, device = run.options, torch.device(device)
     classifier = run.classifier().to(device)
     workers, home = options.workers if workers is None else workers, kept_at(options, cache)
+    if wanted is not None:  # before anything is opened
+        check_maps(wanted, classifier, options.attention)
     sets: dict[str, Any] = {"root": root or options.root, "download": download, "cache": home and home / "shards"}
     pictures, part, known = _pictures_to_judge(run, data, classifier.classes, sets, threads(workers), home)
     sets |= {"seed": options.seed, "test_share": options.test}

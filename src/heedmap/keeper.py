@@ -165,19 +165,6 @@ class Keeper:
                 signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def term_as_interrupt() -> Iterator[None]:
-    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _tensorboard(run: Run, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -230,6 +230,19 @@ def split_names(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
 
 
+def wanted_names(option: str, words: Iterable[str]) -> tuple[str, ...]:
+    """The same of an option, which says something where it is given.
+
+    Raises:
+        OptionError: words without any name, such as of a shell's empty variable.
+    """
+    words = tuple(words)
+    names = split_names(words)
+    if words and not names:
+        raise OptionError(f"--{option} names nothing; leave it out, or name something.")
+    return names
+
+
 def class_values(words: Iterable[str]) -> dict[str, int] | None:
     """Classes and the whole numbers that stand for them, given as ``cat=1``; None where none are given.
 
@@ -277,6 +290,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise OptionError(f"Config file {path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
     if "schema" in content and isinstance(content.get("options"), dict):  # a run's config.yaml: train that again
         content = content["options"]
+    if isinstance(content.get("variants"), dict):
+        raise OptionError(f"{path} is an experiment with variants: take `heedmap compare --config {path}`.")
     return known_options(content, where=f" in {path}")
 
 

@@ -155,22 +155,31 @@ def ready_suites(wanted: Wanted, subject: Subject) -> dict[str, Judge]:
         ``sample``: how many pictures of how many were judged. Accuracy is always judged before, and is not among them.
 
     Raises:
-        DataError, ModelError, OptionError: a data set, annotations or a map that cannot be used.
+        DataError, OptionError: a data set or annotations that cannot be used.
     """
-    suites = {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
-    if set(USERS["method"]) & set(suites):
-        _try_maps(wanted, subject)
-    return suites
+    return {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
 
 
-def _try_maps(wanted: Wanted, subject: Subject) -> None:
-    """Ask each map for one picture: what a network cannot give shows in no other way."""
+def check_maps(wanted: Wanted, classifier: AttentionClassifier, attention: str) -> None:
+    """Ask each map for one picture, of noise: what a network cannot give shows in no other way.
+
+    Args:
+        wanted: the suites and methods.
+        classifier: on the device to compute on.
+        attention: its option; ``none`` of a control.
+
+    Raises:
+        ModelError, OptionError: a map that cannot be had of this classifier, or a setting that cannot be.
+    """
     from heedmap.evaluation.asking import all_maps, asking
 
-    row = torch.zeros(1, dtype=torch.int64)
-    images, target = _images(subject, row), subject.labels[row]
-    with asking(subject.classifier) as lent:
-        for name, function in map_functions(wanted, subject).items():
+    if not set(USERS["method"]) & set(wanted.suites):
+        return
+    side = classifier.image_size
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(1, dtype=torch.int64)
+    with asking(classifier) as lent:
+        for name, function in map_functions(wanted, classifier, attention).items():
             try:
                 all_maps(name, function, lent, images, target, 1)
             except HeedmapError as error:
@@ -217,7 +226,7 @@ def spread_rows(labels: Tensor, most: int | None) -> Tensor:
     return by_class[(2 * torch.arange(most) + 1) * count // (2 * most)].sort()[0]
 
 
-def map_functions(wanted: Wanted, subject: Subject) -> dict[str, MapFunction]:
+def map_functions(wanted: Wanted, classifier: AttentionClassifier, attention: str) -> dict[str, MapFunction]:
     """Name -> map function of what is to be judged; learned attention gives one for each tap, and the combined one.
 
     Raises:
@@ -226,7 +235,7 @@ def map_functions(wanted: Wanted, subject: Subject) -> dict[str, MapFunction]:
     from heedmap.evaluation.asking import explained, learned_map, learned_map_at
     from heedmap.maps import method_of
 
-    has_attention, taps = subject.attention != "none", subject.classifier.taps
+    has_attention, taps = attention != "none", classifier.taps
     functions: dict[str, MapFunction] = {}
     for method in wanted.methods or (("attention", "grad-cam") if has_attention else ("grad-cam",)):
         if method != "attention":
@@ -256,7 +265,7 @@ def _localisation(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
     pictures = subject.pictures.subset(rows)
     annotations, functions = (
         annotations_for(pictures, wanted.annotations, wanted.reading),
-        map_functions(wanted, subject),
+        map_functions(wanted, subject.classifier, subject.attention),
     )
 
     def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
@@ -300,7 +309,7 @@ def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor) -> Judge:
     from heedmap.evaluation.faithfulness import faithfulness
     from heedmap.evaluation.randomisation import randomisation
 
-    functions = map_functions(wanted, subject)
+    functions = map_functions(wanted, subject.classifier, subject.attention)
 
     def judge(listener: Listener) -> dict[str, Any]:
         images = _images(subject, rows)

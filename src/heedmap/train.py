@@ -31,9 +31,9 @@ from heedmap.data.kept import cache_folder
 from heedmap.data.loading import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import OptionError, RunError, Stopped
 from heedmap.evaluate import complete
-from heedmap.keeper import Keeper, term_as_interrupt
+from heedmap.keeper import Keeper
 from heedmap.listener import Listener
-from heedmap.machine import threads
+from heedmap.machine import term_as_interrupt, threads
 from heedmap.options import TrainOptions, free_name, plan_sentence
 from heedmap.preparation import (
     Prepared,

@@ -28,7 +28,7 @@ class Compare(TrainOptions):
     Attributes:
         data: A folder of pictures, digit-scenes, or a named set, as for train.
         variants: What is compared, the control first: KEY=VALUE,KEY=VALUE of the options below, or NAME:KEY=VALUE; a
-            list is joined by + (taps=stage2+stage3). Default: attention=none attention=parametrised.
+            list is joined by + (taps=stage2+stage3).
         seeds: Runs of each variant; an interval needs 2, and 5 are better.
         parallel: Runs at a time, each in a process of its own with its share of the threads.
         out: Folder of the comparison, with all its runs; where it has begun, it goes on. Default: the next free

@@ -13,7 +13,7 @@ from rich.markup import escape
 from heedmap.commands.device import pick_device
 from heedmap.errors import DataError
 from heedmap.machine import keep_freed_memory
-from heedmap.options import check_range, split_names
+from heedmap.options import check_range, wanted_names
 from heedmap.terminal import console, progress, show_evaluation, show_next, show_sections
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ class Evaluate:
         """Judge and print the tables."""
         from heedmap.data.annotations import as_told
         from heedmap.evaluate import evaluate
-        from heedmap.keeper import term_as_interrupt
         from heedmap.runs import Run
         from heedmap.suites import Wanted
 
@@ -96,8 +95,8 @@ class Evaluate:
         if self.out is not None:
             _refuse_other(Path(self.out))
         wanted = Wanted(
-            suites=split_names(self.suite),
-            methods=split_names(self.method),
+            suites=wanted_names("suite", self.suite),
+            methods=wanted_names("method", self.method),
             annotations=self.annotations,
             reading=as_told(self),
             transfer=self.transfer,
@@ -108,7 +107,7 @@ class Evaluate:
         run, device = Run.open(self.run), pick_device(self.device)
         found: list[Evaluation] = []
         try:
-            with term_as_interrupt(), progress() as listener:
+            with progress() as listener:
                 evaluate(
                     run,
                     self.data,

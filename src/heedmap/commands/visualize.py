@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from heedmap.commands.device import cpu_only, pick_device
 from heedmap.machine import keep_freed_memory
-from heedmap.options import check_range, counted, free_name, split_names
+from heedmap.options import check_range, counted, free_name, wanted_names
 from heedmap.terminal import complaints, console, counting, show_next
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Visualize:
 
         keep_freed_memory()
         check_range("batch_size", self.batch_size, 1, 100_000)
-        methods = split_names(self.method)
+        methods = wanted_names("method", self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
         sources = find_sources(self.pictures, sys.stdin)  # a wrong name is told before the weights are loaded
         classifier = open_it()

@@ -71,29 +71,28 @@ def compare(
         raise OptionError(f"parallel = {parallel} is out of range: give 1 or more.")
     folder, listener = Path(out), listener or Listener()
     plan, is_new = _made(plan, folder, listener)
-    with only_one(folder) as lock:
-        jobs = plan.jobs(folder)
-        missing = [job for job in jobs if not is_finished(job)]
-        if len(missing) < len(jobs):
-            listener.message(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished already.")
-        if missing and not is_new:
-            _check_all(plan, listener)
-        with disk(folder):
-            write_whole(folder / PLAN, plan.as_text().encode())
-        for job in jobs:
-            if is_finished(job) and has_maps_to_judge(job):  # the process died in between, or an older version ran
-                judge_maps(job, listener)
-        on_end = _teller(plan, folder, len(missing), parallel, listener)
-        try:
-            failures = (
-                run_here(missing, listener, on_end)
-                if parallel == 1
-                else run_beside(missing, parallel, listener, on_end, lock)
-            )
-        except Stopped:
-            command = f"heedmap compare --resume {shlex.quote(str(folder))}"
-            raise Stopped(f"Stopped, with the runs under way saved; go on with `{command}`.") from None
-        found = write_comparison(plan, folder, failures, parallel)
+    try:
+        with only_one(folder) as lock:
+            jobs = plan.jobs(folder)
+            missing = [job for job in jobs if not is_finished(job)]
+            if len(missing) < len(jobs):
+                listener.message(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished already.")
+            if missing and not is_new:
+                _check_all(plan, listener)
+            with disk(folder):
+                write_whole(folder / PLAN, plan.as_text().encode())
+            for job in jobs:
+                if is_finished(job) and has_maps_to_judge(job):  # the process died in between, or an older version ran
+                    judge_maps(job, listener)
+            on_end = _teller(plan, folder, len(missing), parallel, listener)
+            if parallel == 1:
+                failures = run_here(missing, listener, on_end)
+            else:
+                failures = run_beside(missing, parallel, listener, on_end, lock)
+            found = write_comparison(plan, folder, failures, parallel)
+    except (Stopped, KeyboardInterrupt):  # within a run, or between them
+        command = f"heedmap compare --resume {shlex.quote(str(folder))}"
+        raise Stopped(f"Stopped, with the runs under way saved; go on with `{command}`.") from None
     if failures:
         raise RunError(
             f"{len(failures)} of {len(jobs)} runs failed, the first is {failures[0].job.name}: {failures[0].reason} "

@@ -22,8 +22,8 @@ import torch
 from heedmap.compare.plan import Job
 from heedmap.data.loading import memory_to_use
 from heedmap.errors import HeedmapError, RunError, Stopped
-from heedmap.keeper import term_as_interrupt
 from heedmap.listener import Listener
+from heedmap.machine import term_as_interrupt
 from heedmap.records import StepReport
 from heedmap.runs import CONFIG, Run, disk
 from heedmap.train import made_up_command, train

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -262,7 +263,7 @@ def read_csv(path: Path) -> Reading:
     Columns by name: the picture (``path``, ``file``, ``filename``, ``image`` ...), corners (``left,top,right,bottom``,
     ``xmin,ymin,xmax,ymax``, ``x1,y1,x2,y2`` ...) or a corner and sides (``x,y,w,h`` ...), and ``class`` or ``label`` if
     known. Without a head: picture, left, top, right, bottom. Where no number of the table is above 1.02, they are
-    shares; where most boxes look like shares and some do not, the table is refused.
+    shares; where some boxes look like shares and some do not, the table is refused.
     A line with a picture and no numbers says that there is no object.
     """
     try:
@@ -274,31 +275,35 @@ def read_csv(path: Path) -> Reading:
         raise DataError(f"{path}: the table is empty.")
     picture, numbers, label, is_sides, first = _columns(path, lines[0])
     things: dict[str, list[Thing]] = {}
-    reaches: list[float] = []  # the largest number of each box, as it stands there
+    boxes: list[list[float]] = []  # as they stand there
     for number, line in enumerate(lines[first:], first + 1):
         try:
             of_picture = things.setdefault(line[picture].strip(), [])
             cells = [line[column].strip() for column in numbers]
             if any(cells):
                 left, top, right, bottom = values = [float(cell) for cell in cells]
-                reaches.append(max(values))
+                boxes.append(values)
                 box = (left, top, left + right, top + bottom) if is_sides else (left, top, right, bottom)
                 of_picture.append(Thing(box, line[label].strip() if label is not None else ""))
         except (ValueError, IndexError) as error:
             raise DataError(f"{path}, line {number}: not a picture and four numbers ({_word(error)}).") from error
-    is_share = _are_shares(path, reaches)
-    notes = (f"The numbers of {path.name} were read as {'shares' if is_share else 'pixels'}.",) if reaches else ()
+    is_share = _are_shares(path, boxes)
+    notes = (f"The numbers of {path.name} were read as {'shares' if is_share else 'pixels'}.",) if boxes else ()
     return Reading([Found(key, tuple(found), is_share=is_share) for key, found in things.items()], notes)
 
 
-def _are_shares(path: Path, reaches: list[float]) -> bool:
-    small = sum(reach <= _SHARE_MOST for reach in reaches)
-    if len(reaches) > small > len(reaches) / 2:
+def _are_shares(path: Path, boxes: list[list[float]]) -> bool:
+    """Whether all boxes are in shares; in pixels, a box within the very first one has whole numbers, or is alone."""
+    small = [box for box in boxes if max(box) <= _SHARE_MOST]
+    broken = [box for box in small if any(value != int(value) for value in box)]
+    if len(boxes) > len(small) and (broken or len(small) > len(boxes) / 2):
+        large = next(box for box in boxes if max(box) > _SHARE_MOST)
+        told = [", ".join(f"{value:g}" for value in box) for box in ((broken or small)[0], large)]
         raise DataError(
-            f"{path}: {small} of {len(reaches)} boxes lie within a single pixel, but one reaches {max(reaches):g}; "
-            "give all numbers as shares of the picture, or all in pixels."
+            f"{path}: {len(small)} of {len(boxes)} boxes lie within a single pixel ({told[0]}), others do not "
+            f"({told[1]}); give all numbers as shares of the picture, or all in pixels."
         )
-    return bool(reaches) and small == len(reaches)
+    return bool(boxes) and len(small) == len(boxes)
 
 
 def _columns(path: Path, head: list[str]) -> tuple[int, list[int], int | None, bool, int]:
@@ -312,8 +317,11 @@ def _columns(path: Path, head: list[str]) -> tuple[int, list[int], int | None, b
         for choice in choices:
             if picture is not None and all(word in words for word in choice):
                 return picture, [words.index(word) for word in choice], label, is_sides, 1
+    if head[0].lstrip().startswith(("{", "[")):
+        raise DataError(f"{path}: this is no table, it looks like JSON; leave out what format it is, or say coco.")
+    shown = textwrap.shorten(", ".join(head), 100, placeholder=" ...")
     raise DataError(
-        f"{path}: the columns {', '.join(head)} are not understood; name them path, left, top, right, bottom."
+        f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom, for instance."
     )
 
 

@@ -32,7 +32,7 @@ class Matching:
         """One line on what did not fit; empty where everything did."""
         missing = sum(place < 0 for place in self.annotation_of)
         said = [f"{missing} of {len(self.annotation_of)} pictures have no annotation"] if missing else []
-        for word, names in (("fit no picture", self.unmatched), ("are ambiguous", self.ambiguous)):
+        for word, names in (("fit none of these pictures", self.unmatched), ("are ambiguous", self.ambiguous)):
             if names:
                 said.append(f"{len(names)} annotations {word} (such as {names[0]})")
         return "; ".join(said) + "." if said else ""

@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 LOOKED_AT = 64  # masks from which it is told how all are to be read
+_MOST_COLOURS = 256  # in one mask
 ODD_SHAPE = 0.02  # by how much the shape of an annotation may differ from its picture's: sizes are rounded
 BEYOND = 0.1  # by how many shares of the picture a box may reach over its edge: some programs let it
 
@@ -100,7 +101,7 @@ def annotations_of(pictures: Pictures) -> Annotations:
         DataError: they bring none.
     """
     if pictures.boxes is None and pictures.masks is None:
-        raise DataError("These pictures bring neither boxes nor masks; read annotations for them.")
+        raise DataError("These pictures bring neither boxes nor masks; name --annotations, or read some for them.")
     count = len(pictures)
     masks = (None,) * count if pictures.masks is None else tuple(TensorMask(mask) for mask in pictures.masks)
     if pictures.boxes is not None:
@@ -321,6 +322,9 @@ def _read_masks(
     matching = match(pictures.names, keys)
     _check_any(matching.annotation_of, folder, keys, pictures)
     used = [files[place] for place in matching.annotation_of if place >= 0]
+    _refuse_themselves(folder, pictures, files, matching.annotation_of)
+    if class_values is not None and kind not in (None, "indexed"):
+        raise OptionError(f"class_values is for indexed masks, and mask_kind says {kind}; leave one of them out.")
     is_asked = bool(kind or class_values)
     kind = kind or ("indexed" if class_values else _kind_of_files(used))
     notes = [matching.note] if matching.note else []
@@ -334,7 +338,7 @@ def _read_masks(
             continue
         label = pictures.classes[int(pictures.labels[row])]
         if class_values is not None and label not in class_values:
-            raise OptionError(f"class_values has no value for {label!r}.{nearest(label, class_values)}")
+            raise OptionError(f"class_values names {', '.join(class_values)}, but not {label}; give its value too.")
         mask = FileMask(files[place], kind, None if class_values is None else class_values[label])
         numbers = mask.numbers()
         values.update(distinct(numbers.clip(0)))
@@ -342,11 +346,35 @@ def _read_masks(
         _check_shape((width, height), _upright_size(pictures.path(row)), files[place])
         boxes = boxes_of_parts(numbers, parts)
         placed.append((_in_square(boxes, width, height), mask, len(boxes)))
+    if class_values is not None:
+        notes += _absent(class_values, values, used)
     if class_values is None and len(values - {0}) > 1:
         notes.append(
             f"{len(values - {0})} values stand for objects, whatever their class (class_values takes one for each)."
         )
     return _gathered(pictures, placed, notes)
+
+
+def _refuse_themselves(
+    folder: Path, pictures: FolderPictures, files: Sequence[Path], annotation_of: Sequence[int]
+) -> None:
+    for row, place in enumerate(annotation_of):
+        if place >= 0 and files[place].samefile(pictures.path(row)):
+            raise DataError(f"{folder}: {files[place].name} is the very picture, not its mask; name the masks' folder.")
+
+
+def _absent(class_values: Mapping[str, int], values: set[int], used: Sequence[Path]) -> list[str]:
+    """A note on the values of which no mask holds a pixel.
+
+    Raises:
+        DataError: of none of them.
+    """
+    absent = [f"{value} ({name})" for name, value in class_values.items() if value not in values]
+    if len(absent) < len(class_values):
+        return [f"No mask of its pictures holds {', '.join(absent)}."] if absent else []
+    held = sorted(set().union(*(distinct(mask_values(file)[0]) for file in used[:LOOKED_AT])))
+    shown = ", ".join(map(str, held[:10])) + (" ..." if len(held) > 10 else "")
+    raise DataError(f"No mask holds any of the class_values, {', '.join(absent)}; they hold {shown}.")
 
 
 def _kind_of_files(files: list[Path]) -> str:
@@ -355,7 +383,10 @@ def _kind_of_files(files: list[Path]) -> str:
     is_indexed = False
     for file in files[::step]:
         found, says_so = mask_values(file)
-        values |= set(distinct(found))
+        own = set(distinct(found))
+        if len(own) > _MOST_COLOURS:
+            raise DataError(f"{file}: {len(own)} colours are no mask but a photograph; name the masks' folder.")
+        values |= own
         is_indexed |= says_so
     return kind_of(values, is_indexed)
 

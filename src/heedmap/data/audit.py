@@ -366,7 +366,7 @@ def _odd(entries: Sequence[_Entry], looks: dict[int, _Look]) -> list[Finding]:
             note = f"of another size than the {width}x{height} of the rest"
             checks.append((lambda place: (looks[place].width, looks[place].height) != (width, height), note))
         if sum(look.thumbnail.is_grey for look in looks.values()) <= RARE * len(looks):
-            checks.append((lambda place: looks[place].thumbnail.is_grey, "grey among pictures in colour"))
+            checks.append((lambda place: looks[place].thumbnail.is_grey, "(nearly) grey among pictures in colour"))
     found = [([entries[place] for place in looks if check(place)], note) for check, note in checks]
     return [_oddity(odd, note) for odd, note in found if odd]
 

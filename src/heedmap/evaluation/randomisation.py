@@ -160,10 +160,10 @@ def _verdict(last: Stage, telling: int, count: int) -> tuple[bool | None, str]:
         return None, f"{ask} It cannot be said: with all weights randomised {blank} of {telling} maps are constant."
     rest = f" ({blank} of {telling} maps, constant then, left out)" if blank else ""
     found = f"with all weights randomised its rank correlation with itself is {last.absolute:.2f}{rest}"
-    rule = f"(below {DEPENDS_BELOW}: yes; from {SAME_FROM} on: no)"
+    rule = f"(nearer to zero than {DEPENDS_BELOW}: yes; from {SAME_FROM} on, of either sign: no)"
     # A map turned upside down is as alike as one that stayed.
     if abs(last.absolute) >= SAME_FROM:
-        return False, f"{ask} No: {found} {rule}. It shows the picture, not what was learned."
+        return False, f"{ask} No: {found} {rule}. A network that learned nothing gives it too."
     if abs(last.absolute) < DEPENDS_BELOW:
         return True, f"{ask} Yes: {found} {rule}."
     return None, f"{ask} Only in part: {found} {rule}."

@@ -52,7 +52,11 @@ def explain(
     bare = unwrapped(model)
     with untouched(bare):
         question = Question(bare, _checked(bare, images), target, layer)
-        found = chosen.function(question, **settings)
+        try:
+            found = chosen.function(question, **settings)
+        except RuntimeError as reason:
+            _refuse_untaken(bare, question.images, reason)
+            raise
         return _explanation(found, method)
 
 
@@ -83,6 +87,20 @@ def _checked(model: nn.Module, images: Tensor) -> Tensor:
     device, dtype = home_of(model)
     # A copy where the pictures were made in inference mode: autograd cannot save those.
     return (images.clone() if images.is_inference() else images.detach()).to(device, dtype)
+
+
+def _refuse_untaken(model: nn.Module, images: Tensor, reason: RuntimeError) -> None:
+    """Say in one line that it is the pictures' shape, where that is what torch says and the plain model says it too."""
+    told = str(reason).partition("\n")[0].rstrip(". ")
+    if not any(word in told for word in ("channels", "shape", "size")):
+        return
+    try:
+        with torch.no_grad():
+            model(images[:1])
+    except RuntimeError:
+        is_last = images.shape[-1] in (1, 3)
+        hint = " Channels seem to come last: take images.permute(0, 3, 1, 2)." if is_last else ""
+        raise OptionError(f"The model does not take images of {tuple(images.shape)}: {told}.{hint}") from reason
 
 
 def _explanation(found: Found, method: str) -> Explanation:
