@@ -195,6 +195,9 @@ def test_folders_without_pictures_say_what_lies_there(tmp_path: Path) -> None:
 def test_one_class_only_is_refused_and_a_wrapping_folder_seen_through(tmp_path: Path) -> None:
     put(tmp_path, "dataset/cats/{n}.png")
     assert "holds one class only, 'dataset'; a classifier needs two or more." in refusal(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    assert refusal(tmp_path).endswith("is a run, not a folder of pictures; name the pictures.")
+    (tmp_path / "manifest.json").unlink()
     put(tmp_path, "dataset/dogs/{n}.png")
     assert refusal(tmp_path).endswith(f"Did you mean {tmp_path}/dataset?")
 

@@ -91,7 +91,8 @@ def find_format(path: Path) -> str:
     ]
     if len(told) != 1:
         what = f"both {' and '.join(told)} files" if told else "no masks, XML or text files"
-        raise DataError(f"{path}: the folder holds {what}; name the folder of one kind, or say which by format.")
+        way = "name the folder of one kind, or say which by --annotation-format (format=)"
+        raise DataError(f"{path}: the folder holds {what}; {way}.")
     return told[0]
 
 

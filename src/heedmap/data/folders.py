@@ -336,6 +336,8 @@ def _check_train(listing: _Listing, root: Path) -> None:
         raise DataError(f"{folder} holds no pictures{_instead(listing)}; {_LAYOUT}.")
     if len(listing.classes) == 1:
         (name,) = listing.classes
+        if (folder / "manifest.json").is_file():
+            raise DataError(f"{folder} is a run, not a folder of pictures; name the pictures.")
         inside = listing.subfolders[name]
         hint = f" Did you mean {folder / name}?" if folder == root and len(inside) > 1 else ""
         raise DataError(f"{folder} holds one class only, {name!r}; a classifier needs two or more.{hint}")
