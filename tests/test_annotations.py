@@ -376,6 +376,13 @@ def test_photographs_are_no_masks(pictures, tmp_path):
         read_annotations(folder, pictures)
 
 
+def test_shades_of_sixteen_bits_are_no_photograph(pictures, tmp_path):
+    folder = write_masks(
+        tmp_path / "shades", np.linspace(0, 60000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    )
+    assert "Masks were read as grey, told from 3 of them." in read_annotations(folder, pictures).notes
+
+
 def test_values_that_stand_for_no_pixel_are_told(pictures, tmp_path):
     folder = write_masks(tmp_path / "m", object_pixels())
     with pytest.raises(DataError, match=r"holds any of the class_values, 7 \(cat\), 8 \(dog\); they hold 0, 1\."):
@@ -384,6 +391,8 @@ def test_values_that_stand_for_no_pixel_are_told(pictures, tmp_path):
     assert "No mask of its pictures holds 8 (dog)." in found.notes
     with pytest.raises(OptionError, match="class_values names cat, but not dog"):
         read_annotations(folder, pictures, class_values={"cat": 1})
+    with pytest.raises(OptionError, match="class_values cannot hold 255"):
+        read_annotations(folder, pictures, class_values={"cat": 255, "dog": 1})
     with pytest.raises(OptionError, match="mask_kind says binary"):
         read_annotations(folder, pictures, mask_kind="binary", class_values={"cat": 1, "dog": 1})
 

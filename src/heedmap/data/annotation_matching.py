@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-__all__ = ["Matching", "match"]
+from heedmap.errors import DataError
+
+__all__ = ["Matching", "match", "refuse_none"]
 
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_label", "_labels")
 _PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -105,3 +107,14 @@ def _fits(
 def _of_other_parts(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     parts = [{_PARTS[word.lower()] for word in path[:-1] if word.lower() in _PARTS} for path in (one, other)]
     return bool(parts[0] and parts[1]) and not parts[0] & parts[1]
+
+
+def refuse_none(matching: Matching, path: Path, keys: Sequence[str], pictures: Sequence[str]) -> None:
+    """Refuse annotations of which none belongs to a picture.
+
+    Raises:
+        DataError: none does.
+    """
+    if max(matching.annotation_of, default=-1) < 0:
+        such = f"such as {keys[0]!r}" if keys else "there are none"
+        raise DataError(f"{path}: no annotation ({such}) fits a picture (such as {pictures[0]!r}) by its path.")

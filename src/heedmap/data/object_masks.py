@@ -19,6 +19,7 @@ from heedmap.errors import DataError
 __all__ = [
     "IGNORED",
     "KINDS",
+    "NOBODY",
     "OBJECT",
     "FileMask",
     "Mask",
@@ -39,6 +40,7 @@ KINDS = ("binary", "indexed", "grey")
 """How the values of mask files are read: ``binary``, all above 0 is object; ``indexed``, each value above 0 is one, and
 255 (of colours: VOC's cream) is where nobody may judge; ``grey``, 128 and above is object."""
 
+NOBODY = 255  # of indexed masks: where nobody may judge
 VOC_VOID = 224 << 16 | 224 << 8 | 192
 SPECK = 0.01
 _INDEX_MOST = 64  # a grey file whose values lie below, but for 255, holds numbers of classes or objects
@@ -121,7 +123,7 @@ class FileMask:
             return (values > 0).astype(np.int64)
         if self.kind == "grey":
             return (values >= 128).astype(np.int64)
-        ignored = (values == 255) | (values == VOC_VOID)
+        ignored = (values == NOBODY) | (values == VOC_VOID)
         chosen = values > 0 if self.value is None else values == self.value
         return np.where(ignored, -1, np.where(chosen, values, 0))
 
