@@ -1,6 +1,6 @@
 """Pictures decoded once, kept at the size at which they are wanted, for this run and the next.
 
-    CACHE/decoded/FOLDER-HASH/HASH.rows    some pictures, uint8 (n, 3, S, S), mapped into memory by whoever wants them
+    CACHE/decoded/FOLDER-HASH/HASH.rows    some pictures, uint8 (n, S, S, 3), mapped into memory by whoever wants them
     CACHE/decoded/FOLDER-HASH/HASH.json    which ones, with a checksum of each, and of which files; written last
 
 A picture is known by the path and the state of its file (:func:`heedmap.data.kept.state`), in a shard also by its place
@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from heedmap.data.kept import digest, remove_partials, write_kept
-from heedmap.data.pictures import FilePictures, Pictures, load_many
+from heedmap.data.pictures import FilePictures, Pictures, empty_pictures, load_many
 from heedmap.data.stamps import Stamped, is_unchanged, stamped
 from heedmap.errors import DataError
 
@@ -40,7 +39,7 @@ FEWEST = 256
 SPARE_BYTES = 10**9
 """Left free on the disk."""
 
-_VERSION = "1"  # of the files, and of what decoding makes of a picture
+_VERSION = "2"  # of the files, and of what decoding makes of a picture
 _FILE_BYTES = 256 * 10**6
 _SAY_EVERY = 30.0  # seconds
 _FRESH = 3600.0  # seconds in which rows without an index may still be getting one
@@ -68,13 +67,13 @@ class DecodedPictures:
         self.pictures, self.size, self._files, self._places = pictures, size, files, places
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return pictures as uint8 (n, 3, S, S), each checked.
+        """Return pictures as uint8 (n, 3, S, S) in channels_last, each checked.
 
         Raises:
             PictureError: a row is damaged, and its picture cannot be decoded any more.
         """
-        found = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
-        rows = found.numpy()
+        found = empty_pictures(len(indices), self.size)
+        rows = found.permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(indices.tolist()):
             file, row = self._places[index]
             rows[place] = self._files[file].rows[row]
@@ -172,7 +171,7 @@ class DecodedCache:
             chosen = todo[start : start + count]
             images, failed = load_many(pictures, chosen, size, max(1, workers))
             refuse_failed(pictures, failed)
-            rows = images.numpy()
+            rows = images.permute(0, 2, 3, 1).numpy()
             names = [seen.stamps[index].hex() for index in chosen]
             target = home / digest(os.fsencode("".join(names))).hex()
             write_kept(target.with_suffix(".rows"), rows.data.cast("B"))
@@ -295,7 +294,7 @@ def _mapped(pictures: Pictures, size: int, found: list[tuple[Path, int, int]]) -
         sums[numbers[path]][row] = total
     files = []
     for path, known in zip(numbers, sums, strict=True):
-        rows = np.memmap(path, np.uint8, "r").reshape(-1, 3, size, size)
+        rows = np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3)
         files.append(_File(rows, tuple(known.get(row, 0) for row in range(len(rows)))))
     places = np.array([(numbers[path], row) for path, row, _ in found], dtype=np.int64).reshape(-1, 2)
     return DecodedPictures(pictures, size, files, places)

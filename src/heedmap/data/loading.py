@@ -20,7 +20,7 @@ from torch import Tensor
 from heedmap.data import augmentation as views
 from heedmap.data.augmentation import Augmentation
 from heedmap.data.cache import DecodedCache, refuse_failed
-from heedmap.data.pictures import Pictures, load_many
+from heedmap.data.pictures import Pictures, empty_pictures, load_many
 from heedmap.errors import DataError, PictureError
 from heedmap.machine import free_memory
 from heedmap.records import Batch
@@ -74,8 +74,9 @@ class Store:
     def batches(self, order: list[Tensor]) -> Iterator[Tensor]:
         """The stored pictures (uint8) of each tensor of places in ``order``."""
         if self.resident is not None:
+            rows = self.resident.permute(0, 2, 3, 1)  # as they lie in memory, so that a picture is copied in one piece
             for places in order:
-                yield self.resident[places]
+                yield rows.index_select(0, places).permute(0, 3, 1, 2)
         elif self.mapped is not None:
             yield from _ahead(self.mapped.gather, order)
         elif order:
@@ -127,7 +128,7 @@ def _decoded(read: Callable[[Tensor], Tensor], order: list[Tensor], size: int, t
 
     try:
         for places in order:
-            images = torch.empty(len(places), 3, size, size, dtype=torch.uint8)
+            images = empty_pictures(len(places), size)
             parts = zip(images.split(_PIECE), places.split(_PIECE), strict=True)
             waiting.append((images, [pool.submit(fill, rows.numpy(), part) for rows, part in parts]))
             pieces += len(waiting[-1][1])

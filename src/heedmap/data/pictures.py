@@ -16,7 +16,7 @@ from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
 from heedmap.data.object_masks import PackedRegions
 from heedmap.errors import DataError, PictureError
 
-__all__ = ["FilePictures", "FolderPictures", "Pictures", "Splits", "TensorPictures", "load_many"]
+__all__ = ["FilePictures", "FolderPictures", "Pictures", "Splits", "TensorPictures", "empty_pictures", "load_many"]
 
 
 class Pictures(Protocol):
@@ -256,13 +256,17 @@ def load_many(
         workers: threads, 1 or more.
 
     Returns:
-        uint8 (N, 3, size, size) in the order of ``indices``, and for each picture that cannot be decoded its place in
-        ``pictures`` with the reason; its row is black and not to be used.
+        uint8 (N, 3, size, size) in the order of ``indices``, a pixel's channels side by side (channels_last); and for
+        each picture that cannot be decoded its place in ``pictures`` with the reason; its row is black and not to be
+        used.
     """
     chosen = torch.as_tensor(indices, dtype=torch.int64)
     if isinstance(pictures, TensorPictures):
-        return torch.cat([pictures.load_rows(block, size) for block in chosen.split(256)]), []
-    images = torch.zeros(len(chosen), 3, size, size, dtype=torch.uint8)
+        images = empty_pictures(len(chosen), size)
+        for rows, block in zip(images.split(256), chosen.split(256), strict=True):
+            rows.copy_(pictures.load_rows(block, size))
+        return images, []
+    images = empty_pictures(len(chosen), size).zero_()
     rows = images.numpy()  # numpy copies a picture on this thread alone; torch would wake its own pool for each
 
     def load(row: int, index: int) -> str | None:
@@ -278,6 +282,11 @@ def load_many(
         for block in torch.arange(len(chosen)).split(4096):  # Ctrl-C waits for one block, not for a million files
             reasons += pool.map(load, block.tolist(), chosen[block].tolist())
     return images, [(index, reason) for index, reason in zip(chosen.tolist(), reasons, strict=True) if reason]
+
+
+def empty_pictures(count: int, size: int) -> Tensor:
+    """Return room for pictures: uint8 (count, 3, size, size), a pixel's channels side by side (channels_last)."""
+    return torch.empty((count, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def reason_without_path(error: PictureError, path: str | Path) -> str:
