@@ -27,7 +27,8 @@ from heedmap.training.optimizer import make_optimizer
 from heedmap.training.precision import autocast, resolve
 
 STEPS = 12  # of the bare step, a round
-ALONE, ALL = "training steps alone", "everything: steps, judging, panel, checkpoint"
+ALONE, KEPT = "training steps alone", "loading, steps, records, panels, checkpoints"
+ALL = "the same, and judging the validation part"
 JPEG, SMALL = "JPEG folder, 150 x 150", "small pictures, 32 x 32, whitened as for CIFAR-10"
 
 
@@ -41,7 +42,7 @@ class Beside(Listener):
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.rates: dict[str, list[float]] = {ALONE: [], ALL: []}
+        self.rates: dict[str, list[float]] = {ALONE: [], KEPT: [], ALL: []}
         self.bare_rates: list[float] = []
         self.bare: Callable[[], float] | None = None
         self.since = 0.0
@@ -54,6 +55,7 @@ class Beside(Listener):
         else:
             pictures = report.images_per_second * report.seconds
             self.rates[ALL].append(pictures / (now() - self.since))
+            self.rates[KEPT].append(pictures / (now() - self.since - report.judging_seconds))
             # From the start of the epoch to the end of its last step, by the wall; the first step is in it.
             self.rates[ALONE].append(report.images_per_second)
         self.bare_rates.append(self.bare())
@@ -62,7 +64,7 @@ class Beside(Listener):
     def record(self) -> dict[str, Any]:
         """The rates, and what share they are of the bare step before and after the epoch."""
         around = [(before + after) / 2 for before, after in itertools.pairwise(self.bare_rates)]
-        # Under the processor's clock nobody has timed the steps alone.
+        # Steps and judging are timed by the wall alone.
         rates = self.rates if measuring.clock == "wall" else {ALL: self.rates[ALL]}
         return {
             "images per second": {

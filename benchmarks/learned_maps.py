@@ -34,12 +34,11 @@ class Plain(nn.Module):
         super().__init__()
         self.backbone, self.deepest = classifier.backbone, classifier.taps[-1:]
         self.linear = nn.Linear(self.backbone.stage(self.deepest[0]).channels, len(classifier.classes))
-        self.register_buffer("mean", classifier.mean)
-        self.register_buffer("std", classifier.std)
+        self.normalised = classifier._normalised
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to logits (B, K)."""
-        features = self.backbone((images - self.mean) / self.std, self.deepest, False).features[self.deepest[0]]
+        features = self.backbone(self.normalised(images), self.deepest, False).features[self.deepest[0]]
         logits: Tensor = self.linear(features.mean((2, 3)))
         return logits
 

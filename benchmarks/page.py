@@ -45,7 +45,8 @@ BARS = (
         for title in (_JPEG, _SMALL)
         for what, key in {
             "steps": "training steps alone",
-            "everything": "everything: steps, judging, panel, checkpoint",
+            "and records": "loading, steps, records, panels, checkpoints",
+            "everything": "the same, and judging the validation part",
         }.items()
     ),
     *(Bar(f"visualize / grad-cam, {job}", "drawing", (), f"visualize / {job}") for job in ("same job", "one map")),

@@ -119,8 +119,9 @@ class AttentionClassifier(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():  # bytes from 0 to 255 would be answered, with certainty, and wrongly
             raise ModelError(f"Pictures of type {images.dtype} are not in [0, 1]; divide bytes by 255.")
-        # In the more precise of the two types: steps of 1/255 are lost in bfloat16 before the mean is taken off.
-        return ((images - self.mean) / self.std).to(self.mean.dtype)
+        # In the more precise of the two types: steps of 1/255 are lost in bfloat16 before the mean is taken off. One
+        # operation in place of two: with a pixel's channels side by side each of them is slow, 1 % of a training step.
+        return torch.addcmul(-self.mean / self.std, images, 1 / self.std).to(self.mean.dtype)
 
     def query(self, images: Tensor) -> Tensor:
         """Return the global features (B, D) of pictures (B, 3, H, W) in [0, 1], to attend to other pictures with."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RECORD_STEPS = 20  # steps between two lines of metrics.jsonl
 PANEL_SECONDS = 20.0  # between two panels of maps while training goes
+SAVING_SHARE = 0.01  # of the time; an epoch that is over sooner is not worth a checkpoint of its own
 
 
 class Keeper:
@@ -47,7 +48,7 @@ class Keeper:
         self.run, self.options, self.accelerator, self.listener = run, options, accelerator, listener
         self.began, self.spent_before = began, 0.0
         self.fitting: Fitting | None = None
-        self.saved = time.monotonic()
+        self.saved, self.saving = time.monotonic(), 0.0  # when the last checkpoint was written, and how long it took
         self.drawn = -math.inf
         self.asked_to_stop = False
         self.events: Any = None
@@ -74,7 +75,7 @@ class Keeper:
             self.save()
 
     def on_epoch(self, report: EpochReport, sample: Tensor | None) -> None:
-        """Record, draw a panel of maps, save."""
+        """Record, draw a panel of maps, save where that costs little."""
         assert self.fitting is not None
         since_start = self.since_start()
         self.record("epoch", {"step": self.fitting.step, "since_start": since_start, **dataclasses.asdict(report)})
@@ -89,8 +90,10 @@ class Keeper:
                 pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(sheet))))
                 self.events.add_image("maps", pixels, self.fitting.step, dataformats="HWC")
             self.drawn = time.monotonic()
-        self.save()
-        if self._stop_wanted():
+        asked = self._stop_wanted()
+        if asked or report.epoch == report.epochs or self.saving <= SAVING_SHARE * (time.monotonic() - self.saved):
+            self.save()
+        if asked:
             raise self._stopped(report)
 
     def _stop_wanted(self) -> bool:
@@ -120,10 +123,12 @@ class Keeper:
 
     def save(self) -> None:
         """Write a checkpoint, on the first process."""
+        began = time.monotonic()
         if self.accelerator.is_main_process and self.fitting is not None:
             tensors, progress = self.fitting.state()
             self.run.save_checkpoint(tensors, {**progress, "since_start": self.since_start()})
         self.saved = time.monotonic()
+        self.saving = self.saved - began
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The checkpoint to go on from, if there is one; see :meth:`heedmap.runs.Run.load_checkpoint`."""

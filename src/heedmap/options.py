@@ -86,7 +86,8 @@ class TrainOptions:
         cache_size: Gigabytes that the decoded pictures there may take, of all sets together.
         seed: Of the split, the order, the views and the weights.
         tensorboard: Write TensorBoard events into the run too.
-        save_every: Seconds between checkpoints (one is also written after each epoch).
+        save_every: Seconds between checkpoints; one is also written after an epoch that lasted a hundred times as long
+            as writing it takes.
     """
 
     data: str = "digit-scenes"

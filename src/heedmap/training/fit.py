@@ -286,7 +286,9 @@ class Fitting:
         return self.options.map_supervision * map_terms.mismatch({"combined": combined_map(still, shares)}, masks)
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
+        began = time.perf_counter()
         judged = self._judge()
+        judging = time.perf_counter() - began
         gates = self.classifier.is_gate or self.classifier.weights == "sigmoid"
         if math.isfinite(judged.accuracy) and not math.isfinite(judged.loss):  # before it is called the best, or drawn
             raise TrainingError(self._diverged())
@@ -304,6 +306,7 @@ class Fitting:
             validation_loss=judged.loss,
             images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
             seconds=seconds,
+            judging_seconds=judging,
             attention_peak=judged.peaks,
             warnings=tuple(attention_warnings(judged.peaks, judged.positions, (epoch + 1) / self.epochs, gates)),
             is_best=improved,
