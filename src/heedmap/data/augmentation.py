@@ -163,7 +163,7 @@ def _sampled(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tens
     grid = torch.empty((len(images), size, size, 2), device=images.device)
     grid[..., 0], grid[..., 1] = columns[:, None, :], rows[:, :, None]
     grid = grid * (2 / images.shape[-1]) - 1
-    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
+    return F.grid_sample(images.float(), grid, align_corners=False).permute(0, 2, 3, 1)
 
 
 def _colour(views: Tensor, factors: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _colour(views: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = factors
     own = brightness * contrast * saturation / 255
     shared = brightness * contrast * (1 - saturation) / 765  # of the sum of the channels, three times the grey
-    level = brightness * (1 - contrast) * views.flatten(1).mean(1) / 255
+    level = brightness * (1 - contrast) * views.mean((1, 2, 3)) / 255
     red, green, blue = views.unbind(3)
     grey = (red + green).add_(blue).mul_(shared[:, None, None]).add_(level[:, None, None])
     views.mul_(own[:, None, None, None])
