@@ -232,6 +232,29 @@ def test_lines_after_the_checkpoint_are_written_once(
     assert lines(out) == [line for line in expected_lines() if line[1] <= 24]
 
 
+def test_an_epoch_gets_a_checkpoint_where_that_costs_a_hundredth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = [0.0], []
+
+    class Slow(Run):
+        def save_checkpoint(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+            now[0] += 2.0
+            written.append(now[0])
+
+    monkeypatch.setattr("heedmap.keeper.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    alone: Any = types.SimpleNamespace(is_main_process=True, num_processes=1)
+    keeper = Keeper(Slow(tmp_path, {}), TrainOptions(data="x"), alone, Listener(), 0.0)
+    fitting: Any = types.SimpleNamespace(step=0, state=lambda: ({}, {}))
+    keeper.fitting = fitting
+    for epoch, ends in enumerate((1, 100, 202, 204, 300), start=1):  # the first costs nobody knows what
+        now[0] = float(ends)
+        keeper.on_epoch(EpochReport(epoch, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+    assert written == [3, 206]  # 199 seconds after the first are too few, 201 are enough
+    keeper.on_epoch(EpochReport(6, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+    assert len(written) == 3  # the last, for the test part is judged next
+
+
 def test_the_time_since_the_start_goes_on_where_it_was(cue_folder: Path, tmp_path: Path) -> None:
     def times() -> list[float]:
         records = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
