@@ -342,6 +342,20 @@ def test_a_folder_of_links_only_is_refused(folder):
         Folder(alone, ())
 
 
+def test_a_name_that_is_no_utf8_does_not_stop_the_page(folder, runs):
+    try:
+        (folder / "red" / "0.png").rename(folder / "red" / "a\udcff.png")
+    except OSError:
+        pytest.skip("this file system knows no such names")
+    app, _ = assemble([Run.open(runs[0])], [folder])
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        (source,) = (each for each in client.get("/api/about").json()["sources"] if each["title"] == folder.name)
+        place = source["names"].index(r"red/a\udcff.png")
+        facts = client.get(f"/api/pictures/s0-{place}").json()
+        assert client.get(f"/api/pictures/s0-{place}/view").status_code == 200
+    assert facts["name"] == r"red/a\udcff.png"
+
+
 def test_a_file_swapped_for_a_link_after_the_start_is_refused(folder, runs):
     app, _ = assemble([Run.open(runs[0])], [folder])
     with TestClient(app, base_url="http://127.0.0.1") as client:

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import tarfile
 import time
 from multiprocessing.process import BaseProcess
@@ -274,6 +275,43 @@ def test_another_question_other_pictures_or_a_strange_folder_are_refused(
         predict(classifier, digits / "00001.png", tmp_path / "out")
     with pytest.raises(DataError, match="is not empty"):
         predict(classifier, digits / "00001.png", digits)
+
+
+def test_a_picture_that_has_changed_since_is_another_picture(
+    classifier: AttentionClassifier, digits: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.png"
+    shutil.copy(digits / "00001.png", kept)
+    predict(classifier, kept, tmp_path / "out")
+    shutil.copy(digits / "00002.png", kept)
+    with pytest.raises(DataError, match="another pictures"):
+        predict(classifier, kept, tmp_path / "out")
+
+
+def test_a_damaged_table_is_named_and_its_part_alone_made_again(
+    classifier: AttentionClassifier, digits: Path, tmp_path: Path
+) -> None:
+    predict(classifier, digits, tmp_path / "out", part_size=64)
+    damaged = tmp_path / "out" / "predictions" / "part-000001.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"x")
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"part-000001\.parquet is damaged .* remove it and start again"):
+        predict(classifier, digits, tmp_path / "out", part_size=64)
+    damaged.unlink()
+    assert predict(classifier, digits, tmp_path / "out", part_size=64).kept == 2
+    assert damaged.read_bytes() == whole
+
+
+def test_names_that_are_no_utf8_stay_different(classifier: AttentionClassifier, digits: Path, tmp_path: Path) -> None:
+    for byte in (b"\xfe", b"\xff"):
+        try:
+            shutil.copy(digits / "00001.png", os.fsencode(tmp_path) + b"/a" + byte + b".png")
+        except OSError:
+            pytest.skip("this file system knows no such names")
+    predict(classifier, tmp_path, tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "predictions")
+    assert [Path(path).name for path in table["path"].to_pylist()] == [r"a\udcfe.png", r"a\udcff.png"]
 
 
 def test_values_out_of_range_are_refused(classifier: AttentionClassifier, digits: Path, tmp_path: Path) -> None:

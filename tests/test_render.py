@@ -228,6 +228,15 @@ def test_long_names_are_cut_in_the_middle_and_fit() -> None:
     assert _fit("short", 12, 150) == "short"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x85", "\u2028", "\u2029", "\x00"])
+def test_a_name_that_holds_the_end_of_a_line_is_drawn_on_one(end: str) -> None:
+    # A shaper of other writing than ASCII refuses some of these, and that once ended a training after its last step.
+    assert _fit(f"Zürich{end}See", 12, 500).split(end) == ["Zürich", "See"]
+    assert _drawable(f"a{end}b") == f"a{' ' * len(end)}b"
+    row = Row(Image.new("RGB", (90, 90)), f"Zürich{end}See.png", (drawn_map(torch.eye(4)),))
+    panel([row], Caption("sea", 0.5, None, f"Zürich{end}See.png"))
+
+
 def test_other_writing_than_ascii_can_always_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heedmap.render._other_font", lambda size: None)
     assert _drawable("café") == "cafe"

@@ -385,6 +385,25 @@ def test_files_folders_patterns_and_lists_become_paths_each_once(
     assert expand_pictures(["notes.txt"]) == [Path("notes.txt")]
 
 
+def test_links_are_followed_and_no_folder_is_entered_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all/sea/a.png", "all/z.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    for link, goal in (("all/loop", "."), ("all/linked", "../elsewhere")):
+        Path(link).symlink_to(goal)
+    assert expand_pictures(["all"]) == [Path("all/z.png"), Path("all/linked/b.png"), Path("all/sea/a.png")]
+    Path("all/sea/up").symlink_to("../..")
+    assert expand_pictures(["all"]) == [Path("all/z.png"), Path("all/linked/b.png"), Path("all/sea/a.png")]
+    Path("all/sea/up").unlink()
+    assert expand_pictures(["all/linked"]) == [Path("all/linked/b.png")]
+    assert expand_pictures(["all/**/*.png"]) == [
+        Path("all/linked/b.png"),
+        Path("all/sea/a.png"),
+        Path("all/z.png"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("argument", "line"),
     [

@@ -421,8 +421,15 @@ def _font(text: str, size: int) -> Font:
     return _default_font(size) if text.isascii() else _other_font(size) or _default_font(size)
 
 
+_NO_LETTERS = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
+
+
 def _drawable(text: str) -> str:
-    """The text itself where a font for it is at hand; else without accents, and ``?`` for what then is not ASCII."""
+    """The text itself where a font for it is at hand; else without accents, and ``?`` for what then is not ASCII.
+
+    What ends a line is a space: a file's name may hold it, and no font can be asked how long that is.
+    """
+    text = "".join(" " if unicodedata.category(letter) in _NO_LETTERS else letter for letter in text)
     if text.isascii() or _other_font(12) is not None:
         return text
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))

@@ -373,7 +373,7 @@ def write_whole(target: Path, content: bytes) -> None:
         raise
 
 
-_AGAIN = "start again, with --resume if the folder is still there"
+_AGAIN = "start again; a training goes on with --resume"
 
 
 @contextlib.contextmanager

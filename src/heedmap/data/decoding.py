@@ -6,6 +6,8 @@ somebody downloaded, is not. Colour profiles are not applied: CMYK is turned int
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -67,6 +69,8 @@ def read_picture(
         PictureError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no picture, one
             above ``max_pixels``, or one whose samples have no agreed black and white (32-bit and floating point).
     """
+    if isinstance(path, str | Path) and _is_special(path):
+        raise PictureError(f"{path}: it is a pipe, a socket or a device, not a file")
     try:
         with _pillow_quiet(), Image.open(path, formats=_FORMATS) as opened:
             _check_size(opened, min(max_pixels, MAX_PIXELS))
@@ -106,6 +110,15 @@ def to_tensor(picture: Image.Image) -> Tensor:
     import torch  # the rest of this file is used where there is none
 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether it is there and neither file nor folder; a pipe would be waited for until somebody writes into it."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  a million times; a Path for each is slow
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _check_size(picture: Image.Image, most: int) -> None:

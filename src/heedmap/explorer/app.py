@@ -31,6 +31,7 @@ from heedmap.explorer.methods import LEARNED, method_facts
 from heedmap.explorer.payload import network_facts, npz, reply_facts
 from heedmap.explorer.walking import Walk
 from heedmap.render import COLOURS
+from heedmap.visualize.sources import printable
 
 MAX_UPLOAD = 20_000_000
 """Bytes of a picture that is sent; what is larger is refused while it arrives."""
@@ -106,7 +107,12 @@ class _Explorer:
 
     def about(self) -> dict[str, Any]:
         sources = [
-            {"title": one.title, "names": one.names, "labels": one.labels, "notes": one.notes}
+            {
+                "title": printable(one.title),
+                "names": list(map(printable, one.names)),
+                "labels": [printable(label) for label in one.labels],
+                "notes": list(map(printable, one.notes)),
+            }
             for one in self.gallery.sources
         ]
         return {
@@ -213,7 +219,12 @@ def _add_pictures(app: FastAPI, explorer: _Explorer) -> None:
     @app.get("/api/pictures/{reference}")
     def facts(reference: str) -> dict[str, Any]:
         seen = explorer.see(reference)
-        return {"reference": reference, "name": seen.name, "label": seen.label, "box": seen.box}
+        return {
+            "reference": reference,
+            "name": printable(seen.name),
+            "label": printable(seen.label),
+            "box": seen.box,
+        }
 
     @app.post("/api/uploads")
     async def upload(request: Request, name: Annotated[str, Query(max_length=1000)] = "picture") -> dict[str, Any]:

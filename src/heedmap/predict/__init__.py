@@ -266,16 +266,31 @@ def _put(job: _Job, target: Path, content: bytes) -> None:
     own.replace(target)
 
 
-def _finish(job: _Job) -> bool:
-    """Write the manifest when the last part is there; whichever process comes last does, and twice does no harm."""
+def _rows(file: Path) -> int:
+    """The number of rows of a table that was written before.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{file} is damaged ({error}); remove it and start again: only its part is made anew."
+        ) from None
+
+
+def _finish(job: _Job) -> bool:
+    """Write the manifest when the last part is there; whichever process comes last does, and twice does no harm."""
     files = [_file(job, PREDICTIONS, number) for number in range(job.parts)]
     if not all(file.is_file() for file in files):
         return False
     lost = [_file(job, UNREADABLE, number) for number in range(job.parts)]
-    rows = [pq.read_metadata(file).num_rows for file in files]
-    missing = [pq.read_metadata(file).num_rows if file.is_file() else 0 for file in lost]
+    rows = [_rows(file) for file in files]
+    missing = [_rows(file) if file.is_file() else 0 for file in lost]
     content = {"parts": len(files), "pictures": sum(rows), "unreadable": sum(missing), "rows": rows}
     _put(job, job.out / MANIFEST, json.dumps(content, indent=1).encode())
     for folder in (PREDICTIONS, UNREADABLE):

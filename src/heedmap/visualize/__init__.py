@@ -238,7 +238,7 @@ def _make_folder(out: Path) -> None:
 def _draw_all(job: _Job, sources: Sources, batch_size: int, on_progress: Callable[[int], None] | None) -> bool:
     """Draw batch by batch and write the table; returns False where the user interrupted after the first batch."""
     with (
-        (job.out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        (job.out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
         table = csv.DictWriter(file, _columns(job))

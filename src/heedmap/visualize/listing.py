@@ -59,7 +59,14 @@ def _meant_by(argument: str) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     found = []
-    for parent, folders, files in os.walk(folder):
+    # Links are followed as in folders to train on, but no folder is entered twice, and none that contains this one.
+    seen = {str(above) for above in folder.resolve().parents}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         drawn = DRAWN if _is_drawing(Path(parent)) else ()
         folders[:] = sorted(name for name in folders if _is_wanted(name) and name not in drawn)
         found += [Path(parent, name) for name in sorted(files) if _is_wanted(name) and _has_suffix(name)]
@@ -71,10 +78,19 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _fitting(pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    found = [Path(name) for name in names if _has_suffix(name) and _is_picture_place(Path(name))]
+    found = _each_once([Path(name) for name in names if _has_suffix(name) and _is_picture_place(Path(name))])
     if not found:
         raise DataError(f"No picture fits {pattern}.")
     return found
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """The same without what a link leads to a second time: ``**`` goes round a loop of links forty times."""
+    ways: dict[str, Path] = {}  # folder -> the shortest way to it
+    for parent in sorted({path.parent for path in paths}, key=lambda each: len(each.parts)):
+        ways.setdefault(os.path.realpath(parent), parent)
+    kept = set(ways.values())
+    return [path for path in paths if path.parent in kept]
 
 
 def _is_picture_place(path: Path) -> bool:

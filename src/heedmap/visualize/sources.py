@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +84,14 @@ class Sources:
         return None if self.shards else len(self.files)
 
     def digest(self) -> str:
-        """A fingerprint of the list; of a shard its length and time of change count too."""
+        """A fingerprint of the list, and of the length and time of change of each file and shard."""
         found = hashlib.blake2b(digest_size=16)
-        for name in self.files:
-            found.update(name.encode("utf-8", "surrogateescape") + b"\n")
-        for shard in self.shards:
-            status = shard.stat()
-            found.update(f"{shard} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        for name in (*self.files, *map(str, self.shards)):
+            state = ""
+            with contextlib.suppress(OSError):  # a picture that is not there is told of when it is read
+                status = os.stat(name)  # noqa: PTH116  a million times; a Path for each is slow
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            found.update(f"{name} {state}\n".encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
     def parts(self, size: int, cache: Path | None = None) -> Iterator[Part]:
@@ -209,5 +212,5 @@ def printable(text: str) -> str: ...
 @overload
 def printable(text: None) -> None: ...
 def printable(text: str | None) -> str | None:
-    """Return the text as UTF-8 can hold it; a file's name may have bytes that are no letters."""
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+    r"""Return the text as UTF-8 can hold it; bytes of a name that are no letters become ``\udcff``, as in JSON."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
