@@ -411,7 +411,7 @@ def test_a_disk_that_fills_up_later_keeps_the_last_state(
         runs, "write_whole", lambda path, content: (full if path.name == MODEL else real)(path, content)
     )
     line = refusal("train", cue_folder, "--out", tmp_path / "run", *SMALL)
-    assert "model.safetensors: the disk is full; free some space and start again, with --resume if the folder" in line
+    assert "model.safetensors: the disk is full; free some space and start again; a training goes on" in line
     run = Run.open(tmp_path / "run", finished=False)
     assert (run.path / CHECKPOINT).is_file()
     assert not list(run.path.rglob(".*.partial"))

@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     full_disk(monkeypatch, number)
     with pytest.raises(
         RunError,
-        match=r"checkpoint.safetensors: the disk.*free some space and start again, with --resume if the folder",
+        match=r"checkpoint.safetensors: the disk.*free some space and start again; a training goes on with --resume",
     ):
         empty_run.save_checkpoint({"a": torch.ones(2)}, {"step": 2})
     assert (empty_run.path / CHECKPOINT).read_bytes() == before

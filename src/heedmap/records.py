@@ -129,11 +129,11 @@ class EpochReport:
             part, NaN where there is none.
         images_per_second: training pictures per second of training time, all processes together.
         seconds: of training, from the first step to the last.
-        judging_seconds: spent on the validation part after that.
         attention_peak: tap -> mean over pictures of the largest weight: of a readout's softmax 1 = one point, 1 / N =
             uniform; a sigmoid's gate is shut at 0 and open at 1.
         warnings: sentences for the user, such as a collapsed or uniform map.
         is_best: this epoch's weights are the best so far by validation.
+        judging_seconds: spent on the validation part, after ``seconds``.
     """
 
     epoch: int
@@ -144,10 +144,10 @@ class EpochReport:
     validation_loss: float
     images_per_second: float
     seconds: float
-    judging_seconds: float = 0.0
     attention_peak: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     is_best: bool = False
+    judging_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
