@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import measuring
-from heedmap.machine import keep_freed_memory
+from heedmap.system import keep_freed_memory
 
 PARTS = {
     "training-step": "training_step",
@@ -18,7 +18,7 @@ PARTS = {
     "learned-maps": "learned_maps",
     "map-methods": "map_methods",
     "drawing": "drawing",
-    "localisation": "localisation",
+    "localization": "localization",
     "startup": "startup",
     "scale": "scale",
 }

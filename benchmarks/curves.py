@@ -1,9 +1,9 @@
 """Accuracy against minutes of training, from what runs have written down themselves.
 
-    python -m benchmarks.curves PICTURE.png RUN [RUN ...] [--mark "NAME" MINUTES PER_CENT] [--title TEXT]
-    python -m benchmarks.curves PICTURE.png --point heedmap 4 91.2+-0.2 --point heedmap 8 93.0+-0.1 --point other 9 90
+    python -m benchmarks.curves IMAGE.png RUN [RUN ...] [--mark "NAME" MINUTES PER_CENT] [--title TEXT]
+    python -m benchmarks.curves IMAGE.png --point heedmap 4 91.2+-0.2 --point heedmap 8 93.0+-0.1 --point other 9 90
 
-Lines are the accuracy on the part kept apart for choosing, after each epoch; diamonds the test part, judged once, at
+Lines are the accuracy on the part kept apart for choosing, after each epoch; diamonds the test part, evaluated once, at
 the end. Minutes are those since the start of training, everything included, summed over resumes; a run from before
 that was written down has those of its epochs' steps alone, and the line printed says so.
 
@@ -30,7 +30,7 @@ SHORTEST = 0.5  # what the axis leaves out of the first, steep part, as a share 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the picture and print its figures."""
+    """Draw the image and print its figures."""
     given = _asked(arguments)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -51,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     axes.grid(color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(given.picture, dpi=110)
+    figure.savefig(given.image, dpi=110)
 
 
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     words = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
     words.formatter_class = argparse.RawDescriptionHelpFormatter
-    words.add_argument("picture")
+    words.add_argument("image")
     words.add_argument("runs", nargs="*")
     triple = {"nargs": 3, "action": "append", "default": [], "metavar": ("NAME", "MINUTES", "PER_CENT")}
     words.add_argument("--mark", **triple)
@@ -93,8 +93,8 @@ def curve(folder: Path) -> tuple[list[float], list[float], float, bool]:
     whole = all("since_start" in epoch for epoch in epochs)
     seconds = [epoch["since_start"] if whole else epoch["seconds"] for epoch in epochs]
     minutes = [value / 60 for value in (seconds if whole else itertools.accumulate(seconds))]
-    judged = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return minutes, [100 * epoch["validation_accuracy"] for epoch in epochs], 100 * judged["top1"], whole
+    evaluated = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return minutes, [100 * epoch["validation_accuracy"] for epoch in epochs], 100 * evaluated["top1"], whole
 
 
 def joined(points: Sequence[Sequence[str]]) -> dict[str, list[tuple[float, float, float]]]:

@@ -1,10 +1,10 @@
-"""`visualize` on a folder of photographs against loops of pytorch-grad-cam, one picture at a time, as its guide has it.
+"""`visualize` on a folder of photographs against loops of pytorch-grad-cam, one image at a time, as its guide has it.
 
 Two loops: one that does the same job (read a file, ask the same network, a map of each of the two taps and the two
 combined, drawn side by side at the same size, PNG, thumbnail and raw values), and the least that anyone may call
 drawing a map (one map of one layer, at the network's size, no text). `visualize` writes legend, page and table too.
 
-Memory is that of `visualize` alone, in a process of its own for each number of pictures:
+Memory is that of `visualize` alone, in a process of its own for each number of images:
 
     python -m benchmarks.drawing --counts 1000 10000 --folder PHOTOGRAPHS
 """
@@ -26,17 +26,19 @@ from PIL import Image
 
 from benchmarks.end_to_end import draw_folder
 from benchmarks.measuring import ceiling, keep, ratios, spread, timed
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.machine import keep_freed_memory
-from heedmap.visualize import visualize
-from heedmap.visualize.answers import TILE
+from heedmap.inference.prediction import TILE
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.system import keep_freed_memory
+from heedmap.workflows.visualize import visualize
 
 SIZE, PANEL = 144, (1116, 472)
 Draw = Callable[[Image.Image, Any, Any, Path], None]
 
 
 class Logits(torch.nn.Module):
-    """The classifier as pytorch-grad-cam wants it: pictures to logits."""
+    """The classifier as pytorch-grad-cam wants it: images to logits."""
 
     def __init__(self, classifier: AttentionClassifier) -> None:
         super().__init__()
@@ -54,26 +56,26 @@ def main(
 
     Args:
         rounds: of each contender.
-        count: pictures a round.
+        count: images a round.
         folder: photographs (``*.jpg``, with all folders below); None draws them.
-        counts: numbers of pictures for each of which the peak memory is measured.
+        counts: numbers of images for each of which the peak memory is measured.
 
     Raises:
-        SystemExit: the folder holds fewer pictures.
+        SystemExit: the folder holds fewer images.
     """
     with tempfile.TemporaryDirectory() as place:
-        shown = Path(folder or f"{place}/pictures")
+        shown = Path(folder or f"{place}/images")
         if folder is None:
             draw_folder(shown, max(count, *counts), 320)
         files = _files(shown, count)
         rates = _rates(files, rounds, Path(place))
         record = {
             "ceiling": ceiling(),
-            "pictures": count,
+            "images": count,
             "images per second": {name: spread(values) for name, values in rates.items()},
             "visualize / same job": spread(ratios(rates["visualize"], rates["pytorch-grad-cam, same job"])),
             "visualize / one map": spread(ratios(rates["visualize"], rates["pytorch-grad-cam, one map"])),
-            "peak memory MiB by pictures": _memory(shown, counts),
+            "peak memory MiB by images": _memory(shown, counts),
         }
     keep("drawing", record)
     return record
@@ -88,7 +90,7 @@ def _classifier() -> AttentionClassifier:
 def _files(folder: Path, count: int) -> list[Path]:
     files = sorted(folder.rglob("*.jpg"))[:count]
     if len(files) < count:
-        raise SystemExit(f"{folder} holds {len(files)} pictures (*.jpg), and {count} are asked for.")
+        raise SystemExit(f"{folder} holds {len(files)} images (*.jpg), and {count} are asked for.")
     return files
 
 
@@ -121,9 +123,9 @@ def _memory(folder: Path, counts: Sequence[int]) -> dict[str, float]:
 
 
 def _peak(folder: Path, count: int) -> float:
-    """MiB that this process has held at most after drawing so many pictures.
+    """MiB that this process has held at most after drawing so many images.
 
-    The system's own high-water mark where it tells one (Linux), else the highest of what is held after each picture.
+    The system's own high-water mark where it tells one (Linux), else the highest of what is held after each image.
     """
     keep_freed_memory()  # as the command does
     seen: list[int] = []
@@ -149,26 +151,26 @@ def _loop(classifier: AttentionClassifier, files: list[Path], out: Path, draw: D
     layers = [[classifier.backbone.get_submodule(tap)] for tap in classifier.taps]
     with GradCAM(network, layers[0]) as first, GradCAM(network, layers[1]) as second:
         for file in files:
-            picture = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            draw(picture, first, second, out / file.stem)
+            image = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            draw(image, first, second, out / file.stem)
 
 
-def _least(picture: Image.Image, cam: Any, _: Any, out: Path) -> None:
+def _least(image: Image.Image, cam: Any, _: Any, out: Path) -> None:
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
-    values, tensor = _arrays(picture)
+    values, tensor = _arrays(image)
     grey = cam(tensor, None)[0]
     Image.fromarray(show_cam_on_image(values, grey, use_rgb=True)).save(out.with_suffix(".png"))
     np.savez_compressed(out.with_suffix(".npz"), grey)
 
 
-def _whole(picture: Image.Image, first: Any, second: Any, out: Path) -> None:
+def _whole(image: Image.Image, first: Any, second: Any, out: Path) -> None:
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
-    _, tensor = _arrays(picture)
+    _, tensor = _arrays(image)
     maps = [cam(tensor, None)[0] for cam in (first, second)]
     maps.append(np.sqrt(maps[0] * maps[1]))
-    large = picture.resize((TILE, TILE), Image.Resampling.BICUBIC)
+    large = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
     values = np.asarray(large, dtype=np.float32) / 255
     sheet = Image.new("RGB", PANEL, "white")
     sheet.paste(large, (22, 92))
@@ -181,8 +183,8 @@ def _whole(picture: Image.Image, first: Any, second: Any, out: Path) -> None:
     np.savez_compressed(out.with_suffix(".npz"), *maps)
 
 
-def _arrays(picture: Image.Image) -> tuple[Any, torch.Tensor]:
-    values = np.asarray(picture, dtype=np.float32) / 255
+def _arrays(image: Image.Image) -> tuple[Any, torch.Tensor]:
+    values = np.asarray(image, dtype=np.float32) / 255
     return values, torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
 
 
@@ -190,8 +192,8 @@ def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drawing", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--folder", help="of photographs; drawn where none is given")
-    parser.add_argument("--counts", type=int, nargs="+", default=[160, 640], help="pictures; only memory is measured")
-    parser.add_argument("--peak-of", type=int, help="pictures: do it here, and print the MiB at the peak")
+    parser.add_argument("--counts", type=int, nargs="+", default=[160, 640], help="images; only memory is measured")
+    parser.add_argument("--peak-of", type=int, help="images: do it here, and print the MiB at the peak")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(asked.folder or place)
@@ -201,7 +203,7 @@ def _main() -> None:
             sys.stdout.write(f"{_peak(folder, asked.peak_of):.0f}\n")
             return
         for count, peak in _memory(folder, asked.counts).items():
-            sys.stdout.write(f"{count} pictures: {peak:.0f} MiB at the peak\n")
+            sys.stdout.write(f"{count} images: {peak:.0f} MiB at the peak\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`heedmap train`, everything included, against the bare training step on pictures that lie ready in memory."""
+"""`heedmap train`, everything included, against the bare training step on images that lie ready in memory."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from PIL import Image
 
 from benchmarks import measuring
 from benchmarks.measuring import CLOCKS, ceiling, keep, ratios, spread, timed
-from heedmap.classifier import build_classifier
-from heedmap.data.augmentation import Augmentation, view_size
-from heedmap.listener import Listener
-from heedmap.options import TrainOptions
-from heedmap.records import EpochReport
+from heedmap.config import TrainOptions
+from heedmap.data.transforms import Augmentation, view_size
+from heedmap.models.factory import build_classifier
+from heedmap.progress import Progress
 from heedmap.runs import Run
-from heedmap.train import train
-from heedmap.training.optimizer import make_optimizer
+from heedmap.training.optimizers import make_optimizer
 from heedmap.training.precision import autocast, resolve
+from heedmap.types import EpochReport
+from heedmap.workflows.train.train import train
 
 STEPS = 12  # of the bare step, a round
 ALONE, KEPT = "training steps alone", "loading, steps, records, panels, checkpoints"
-ALL = "the same, and judging the validation part"
-JPEG, SMALL = "JPEG folder, 150 x 150", "small pictures, 32 x 32, whitened as for CIFAR-10"
+ALL = "the same, and evaluating the validation part"
+JPEG, SMALL = "JPEG folder, 150 x 150", "small images, 32 x 32, whitened as for CIFAR-10"
 
 
-class Beside(Listener):
+class Beside(Progress):
     """Between any two epochs runs the bare step for a while, so that both are measured in the same minutes.
 
-    Training tells of an epoch after its validation part was judged, and before its panel and checkpoint. So what lies
-    between two tellings, less the bare step, holds all that an epoch is made of: a panel (where one is due) and a
-    checkpoint, then the data, steps, averages and records of the next epoch, and judging.
+    Training tells of an epoch after its validation part was evaluated, and before its panel and checkpoint. So what
+    lies between two tellings, less the bare step, holds all that an epoch is made of: a panel (where one is due) and a
+    checkpoint, then the data, steps, averages and records of the next epoch, and evaluating.
     """
 
     def __init__(self, out: Path) -> None:
@@ -53,9 +53,9 @@ class Beside(Listener):
         if self.bare is None:
             self.bare = bare_step(Run.open(self.out, finished=False))
         else:
-            pictures = report.images_per_second * report.seconds
-            self.rates[ALL].append(pictures / (now() - self.since))
-            self.rates[KEPT].append(pictures / (now() - self.since - report.judging_seconds))
+            images = report.images_per_second * report.seconds
+            self.rates[ALL].append(images / (now() - self.since))
+            self.rates[KEPT].append(images / (now() - self.since - report.evaluation_seconds))
             # From the start of the epoch to the end of its last step, by the wall; the first step is in it.
             self.rates[ALONE].append(report.images_per_second)
         self.bare_rates.append(self.bare())
@@ -64,7 +64,7 @@ class Beside(Listener):
     def record(self) -> dict[str, Any]:
         """The rates, and what share they are of the bare step before and after the epoch."""
         around = [(before + after) / 2 for before, after in itertools.pairwise(self.bare_rates)]
-        # Steps and judging are timed by the wall alone.
+        # Steps and evaluating are timed by the wall alone.
         rates = self.rates if measuring.clock == "wall" else {ALL: self.rates[ALL]}
         return {
             "images per second": {
@@ -84,13 +84,13 @@ def main(
         rounds: epochs after the first that are measured, with a round of the bare step before and after each.
         folder: photographs to train on; None draws JPEG files of 150 x 150.
         count: files drawn.
-        small: files of 32 x 32 drawn, for what CIFAR-10 gets: whitened, Muon, 512 pictures a step, 4 % for validation.
+        small: files of 32 x 32 drawn, for what CIFAR-10 gets: whitened, Muon, 512 images per step, 4 % for validation.
             CIFAR-10's epochs are five times as long, so that a checkpoint weighs less there.
         more: options of both trainings.
     """
     found = {}
     with tempfile.TemporaryDirectory() as place:
-        drawn, tiny = Path(place) / "pictures", Path(place) / "small"
+        drawn, tiny = Path(place) / "images", Path(place) / "small"
         if folder is None:
             draw_folder(drawn, count, 150)
         draw_folder(tiny, small, 32)
@@ -102,9 +102,9 @@ def main(
             out = Path(place) / f"run {title.split()[0]}"
             beside = Beside(out)
             shared = {"out": str(out), "epochs": rounds + 1, "cache": str(Path(place) / "cache")}
-            run = train(TrainOptions(**{**shared, **options, **more}), listener=beside)
+            run = train(TrainOptions(**{**shared, **options, **more}), progress=beside)
             found[title] = {
-                "pictures": run.config["sizes"]["train"],
+                "images": run.config["sizes"]["train"],
                 "model": f"{run.options.model}, {run.options.optimizer}, batch {run.options.batch_size}",
                 **beside.record(),
             }
@@ -114,7 +114,7 @@ def main(
 
 
 def bare_step(run: Run) -> Callable[[], float]:
-    """Pictures a second of forward, loss, backward and optimiser on one batch, again and again.
+    """Images a second of forward, loss, backward and optimiser on one batch, again and again.
 
     Model, batch, size of the views, loss, optimiser and precision are those of the run.
     """

@@ -3,7 +3,7 @@
     python benchmarks/export.py RUN model.onnx int8.onnx [--threads 1] [--rounds 7]
 
 The three take turns, so that whatever else the machine does falls on all of them; told are medians and quartiles.
-Pictures are squares of the network's size already. The accuracy is that of the run's whole test part.
+Images are squares of the network's size already. The accuracy is that of the run's whole test part.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     options = run.options
     test = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test).test
     assert test is not None
-    pictures = np.stack([test.load(i, classifier.image_size).permute(1, 2, 0).numpy() for i in range(len(test))])
+    pixels = np.stack([test.load(i, classifier.image_size).permute(1, 2, 0).numpy() for i in range(len(test))])
 
     @torch.inference_mode()
     def in_torch(batch: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def main() -> None:
         read = OnnxClassifier(path, threads=given.threads)
         answers[path] = lambda batch, read=read: read(batch)["logits"]
     for name, answer in answers.items():
-        found = np.concatenate([answer(pictures[i : i + 50]).argmax(1) for i in range(0, len(pictures), 50)])
+        found = np.concatenate([answer(pixels[i : i + 50]).argmax(1) for i in range(0, len(pixels), 50)])
         sys.stdout.write(f"accuracy {(found == test.labels.numpy()).mean():.4f}  {name}\n")
     for batch in (1, 16):
         rates: dict[str, list[float]] = {name: [] for name in answers}
@@ -53,7 +53,7 @@ def main() -> None:
             for name, answer in answers.items():
                 started = time.perf_counter()
                 for place in range(0, 64, batch):
-                    answer(pictures[place : place + batch])
+                    answer(pixels[place : place + batch])
                 rates[name].append(64 / (time.perf_counter() - started))
         for name, found in rates.items():
             low, middle, high = statistics.quantiles(found, n=4)

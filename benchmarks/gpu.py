@@ -2,13 +2,13 @@
 
     python -m benchmarks gpu                               # the whole of it; needs no network, but data/ with CIFAR-10
     python -m benchmarks.gpu --root DIR --seeds 5          # DIR holds cifar-10-batches-py, as torchvision puts it
-    python -m benchmarks.gpu --data DIR                    # the same, or folders of pictures: train/CLASS, test/CLASS
+    python -m benchmarks.gpu --data DIR                    # the same, or folders of images: train/CLASS, test/CLASS
     python -m benchmarks.gpu --device cpu --tiny           # the same lines on a CPU in a minute, to see that they run
 
 The aim is 94 % of the test part, the mean over seeds, after at most 10 s of the loop. The clock of the loop runs over
-the steps of training alone, with all their views, averages and records; start, judging and the checkpoint of an epoch
-are told as ``whole``. Accuracy stands there twice: of the pictures as they are, and ``with flips``, where the answers
-to a picture and its mirror image are averaged, as the records for this set have it.
+the steps of training alone, with all their views, averages and records; start, evaluating and the checkpoint of an
+epoch are told as ``whole``. Accuracy stands there twice: of the images as they are, and ``with flips``, where the
+answers to an image and its mirror image are averaged, as the records for this set have it.
 
 What is measured is kept in benchmarks/results/gpu.json after each part, so that a session that ends early loses only
 the part at work. A contender for which the memory does not suffice is noted, and the rest goes on.
@@ -41,18 +41,18 @@ from benchmarks import training_step
 from benchmarks.__main__ import show
 from benchmarks.end_to_end import draw_folder
 from benchmarks.measuring import OUT_OF_MEMORY, ceiling, keep, spread
+from heedmap.config import TrainOptions
 from heedmap.errors import HeedmapError
-from heedmap.evaluate import evaluate
-from heedmap.listener import Listener
-from heedmap.options import TrainOptions
-from heedmap.records import EpochReport
-from heedmap.train import train
+from heedmap.progress import Progress
+from heedmap.types import EpochReport
+from heedmap.workflows.evaluate.evaluate import evaluate
+from heedmap.workflows.train.train import train
 
 WANTED, WITHIN = 0.94, 10.0  # of the test part, seconds of the loop
 UNPACKED = "cifar-10-batches-py"
 
 
-class Loop(Listener):
+class Loop(Progress):
     """Adds up the seconds of the epochs' steps."""
 
     def __init__(self) -> None:
@@ -79,11 +79,11 @@ def main(
     Args:
         rounds: seeds of each training, and rounds of each step.
         device: of the step; None takes the GPU. Training takes the GPU wherever there is one.
-        data: ``cifar10``, a folder that holds it as torchvision puts it, or one of pictures.
+        data: ``cifar10``, a folder that holds it as torchvision puts it, or one of images.
         root: where ``cifar10`` lies.
         epochs: lengths of training to try, None being the fast recipe's own: the curve of accuracy against seconds.
-        batch: pictures a step of training.
-        step_batches: pictures a step of VGG-att3.
+        batch: images per step of training.
+        step_batches: images per step of VGG-att3.
         save: keep the figures for the page.
 
     Raises:
@@ -116,7 +116,7 @@ def _steps(rounds: int, device: str, batch: int) -> dict[str, Any]:
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         found = training_step.main(rounds, device, batch, save=False)
-    except torch.cuda.OutOfMemoryError:  # not even the pictures
+    except torch.cuda.OutOfMemoryError:  # not even the images
         torch.cuda.empty_cache()
         return {"note": OUT_OF_MEMORY}
     finally:
@@ -134,7 +134,7 @@ def _trained(data: str, root: str, epochs: int | None, batch: int, seeds: int) -
             figures = _trained_once(data, root, 1 if seed < 0 else epochs, batch, max(seed, 0))
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            return {"note": f"{OUT_OF_MEMORY} at {batch} pictures a step; --batch takes fewer"}
+            return {"note": f"{OUT_OF_MEMORY} at {batch} images per step; --batch takes fewer"}
         if seed >= 0:
             for name, value in figures.items():
                 found[name].append(value)
@@ -149,13 +149,13 @@ def _trained_once(data: str, root: str, epochs: int | None, batch: int, seed: in
             recipe="fast", model="whitened", optimizer="muon", download=False, batch_size=batch, epochs=epochs,
             validation=0.0,
         )  # fmt: skip
-        run = train(options, listener=loop)
+        run = train(options, progress=loop)
         whole = time.perf_counter() - began
-        judged = evaluate(run, device="cuda" if torch.cuda.is_available() else "cpu", download=False, flips=True)
-    assert judged.top1_with_flips is not None
+        evaluated = evaluate(run, device="cuda" if torch.cuda.is_available() else "cpu", download=False, flips=True)
+    assert evaluated.top1_with_flips is not None
     return {
-        "accuracy": judged.report.top1,
-        "accuracy with flips": judged.top1_with_flips,
+        "accuracy": evaluated.report.top1,
+        "accuracy with flips": evaluated.top1_with_flips,
         "loop seconds": loop.seconds,
         "whole seconds": whole,
     }
@@ -175,16 +175,14 @@ def _verdicts(found: dict[str, list[float]]) -> dict[str, str]:
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--data", default="cifar10", help="cifar10, or a folder of pictures or with cifar-10-batches-py"
-    )
+    parser.add_argument("--data", default="cifar10", help="cifar10, or a folder of images or with cifar-10-batches-py")
     parser.add_argument("--root", default="data", help="where cifar10 lies")
     parser.add_argument("--device", help="of the step: cuda, or cpu")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, nargs="*", help="lengths of training, for the curve")
-    parser.add_argument("--batch", type=int, default=2000, help="pictures a step of training")
+    parser.add_argument("--batch", type=int, default=2000, help="images per step of training")
     parser.add_argument(
-        "--tiny", action="store_true", help="drawn pictures, batches of 4, nothing kept: to see that it runs"
+        "--tiny", action="store_true", help="drawn images, batches of 4, nothing kept: to see that it runs"
     )
     return parser.parse_args()
 
@@ -197,8 +195,8 @@ def _main() -> None:
         show(main(asked.seeds, device=asked.device, **places, epochs=epochs, batch=asked.batch))
         return
     with tempfile.TemporaryDirectory() as place:
-        draw_folder(Path(place) / "pictures", 120, 32)
-        drawn = str(Path(place) / "pictures")
+        draw_folder(Path(place) / "images", 120, 32)
+        drawn = str(Path(place) / "images")
         show(main(1, device=asked.device, data=drawn, epochs=(1,), batch=20, step_batches=(4,), save=False))
 
 

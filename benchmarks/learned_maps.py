@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import AT_ONCE, alternate, ceiling, keep, ratios, repeated, spread
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
 from heedmap.training.precision import autocast, resolve
 
 NETWORKS = {

@@ -1,4 +1,4 @@
-"""How long judging where maps lie takes, all measures and the baselines included.
+"""How long evaluating where maps lie takes, all measures and the baselines included.
 
 Maps are noise on a grid of cells, interpolated: 14 cells are what a deep tap gives at 224 pixels; with 224 cells, the
 worst case, every pixel goes its own way, as in a saliency map.
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import ceiling, keep, spread, timed
-from heedmap.data.annotations import Annotations
-from heedmap.evaluation.localisation import localise
+from heedmap.data.annotations.annotations import Annotations
+from heedmap.metrics.localization.localize import localize
 
 SIZE = 224
-MAPS = {14: 10_000, 224: 1000}  # cells along a side -> maps judged
+MAPS = {14: 10_000, 224: 1000}  # cells along a side -> maps evaluated
 
 
 def drawn(count: int, generator: torch.Generator) -> Annotations:
-    """Annotations of one box a picture, a fifth to four fifths of each side."""
+    """Annotations of one box an image, a fifth to four fifths of each side."""
     sides = 0.2 + 0.6 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * (1 - sides)
     boxes = torch.cat([corner, corner + sides], dim=1)
@@ -29,23 +29,23 @@ def drawn(count: int, generator: torch.Generator) -> Annotations:
     return Annotations(names, tuple(box[None] for box in boxes), (None,) * count, known, objects)
 
 
-def judge(side: int, count: int) -> None:
-    """Judge so many maps of ``side`` cells at 224 pixels, and the four baselines that need no pictures."""
+def predict_batches(side: int, count: int) -> None:
+    """Evaluate so many maps of ``side`` cells at 224 pixels, and the four baselines that need no images."""
 
     def maps(rows: torch.Tensor) -> torch.Tensor:
         source = torch.Generator().manual_seed(int(rows[0]))
         return torch.rand(len(rows), 1, side, side, generator=source)
 
-    localise({"maps": maps}, drawn(count, torch.Generator().manual_seed(0)), size=SIZE)
+    localize({"maps": maps}, drawn(count, torch.Generator().manual_seed(0)), size=SIZE)
 
 
 def main(rounds: int = 1) -> dict[str, Any]:
     """Measure, keep and return the figures."""
-    judge(14, 64)  # what is set up once
+    predict_batches(14, 64)  # what is set up once
     record: dict[str, Any] = {"ceiling": ceiling()}
     for side, count in MAPS.items():
-        seconds = [timed(lambda side=side, count=count: judge(side, count), "cpu") for _ in range(rounds)]
+        seconds = [timed(lambda side=side, count=count: predict_batches(side, count), "cpu") for _ in range(rounds)]
         record[f"seconds for {count:,} maps of {side} x {side} cells"] = spread(seconds)
     record["peak memory, GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    keep("localisation", record)
+    keep("localization", record)
     return record

@@ -1,6 +1,6 @@
 """What a map costs over the plain forward pass: heedmap beside captum, torch-cam and pytorch-grad-cam.
 
-ResNet-18 with random weights, eight pictures of 224 px, one target each, the last features. Every contender does its
+ResNet-18 with random weights, eight images of 224 px, one target each, the last features. Every contender does its
 own forward pass; libraries that are not installed are left out. pytorch-grad-cam also enlarges its maps and divides
 them by their maximum, which cannot be switched off. On a machine that others use too, run one thread
 (``OMP_NUM_THREADS=1``) and take ``clock="processor"``: the seconds that this process got.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import alternate, ceiling, keep, spread
-from heedmap.maps import explain
+from heedmap.attribution import explain
 
 BATCH, SIDE = 8, 224
 

@@ -16,7 +16,7 @@ ABOUT = ("part", "day", "machine", "ceiling", "ceiling before", "ceiling after",
 _SHARES = "share of the bare step"
 _TRUNK = "over the plain trunk"
 _JPEG = "JPEG folder, 150 x 150"
-_SMALL = "small pictures, 32 x 32, whitened as for CIFAR-10"
+_SMALL = "small images, 32 x 32, whitened as for CIFAR-10"
 
 
 class Bar(NamedTuple):
@@ -46,7 +46,7 @@ BARS = (
         for what, key in {
             "steps": "training steps alone",
             "and records": "loading, steps, records, panels, checkpoints",
-            "everything": "the same, and judging the validation part",
+            "everything": "the same, and evaluating the validation part",
         }.items()
     ),
     *(Bar(f"visualize / grad-cam, {job}", "drawing", (), f"visualize / {job}") for job in ("same job", "one map")),

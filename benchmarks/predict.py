@@ -1,14 +1,14 @@
-"""Many pictures through ``heedmap predict``: killed and gone on with, one process against two, memory.
+"""Many images through ``heedmap predict``: killed and gone on with, one process against two, memory.
 
-    python benchmarks/predict.py --pictures 20000 --kills 5 --out /tmp/predict
+    python benchmarks/predict.py --images 20000 --kills 5 --out /tmp/predict
 
 Draws handwritten digits among noise (half of them as files, half in tar shards), trains a tiny run on some of them, and
 then
 
 1. answers all with two processes under torchrun, killed with SIGKILL at random moments, until it is done; every
-   picture must be in the tables exactly once;
+   image must be in the tables exactly once;
 2. answers all with one process and with two, uninterrupted, for the rate;
-3. compares the peak memory of a tenth of the pictures with that of all.
+3. compares the peak memory of a tenth of the images with that of all.
 
 Needs no network. What it measured is printed and written to OUT/predict.json.
 """
@@ -39,23 +39,23 @@ SHARD = 1000
 def main() -> None:
     """Draw, kill, time, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("predict-benchmark"))
     asked = parser.parse_args()
-    files, shards = draw(asked.out / "pictures", asked.pictures, asked.seed)
+    files, shards = draw(asked.out / "images", asked.images, asked.seed)
     run = trained(asked.out)
-    expected = Counter(expected_names(asked.pictures))
+    expected = Counter(expected_names(asked.images))
     sources = [str(files), f"{shards}/*.tar"]
     killed = kill_and_go_on(run, sources, asked.out / "killed", asked.kills, asked.seed)
-    found = {"pictures": asked.pictures, "kills": killed, **exactness(asked.out / "killed", expected)}
+    found = {"images": asked.images, "kills": killed, **exactness(asked.out / "killed", expected)}
     for world in (1, 2):
         seconds, peak = timed(run, sources, asked.out / f"world-{world}", world)
-        found[f"images_per_second_{world}"] = asked.pictures / seconds
+        found[f"images_per_second_{world}"] = asked.images / seconds
         found[f"peak_mib_{world}"] = peak
         found[f"exact_{world}"] = exactness(asked.out / f"world-{world}", expected)["exactly_once"]
-    few = sorted(files.glob("*.png"))[: asked.pictures // 10]
+    few = sorted(files.glob("*.png"))[: asked.images // 10]
     (asked.out / "few.txt").write_text("".join(f"{path}\n" for path in few))
     found["peak_mib_tenth"] = timed(run, [f"@{asked.out / 'few.txt'}"], asked.out / "few", 1)[1]
     (asked.out / "predict.json").write_text(json.dumps(found, indent=1))
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int, seed: int) -> tuple[Path, Path]:
-    """Draw pictures 0 .. count - 1: the first half as files, the others in shards; what is there already stays."""
+    """Draw images 0 .. count - 1: the first half as files, the others in shards; what is there already stays."""
     files, shards = folder / "files", folder / "shards"
     if (folder / "done").is_file():
         return files, shards
@@ -99,7 +99,7 @@ def draw(folder: Path, count: int, seed: int) -> tuple[Path, Path]:
 
 
 def expected_names(count: int) -> list[str]:
-    """What each picture is called in the tables, without its folder."""
+    """What each image is called in the tables, without its folder."""
     return [f"{number:06d}.png" for number in range(count)]
 
 
@@ -107,7 +107,7 @@ def trained(out: Path) -> Path:
     """A tiny run; what it answers does not matter here."""
     run = out / "run"
     if not (run / "manifest.json").is_file():
-        words = ["train", str(out / "pictures" / "train"), "--out", str(run), "--image-size", "32", "--epochs", "2"]
+        words = ["train", str(out / "images" / "train"), "--out", str(run), "--image-size", "32", "--epochs", "2"]
         subprocess.run([sys.executable, "-m", "heedmap", *words], check=True)
     return run
 
@@ -156,7 +156,7 @@ def stop_orphans(out: Path) -> None:
 
 
 def exactness(out: Path, expected: Counter[str]) -> dict[str, Any]:
-    """Compare the names in the tables with the pictures that there are."""
+    """Compare the names in the tables with the images that there are."""
     import pyarrow.parquet as pq
 
     names: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def exactness(out: Path, expected: Counter[str]) -> dict[str, Any]:
         "twice": sum(count > 1 for count in names.values()),
         "lost": len(expected - names),
         "parts": manifest["parts"],
-        "rows": manifest["pictures"],
+        "rows": manifest["images"],
     }
 
 

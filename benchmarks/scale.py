@@ -1,4 +1,4 @@
-"""What a training step costs as pictures, taps, classes and sets grow, and two processes against one."""
+"""What a training step costs as images, taps, classes and sets grow, and two processes against one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from benchmarks import measuring
 from benchmarks.end_to_end import draw_folder
 from benchmarks.measuring import alternate, ceiling, keep, spread
 from benchmarks.training_step import our_step
-from heedmap.classifier import Architecture, build_classifier
-from heedmap.data.augmentation import Augmentation
-from heedmap.data.loading import Store, TrainingBatches
-from heedmap.data.pictures import TensorPictures
-from heedmap.options import TrainOptions
+from heedmap.config import TrainOptions
+from heedmap.data.dataset import TensorDataset
+from heedmap.data.loader import Store, TrainingBatches
+from heedmap.data.transforms import Augmentation
+from heedmap.models.architecture import Architecture
+from heedmap.models.factory import build_classifier
 
 BATCH = 32
 SIZES = (64, 96, 144, 224)
 TAPS = (("stage3",), ("stage2", "stage3"), ("stage1", "stage2", "stage3"))
 CLASSES = (10, 100, 1000)
-PICTURES = (1_000, 10_000, 100_000)
+IMAGES = (1_000, 10_000, 100_000)
 PREPARED = 10_000  # of smaller sets, in a round
 DRAWN = 960  # files for one and for two processes
 
@@ -35,16 +36,16 @@ DRAWN = 960  # files for one and for two processes
 def main(rounds: int = 5) -> dict[str, Any]:
     """Measure, keep and return the figures; two processes are left out under the processor's clock."""
     record: dict[str, Any] = {"batch": BATCH, "ceiling": ceiling()}
-    record["training images per second by picture size"] = _rates({str(s): _step(s) for s in SIZES}, rounds)
+    record["training images per second by image size"] = _rates({str(s): _step(s) for s in SIZES}, rounds)
     record["training images per second by taps, 144 px"] = _rates(
         {str(len(taps)): _step(144, taps) for taps in TAPS}, rounds
     )
     record["training images per second by classes, 144 px"] = _rates(
         {str(count): _step(144, classes=count) for count in CLASSES}, rounds
     )
-    prepared = {str(count): _preparing(count) for count in PICTURES}
+    prepared = {str(count): _preparing(count) for count in IMAGES}
     seconds = alternate({name: work for name, (work, _) in prepared.items()}, rounds)
-    record["prepared images per second by pictures in the set, 32 px"] = {
+    record["prepared images per second by images in the set, 32 px"] = {
         name: spread([prepared[name][1] / value for value in values]) for name, values in seconds.items()
     }
     if measuring.clock == "wall":
@@ -68,13 +69,13 @@ def _step(size: int, taps: tuple[str, ...] | None = None, classes: int = 10) -> 
 
 
 def _preparing(count: int) -> tuple[Callable[[], None], int]:
-    """Whole epochs from a set of so many pictures in memory, their shuffling included, and how many pictures that is.
+    """Whole epochs from a set of so many images in memory, their shuffling included, and how many images that is.
 
     Small sets are passed over several times, so that there is something to time.
     """
     values = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
-    pictures = TensorPictures(values, torch.arange(count) % 10, tuple("abcdefghij"), [""] * count)
-    batches = TrainingBatches(Store(pictures, 32, 0, 1e12), 32, BATCH, Augmentation("shift", flip=True), 0)
+    images = TensorDataset(values, torch.arange(count) % 10, tuple("abcdefghij"), [""] * count)
+    batches = TrainingBatches(Store(images, 32, 0, 1e12), 32, BATCH, Augmentation("shift", flip=True), 0)
     epochs = range(max(1, PREPARED // count))
 
     def prepare() -> None:
@@ -88,7 +89,7 @@ def _preparing(count: int) -> tuple[Callable[[], None], int]:
 def _processes(rounds: int) -> dict[str, Any]:
     """The same training by one process on two threads, and by two processes on one thread each."""
     with tempfile.TemporaryDirectory() as place:
-        draw_folder(Path(place) / "pictures", DRAWN, 150)
+        draw_folder(Path(place) / "images", DRAWN, 150)
         return {str(world): spread(_trained(Path(place), world, rounds)) for world in (1, 2)}
 
 
@@ -97,7 +98,7 @@ def _trained(place: Path, world: int, rounds: int) -> list[float]:
     out = place / f"run{world}"
     # fmt: off
     joined = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
-    words = [sys.executable, *joined, "-m", "heedmap", "train", str(place / "pictures"), "--out", str(out),
+    words = [sys.executable, *joined, "-m", "heedmap", "train", str(place / "images"), "--out", str(out),
              "--epochs", str(rounds + 1), "--batch-size", "48", "--cache", "off"]
     # fmt: on
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world))}

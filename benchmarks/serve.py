@@ -1,10 +1,10 @@
 """Requests a second and latency of ``heedmap serve``, beside the ceiling of the same machine.
 
-    python benchmarks/serve.py RUN [--picture FILE] [--requests 400] [--clients 1 8 32 200]
+    python benchmarks/serve.py RUN [--image FILE] [--requests 400] [--clients 1 8 32 200]
 
-Starts the service in a process of its own and sends it one picture again and again over as many kept-open connections
+Starts the service in a process of its own and sends it one image again and again over as many kept-open connections
 as there are clients, each asking anew when it has its answer. The client shares the machine's cores with the service.
-The ceiling is the classifier alone on full batches of decoded pictures, and decoding alone on one thread, in this
+The ceiling is the classifier alone on full batches of decoded images, and decoding alone on one thread, in this
 process.
 """
 
@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 from PIL import Image, ImageFilter
 
-from heedmap.serving import Limits, open_predictor
-from heedmap.serving.pictures import read_bytes
+from heedmap.apps.server import Limits, open_predictor
+from heedmap.apps.server.images import read_bytes
 
 
 def photograph() -> bytes:
@@ -81,12 +81,12 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
-    parser.add_argument("--picture")
+    parser.add_argument("--image")
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 200])
     given = parser.parse_args()
-    content = Path(given.picture).read_bytes() if given.picture else photograph()
-    print(f"picture of {len(content):,} bytes, {Image.open(io.BytesIO(content)).size}")
+    content = Path(given.image).read_bytes() if given.image else photograph()
+    print(f"image of {len(content):,} bytes, {Image.open(io.BytesIO(content)).size}")
     ceilings(given.run, content)
     command = [sys.executable, "-m", "heedmap", "serve", given.run, "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.measuring import alternate, keep, spread
 
-ANSWERS = {
+PREDICTIONS = {
     "python -c pass": ["-c", "pass"],
     "import heedmap": ["-c", "import heedmap"],
     "heedmap --help": ["-m", "heedmap", "--help"],
@@ -21,7 +21,7 @@ def main(rounds: int = 9) -> dict[str, Any]:
     """Measure, keep and return the figures."""
     contenders = {
         name: lambda words=words: subprocess.run([sys.executable, *words], capture_output=True, check=False)
-        for name, words in ANSWERS.items()
+        for name, words in PREDICTIONS.items()
     }
     record = {"seconds": {name: spread(values) for name, values in alternate(contenders, rounds).items()}}
     keep("startup", record)

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import AT_ONCE, alternate, ceiling, keep, product, ratios, repeated, spread, those_that_fit
-from heedmap.classifier import AttentionClassifier
-from heedmap.options import TrainOptions
-from heedmap.paper import paper_vgg_att
-from heedmap.training.optimizer import make_optimizer
+from heedmap.config import TrainOptions
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.learn_to_pay_attention import paper_vgg_att
+from heedmap.training.optimizers import make_optimizer
 from heedmap.training.precision import autocast, resolve
 
 BATCH, CLASSES = 128, 10
 CONVS = (64, 64, 128, 128, 256, 256, 256, "tap", 512, 512, 512, "tap", 512, 512, 512, "tap")
-MULTIPLY_ADDS = 3.739e9  # a picture, forward: conv 1 to 13, which is all that ours runs
+MULTIPLY_ADDS = 3.739e9  # an image, forward: conv 1 to 13, which is all that ours runs
 EPS = 1e-3  # of the batch norms behind convs
 
 OPTIONS = TrainOptions(optimizer="sgd", learning_rate=0.01, weight_decay=5e-4)
@@ -82,7 +82,7 @@ def our_network(attention: str = "parametrised") -> AttentionClassifier:
         classes=names,
         image_size=32,
         attention_name=attention,
-        weights="softmax",
+        attention_weights="softmax",
     )
 
 
@@ -124,8 +124,8 @@ def _table(contenders: Mapping[str, Work], rounds: int, device: str, batch: int,
         contenders: one batch of each.
         rounds: how many.
         device: where.
-        batch: pictures in it.
-        work: multiply-adds of ours a picture.
+        batch: images in it.
+        work: multiply-adds of ours an image.
     """
     several = {name: repeated(once, device) for name, once in contenders.items()}
     images = batch * AT_ONCE[torch.device(device).type]

@@ -4,7 +4,7 @@
 
 Each comparison (of `heedmap compare digit-scenes-N --config experiments/clutter.yaml`) gives one amount of clutter. Its
 variants `none` and `parametrised` are paired by seed: over all test scenes, and over the third with the smallest and
-the third with the largest digits. Prints a table; the picture shows the differences with their 95 % intervals.
+the third with the largest digits. Prints a table; the image shows the differences with their 95 % intervals.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from scipy.stats import binomtest
 
 from heedmap.data.digit_scenes import SCENES, digit_scenes
-from heedmap.evaluation.comparison import PairedDifference, paired_difference, spread
-from heedmap.runs import ANSWERS
+from heedmap.metrics.statistics.paired import PairedDifference, paired_difference, spread
+from heedmap.runs import PREDICTIONS
 
 CONTROL, OTHER = "none", "parametrised"
 THIRDS = ("all", "smallest", "largest")
 
 
 def right(run: Path) -> np.ndarray:
-    """(N,) whether each test picture was answered rightly."""
-    with (run / ANSWERS).open(encoding="utf-8", newline="") as lines:
+    """(N,) whether each test image was answered rightly."""
+    with (run / PREDICTIONS).open(encoding="utf-8", newline="") as lines:
         return np.array([row["label"] == row["predicted"] for row in csv.DictReader(lines)])
 
 
@@ -63,7 +63,7 @@ def found_in(comparison: Path) -> tuple[str, dict[str, tuple[str, str, PairedDif
 
 
 def main() -> None:
-    """Print the table and draw the picture."""
+    """Print the table and draw the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparisons", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)

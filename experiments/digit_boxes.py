@@ -2,7 +2,7 @@
 
     python experiments/digit_boxes.py RUN ... [--method grad-cam layer-cam saliency] [--count 2000]
 
-`heedmap evaluate --suite localisation` holds maps against the strokes of the digit, and the demonstration's pointing
+`heedmap evaluate --suite localization` holds maps against the strokes of the digit, and the demonstration's pointing
 into the box is of learned attention alone. This prints the missing column, with its 95 % interval (Wilson), for runs on
 digit scenes.
 """
@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from heedmap.data.annotations import annotations_of
-from heedmap.data.augmentation import plain
+from heedmap.data.annotations.annotations import annotations_of
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.evaluation.asking import MapFunction, all_maps, asking, explained, learned_map, learned_map_at
-from heedmap.evaluation.localisation import localise
+from heedmap.data.transforms import plain
+from heedmap.metrics.localization.localize import localize
+from heedmap.metrics.maps import MapFunction, all_maps, explained, learned_map, learned_map_at
+from heedmap.modules import asking
 from heedmap.runs import Run
 
 BATCH = 100
@@ -48,7 +49,7 @@ def main() -> None:
                 name: all_maps(name, ask, lent, images, scenes.labels, BATCH)[:, None]
                 for name, ask in functions.items()
             }
-        found = localise(maps, boxes, size=side)
+        found = localize(maps, boxes, size=side)
         for name, scores in found.scores.items():
             told_as = scores["pointing"]
             cell = f"{100 * told_as.value:.1f} ({100 * told_as.low:.1f} - {100 * told_as.high:.1f})"

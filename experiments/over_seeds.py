@@ -2,7 +2,7 @@
 
     python experiments/over_seeds.py COMPARISON [--other parametrised]
 
-Each run of ``--other`` must have been judged with the control of its seed beside it:
+Each run of ``--other`` must have been evaluated with the control of its seed beside it:
 
     heedmap evaluate RUN --suite robustness,transfer --transfer DATA --control RUN-OF-THE-CONTROL
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from heedmap.evaluation.comparison import paired_difference, spread
+from heedmap.metrics.statistics.paired import paired_difference, spread
 from heedmap.runs import EVALUATION
 
 Figures = dict[str, dict[int, dict[str, float]]]  # row -> seed -> model -> figure
@@ -48,7 +48,7 @@ def transfer(found: dict[str, Any], seed: int, figures: Figures) -> None:
         figures[Path(row["data"]).name].setdefault(seed, {})[row["model"]] = row["probe"]["accuracy"]
 
 
-def judged(variant: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def evaluated(variant: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Seed and suites of each of a variant's runs."""
     for path in sorted(variant.glob(f"seed-*/{EVALUATION}")):
         suites = json.loads(path.read_text(encoding="utf-8")).get("suites", {})
@@ -63,16 +63,16 @@ def main() -> None:
     told = parser.parse_args()
     for suite, read in (("robustness", robustness), ("transfer", transfer)):
         figures: Figures = defaultdict(dict)
-        for seed, suites in judged(told.comparison / told.other):
+        for seed, suites in evaluated(told.comparison / told.other):
             if suite in suites:
                 read(suites[suite], seed, figures)
         if not figures:
-            print(f"{suite}: no run of {told.other} was judged so.")
+            print(f"{suite}: no run of {told.other} was evaluated so.")
             continue
         seeds = len(next(iter(figures.values())))
         names = list(next(iter(next(iter(figures.values())).values())))
         if len(names) < 2:
-            print(f"{suite}: judged without --control; there is nothing to pair.")
+            print(f"{suite}: evaluated without --control; there is nothing to pair.")
             continue
         print(f"\n| {suite}, {seeds} seeds | {' | '.join(names)} | difference (95 % interval) |")
         print("| --- | " + "---: | " * (len(names) + 1))
@@ -84,7 +84,7 @@ def main() -> None:
             interval = f"{100 * paired.mean:+.1f} ({100 * paired.low:.1f} to {100 * paired.high:.1f})"
             print(f"| {title} | {' | '.join(cells)} | {interval} |")
     steady: Figures = defaultdict(dict)
-    for seed, suites in judged(told.comparison / told.other):
+    for seed, suites in evaluated(told.comparison / told.other):
         if "robustness" in suites:
             stability(suites["robustness"], seed, steady)
     if steady:

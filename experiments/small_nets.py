@@ -6,8 +6,8 @@
 The network is the posts' (25 and 28 November 2019): two 3x3 convolutions of 32 and 64 channels without padding, each
 with ReLU, pooling and dropout 0.25, then 256 hidden units. 431,242 parameters on MNIST, 612,042 on CIFAR-10. Published,
 single runs of 25 epochs: 99.12 % and 71.84 % (Adam, batches of 250, a fifth of train kept apart). Here the rate follows
-one cycle, so that fewer epochs do, a tenth is kept apart to choose the epoch by, and the test part is judged once.
-Pictures of CIFAR-10 are mirrored at random; --no-flip leaves that out.
+one cycle, so that fewer epochs do, a tenth is kept apart to choose the epoch by, and the test part is evaluated once.
+Images of CIFAR-10 are mirrored at random; --no-flip leaves that out.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import heedmap as hm
-from heedmap.data import Pictures, load_many, open_data, split_by_class
-from heedmap.evaluation.classification import wilson_interval
-from heedmap.render import heatmap, overlay, scale_of
+from heedmap.data import ImageDataset, load_many, open_data, split_by_class
+from heedmap.metrics.classification import wilson_interval
 from heedmap.training.precision import autocast, resolve
+from heedmap.visualization.heatmap import heatmap, overlay, scale_of
 
 PUBLISHED = {"mnist": 0.9912, "cifar10": 0.7184}
 SIDES = {"mnist": (1, 28), "cifar10": (3, 32)}  # channels and side
-BATCH, JUDGED = 250, 1000
+BATCH, SCORED = 250, 1000
 TILE, SHOWN = 168, 7
 MAPS = (
-    ("picture", ""),
+    ("image", ""),
     ("saliency of the true class", "saliency"),
     ("Grad-CAM", "grad-cam"),
-    ("over the picture", "grad-cam"),
+    ("over the image", "grad-cam"),
 )
 
 
 def small_net(channels: int, side: int) -> nn.Sequential:
-    """The posts' network, from pictures (B, channels, side, side) in [0, 1] to 10 logits."""
+    """The posts' network, from images (B, channels, side, side) in [0, 1] to 10 logits."""
     left = ((side - 2) // 2 - 2) // 2
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
@@ -51,11 +51,11 @@ def small_net(channels: int, side: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def tensors(pictures: Pictures, channels: int, side: int) -> tuple[Tensor, Tensor]:
-    """Pictures (N, channels, side, side) uint8, and labels."""
-    images, failed = load_many(pictures, range(len(pictures)), side, 2)
+def tensors(dataset: ImageDataset, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Images (N, channels, side, side) uint8, and labels."""
+    images, failed = load_many(dataset, range(len(dataset)), side, 2)
     assert not failed, failed[0]
-    return images[:, :channels], pictures.labels
+    return images[:, :channels], dataset.labels
 
 
 def train(net: nn.Module, images: Tensor, labels: Tensor, told: argparse.Namespace) -> dict[str, Tensor]:
@@ -92,12 +92,12 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, told: argparse.Namespa
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of right answers."""
     net.eval()
-    parts = zip(images.split(JUDGED), labels.split(JUDGED), strict=True)
+    parts = zip(images.split(SCORED), labels.split(SCORED), strict=True)
     return sum(int((net(some.float() / 255).argmax(1) == true).sum()) for some, true in parts) / len(labels)
 
 
 def sheet(net: nn.Module, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Image.Image:
-    """Seven pictures, a line each: the picture, its saliency, its Grad-CAM at the last pooling, and that over it."""
+    """Seven images, a line each: the image, its saliency, its Grad-CAM at the last pooling, and that over it."""
     batch = images.float() / 255
     found = {
         "saliency": hm.explain(net, batch, "saliency", labels.tolist()).values,
@@ -131,7 +131,7 @@ def sheet(net: nn.Module, images: Tensor, labels: Tensor, classes: tuple[str, ..
 
 
 def main() -> None:
-    """Train, judge once, draw, and write the table."""
+    """Train, evaluate once, draw, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(PUBLISHED))
     parser.add_argument("--data", help="a folder, or where torchvision is to put the named set; default: data")

@@ -3,7 +3,7 @@
     python experiments/voc_masks.py FROM TO
 
 FROM holds images/CLASS/* and masks/CLASS/*. A photograph that stands under several classes goes, with all of them, into
-one part; heedmap's own split is by file and class, and would show the network pictures that it is judged by. Files are
+one part; heedmap's own split is by file and class, and would show the network images that it is evaluated by. Files are
 linked, not copied.
 """
 
@@ -27,16 +27,16 @@ def part_of(content: bytes) -> str:
 
 
 def main() -> None:
-    """Make TO/PART/CLASS/PICTURE, and TO/masks."""
+    """Make TO/PART/CLASS/IMAGE, and TO/masks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     told = parser.parse_args()
     source, target = told.source.resolve(), told.target
-    for picture in sorted(source.glob("images/*/*")):
-        place = target / "pictures" / part_of(picture.read_bytes()) / picture.parent.name / picture.name
+    for image in sorted(source.glob("images/*/*")):
+        place = target / "images" / part_of(image.read_bytes()) / image.parent.name / image.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(picture)
+        place.symlink_to(image)
     (target / "masks").symlink_to(source / "masks")
 
 

@@ -20,7 +20,7 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 CUE_CLASSES = ("blue", "green", "red")
 CUE_COLOURS = {"blue": (30, 60, 230), "green": (30, 200, 60), "red": (230, 40, 30)}
 CUE_SIDE = 10
-CUE_PICTURE_SIDE = 40
+CUE_IMAGE_SIDE = 40
 
 Box = tuple[int, int, int, int]
 
@@ -47,22 +47,22 @@ def images(generator: torch.Generator) -> torch.Tensor:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures that were decoded, as they are."""
-    from heedmap.data import FolderPictures
+    """The names of the images that were decoded, as they are."""
+    from heedmap.data import FolderDataset
 
     seen: list[str] = []
-    load = FolderPictures.load
+    load = FolderDataset.load
 
-    def note(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+    def note(self: FolderDataset, index: int, size: int) -> torch.Tensor:
         seen.append(self.names[index])
         return load(self, index, size)
 
-    monkeypatch.setattr(FolderPictures, "load", note)
+    monkeypatch.setattr(FolderDataset, "load", note)
     return seen
 
 
-def cue_picture(name: str, seed: int, side: int = CUE_PICTURE_SIDE) -> tuple[Image.Image, Box]:
-    """Draw a picture of class ``name`` and return it with its cue's box, (left, top, right, bottom) in pixels.
+def cue_image(name: str, seed: int, side: int = CUE_IMAGE_SIDE) -> tuple[Image.Image, Box]:
+    """Draw an image of class ``name`` and return it with its cue's box, (left, top, right, bottom) in pixels.
 
     Grey noise all over, and a square of the class's colour at a random place: only the square tells the class.
     """
@@ -74,13 +74,13 @@ def cue_picture(name: str, seed: int, side: int = CUE_PICTURE_SIDE) -> tuple[Ima
 
 
 def write_cue_part(folder: Path, count: int, first_seed: int, classes: tuple[str, ...] = CUE_CLASSES) -> dict[str, Box]:
-    """Write ``count`` cue pictures per class to ``folder/CLASS/NNN.png``; return "CLASS/NNN.png" -> the cue's box."""
+    """Write ``count`` cue images per class to ``folder/CLASS/NNN.png``; return "CLASS/NNN.png" -> the cue's box."""
     boxes: dict[str, Box] = {}
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            picture, box = cue_picture(name, first_seed + number)
-            picture.save(folder / name / f"{number:03d}.png", compress_level=1)
+            image, box = cue_image(name, first_seed + number)
+            image.save(folder / name / f"{number:03d}.png", compress_level=1)
             boxes[f"{name}/{number:03d}.png"] = box
     return boxes
 
@@ -107,7 +107,7 @@ def make_cue_folder(tmp_path: Path) -> Callable[..., Path]:
     """A function ``make(train=12, test=12, classes=...) -> Path``: a fresh cue folder; 0 leaves a part out."""
 
     def make(train: int = 12, test: int = 12, classes: tuple[str, ...] = CUE_CLASSES) -> Path:
-        folder = tmp_path / "pictures"
+        folder = tmp_path / "images"
         for part, count, first_seed in (("train", train, 0), ("test", test, 1000)):
             if count:
                 write_cue_part(folder / part, count, first_seed, classes)
@@ -118,7 +118,7 @@ def make_cue_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and weights that may lie beside the repository; the test is skipped without it."""
+    """The folder of real images and weights that may lie beside the repository; the test is skipped without it."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}")
@@ -160,7 +160,7 @@ class Refusal(Protocol):
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
     """A function ``refusal("train", folder, ...) -> str``: the one line with which the command line refuses."""
-    from heedmap.cli import main
+    from heedmap.cli.main import main
 
     def refused(*words: object, status: int = 2) -> str:
         capsys.readouterr()

@@ -12,15 +12,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from heedmap import Architecture, Run, TrainOptions, build_classifier, open_data
-from heedmap.data.augmentation import plain
-from heedmap.explorer.serving import assemble, listen, make_server
+from heedmap.apps.explorer.serving import assemble, explorer_server, listen
+from heedmap.data.transforms import plain
 
 STEPS = 30
 
 
 @functools.cache
 def trained_dot(data: Path) -> Path:
-    """A run of dot attention on cue pictures whose map follows the query.
+    """A run of dot attention on cue images whose map follows the query.
 
     Its attention and head are trained on a backbone that stays as it was made: the features are computed once, and the
     steps cost next to nothing.
@@ -33,7 +33,7 @@ def trained_dot(data: Path) -> Path:
         classifier = build_classifier(architecture)
     for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # one pass tells them all about these pictures
+            module.momentum = 1.0  # one pass tells them all about these images
     with torch.no_grad():
         classifier.train()(images)
         classifier.eval()
@@ -54,16 +54,16 @@ def trained_dot(data: Path) -> Path:
 
 
 @contextmanager
-def serving(runs: list[Path], pictures: list[Path]) -> Iterator[str]:
+def serving(runs: list[Path], images: list[Path]) -> Iterator[str]:
     """Serve on a free port of this machine, in a thread; gives the address."""
-    app, _ = assemble([Run.open(path) for path in runs], pictures)
+    app, _ = assemble([Run.open(path) for path in runs], images)
     bound, ready, address = listen("127.0.0.1", 0), threading.Event(), []
 
     def note(where: str) -> None:
         address.append(where)
         ready.set()
 
-    server = make_server(app, note)
+    server = explorer_server(app, note)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from heedmap.data.annotation_matching import match
-from heedmap.data.annotations import annotations_of, read_annotations
+from heedmap.data.annotations.annotations import annotations_of, read_annotations
+from heedmap.data.annotations.matching import match
+from heedmap.data.dataset import FolderDataset
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.data.object_masks import RunLengths, kind_of
-from heedmap.data.pictures import FolderPictures
+from heedmap.data.masks import RunLengths, kind_of
 from heedmap.errors import DataError, OptionError
 
 WIDTH, HEIGHT = 40, 20  # the square view is columns 10 to 30
@@ -20,12 +20,12 @@ SHARES = torch.tensor([[0.1, 0.2, 0.6, 0.7]], dtype=torch.float64)
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     names = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"]
     for name in names:
-        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), "grey").save(tmp_path / "pictures" / name)
-    return FolderPictures(tmp_path / "pictures", names, torch.tensor([0, 0, 1]), ("cat", "dog"))
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), "grey").save(tmp_path / "images" / name)
+    return FolderDataset(tmp_path / "images", names, torch.tensor([0, 0, 1]), ("cat", "dog"))
 
 
 def object_pixels():
@@ -158,9 +158,9 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("write", "has_mask"), WRITERS, ids=lambda value: getattr(value, "__name__", None))
-def test_every_format_tells_the_same_boxes_and_masks_in_the_square_view(write, has_mask, pictures, tmp_path):
-    found = read_annotations(write(tmp_path), pictures)
-    assert found.names == pictures.names
+def test_every_format_tells_the_same_boxes_and_masks_in_the_square_view(write, has_mask, images, tmp_path):
+    found = read_annotations(write(tmp_path), images)
+    assert found.names == images.names
     assert found.known.all()
     assert found.objects.tolist() == [1, 1, 1]
     for row in range(3):
@@ -179,41 +179,41 @@ def test_packed_run_lengths_are_read():
         RunLengths.read([3, 2], (4, 4))
 
 
-def test_an_object_is_cut_at_the_square_or_gone(pictures, tmp_path):
+def test_an_object_is_cut_at_the_square_or_gone(images, tmp_path):
     rows = ["cat/1.jpg,0,0,20,20", "cat/2.jpg,0,0,9,9", "dog/1.jpg,25,5,40,20"]
     (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom\n" + "\n".join(rows))
-    found = read_annotations(tmp_path / "boxes.csv", pictures)
+    found = read_annotations(tmp_path / "boxes.csv", images)
     assert found.boxes[0].tolist() == [[0.0, 0.0, 0.5, 1.0]]
     assert found.boxes[1].tolist() == []
     assert found.objects.tolist() == [1, 1, 1]
     assert found.boxes[2].tolist() == [[0.75, 0.25, 1.0, 1.0]]
-    assert found.notes[-1] == "1 pictures have objects only outside the centred square."
+    assert found.notes[-1] == "1 images have objects only outside the centred square."
 
 
-def test_only_objects_of_the_pictures_own_class_where_asked(pictures, tmp_path):
-    found = read_annotations(as_coco(tmp_path), pictures, same_class=True)
+def test_only_objects_of_the_images_own_class_where_asked(images, tmp_path):
+    found = read_annotations(as_coco(tmp_path), images, same_class=True)
     assert found.objects.tolist() == [1, 1, 0]
     (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom,class\ncat/1.jpg,1,1,9,9,cats\n")
     with pytest.raises(DataError, match="Did you mean 'cat'"):
-        read_annotations(tmp_path / "boxes.csv", pictures, same_class=True)
+        read_annotations(tmp_path / "boxes.csv", images, same_class=True)
 
 
-def test_values_of_a_mask_may_stand_for_classes(pictures, tmp_path):
+def test_values_of_a_mask_may_stand_for_classes(images, tmp_path):
     pixels = object_pixels()
     pixels[0:2, 10:14] = 2
     folder = write_masks(tmp_path / "m", pixels)
-    assert read_annotations(folder, pictures).objects.tolist() == [2, 2, 2]
-    found = read_annotations(folder, pictures, class_values={"cat": 1, "dog": 2})
+    assert read_annotations(folder, images).objects.tolist() == [2, 2, 2]
+    found = read_annotations(folder, images, class_values={"cat": 1, "dog": 2})
     assert torch.allclose(found.boxes[0], SHARES)
     assert found.boxes[2].tolist() == [[0.0, 0.0, 0.2, 0.1]]
 
 
-def test_a_mask_in_parts_has_a_box_for_each_or_one_for_all(pictures, tmp_path):
+def test_a_mask_in_parts_has_a_box_for_each_or_one_for_all(images, tmp_path):
     pixels = object_pixels()
     pixels[16:18, 12:14] = 1
     folder = write_masks(tmp_path / "m", pixels)
-    assert len(read_annotations(folder, pictures).boxes[0]) == 2
-    assert read_annotations(folder, pictures, parts=False).boxes[0].tolist() == [[0.1, 0.2, 0.6, 0.9]]
+    assert len(read_annotations(folder, images).boxes[0]) == 2
+    assert read_annotations(folder, images, parts=False).boxes[0].tolist() == [[0.1, 0.2, 0.6, 0.9]]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_kind_of_mask_is_told_from_its_values(values, is_indexed, kind):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "annotations", "expected"),
+    ("images", "annotations", "expected"),
     [
         (["a/1.jpg", "b/1.jpg"], ["b/1.png", "a/1.png"], (1, 0)),
         (["train/a/1.jpg", "test/a/1.jpg"], ["train/a/1.png"], (0, -1)),
@@ -249,14 +249,14 @@ def test_the_kind_of_mask_is_told_from_its_values(values, is_indexed, kind):
         (["a\\1.jpg"], ["a/1.png"], (0,)),
     ],
 )
-def test_annotations_find_their_pictures_by_path_or_not_at_all(pictures, annotations, expected):
-    assert match(pictures, annotations).annotation_of == expected
+def test_annotations_find_their_images_by_path_or_not_at_all(images, annotations, expected):
+    assert match(images, annotations).annotation_of == expected
 
 
 def test_what_does_not_match_is_told_in_one_line():
     note = match(["a/1.jpg", "b/1.jpg", "c/3.jpg"], ["1.png", "9.png", "3.png"]).note
     assert note == (
-        "2 of 3 pictures have no annotation; 1 annotations fit none of these pictures (such as 9.png); "
+        "2 of 3 images have no annotation; 1 annotations fit none of these images (such as 9.png); "
         "1 annotations are ambiguous (such as 1.png)."
     )
     assert match(["1.jpg"], ["1.png"]).note == ""
@@ -270,131 +270,131 @@ def test_digit_scenes_bring_their_own():
     assert found.subset([2]).names == scenes.names[2:]
 
 
-def test_a_picture_lying_on_its_side_is_annotated_as_seen(pictures, tmp_path):
+def test_a_image_lying_on_its_side_is_annotated_as_seen(images, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "pictures" / "cat" / "1.jpg", exif=exif)
-    assert torch.allclose(read_annotations(as_coco(tmp_path), pictures).boxes[0], SHARES)
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "cat" / "1.jpg", exif=exif)
+    assert torch.allclose(read_annotations(as_coco(tmp_path), images).boxes[0], SHARES)
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
         ("path,left,top,right,bottom\ncat/1.jpg,9,1,3,9\n", "is no box"),
-        ("path,left,top,right,bottom\ncat/1.jpg,1,1,300,9\n", "outside the picture"),
+        ("path,left,top,right,bottom\ncat/1.jpg,1,1,300,9\n", "outside the image"),
         ("path,left,top,right,bottom\ncat/1.jpg,1,1,x,9\n", "line 2"),
         ("path,left,up,right,bottom\ncat/1.jpg,1,1,3,9\n", "not understood"),
-        ("path,left,top,right,bottom\nbird/8.jpg,1,1,3,9\n", "fits a picture"),
+        ("path,left,top,right,bottom\nbird/8.jpg,1,1,3,9\n", "fits an image"),
         ("path,left,top,right,bottom\ncat/1.jpg,1,nan,3,9\n", "is no box"),
         ("", "empty"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_refused_in_one_line(content, word, pictures, tmp_path):
+def test_a_table_that_cannot_be_used_is_refused_in_one_line(content, word, images, tmp_path):
     (tmp_path / "boxes.csv").write_text(content)
     with pytest.raises(DataError, match=word) as caught:
-        read_annotations(tmp_path / "boxes.csv", pictures)
+        read_annotations(tmp_path / "boxes.csv", images)
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_and_foreign_files_are_refused(pictures, tmp_path):
+def test_damaged_and_foreign_files_are_refused(images, tmp_path):
     (tmp_path / "coco.json").write_text("[1]")
     with pytest.raises(DataError, match="COCO"):
-        read_annotations(tmp_path / "coco.json", pictures)
+        read_annotations(tmp_path / "coco.json", images)
     (tmp_path / "coco.json").write_text("{}")
     with pytest.raises(DataError, match="no 'annotations'"):
-        read_annotations(tmp_path / "coco.json", pictures)
+        read_annotations(tmp_path / "coco.json", images)
     folder = as_voc(tmp_path)
     (folder / "cat/1.xml").write_text("<annotation>")
     with pytest.raises(DataError, match=r"1\.xml"):
-        read_annotations(folder, pictures)
+        read_annotations(folder, images)
     with pytest.raises(DataError, match="YOLO line"):
-        read_annotations(as_yolo(tmp_path, "0 0.5 0.5"), pictures)
+        read_annotations(as_yolo(tmp_path, "0 0.5 0.5"), images)
     masks = write_masks(tmp_path / "m", np.zeros((HEIGHT, HEIGHT), np.uint8))
-    with pytest.raises(DataError, match="20 x 20, but the picture is 40 x 20"):
-        read_annotations(masks, pictures)
+    with pytest.raises(DataError, match="20 x 20, but the image is 40 x 20"):
+        read_annotations(masks, images)
     with pytest.raises(OptionError, match="Did you mean 'masks'"):
-        read_annotations(masks, pictures, format="mask")
+        read_annotations(masks, images, format="mask")
     with pytest.raises(OptionError, match="Did you mean 'binary'"):
-        read_annotations(masks, pictures, mask_kind="binari")
+        read_annotations(masks, images, mask_kind="binari")
     with pytest.raises(DataError, match="there are no annotations"):
-        read_annotations(tmp_path / "nowhere", pictures)
+        read_annotations(tmp_path / "nowhere", images)
 
 
-def test_one_rounded_number_does_not_turn_shares_into_pixels(pictures, tmp_path):
+def test_one_rounded_number_does_not_turn_shares_into_pixels(images, tmp_path):
     path = as_csv_of_shares(tmp_path)
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55,0.7", "dog/1.jpg,0.3,0.2,1.0000001,0.7"))
-    found = read_annotations(path, pictures)
+    found = read_annotations(path, images)
     assert torch.allclose(found.boxes[0], SHARES)
     assert any("were read as shares" in note for note in found.notes)
-    found = read_annotations(as_csv_of_sides(tmp_path), pictures)
+    found = read_annotations(as_csv_of_sides(tmp_path), images)
     assert any("were read as pixels" in note for note in found.notes)
 
 
-def test_sides_of_shares_may_reach_over_the_edge_together(pictures, tmp_path):
+def test_sides_of_shares_may_reach_over_the_edge_together(images, tmp_path):
     path = as_csv(tmp_path, head="path,x,y,w,h\n", row="{},0.3,0.2,0.75,0.5\n")  # 1.05 at the right: rounded twice
-    assert any("were read as shares" in note for note in read_annotations(path, pictures).notes)
+    assert any("were read as shares" in note for note in read_annotations(path, images).notes)
 
 
-def test_a_table_of_shares_with_a_slip_is_not_taken_for_pixels(pictures, tmp_path):
+def test_a_table_of_shares_with_a_slip_is_not_taken_for_pixels(images, tmp_path):
     path = as_csv_of_shares(tmp_path)
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55", "dog/1.jpg,0.3,0.2,55"))
     told = r"2 of 3 boxes lie within a single pixel \(0\.3, 0\.2, 0\.55, 0\.7\), others do not \(0\.3, 0\.2, 55, 0\.7\)"
     with pytest.raises(DataError, match=told) as caught:
-        read_annotations(path, pictures)
+        read_annotations(path, images)
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_of_pixels_with_one_box_in_shares_is_refused(pictures, tmp_path):
+def test_a_table_of_pixels_with_one_box_in_shares_is_refused(images, tmp_path):
     path = as_csv(tmp_path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], "dog/1.jpg,0.3,0.2,0.55,0.7,dog"]))
     with pytest.raises(DataError, match="1 of 3 boxes lie within a single pixel"):
-        read_annotations(path, pictures)
+        read_annotations(path, images)
     path.write_text("\n".join([*lines[:-1], "dog/1.jpg,0,0,1,1,dog"]))  # a pixel can be an object
-    assert any("were read as pixels" in note for note in read_annotations(path, pictures).notes)
+    assert any("were read as pixels" in note for note in read_annotations(path, images).notes)
 
 
-def test_what_is_no_table_is_told_in_a_short_line(pictures, tmp_path):
+def test_what_is_no_table_is_told_in_a_short_line(images, tmp_path):
     path = as_coco(tmp_path)
     with pytest.raises(DataError, match="looks like JSON"):
-        read_annotations(path, pictures, format="csv")
+        read_annotations(path, images, format="csv")
     wide = tmp_path / "wide.csv"
     wide.write_text(",".join(f"column{number}" for number in range(999)))
     with pytest.raises(DataError, match=r"column0, column1, .* \.\.\. are not understood") as caught:
-        read_annotations(wide, pictures)
+        read_annotations(wide, images)
     assert len(str(caught.value)) < 400
 
 
-def test_photographs_are_no_masks(pictures, tmp_path):
+def test_photographs_are_no_masks(images, tmp_path):
     themselves = write_masks(tmp_path / "p", object_pixels())
-    drawn = FolderPictures(themselves, ["cat/1.png", "dog/1.png"], torch.tensor([0, 1]), ("cat", "dog"))
-    with pytest.raises(DataError, match=r"1\.png is the very picture, not its mask"):
+    drawn = FolderDataset(themselves, ["cat/1.png", "dog/1.png"], torch.tensor([0, 1]), ("cat", "dog"))
+    with pytest.raises(DataError, match=r"1\.png is the very image, not its mask"):
         read_annotations(themselves, drawn)
     colours = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     folder = write_masks(tmp_path / "photographs", colours)
     with pytest.raises(DataError, match="colours are no mask but a photograph"):
-        read_annotations(folder, pictures)
+        read_annotations(folder, images)
 
 
-def test_shades_of_sixteen_bits_are_no_photograph(pictures, tmp_path):
+def test_shades_of_sixteen_bits_are_no_photograph(images, tmp_path):
     folder = write_masks(
         tmp_path / "shades", np.linspace(0, 60000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
     )
-    assert "Masks were read as grey, told from 3 of them." in read_annotations(folder, pictures).notes
+    assert "Masks were read as grey, told from 3 of them." in read_annotations(folder, images).notes
 
 
-def test_values_that_stand_for_no_pixel_are_told(pictures, tmp_path):
+def test_values_that_stand_for_no_pixel_are_told(images, tmp_path):
     folder = write_masks(tmp_path / "m", object_pixels())
     with pytest.raises(DataError, match=r"holds any of the class_values, 7 \(cat\), 8 \(dog\); they hold 0, 1\."):
-        read_annotations(folder, pictures, class_values={"cat": 7, "dog": 8})
-    found = read_annotations(folder, pictures, class_values={"cat": 1, "dog": 8})
-    assert "No mask of its pictures holds 8 (dog)." in found.notes
+        read_annotations(folder, images, class_values={"cat": 7, "dog": 8})
+    found = read_annotations(folder, images, class_values={"cat": 1, "dog": 8})
+    assert "No mask of its images holds 8 (dog)." in found.notes
     with pytest.raises(OptionError, match="class_values names cat, but not dog"):
-        read_annotations(folder, pictures, class_values={"cat": 1})
+        read_annotations(folder, images, class_values={"cat": 1})
     with pytest.raises(OptionError, match="class_values cannot hold 255"):
-        read_annotations(folder, pictures, class_values={"cat": 255, "dog": 1})
+        read_annotations(folder, images, class_values={"cat": 255, "dog": 1})
     with pytest.raises(OptionError, match="mask_kind says binary"):
-        read_annotations(folder, pictures, mask_kind="binary", class_values={"cat": 1, "dog": 1})
+        read_annotations(folder, images, mask_kind="binary", class_values={"cat": 1, "dog": 1})
 
 
 def add_to_coco(path, *annotations, image=0):
@@ -405,8 +405,8 @@ def add_to_coco(path, *annotations, image=0):
 
 
 @pytest.mark.parametrize("flat", [[3, 3, 0, 5], [3, 3, 5, 0]])
-def test_a_box_without_area_is_left_out_and_told(flat, pictures, tmp_path):
-    found = read_annotations(add_to_coco(as_coco(tmp_path), {"bbox": flat}), pictures)
+def test_a_box_without_area_is_left_out_and_told(flat, images, tmp_path):
+    found = read_annotations(add_to_coco(as_coco(tmp_path), {"bbox": flat}), images)
     assert found.objects.tolist() == [1, 1, 1]
     assert torch.allclose(found.boxes[0], SHARES)
     assert any("1 objects without area (a box of no width or height) were left out" in note for note in found.notes)
@@ -417,7 +417,7 @@ def test_a_box_without_area_is_left_out_and_told(flat, pictures, tmp_path):
     [(as_csv, "{},12,4,12,14,cat\n"), (as_yolo, "0 0.5 0.5 0.2 0"), (as_voc, None)],
     ids=["csv", "yolo", "voc"],
 )
-def test_boxes_without_area_are_left_out_in_every_format(write, row, pictures, tmp_path):
+def test_boxes_without_area_are_left_out_in_every_format(write, row, images, tmp_path):
     if write is as_csv:
         path = as_csv(tmp_path)
         path.write_text(path.read_text() + row.format("cat/1.jpg"))
@@ -431,7 +431,7 @@ def test_boxes_without_area_are_left_out_in_every_format(write, row, pictures, t
         )
         text = (path / "cat/1.xml").read_text().replace("</annotation>", flat + "</annotation>")
         (path / "cat/1.xml").write_text(text)
-    found = read_annotations(path, pictures)
+    found = read_annotations(path, images)
     assert found.objects.tolist() == [1, 1, 1]
     assert torch.allclose(found.boxes[0], SHARES)
     assert any("1 objects without area" in note for note in found.notes)
@@ -440,11 +440,11 @@ def test_boxes_without_area_are_left_out_in_every_format(write, row, pictures, t
 CROWD = {"bbox": [24, 14, 6, 6], "iscrowd": 1}
 
 
-def test_a_crowd_stays_where_nobody_may_judge_beside_objects_that_have_a_box_alone(pictures, tmp_path):
+def test_a_crowd_stays_where_nobody_may_judge_beside_objects_that_have_a_box_alone(images, tmp_path):
     counts = [(24 * 20) + 14, 6] + [14, 6] * 5 + [10 * 20]
     outline = {"segmentation": {"counts": counts, "size": [HEIGHT, WIDTH]}}
     for crowd in (CROWD | outline, CROWD):  # with its pixels, and with a box alone
-        found = read_annotations(add_to_coco(as_coco(tmp_path), crowd), pictures)
+        found = read_annotations(add_to_coco(as_coco(tmp_path), crowd), images)
         region = found.region(0, 20)
         expected = torch.zeros(20, 20, dtype=torch.uint8)
         expected[14:20, 14:20] = 2
@@ -454,11 +454,11 @@ def test_a_crowd_stays_where_nobody_may_judge_beside_objects_that_have_a_box_alo
         assert len(found.boxes[0]) == 1
 
 
-def test_an_object_with_a_box_alone_leaves_its_neighbours_their_outlines(pictures, tmp_path):
+def test_an_object_with_a_box_alone_leaves_its_neighbours_their_outlines(images, tmp_path):
     triangle = [12, 4, 22, 4, 12, 14]
     path = as_coco(tmp_path, segmentation=[triangle])
-    alone = read_annotations(path, pictures).region(0, 20)
-    found = read_annotations(add_to_coco(path, {"bbox": [24, 14, 6, 6]}), pictures)
+    alone = read_annotations(path, images).region(0, 20)
+    found = read_annotations(add_to_coco(path, {"bbox": [24, 14, 6, 6]}), images)
     assert torch.equal(found.region(1, 20), alone)
     expected = alone.clone()
     expected[14:20, 14:20] = 1
@@ -466,68 +466,68 @@ def test_an_object_with_a_box_alone_leaves_its_neighbours_their_outlines(picture
     assert any("1 objects have a box alone beside outlined ones; all of the box was taken" in n for n in found.notes)
 
 
-def test_a_yolo_export_is_read_past_its_own_text_files_with_the_names_of_data_yaml(pictures, tmp_path):
+def test_a_yolo_export_is_read_past_its_own_text_files_with_the_names_of_data_yaml(images, tmp_path):
     written = as_yolo(tmp_path)
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "export/train").mkdir(parents=True)
     written.rename(tmp_path / "export/train/labels")
     root = tmp_path / "export"
-    (root / "README.roboflow.txt").write_text("Pictures v1 - exported from somewhere\n")
-    (root / "README.dataset.txt").write_text("# Pictures\n")
+    (root / "README.roboflow.txt").write_text("Images v1 - exported from somewhere\n")
+    (root / "README.dataset.txt").write_text("# Images\n")
     (root / "train.txt").write_text("./images/train/1.jpg\n")
     for names in ("['dog', 'cat']", "{0: dog, 1: cat}"):
         (root / "data.yaml").write_text(f"train: ../train/images\nnc: 2\nnames: {names}\n")
         for path in (root, root / "train", root / "train/labels"):
-            found = read_annotations(path, pictures, same_class=True)
+            found = read_annotations(path, images, same_class=True)
             assert torch.allclose(found.boxes[2], SHARES)
             assert found.objects.tolist() == [0, 0, 1]
 
 
-def test_lists_of_pictures_and_readmes_beside_yolo_files_are_passed_over(pictures, tmp_path):
+def test_lists_of_images_and_readmes_beside_yolo_files_are_passed_over(images, tmp_path):
     folder = as_yolo(tmp_path)
     (folder / "train.txt").write_text("images/cat/1.jpg\nimages/cat/2.jpg\n")
     (folder / "readme.txt").write_text("Hello.\n")
-    assert torch.allclose(read_annotations(folder, pictures).boxes[0], SHARES)
+    assert torch.allclose(read_annotations(folder, images).boxes[0], SHARES)
 
 
-def test_names_that_cannot_be_read_are_told(pictures, tmp_path):
+def test_names_that_cannot_be_read_are_told(images, tmp_path):
     folder = as_yolo(tmp_path)
     for content in ("names: [", "names: 3\n", "names: {a: cat}\n"):
         (folder / "data.yaml").write_text(content)
         with pytest.raises(DataError, match=r"data\.yaml: no names of classes"):
-            read_annotations(folder, pictures)
+            read_annotations(folder, images)
 
 
-def test_masks_beside_a_readme_are_masks(pictures, tmp_path):
+def test_masks_beside_a_readme_are_masks(images, tmp_path):
     folder = as_masks(tmp_path)
     (folder / "README.txt").write_text("Masks.\n")
-    assert read_annotations(folder, pictures).objects.tolist() == [1, 1, 1]
+    assert read_annotations(folder, images).objects.tolist() == [1, 1, 1]
 
 
-def test_several_classes_are_told_where_every_object_counts(pictures, tmp_path):
-    assert not any("classes" in note for note in read_annotations(as_csv_of_sides(tmp_path), pictures).notes)
-    found = read_annotations(as_csv(tmp_path), pictures)
-    assert any("1 of 3 objects are of another class than their picture (such as cat)" in n for n in found.notes)
-    assert not any("another class" in n for n in read_annotations(as_csv(tmp_path), pictures, same_class=True).notes)
-    found = read_annotations(as_csv(tmp_path, row="{0},12,4,22,14,wing\n{0},12,4,22,14,beak\n"), pictures)
-    assert any("name 2 classes (beak, wing), none of them a picture's" in note for note in found.notes)
+def test_several_classes_are_told_where_every_object_counts(images, tmp_path):
+    assert not any("classes" in note for note in read_annotations(as_csv_of_sides(tmp_path), images).notes)
+    found = read_annotations(as_csv(tmp_path), images)
+    assert any("1 of 3 objects are of another class than their image (such as cat)" in n for n in found.notes)
+    assert not any("another class" in n for n in read_annotations(as_csv(tmp_path), images, same_class=True).notes)
+    found = read_annotations(as_csv(tmp_path, row="{0},12,4,22,14,wing\n{0},12,4,22,14,beak\n"), images)
+    assert any("name 2 classes (beak, wing), none of them an image's" in note for note in found.notes)
 
 
-def test_how_masks_were_read_is_told_as_it_was(pictures, tmp_path):
+def test_how_masks_were_read_is_told_as_it_was(images, tmp_path):
     folder = write_masks(tmp_path / "m", object_pixels())
-    assert any("told from 3 of them" in note for note in read_annotations(folder, pictures).notes)
-    found = read_annotations(folder, pictures, mask_kind="binary")
+    assert any("told from 3 of them" in note for note in read_annotations(folder, images).notes)
+    found = read_annotations(folder, images, mask_kind="binary")
     assert found.notes == ("Masks were read as binary, as asked.",)
     pixels = object_pixels()
     pixels[0:2, 10:14] = 2
-    found = read_annotations(write_masks(tmp_path / "n", pixels), pictures)
+    found = read_annotations(write_masks(tmp_path / "n", pixels), images)
     assert any("2 values stand for objects, whatever their class (class_values" in note for note in found.notes)
 
 
-def test_what_a_format_has_no_use_for_is_refused(pictures, tmp_path):
+def test_what_a_format_has_no_use_for_is_refused(images, tmp_path):
     with pytest.raises(OptionError, match="masks hold no names, so same_class cannot be heeded; give class_values"):
-        read_annotations(as_masks(tmp_path), pictures, same_class=True)
+        read_annotations(as_masks(tmp_path), images, same_class=True)
     path = as_csv(tmp_path)
     for given in ({"mask_kind": "grey"}, {"class_values": {"cat": 1}}, {"parts": False}):
         with pytest.raises(OptionError, match="are about masks, not csv; leave them out"):
-            read_annotations(path, pictures, **given)
+            read_annotations(path, images, **given)

@@ -17,9 +17,9 @@ from heedmap.attention import (
     attention_kind,
     build_attention,
 )
-from heedmap.attention.feature import check_dense
-from heedmap.attention.heads import ConcatHead, IndepHead, ResidualHead
+from heedmap.attention.feature_gate import check_dense
 from heedmap.errors import ModelError
+from heedmap.heads.classification import ConcatHead, IndepHead, ResidualHead
 
 SIZES = [(1, 1), (3, 5), (4, 4)]
 EVERY = [(name, weights) for name, kind in ATTENTIONS.items() for weights in kind.weights]
@@ -55,7 +55,7 @@ def stirred(module):
 
 
 def slow_readout(readout: CompatibilityReadout, features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """One picture's vector and map by the definition, position by position: features (C, H, W), query (D,)."""
+    """One image's vector and map by the definition, position by position: features (C, H, W), query (D,)."""
     g = query if readout.query_map is None else readout.query_map(query[None])[0]
     if readout.query_map is None and readout.lift is None and len(query) != len(features):
         g = torch.zeros(readout.channels, dtype=query.dtype)  # parametrised + softmax: the query may be anything
@@ -152,7 +152,7 @@ def test_every_other_score_moves_its_map_with_the_query_and_says_that_it_needs_o
         readout(features, None)
 
 
-def test_one_query_for_all_pictures_is_the_same_as_giving_it_to_each():
+def test_one_query_for_all_images_is_the_same_as_giving_it_to_each():
     readout = stirred(CompatibilityReadout(4, 6, "additive"))
     features, query = torch.randn(3, 4, 2, 2).double(), torch.randn(1, 6).double()
     torch.testing.assert_close(readout(features, query), readout(features, query.repeat(3, 1)))
@@ -293,20 +293,20 @@ def test_soft_feature_attention_equals_its_slow_definition(form, weights):
     matrix, bias, outer = gate.inner.weight, gate.inner.bias, gate.outer
     with torch.no_grad():
         attended = gate(features)
-        for picture in range(2):
+        for image in range(2):
             scores = torch.zeros(3, 2, 4).double()
             for channel, row, column in itertools.product(range(3), range(2), range(4)):
                 if form == "dense":
-                    unit, inputs = (channel * 2 + row) * 4 + column, features[picture].reshape(-1)
+                    unit, inputs = (channel * 2 + row) * 4 + column, features[image].reshape(-1)
                 else:
-                    unit, inputs = channel, features[picture, :, row, column]
+                    unit, inputs = channel, features[image, :, row, column]
                 inner = sum(matrix[unit, i] * inputs[i] for i in range(len(inputs))) + bias[unit]
                 scores[channel, row, column] = outer[unit] * max(inner, 0.0)
             expected = 1 / (1 + torch.exp(-scores))
             if weights == "softmax":
                 expected = torch.exp(scores) / torch.exp(scores).sum() * 24
-            torch.testing.assert_close(attended.attention[picture], expected, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(attended.features[picture], features[picture] * expected)
+            torch.testing.assert_close(attended.attention[image], expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(attended.features[image], features[image] * expected)
 
 
 def test_the_sigmoid_gate_is_one_half_where_the_inner_unit_is_off():

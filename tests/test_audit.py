@@ -7,21 +7,21 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from heedmap.data.audit import audit, leakage_flag
-from heedmap.data.checked import check_once
+from heedmap.data.audit.audit import audit, leakage_flag
+from heedmap.data.audit.near_duplicates import _stands_out, find_near_duplicates, thumbnail
+from heedmap.data.cache.verified import check_once
+from heedmap.data.dataset import FolderDataset, Splits, TensorDataset
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
-from heedmap.data.packing import pack
-from heedmap.data.pictures import FolderPictures, Splits, TensorPictures
-from heedmap.data.sharded import open_shards
-from heedmap.data.twins import _stands_out, find_twins, thumbnail
+from heedmap.data.webdataset.dataset import open_shards
+from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError
-from heedmap.records import Audit
+from heedmap.types import Audit
 
 SCENES = digit_scenes("train", 60, seed=9).images
 
 
-def picture(number, size=128):
+def image(number, size=128):
     return Image.fromarray(SCENES[number].permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
 
 
@@ -39,12 +39,12 @@ def jpeg(image, quality):
 
 @pytest.fixture
 def folder(tmp_path):
-    """20 + 8 + 6 + 4 different pictures, two classes, two parts."""
+    """20 + 8 + 6 + 4 different images, two classes, two parts."""
     places = [("train", "ash", 20), ("train", "oak", 8), ("test", "ash", 6), ("test", "oak", 4)]
     number = 0
     for part, kind, count in places:
         for _ in range(count):
-            put(tmp_path / part / kind / f"{number:02d}.jpg", picture(number), quality=92)
+            put(tmp_path / part / kind / f"{number:02d}.jpg", image(number), quality=92)
             number += 1
     return tmp_path
 
@@ -54,7 +54,7 @@ def found(folder, depth, kind):
     return [(set(finding.paths), finding.splits) for finding in result.findings if finding.kind == kind], result
 
 
-def test_different_pictures_raise_no_alarm(folder):
+def test_different_images_raise_no_alarm(folder):
     for depth in ("cheap", "full"):
         result = audit(open_folder(folder), depth)
         assert result.findings == ()
@@ -64,7 +64,7 @@ def test_different_pictures_raise_no_alarm(folder):
 
 def test_the_counts_are_those_of_the_folder(folder):
     result = audit(open_folder(folder))
-    assert result.pictures == {"train": 28, "test": 10}
+    assert result.images == {"train": 28, "test": 10}
     assert result.per_class == {"train": {"ash": 20, "oak": 8}, "test": {"ash": 6, "oak": 4}}
     assert result.seconds > 0
 
@@ -112,9 +112,9 @@ CHANGES = {
 @pytest.mark.parametrize("number", [4, 11])
 def test_a_changed_copy_in_test_is_a_near_duplicate_and_leaks(folder, change, number):
     put(folder / "test/oak/changed.jpg", change(Image.open(folder / f"train/ash/{number:02d}.jpg")), quality=90)
-    twins = {f"train/ash/{number:02d}.jpg", "test/oak/changed.jpg"}
+    duplicates = {f"train/ash/{number:02d}.jpg", "test/oak/changed.jpg"}
     near, result = found(folder, "full", "near-duplicate")
-    assert near == [(twins, ("train", "test"))]
+    assert near == [(duplicates, ("train", "test"))]
     assert found(folder, "full", "conflicting-labels")[0] == near
     assert result.leaked == 1
 
@@ -122,19 +122,19 @@ def test_a_changed_copy_in_test_is_a_near_duplicate_and_leaks(folder, change, nu
 def test_a_mirror_image_is_no_twin_where_mirroring_changes_the_class():
     images = torch.cat([SCENES, SCENES[:1].flip(3)])
     labels = torch.zeros(len(images), dtype=torch.int64)
-    pictures = TensorPictures(images, labels, ("a", "b"), [f"train/{n}" for n in range(len(images))])
+    dataset = TensorDataset(images, labels, ("a", "b"), [f"train/{n}" for n in range(len(images))])
     for flippable in (True, False):
-        splits = Splits("s", ("a", "b"), pictures, None, None, (), (), flippable)
+        splits = Splits("s", ("a", "b"), dataset, None, None, (), (), flippable)
         kinds = [finding.kind for finding in audit(splits, "full").findings]
         assert ("near-duplicate" in kinds) is flippable
 
 
-def test_pictures_in_memory_are_audited_too():
+def test_images_in_memory_are_audited_too():
     splits = open_digit_scenes(40, 20)
     images = splits.test.images.clone()
     images[3] = splits.train.images[5]
     images[4] = (splits.train.images[6].float() * 0.7).to(torch.uint8)
-    test = TensorPictures(images, splits.test.labels, splits.classes, splits.test.names)
+    test = TensorDataset(images, splits.test.labels, splits.classes, splits.test.names)
     leaky = Splits("s", splits.classes, splits.train, None, test, (), (), False)
     assert audit(splits, "full").leaked == 0
     assert audit(leaky, "cheap").leaked == 1
@@ -143,18 +143,18 @@ def test_pictures_in_memory_are_audited_too():
 
 def test_hundreds_of_drawn_scenes_raise_no_alarm():
     scenes = digit_scenes("train", 500, seed=2).images
-    assert find_twins([thumbnail(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in scenes]) == []
+    assert find_near_duplicates([thumbnail(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in scenes]) == []
 
 
-def test_a_twin_must_stand_out_where_eight_pictures_are_near():
+def test_a_twin_must_stand_out_where_eight_images_are_near():
     rows = torch.tensor([0] * 8 + [1] * 2)
     near = torch.tensor([0.96, 0.94] + [0.91] * 5 + [0.90, 0.92, 0.91])
-    # picture 0: 1 - 0.96 is below half of 1 - 0.90, 1 - 0.94 is not; picture 1 has no eight candidates, so no rival
+    # image 0: 1 - 0.96 is below half of 1 - 0.90, 1 - 0.94 is not; image 1 has no eight candidates, so no rival
     assert _stands_out(rows, near, 2).tolist() == [True] + [False] * 7 + [True, True]
 
 
 def horizon(seed, sky=(110, 110, 110)):
-    """Bright over dark, the same in every picture, with faint structure of its own in each."""
+    """Bright over dark, the same in every image, with faint structure of its own in each."""
     generator = torch.Generator().manual_seed(seed)
     faint = torch.nn.functional.interpolate(torch.randn(1, 1, 12, 12, generator=generator), (128, 128), mode="bicubic")
     light = faint[0] * 9 + torch.where(torch.arange(128) < 64, 60, -60)[None, :, None]
@@ -162,20 +162,20 @@ def horizon(seed, sky=(110, 110, 110)):
     return Image.fromarray(pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def test_pictures_that_share_only_a_horizon_are_no_twins():
-    assert find_twins([thumbnail(horizon(seed)) for seed in range(20)]) == []
-    assert len(find_twins([thumbnail(horizon(1)), thumbnail(jpeg(horizon(1), 50))], mirrored=False)) == 1
+def test_images_that_share_only_a_horizon_are_no_twins():
+    assert find_near_duplicates([thumbnail(horizon(seed)) for seed in range(20)]) == []
+    assert len(find_near_duplicates([thumbnail(horizon(1)), thumbnail(jpeg(horizon(1), 50))], mirrored=False)) == 1
 
 
-def test_pictures_of_other_colours_are_no_twins_but_a_grey_copy_is():
+def test_images_of_other_colours_are_no_twins_but_a_grey_copy_is():
     blue, orange = (thumbnail(horizon(1, sky)) for sky in ((70, 110, 180), (160, 100, 60)))
-    assert find_twins([blue, orange], mirrored=False) == []
-    assert len(find_twins([blue, thumbnail(horizon(1, (70, 110, 180)).convert("L").convert("RGB"))])) == 1
+    assert find_near_duplicates([blue, orange], mirrored=False) == []
+    assert len(find_near_duplicates([blue, thumbnail(horizon(1, (70, 110, 180)).convert("L").convert("RGB"))])) == 1
 
 
 def test_broken_files_are_named_with_their_reasons(folder):
     (folder / "train/oak/empty.jpg").touch()
-    (folder / "train/oak/text.jpg").write_text("not a picture")
+    (folder / "train/oak/text.jpg").write_text("not an image")
     whole = (folder / "test/ash/28.jpg").read_bytes()
     (folder / "test/ash/28.jpg").write_bytes(whole[: len(whole) // 2])
     broken, result = found(folder, "full", "unreadable")
@@ -183,7 +183,7 @@ def test_broken_files_are_named_with_their_reasons(folder):
     assert set().union(*(paths for paths, _ in broken)) == names
     notes = {finding.paths[0]: finding.note for finding in result.findings if finding.kind == "unreadable"}
     assert "empty" in notes["train/oak/empty.jpg"]
-    assert "not a picture" in notes["train/oak/text.jpg"]
+    assert "not an image" in notes["train/oak/text.jpg"]
     assert all(notes.values())
 
 
@@ -202,11 +202,11 @@ def test_what_is_known_to_be_unreadable_is_repeated(folder):
 
 
 def test_odd_files_are_found(folder):
-    put(folder / "train/oak/size.jpg", picture(50, 100))
-    put(folder / "train/oak/grey.jpg", picture(51).convert("L"))
-    put(folder / "test/oak/lie.png", picture(52), format="JPEG")
+    put(folder / "train/oak/size.jpg", image(50, 100))
+    put(folder / "train/oak/grey.jpg", image(51).convert("L"))
+    put(folder / "test/oak/lie.png", image(52), format="JPEG")
     put(folder / "train/oak/plain.jpg", Image.new("RGB", (128, 128), "navy"))
-    put(folder / "train/oak/long.jpg", picture(53).resize((400, 128)))
+    put(folder / "train/oak/long.jpg", image(53).resize((400, 128)))
     odd = {
         finding.note.partition(" ")[2]: finding.paths
         for finding in audit(open_folder(folder), "full").findings
@@ -223,7 +223,7 @@ def test_odd_files_are_found(folder):
 
 def test_a_grey_set_is_not_odd_in_being_grey(tmp_path):
     for number in range(12):
-        put(tmp_path / f"{'ab'[number % 2]}/{number}.png", picture(number).convert("L"))
+        put(tmp_path / f"{'ab'[number % 2]}/{number}.png", image(number).convert("L"))
     assert audit(open_folder(tmp_path), "full").findings == ()
 
 
@@ -261,7 +261,7 @@ def test_leakage_is_flagged_where_it_could_explain_the_accuracy(accuracy, leaked
     assert (leakage_flag(accuracy, audited(leaked), 1000) is not None) is flagged
 
 
-def test_the_flag_tells_what_is_left_without_the_leaked_pictures():
+def test_the_flag_tells_what_is_left_without_the_leaked_images():
     sentence = leakage_flag(0.9, audited(200), 1000)
     assert "200 of 1,000" in sentence
     assert "87.5%" in sentence  # (900 - 200) / 800
@@ -269,7 +269,7 @@ def test_the_flag_tells_what_is_left_without_the_leaked_pictures():
 
 
 def test_a_test_part_that_is_the_train_part_is_told_so():
-    assert "no test picture that was not trained on" in leakage_flag(0.998, audited(1000), 1000)
+    assert "no test image that was not trained on" in leakage_flag(0.998, audited(1000), 1000)
 
 
 def test_a_test_part_that_is_the_train_part_leaks_all(folder):
@@ -285,16 +285,16 @@ def test_an_accuracy_that_is_none_is_refused():
 
 @pytest.fixture
 def read(monkeypatch):
-    """How often a picture's file was read."""
+    """How often an image's file was read."""
     seen = []
-    data = FolderPictures.data
-    monkeypatch.setattr(FolderPictures, "data", lambda self, index: seen.append(self.names[index]) or data(self, index))
+    data = FolderDataset.data
+    monkeypatch.setattr(FolderDataset, "data", lambda self, index: seen.append(self.names[index]) or data(self, index))
     return seen
 
 
 def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder, tmp_path_factory, read):
     (folder / "test/oak/copy.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
-    (folder / "train/oak/twin.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
+    (folder / "train/oak/duplicate.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
     cache = tmp_path_factory.mktemp("kept")
     plain = audit(open_folder(folder))
     assert plain.leaked == 1
@@ -320,7 +320,7 @@ def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
     }
 
 
-def test_a_picture_whose_shard_is_gone_is_told_as_unreadable(folder, tmp_path_factory):
+def test_a_image_whose_shard_is_gone_is_told_as_unreadable(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
     pack(open_folder(folder), out)
     splits = open_shards(out)

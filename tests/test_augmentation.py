@@ -1,4 +1,4 @@
-"""Views of pictures: each against an oracle that does it one picture and one pixel at a time."""
+"""Views of images: each against an oracle that does it one image and one pixel at a time."""
 
 import math
 
@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heedmap.data import augmentation as views
-from heedmap.data.augmentation import Augmentation
+from heedmap.data import transforms as views
+from heedmap.data.transforms import Augmentation
 
 KINDS = ("none", "shift", "crop")
 
 
 @pytest.fixture
 def stored(generator: torch.Generator) -> Tensor:
-    """(6, 3, 36, 36) uint8 noise: pictures as they are stored for crops of 32 pixels."""
+    """(6, 3, 36, 36) uint8 noise: images as they are stored for crops of 32 pixels."""
     return torch.randint(0, 256, (6, 3, 36, 36), dtype=torch.uint8, generator=generator)
 
 
@@ -47,7 +47,7 @@ def test_a_network_trains_on_crops_of_eight_ninths_of_the_size_at_which_it_judge
     assert views.view_size(size, Augmentation("shift", True)) == size
 
 
-def test_small_pictures_are_shifted_and_photographs_cropped() -> None:
+def test_small_images_are_shifted_and_photographs_cropped() -> None:
     assert views.choose(32, True) == Augmentation("shift", True)
     assert views.choose(64, False) == Augmentation("shift", False)
     assert views.choose(65, True) == Augmentation("crop", True)
@@ -71,20 +71,20 @@ def test_a_crop_shows_the_place_that_its_numbers_name() -> None:
     torch.testing.assert_close(mirrored, made.flip(0), atol=1e-2, rtol=0)
 
 
-def test_no_crop_looks_beyond_the_picture(generator: torch.Generator) -> None:
-    # A picture of one value, among which padding of any other value would be seen.
+def test_no_crop_looks_beyond_the_image(generator: torch.Generator) -> None:
+    # An image of one value, among which padding of any other value would be seen.
     same = torch.full((64, 3, 36, 36), 200, dtype=torch.uint8)
     made = views.apply(same, views.draw(64, generator), never(64), Augmentation("crop", True, colour=0.0), 32)
     torch.testing.assert_close(made, torch.full_like(made, 200 / 255), atol=1e-5, rtol=0)
 
 
-def test_without_augmentation_a_picture_is_itself(stored: Tensor, generator: torch.Generator) -> None:
+def test_without_augmentation_a_image_is_itself(stored: Tensor, generator: torch.Generator) -> None:
     made = views.apply(stored, views.draw(6, generator), ~never(6), Augmentation("none", flip=False), 36)
     assert torch.equal(made, stored.float() / 255)
 
 
 @pytest.mark.parametrize(("shift", "reach"), [(None, 4), (2, 2), (0, 0)])  # an eighth of 36 pixels, rounded down
-def test_a_shift_is_a_crop_of_the_picture_with_reflected_borders(
+def test_a_shift_is_a_crop_of_the_image_with_reflected_borders(
     shift: int | None, reach: int, stored: Tensor, generator: torch.Generator
 ) -> None:
     numbers = views.draw(6, generator)
@@ -108,7 +108,7 @@ def test_all_shifts_within_reach_occur_equally_often(generator: torch.Generator)
     assert (counts - 800).abs().max() < 130  # 5 standard deviations of a fair die with 5 sides
 
 
-def test_every_picture_is_mirrored_in_every_other_epoch() -> None:
+def test_every_image_is_mirrored_in_every_other_epoch() -> None:
     rows = torch.arange(1000)
     for seed in (0, 1, 77):
         epochs = [views.flips(rows, epoch, seed) for epoch in range(4)]
@@ -118,7 +118,7 @@ def test_every_picture_is_mirrored_in_every_other_epoch() -> None:
         assert 450 < epochs[0].sum() < 550
 
 
-def test_which_pictures_are_mirrored_first_depends_on_the_seed_and_not_on_the_parity_of_the_row() -> None:
+def test_which_images_are_mirrored_first_depends_on_the_seed_and_not_on_the_parity_of_the_row() -> None:
     rows = torch.arange(1000)
     first = views.flips(rows, 0, 0)
     assert any(not torch.equal(first, views.flips(rows, 0, seed)) for seed in range(1, 8))
@@ -134,18 +134,18 @@ def test_digits_are_not_mirrored(stored: Tensor) -> None:
 
 
 def test_colours_move_brightness_contrast_and_saturation_as_told(generator: torch.Generator) -> None:
-    picture = torch.rand(1, 3, 8, 8, generator=generator) * 0.4 + 0.3
+    image = torch.rand(1, 3, 8, 8, generator=generator) * 0.4 + 0.3
     reach, numbers = 0.2, torch.tensor([[0, 0, 0, 0, 0.75, 0.25, 1.0]])
     factors = (1 + reach * (numbers[:, 4:] * 2 - 1)).T
-    made = views._colour(picture.permute(0, 2, 3, 1) * 255, factors).permute(0, 3, 1, 2)
-    grey = picture.double().mean(1, keepdim=True)
-    saturated = grey + 1.2 * (picture - grey)
+    made = views._colour(image.permute(0, 2, 3, 1) * 255, factors).permute(0, 3, 1, 2)
+    grey = image.double().mean(1, keepdim=True)
+    saturated = grey + 1.2 * (image - grey)
     contrasted = grey.mean() + 0.9 * (saturated - grey.mean())
     torch.testing.assert_close(made.double(), 1.1 * contrasted, atol=1e-6, rtol=0)
 
 
 def by_the_definition(images: Tensor, numbers: Tensor, mirrored: Tensor, size: int, colour: float) -> Tensor:
-    """A crop with colours as torchvision has them: cut out, resized, mirrored, one picture at a time, in float64."""
+    """A crop with colours as torchvision has them: cut out, resized, mirrored, one image at a time, in float64."""
     made = []
     for image, drawn, turned in zip(images.double() / 255, numbers.tolist(), mirrored.tolist(), strict=True):
         side, area, aspect = image.shape[-1], 0.35 + 0.65 * drawn[0], math.exp((drawn[1] * 2 - 1) * 0.2877)
@@ -186,7 +186,7 @@ def test_crops_are_those_of_the_definition(
     torch.testing.assert_close(made.double(), oracle, atol=2 * tolerance, rtol=0)  # colours stretch what is rounded
 
 
-def test_views_have_a_pixels_channels_side_by_side_however_the_pictures_lie(generator: torch.Generator) -> None:
+def test_views_have_a_pixels_channels_side_by_side_however_the_images_lie(generator: torch.Generator) -> None:
     planes = torch.randint(0, 256, (5, 3, 54, 54), dtype=torch.uint8, generator=generator)
     numbers, crop = views.draw(5, generator), Augmentation("crop", flip=True)
     pixels = planes.contiguous(memory_format=torch.channels_last)
@@ -208,7 +208,7 @@ def test_every_place_of_a_crop_is_drawn_equally_often(generator: torch.Generator
 
 
 def test_cutmix_share_is_the_share_of_pixels_that_stayed(generator: torch.Generator) -> None:
-    # Each picture has one value of its own, so every pixel tells whose it is.
+    # Each image has one value of its own, so every pixel tells whose it is.
     own = torch.arange(1.0, 6.0)[:, None, None, None].expand(5, 3, 20, 30)
     for _ in range(50):
         mixed, share = views.cutmix(own, torch.rand(3, generator=generator))
@@ -217,20 +217,20 @@ def test_cutmix_share_is_the_share_of_pixels_that_stayed(generator: torch.Genera
         assert torch.equal(mixed[~stayed], own.roll(1, 0)[~stayed])
 
 
-def test_cutmix_pastes_one_whole_rectangle_and_leaves_the_pictures_as_they_were() -> None:
-    pictures = torch.arange(2.0)[:, None, None, None].repeat(1, 3, 10, 10)
-    before = pictures.clone()
-    mixed, share = views.cutmix(pictures, torch.tensor([0.25, 0.999, 0.0]))
+def test_cutmix_pastes_one_whole_rectangle_and_leaves_the_images_as_they_were() -> None:
+    images = torch.arange(2.0)[:, None, None, None].repeat(1, 3, 10, 10)
+    before = images.clone()
+    mixed, share = views.cutmix(images, torch.tensor([0.25, 0.999, 0.0]))
     expected = torch.zeros(10, 10)
     expected[5:, :5] = 1  # a quarter of the area: 5 x 5, at the bottom left
     assert torch.equal(mixed[0, 0], expected)
     assert share == 0.75
-    assert torch.equal(pictures, before)
+    assert torch.equal(images, before)
 
 
 def test_the_area_that_cutmix_pastes_is_uniform(generator: torch.Generator) -> None:
-    pictures = torch.zeros(2, 3, 64, 64)
-    shares = torch.tensor([views.cutmix(pictures, torch.rand(3, generator=generator))[1] for _ in range(800)])
+    images = torch.zeros(2, 3, 64, 64)
+    shares = torch.tensor([views.cutmix(images, torch.rand(3, generator=generator))[1] for _ in range(800)])
     assert shares.mean() == pytest.approx(0.5, abs=0.06)  # truncation to whole pixels included
     assert shares.std() == pytest.approx(12**-0.5, abs=0.03)
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Refusal, cue_picture, write_cue_part
+from conftest import Refusal, cue_image, write_cue_part
+from heedmap.config import TrainOptions
 from heedmap.errors import DataError
-from heedmap.listener import Listener
-from heedmap.options import TrainOptions
+from heedmap.progress import Progress
 
 SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0)
 Folder = Callable[..., Path]
 
 
-class Told(Listener):
+class Told(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -48,14 +48,14 @@ def bomb(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    cue_picture("red", 5)[0].save(path)
+    cue_image("red", 5)[0].save(path)
     path.write_bytes(path.read_bytes()[:-300])
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "zero-byte": (lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
     "truncated": (truncated, "damaged"),
-    "text": (lambda path: path.write_text("not a picture"), "not a picture"),
+    "text": (lambda path: path.write_text("not an image"), "not an image"),
     "bomb": (bomb, "above the guard of 100 million; shrink it"),
 }
 
@@ -67,7 +67,7 @@ def make_flat(folder: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            cue_picture("red", number)[0].save(folder / name / f"{number}.png")
+            cue_image("red", number)[0].save(folder / name / f"{number}.png")
     return folder
 
 
@@ -90,22 +90,22 @@ def unknown_class(folder: Path) -> Path:
     [
         (lambda folder: folder, "There is no folder"),
         (lambda folder: folder.mkdir() or folder, "is empty; "),
-        (lambda folder: folder.write_text("x") and folder, "is a file, not a folder of pictures"),
+        (lambda folder: folder.write_text("x") and folder, "is a file, not a folder of images"),
         (lambda folder: make_flat(folder, {"cat": 3}), "holds one class only, 'cat'; a classifier needs two or more"),
-        (lambda folder: make_flat(folder, {"cat": 3, "dog": 0}), "no pictures of class 'dog'"),
-        (unreadable_class, "no picture of class 'dog' can be read; mend its files or leave it out"),
+        (lambda folder: make_flat(folder, {"cat": 3, "dog": 0}), "no images of class 'dog'"),
+        (unreadable_class, "no image of class 'dog' can be read; mend its files or leave it out"),
         (unknown_class, "train has no class 'rot'; name the folders as in train"),
     ],
-    ids=["missing", "empty", "file", "one-class", "class-without-pictures", "class-unreadable", "class-unknown"],
+    ids=["missing", "empty", "file", "one-class", "class-without-images", "class-unreadable", "class-unknown"],
 )
 @pytest.mark.parametrize("command", ["train", "audit"])
 def test_a_folder_that_cannot_be_used_is_named(
     tmp_path: Path, refusal: Refusal, make: Callable[[Path], Path], said: str, command: str
 ) -> None:
-    folder, out = make(tmp_path / "pictures"), tmp_path / "run"
+    folder, out = make(tmp_path / "images"), tmp_path / "run"
     line = refusal("train", folder, "--out", out, *SMALL) if command == "train" else refusal("audit", folder)
     assert said in line
-    assert "pictures" in line
+    assert "images" in line
     assert not out.exists()
 
 
@@ -119,8 +119,8 @@ def test_a_folder_with_nearly_the_right_name_is_proposed(tmp_path: Path, refusal
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_among_many_is_named_counted_and_passed_over(make_cue_folder: Folder, kind: str) -> None:
-    from heedmap.preparation import prepare
+def test_a_broken_image_among_many_is_named_counted_and_passed_over(make_cue_folder: Folder, kind: str) -> None:
+    from heedmap.workflows.train.setup import prepare
 
     folder, told = make_cue_folder(train=20, test=3), Told()
     BROKEN[kind][0](folder / "train" / "red" / "broken.png")
@@ -136,11 +136,11 @@ def test_a_broken_picture_among_many_is_named_counted_and_passed_over(make_cue_f
 def test_training_stops_when_more_than_a_small_share_is_broken(
     make_cue_folder: Folder, refusal: Refusal, tmp_path: Path, kind: str
 ) -> None:
-    folder = make_cue_folder(train=4, test=3).rename(tmp_path / "my pictures")
+    folder = make_cue_folder(train=4, test=3).rename(tmp_path / "my images")
     BROKEN[kind][0](folder / "train" / "red" / "broken.png")
     line = refusal("train", folder, "--out", tmp_path / "run", *SMALL)
     assert f"`heedmap audit '{folder}'` lists them" in line
-    assert "1 of 22 pictures cannot be read, the first is train/red/broken.png" in line
+    assert "1 of 22 images cannot be read, the first is train/red/broken.png" in line
     assert BROKEN[kind][1] in line
     assert "--allow-unreadable" in line
     assert not (tmp_path / "run").exists()
@@ -149,49 +149,49 @@ def test_training_stops_when_more_than_a_small_share_is_broken(
 def test_packing_stops_when_more_than_a_small_share_is_broken_unless_told_to_go_on(
     make_cue_folder: Folder, refusal: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from heedmap.cli import main
+    from heedmap.cli.main import main
 
     folder = make_cue_folder(train=5, test=0) / "train"
     BROKEN["text"][0](folder / "red" / "000.png")
     line = refusal("pack", folder, tmp_path / "shards")
-    assert "1 of 15 pictures cannot be read, the first is red/000.png" in line
+    assert "1 of 15 images cannot be read, the first is red/000.png" in line
     assert "--allow-unreadable goes on without them" in line
     assert not (tmp_path / "shards").exists()
     main(["pack", str(folder), str(tmp_path / "shards"), "--allow-unreadable"])
     text = capsys.readouterr().out
     counts = {line.split()[0]: line.split()[1] for line in text.splitlines() if " in 1 shard" in line}
-    assert f"{counts['train']} pictures to learn from, {counts['test']} to test on." in text.replace("\n", " ")
+    assert f"{counts['train']} images to learn from, {counts['test']} to test on." in text.replace("\n", " ")
     assert int(counts["train"]) + int(counts["test"]) == 14
 
 
-def test_training_goes_on_without_broken_pictures_when_told_to(make_cue_folder: Folder) -> None:
-    from heedmap.preparation import prepare
+def test_training_goes_on_without_broken_images_when_told_to(make_cue_folder: Folder) -> None:
+    from heedmap.workflows.train.setup import prepare
 
     folder = make_cue_folder(train=4, test=3)
     BROKEN["text"][0](folder / "train" / "red" / "broken.png")
     options = TrainOptions(data=str(folder), image_size=32, workers=0, allow_unreadable=True)
-    assert len(prepare(options, Listener()).splits.unreadable) == 1
+    assert len(prepare(options, Progress()).splits.unreadable) == 1
 
 
-def test_drawing_passes_over_broken_pictures_and_names_them(
+def test_drawing_passes_over_broken_images_and_names_them(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from heedmap.cli import main
+    from heedmap.cli.main import main
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    cue_picture("red", 1)[0].save(folder / "good.png")
+    cue_image("red", 1)[0].save(folder / "good.png")
     for kind, (make, _) in BROKEN.items():
         make(folder / f"{kind}.png")
     main(["visualize", str(finished_run), str(folder), "--out", str(tmp_path / "maps")])
     said = capsys.readouterr()
-    assert "1 picture drawn" in said.out
+    assert "1 image drawn" in said.out
     assert "4 passed over" in said.out
     for kind, (_, reason) in BROKEN.items():
         assert any(f"{kind}.png" in line and reason in line for line in said.err.splitlines())
 
 
-def test_drawing_nothing_but_broken_pictures_is_refused(finished_run: Path, tmp_path: Path, refusal: Refusal) -> None:
+def test_drawing_nothing_but_broken_images_is_refused(finished_run: Path, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     line = refusal("visualize", finished_run, tmp_path / "a.png", "--out", tmp_path / "maps")
     assert "a.png" in line
@@ -204,11 +204,11 @@ def test_drawing_nothing_but_broken_pictures_is_refused(finished_run: Path, tmp_
     [
         (("https://example.org/cat.jpg",), "https://example.org/cat.jpg is an address; heedmap reads files only"),
         (("absent.jpg",), "There is no file or folder absent.jpg"),
-        (("absent/*.jpg",), "No picture fits absent/*.jpg"),
-        ((), "No pictures were named"),
+        (("absent/*.jpg",), "No image fits absent/*.jpg"),
+        ((), "No images were named"),
     ],
 )
-def test_pictures_that_are_not_there_are_named(
+def test_images_that_are_not_there_are_named(
     finished_run: Path, tmp_path: Path, refusal: Refusal, words: tuple[str, ...], said: str
 ) -> None:
     assert said in refusal("visualize", finished_run, *words, "--out", tmp_path / "maps")
@@ -218,8 +218,8 @@ def test_pictures_that_are_not_there_are_named(
 def test_a_query_that_cannot_be_read_is_named(
     finished_run: Path, cue_folder: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
-    picture = cue_folder / "test" / "red" / "000.png"
-    line = refusal("visualize", finished_run, picture, "--query", "absent.jpg", "--out", tmp_path / "maps")
+    image = cue_folder / "test" / "red" / "000.png"
+    line = refusal("visualize", finished_run, image, "--query", "absent.jpg", "--out", tmp_path / "maps")
     assert "Query absent.jpg: there is no such file" in line
     assert not (tmp_path / "maps").exists()
 
@@ -234,8 +234,8 @@ def test_a_query_that_cannot_be_read_is_named(
         (("--model", "compct"), "Unknown model 'compct'. Did you mean 'compact'?"),
         (("--taps", "stage9"), "No tap 'stage9'"),
         (("--model", "paper-vgg", "--image-size", 16, "--taps", "conv99"), "conv99"),
-        (("--image-size", 8, "--model", "paper-vgg"), "A picture of 8 x 8 is too small for paper-vgg"),
-        (("--image-size", 8, "--model", "resnet18"), "A picture of 8 x 8 is too small for timm/resnet18"),
+        (("--image-size", 8, "--model", "paper-vgg"), "An image of 8 x 8 is too small for paper-vgg"),
+        (("--image-size", 8, "--model", "resnet18"), "An image of 8 x 8 is too small for timm/resnet18"),
         (("--pretrained", "hub"), "compact has no pretrained weights"),
         (("--model", "resnet18", "--pretrained", "absent.pt"), "No weights file absent.pt"),
         (("--head", "residual"), "head 'residual'"),
@@ -255,12 +255,12 @@ def test_a_model_that_cannot_be_built_is_named(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--attention", "none", "--weights", "sigmoid"), "Attention 'none' has no weights 'sigmoid'"),
+        (("--attention", "none", "--attention-weights", "sigmoid"), "Attention 'none' has no weights 'sigmoid'"),
         (("--model", "compct"), "Unknown model 'compct'"),
         (("--taps", "stage9"), "No tap 'stage9'"),
     ],
 )
-def test_what_needs_no_pictures_is_refused_before_they_are_read(
+def test_what_needs_no_images_is_refused_before_they_are_read(
     tmp_path: Path, refusal: Refusal, words: tuple[str, ...], said: str
 ) -> None:
     if "--model" in words:
@@ -322,7 +322,7 @@ def test_no_file_of_weights_runs_code(cue_folder: Path, copied_run: Path, tmp_pa
         (("train", "x", "--epoch", "3"), "Unknown option --epoch of heedmap train. Did you mean '--epochs'?"),
         (("train", "x", "--epochs=many"), "--epochs needs a whole number, not 'many'."),
         (("train", "x", "--learning-rate", "fast"), "--learning-rate needs a number, not 'fast'."),
-        (("train", "x", "--weights", "sofmax"), "one of sigmoid, softmax. Did you mean 'softmax'?"),
+        (("train", "x", "--attention-weights", "sofmax"), "one of sigmoid, softmax. Did you mean 'softmax'?"),
         (("train", "x", "--zzyzx"), "Unknown option --zzyzx of heedmap train. heedmap train --help"),
         (("train", "x", "--foo"), "Unknown option --foo of heedmap train. heedmap train --help"),
         (("train", "x", "--epochs"), "--epochs needs a value."),
@@ -331,7 +331,7 @@ def test_no_file_of_weights_runs_code(cue_folder: Path, copied_run: Path, tmp_pa
         (("train", "x", "y", "z"), "does not know what to do with y, z. See"),
         (("train",), "Name the data"),
         (("evaluate",), "RUN is missing; the command is `heedmap evaluate RUN [DATA]`. See heedmap evaluate --help."),
-        (("visualize",), "RUN is missing; the command is `heedmap visualize RUN PICTURES ...`."),
+        (("visualize",), "RUN is missing; the command is `heedmap visualize RUN IMAGES ...`."),
         (("visualize", "r", "p", "--batch-size", "0"), "batch_size = 0 is out of range"),
         (("audit", "digit-scenes", "--show", "-3"), "show = -3 is out of range"),
         (("list", "modles"), "WHAT cannot be 'modles'; give one of all, attentions, methods, models, sets. Did you"),
@@ -416,7 +416,7 @@ def test_a_disk_that_fills_up_later_keeps_the_last_state(
     assert (run.path / CHECKPOINT).is_file()
     assert not list(run.path.rglob(".*.partial"))
     monkeypatch.setattr(runs, "write_whole", real)
-    from heedmap.cli import main
+    from heedmap.cli.main import main
 
     main(["train", "--resume", str(run.path)])
     assert Run.open(run.path).is_finished
@@ -441,7 +441,7 @@ def test_a_place_that_may_not_be_written_is_named(
     assert "no permission to write there" in refusal("evaluate", finished_run, "--out", locked)
 
 
-def test_pictures_that_may_not_be_read_are_named(
+def test_images_that_may_not_be_read_are_named(
     make_cue_folder: Folder, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, real = make_cue_folder(train=2, test=2), builtins.open
@@ -481,7 +481,7 @@ def _torn_torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_torchvision_own_models_learn_from_folders_and_the_rest_says_why_not(
     cue_folder: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
-    from heedmap.cli import main
+    from heedmap.cli.main import main
 
     main([str(word) for word in ("train", cue_folder, "--out", tmp_path / "run", *SMALL)])
     assert (tmp_path / "run" / "manifest.json").is_file()
@@ -505,7 +505,7 @@ def test_a_named_set_that_is_not_there_says_where_it_belongs(tmp_path: Path, ref
 def test_a_run_is_not_judged_on_classes_that_it_does_not_know(
     finished_run: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
-    folder = make_flat(tmp_path / "pictures", {"green": 2, "rot": 2, "blue": 2})
+    folder = make_flat(tmp_path / "images", {"green": 2, "rot": 2, "blue": 2})
     assert "Class 'rot' is unknown to the run, which has blue, green, red" in refusal("evaluate", finished_run, folder)
     folder = make_flat(tmp_path / "fewer", {"green": 2, "blue": 2})
     assert "The data has no class 'red'" in refusal("evaluate", finished_run, folder)
@@ -537,7 +537,7 @@ def test_a_finished_run_is_not_resumed(finished_run: Path, refusal: Refusal) -> 
     assert "No run folder absent" in refusal("train", "--resume", "absent")
 
 
-def test_a_damaged_picture_is_an_error_of_the_data_in_python_too(tmp_path: Path) -> None:
+def test_a_damaged_image_is_an_error_of_the_data_in_python_too(tmp_path: Path) -> None:
     from heedmap.data import open_data
 
     with pytest.raises(DataError):
@@ -558,7 +558,7 @@ def test_a_damaged_picture_is_an_error_of_the_data_in_python_too(tmp_path: Path)
 def test_a_file_for_findings_that_cannot_be_meant_is_refused_before_the_audit(
     cue_folder: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
-    monkeypatch.setattr("heedmap.data.audit.audit", lambda *_, **__: pytest.fail("the audit was begun"))
+    monkeypatch.setattr("heedmap.data.audit.audit.audit", lambda *_, **__: pytest.fail("the audit was begun"))
     (tmp_path / "mine.json").write_text('{"title": "mine"}')
     assert said in refusal("audit", cue_folder, "--json", tmp_path / name)
     assert (tmp_path / "mine.json").read_text() == '{"title": "mine"}'
@@ -582,11 +582,9 @@ def test_a_file_in_place_of_a_run_is_said_to_be_what_it_is(
     assert "heedmap train" not in line
 
 
-def test_predicting_nothing_but_broken_pictures_is_refused(
-    finished_run: Path, tmp_path: Path, refusal: Refusal
-) -> None:
+def test_predicting_nothing_but_broken_images_is_refused(finished_run: Path, tmp_path: Path, refusal: Refusal) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.png").write_bytes(b"")
     for _ in range(2):  # the second time the table is there already
         line = refusal("predict", finished_run, tmp_path / "a.png", "--out", tmp_path / "out")
-        assert f"No picture was answered: 1 picture could not be read; {tmp_path / 'out' / 'unreadable'} says" in line
+        assert f"No image was answered: 1 image could not be read; {tmp_path / 'out' / 'unreadable'} says" in line

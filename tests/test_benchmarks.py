@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import drawing, end_to_end, gpu, learned_maps, measuring, scale, startup, training_step  # noqa: E402
 
-from heedmap.classifier import Architecture, build_classifier  # noqa: E402
+from heedmap.models.architecture import Architecture  # noqa: E402
+from heedmap.models.factory import build_classifier  # noqa: E402
 
 MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
 
@@ -204,27 +205,27 @@ def test_the_interval_of_the_median_is_that_of_the_tables(count: int, first: int
 def test_memory_is_that_of_a_process_of_its_own(results: Path) -> None:
     pytest.importorskip("pytorch_grad_cam")
     drawing.main(rounds=1, count=2, counts=(2,))
-    assert 100 < kept(results, "drawing")["peak memory MiB by pictures"]["2"] < 4000
+    assert 100 < kept(results, "drawing")["peak memory MiB by images"]["2"] < 4000
 
 
-def test_a_folder_with_too_few_pictures_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds 0 pictures"):
+def test_a_folder_with_too_few_images_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds 0 images"):
         drawing.main(rounds=1, count=2, folder=str(tmp_path))
 
 
 def test_what_grows_is_measured_over_whole_epochs(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SIZES": (32,), "TAPS": (("stage3",),), "CLASSES": (2,), "PICTURES": (70, 40)}.items():
+    for name, value in {"SIZES": (32,), "TAPS": (("stage3",),), "CLASSES": (2,), "IMAGES": (70, 40)}.items():
         monkeypatch.setattr(scale, name, value)
     monkeypatch.setattr(scale, "BATCH", 4)
     monkeypatch.setattr(scale, "PREPARED", 80)
     monkeypatch.setattr(measuring, "clock", "processor")  # leaves out training in several processes
     assert [scale._preparing(count)[1] for count in (70, 40)] == [68, 80]
     scale.main(rounds=1)
-    assert list(kept(results, "scale")["prepared images per second by pictures in the set, 32 px"]) == ["70", "40"]
+    assert list(kept(results, "scale")["prepared images per second by images in the set, 32 px"]) == ["70", "40"]
 
 
 def test_answers_of_the_command_line_are_timed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "ANSWERS", {"python -c pass": ["-c", "pass"]})
+    monkeypatch.setattr(startup, "PREDICTIONS", {"python -c pass": ["-c", "pass"]})
     startup.main(rounds=1)
     assert kept(results, "startup")["seconds"]["python -c pass"]["median"] > 0
 
@@ -296,16 +297,16 @@ def test_curves_take_all_that_training_took_or_else_its_steps(tmp_path: Path) ->
 def test_points_of_one_name_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     curves = importlib.import_module("benchmarks.curves")
-    picture = tmp_path / "curve.png"
+    image = tmp_path / "curve.png"
     words = ["--point", "ours", "8", "93.1+-0.2", "--point", "ours", "4", "91", "--point", "theirs", "9", "90"]
-    curves.main([str(picture), *words, "--mark", "yolo", "24", "86"])
+    curves.main([str(image), *words, "--mark", "yolo", "24", "86"])
     assert capsys.readouterr().out.splitlines() == [
         "ours: test 91.00 % after 4 minutes, 93.10 +- 0.20 % after 8 minutes",
         "theirs: test 90.00 % after 9 minutes",
     ]
-    assert picture.stat().st_size > 1000
+    assert image.stat().st_size > 1000
     with pytest.raises(SystemExit):
-        curves.main([str(picture)])
+        curves.main([str(image)])
 
 
 # ---- the script for a GPU
@@ -316,10 +317,10 @@ def test_the_script_for_a_gpu_runs_and_keeps_each_part(
 ) -> None:
     monkeypatch.setattr(training_step, "Reference", TinyReference)
     monkeypatch.setattr(training_step, "our_network", tiny_network)
-    end_to_end.draw_folder(tmp_path / "pictures", 24, 32)
+    end_to_end.draw_folder(tmp_path / "images", 24, 32)
     seen: list[list[str]] = []
     monkeypatch.setattr(gpu, "keep", lambda part, record: seen.append(list(record["training by epochs"])))
-    found = gpu.main(1, device="cpu", data=str(tmp_path / "pictures"), epochs=(1,), batch=8, step_batches=(2,))
+    found = gpu.main(1, device="cpu", data=str(tmp_path / "images"), epochs=(1,), batch=8, step_batches=(2,))
     assert seen == [[], ["1"]]
     trained = found["training by epochs"]["1"]
     assert 0 <= trained["accuracy with flips"]["median"] <= 1
@@ -356,5 +357,5 @@ def test_a_training_too_large_for_the_gpu_is_noted(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(gpu, "_trained_once", too_large)
     assert gpu._trained("cifar10", "data", None, 2000, 2) == {
-        "note": "out of memory at 2000 pictures a step; --batch takes fewer"
+        "note": "out of memory at 2000 images per step; --batch takes fewer"
     }

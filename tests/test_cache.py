@@ -1,4 +1,4 @@
-"""Pictures decoded once: the same batches, a changed picture noticed, and no harm from whoever interferes."""
+"""Images decoded once: the same batches, a changed image noticed, and no harm from whoever interferes."""
 
 import json
 import os
@@ -14,18 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import cue_picture
-from heedmap.cli import main
-from heedmap.data import FolderPictures, load_many, open_data
-from heedmap.data import cache as cache_module
-from heedmap.data.augmentation import Augmentation
-from heedmap.data.cache import DecodedCache
-from heedmap.data.checked import check_splits_once
-from heedmap.data.kept import cache_folder, partial_of
-from heedmap.data.loading import Store, TrainingBatches, plain_batches
-from heedmap.data.packing import pack
-from heedmap.data.pictures import Pictures, TensorPictures
-from heedmap.data.shards import index_shard
+from conftest import cue_image
+from heedmap.cli.main import main
+from heedmap.data import FolderDataset, load_many, open_data
+from heedmap.data.cache import decoded as cache_module
+from heedmap.data.cache.decoded import DecodedCache
+from heedmap.data.cache.folder import cache_folder, partial_of
+from heedmap.data.cache.verified import check_splits_once
+from heedmap.data.dataset import ImageDataset, TensorDataset
+from heedmap.data.loader import Store, TrainingBatches, plain_batches
+from heedmap.data.transforms import Augmentation
+from heedmap.data.webdataset.index import index_shard
+from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError
 
 MUCH = 1e9
@@ -34,11 +34,11 @@ MUCH = 1e9
 @pytest.fixture(autouse=True)
 def _small_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "FEWEST", 1)
-    monkeypatch.setattr(cache_module, "_FILE_BYTES", 12 * 3 * 20 * 20)  # twelve pictures a file
+    monkeypatch.setattr(cache_module, "_FILE_BYTES", 12 * 3 * 20 * 20)  # twelve images a file
 
 
 class Said(list[str]):
-    """What the cache told its listener."""
+    """What the cache told its progress."""
 
 
 def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Said]:
@@ -46,11 +46,11 @@ def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Said]:
     return DecodedCache(folder, limit, said.append), said
 
 
-def all_of(some: Pictures) -> torch.Tensor:
+def all_of(some: ImageDataset) -> torch.Tensor:
     return load_many(some, range(len(some)), 20, 1)[0]
 
 
-def test_pictures_from_the_cache_are_the_pictures(cue_folder: Path, tmp_path: Path) -> None:
+def test_images_from_the_cache_are_the_images(cue_folder: Path, tmp_path: Path) -> None:
     train = open_data(str(cue_folder)).train
     cache, said = cache_in(tmp_path)
     kept = cache.open(train, 20, 2)
@@ -58,7 +58,7 @@ def test_pictures_from_the_cache_are_the_pictures(cue_folder: Path, tmp_path: Pa
     assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
     assert torch.equal(kept.gather(torch.tensor([30, 2, 2])), all_of(train)[[30, 2, 2]])
     assert len(said) == 1
-    assert "36 pictures of 20 px, 0 MB; 36 to decode once." in said[0]
+    assert "36 images of 20 px, 0 MB; 36 to decode once." in said[0]
     assert str(tmp_path / "decoded") in said[0]
 
 
@@ -90,22 +90,22 @@ def test_other_parts_of_the_same_folder_share_what_was_decoded(
     cache_in(tmp_path)[0].open(train.subset(range(20)), 20, 1)
     cache_in(tmp_path)[0].open(train.subset(range(10, 36)), 20, 1)
     assert sorted(decoded) == sorted(train.names)
-    cache_in(tmp_path)[0].open(train, 24, 1)  # another size is another picture
+    cache_in(tmp_path)[0].open(train, 24, 1)  # another size is another image
     assert len(decoded) == 72
 
 
-def test_a_changed_picture_is_noticed_and_only_that_one(
+def test_a_changed_image_is_noticed_and_only_that_one(
     make_cue_folder: object, tmp_path: Path, decoded: list[str]
 ) -> None:
     folder: Path = make_cue_folder(train=6, test=2)  # type: ignore[operator]
     splits = open_data(str(folder))
     changed = folder / "train" / "red" / "002.png"
-    cue_picture("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the picture
+    cue_image("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the image
     check_splits_once(splits, 1, tmp_path / "cache")
     cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
     decoded.clear()
     before = changed.stat()
-    cue_picture("red", 99)[0].save(changed, "BMP")
+    cue_image("red", 99)[0].save(changed, "BMP")
     assert changed.stat().st_size == before.st_size
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     (folder / "train" / "blue" / "000.png").write_bytes(b"broken now")
@@ -128,7 +128,7 @@ def test_a_damaged_row_or_index_is_decoded_anew(cue_folder: Path, tmp_path: Path
     content[2000] ^= 255
     rows[0].write_bytes(content)  # a bit tipped over
     rows[1].write_bytes(rows[1].read_bytes()[:-1])  # cut short
-    rows[2].with_suffix(".json").write_text('{"pictures": 3}')
+    rows[2].with_suffix(".json").write_text('{"images": 3}')
     kept = cache_in(tmp_path)[0].open(train, 20, 1)
     assert kept is not None
     assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
@@ -204,11 +204,11 @@ def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: 
     assert "No space left on device" in said[-1]
 
 
-def test_few_pictures_and_pictures_in_memory_are_not_kept(
+def test_few_images_and_images_in_memory_are_not_kept(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, said = cache_in(tmp_path)
-    in_memory = TensorPictures(
+    in_memory = TensorDataset(
         torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9).long(), ("a",), list("123456789")
     )
     assert cache.open(in_memory, 20, 1) is None
@@ -218,7 +218,7 @@ def test_few_pictures_and_pictures_in_memory_are_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_cannot_be_decoded_any_more_is_named(make_cue_folder: object, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_decoded_any_more_is_named(make_cue_folder: object, tmp_path: Path) -> None:
     folder: Path = make_cue_folder(train=4, test=1)  # type: ignore[operator]
     train = open_data(str(folder)).train
     (folder / "train" / "red" / "001.png").write_bytes(b"")
@@ -270,7 +270,7 @@ def test_a_second_run_finds_the_cache_and_ends_the_same(
 
 
 def bitmaps(folder: Path, count: int = 8) -> Path:
-    """A folder of pictures of one length and one time of change, as an archive unpacks them."""
+    """A folder of images of one length and one time of change, as an archive unpacks them."""
     for number in range(count):
         path = folder / "ab"[number % 2] / f"{number:03}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,30 +279,30 @@ def bitmaps(folder: Path, count: int = 8) -> Path:
     return folder
 
 
-def test_pictures_that_change_places_are_noticed_although_length_and_time_are_the_same(tmp_path: Path) -> None:
+def test_images_that_change_places_are_noticed_although_length_and_time_are_the_same(tmp_path: Path) -> None:
     folder = bitmaps(tmp_path / "flat")
-    pictures = FolderPictures(folder, [f"{'ab'[n % 2]}/{n:03}.bmp" for n in range(8)], torch.arange(8) % 2, "ab")
-    assert cache_in(tmp_path / "cache")[0].open(pictures, 20, 1) is not None
-    one, other = pictures.path(0), pictures.path(1)
+    images = FolderDataset(folder, [f"{'ab'[n % 2]}/{n:03}.bmp" for n in range(8)], torch.arange(8) % 2, "ab")
+    assert cache_in(tmp_path / "cache")[0].open(images, 20, 1) is not None
+    one, other = images.path(0), images.path(1)
     one.rename(tmp_path / "aside")
     other.rename(one)
     (tmp_path / "aside").rename(other)
     assert one.stat().st_mtime_ns == other.stat().st_mtime_ns == 10**18
-    kept = cache_in(tmp_path / "cache")[0].open(pictures, 20, 1)
+    kept = cache_in(tmp_path / "cache")[0].open(images, 20, 1)
     assert kept is not None
-    assert torch.equal(kept.gather(torch.arange(8)), all_of(pictures))
+    assert torch.equal(kept.gather(torch.arange(8)), all_of(images))
 
 
-def test_a_picture_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -> None:
+def test_a_image_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -> None:
     folder = bitmaps(tmp_path / "flat")
-    pictures = FolderPictures(folder, ["a/000.bmp"], torch.tensor([0]), "a")
-    assert cache_in(tmp_path / "cache")[0].open(pictures, 20, 1) is not None
+    images = FolderDataset(folder, ["a/000.bmp"], torch.tensor([0]), "a")
+    assert cache_in(tmp_path / "cache")[0].open(images, 20, 1) is not None
     time.sleep(0.02)  # the system's clock of files has ticked
-    pictures.path(0).write_bytes((folder / "b" / "003.bmp").read_bytes())
-    os.utime(pictures.path(0), ns=(10**18, 10**18))
-    kept = cache_in(tmp_path / "cache")[0].open(pictures, 20, 1)
+    images.path(0).write_bytes((folder / "b" / "003.bmp").read_bytes())
+    os.utime(images.path(0), ns=(10**18, 10**18))
+    kept = cache_in(tmp_path / "cache")[0].open(images, 20, 1)
     assert kept is not None
-    assert torch.equal(kept.gather(torch.arange(1)), all_of(pictures))
+    assert torch.equal(kept.gather(torch.arange(1)), all_of(images))
 
 
 def test_shards_that_change_places_are_read_anew(cue_folder: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def rows_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "decoded").glob("*/*.rows"))
 
 
-def test_rows_of_pictures_that_are_gone_make_room_and_those_of_another_part_do_not(
+def test_rows_of_images_that_are_gone_make_room_and_those_of_another_part_do_not(
     make_cue_folder: object, tmp_path: Path
 ) -> None:
     splits = open_data(str(make_cue_folder(train=8, test=4)))  # type: ignore[operator]
@@ -436,12 +436,12 @@ def test_a_named_folder_of_somebody_else_may_be_used_but_not_one_found_among_tem
     assert cache_folder() is None
 
 
-def test_a_second_start_reads_no_picture_but_a_sample(
+def test_a_second_start_reads_no_image_but_a_sample(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heedmap.listener import Listener
-    from heedmap.options import TrainOptions
-    from heedmap.train import prepare
+    from heedmap.config import TrainOptions
+    from heedmap.progress import Progress
+    from heedmap.workflows.train.train import prepare
 
     read: list[str] = []
     opened = Path.read_bytes
@@ -454,7 +454,7 @@ def test_a_second_start_reads_no_picture_but_a_sample(
     counts = []
     for _ in range(2):
         read.clear()
-        prepare(TrainOptions(data=str(cue_folder), cache=str(tmp_path)), Listener())
+        prepare(TrainOptions(data=str(cue_folder), cache=str(tmp_path)), Progress())
         counts.append(read.count(".png"))
     assert counts[0] - counts[1] == 72
     assert counts[1] <= 50  # a sample, for the size at which they are wanted
@@ -472,7 +472,7 @@ class Machine:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: bool) -> None:
-    from heedmap.preparation import one_first
+    from heedmap.workflows.train.setup import one_first
 
     machine = Machine(is_first)
     assert one_first(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
@@ -480,7 +480,7 @@ def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: boo
     machine.did.clear()
 
     def fails() -> None:
-        raise DataError("no pictures")
+        raise DataError("no images")
 
     with pytest.raises(DataError):
         one_first(machine, fails)  # type: ignore[arg-type]

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from heedmap.errors import DataError, ModelError
-from heedmap.evaluation.classification import calibration_error, classification_report, confusion_table
+from heedmap.metrics.classification import calibration_error, classification_report, confusion_table
 
 CLASSES = tuple("abcdefg")
 
 
 @pytest.fixture
 def answers(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy logits of 200 pictures of seven classes; class "g" has no pictures and "f" is never predicted."""
+    """Noisy logits of 200 images of seven classes; class "g" has no images and "f" is never predicted."""
     labels = torch.randint(0, 6, (200,), generator=generator)
     logits = torch.randn(200, 7, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, 7)
     logits[:, 5] -= 12  # not more: log_loss of sklearn clips probabilities below 2e-16
@@ -56,7 +56,7 @@ def test_confusion_has_the_label_in_the_row_and_the_prediction_in_the_column() -
     assert table.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
 
 
-def test_calibration_error_of_five_pictures_worked_out_by_hand() -> None:
+def test_calibration_error_of_five_images_worked_out_by_hand() -> None:
     # Two bins, (0, 0.5] and (0.5, 1]. Confidences 0.5, 0.5 with one right: gap |0.5 - 0.5| = 0.
     # Confidences 0.8, 0.8, 0.9 with one right: gap |1/3 - 2.5/3| = 0.5. ECE = 2/5 * 0 + 3/5 * 0.5 = 0.3.
     probabilities = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.8, 0.2], [0.2, 0.8], [0.9, 0.1]], dtype=torch.float64)
@@ -133,8 +133,8 @@ def test_the_report_becomes_json_without_loss(answers: tuple[Tensor, Tensor]) ->
     [
         (torch.zeros(2, 3), torch.tensor([0, 1]), ModelError, r"\(2, 3\) do not fit 2 classes"),
         (torch.zeros(2), torch.tensor([0, 1]), ModelError, r"\(N, K\) is needed"),
-        (torch.zeros(2, 2), torch.tensor([0]), DataError, "do not fit 2 pictures"),
-        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), DataError, "no pictures to evaluate"),
+        (torch.zeros(2, 2), torch.tensor([0]), DataError, "do not fit 2 images"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), DataError, "no images to evaluate"),
         (torch.zeros(2, 2), torch.tensor([0.0, 1.0]), DataError, "float32 are no class indices"),
         (torch.zeros(2, 2), torch.tensor([0, 2]), DataError, r"Label 2 lies outside 0 \.\. 1"),
         (torch.zeros(2, 2), torch.tensor([-1, 1]), DataError, r"Label -1 lies outside 0 \.\. 1"),
@@ -142,7 +142,7 @@ def test_the_report_becomes_json_without_loss(answers: tuple[Tensor, Tensor]) ->
             torch.tensor([[0.0, math.nan], [0.0, 1.0]]),
             torch.tensor([0, 1]),
             ModelError,
-            "1 of 2 pictures are not finite",
+            "1 of 2 images are not finite",
         ),
     ],
 )

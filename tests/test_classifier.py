@@ -10,21 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heedmap.attention import ATTENTIONS, CompatibilityReadout, attention_kind
-from heedmap.attention.heads import ConcatHead
+from heedmap.attribution import explain
 from heedmap.backbones.compact import Compact
-from heedmap.classifier import (
-    Architecture,
-    AttentionClassifier,
-    attach,
-    attention_maps,
-    build_classifier,
-    combined_map,
-    list_models,
-)
 from heedmap.errors import ModelError
-from heedmap.evaluation.asking import learned_map
-from heedmap.export.wrapped import Answering
-from heedmap.maps import explain
+from heedmap.exporters.wrapper import Answering
+from heedmap.heads.classification import ConcatHead
+from heedmap.metrics.maps import learned_map
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier, attention_maps, combined_map
+from heedmap.models.factory import attach, build_classifier, list_models
 
 CLASSES = ("ant", "bee", "cat")
 ALL = [(attention, weights) for attention, kind in ATTENTIONS.items() for weights in kind.weights]
@@ -36,7 +30,7 @@ def made(attention: str = "parametrised", weights: str | None = None, **changes:
     size = 16 if attention == "feature-dense" else 32
     settings = {"model": "compact", "head": "concat", "taps": None, "image_size": size, "classes": CLASSES, **changes}
     torch.manual_seed(0)
-    classifier = build_classifier(Architecture(attention=attention, weights=weights, **settings)).eval()
+    classifier = build_classifier(Architecture(attention=attention, attention_weights=weights, **settings)).eval()
     return awake(classifier)
 
 
@@ -50,7 +44,7 @@ def awake(classifier: AttentionClassifier) -> AttentionClassifier:
 
 
 def fitting(classifier: AttentionClassifier, images: Tensor) -> Tensor:
-    """The top left corner of the pictures, of the size that the classifier was made for."""
+    """The top left corner of the images, of the size that the classifier was made for."""
     return images[..., : classifier.image_size, : classifier.image_size]
 
 
@@ -103,7 +97,7 @@ def test_every_attention_and_head_answers_with_logits_and_the_maps_it_used(
         else:
             assert weight.max() < 1
     assert set(output.features) == ({"before", "after"} if classifier.is_gate else set())
-    assert classifier.weights == weights
+    assert classifier.attention_weights == weights
 
 
 @pytest.mark.parametrize(("attention", "weights"), ALL)
@@ -121,18 +115,18 @@ def test_maps_stay_float32_under_bf16_and_softmax_still_sums_to_one(
 
 
 @pytest.mark.parametrize(("attention", "weights"), ALL)
-def test_a_picture_is_answered_the_same_alone_and_in_a_batch(attention: str, weights: str, images: Tensor) -> None:
+def test_a_image_is_answered_the_same_alone_and_in_a_batch(attention: str, weights: str, images: Tensor) -> None:
     classifier = made(attention, weights).double()
-    pictures = fitting(classifier, images.double())
+    several = fitting(classifier, images.double())
     with torch.no_grad():
-        together, alone = classifier(pictures), classifier(pictures[2:3])
+        together, alone = classifier(several), classifier(several[2:3])
     torch.testing.assert_close(together.logits[2:3], alone.logits, atol=1e-9, rtol=0)
     for tap in classifier.taps:
         torch.testing.assert_close(together.attention[tap][2:3], alone.attention[tap], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("attention", "weights"), READOUTS)
-def test_a_query_of_another_picture_moves_the_map_just_where_the_score_sees_it(
+def test_a_query_of_another_image_moves_the_map_just_where_the_score_sees_it(
     attention: str, weights: str, images: Tensor
 ) -> None:
     classifier = made(attention, weights)
@@ -150,7 +144,7 @@ def test_a_query_of_another_picture_moves_the_map_just_where_the_score_sees_it(
 
 
 @pytest.mark.parametrize(("attention", "weights"), READOUTS)
-def test_a_pictures_own_query_given_by_hand_changes_nothing(attention: str, weights: str, images: Tensor) -> None:
+def test_a_images_own_query_given_by_hand_changes_nothing(attention: str, weights: str, images: Tensor) -> None:
     classifier = made(attention, weights)
     with torch.no_grad():
         own, by_hand = classifier(images), classifier(images, query=classifier.query(images))
@@ -191,7 +185,7 @@ def test_a_fresh_net_with_attention_answers_as_its_control_does(images: Tensor) 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 2), (17, 5), (50, 7), (100, 7)])
 @pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "feature-dense"])
-def test_odd_and_small_pictures_work(attention: str, size: int, side: int, generator: torch.Generator) -> None:
+def test_odd_and_small_images_work(attention: str, size: int, side: int, generator: torch.Generator) -> None:
     classifier = made(attention, image_size=size)
     with torch.no_grad():
         output = classifier(torch.rand(2, 3, size, size, generator=generator))
@@ -302,9 +296,12 @@ def test_a_single_tap_has_no_combined_map(images: Tensor) -> None:
         ({"taps": ("stage2", "stage2")}, "named twice"),
         ({"image_size": 3}, "3 x 3 is too small for compact.* at least 4"),
         ({"attention": "parametrized"}, "Did you mean 'parametrised'"),
-        ({"weights": "hardmax"}, "hardmax"),
-        ({"attention": "none", "weights": "sigmoid"}, "'none' has no weights 'sigmoid'"),
-        ({"model": "paper-vgg", "attention": "none", "weights": "sigmoid"}, "'none' has no weights 'sigmoid'"),
+        ({"attention_weights": "hardmax"}, "hardmax"),
+        ({"attention": "none", "attention_weights": "sigmoid"}, "'none' has no weights 'sigmoid'"),
+        (
+            {"model": "paper-vgg", "attention": "none", "attention_weights": "sigmoid"},
+            "'none' has no weights 'sigmoid'",
+        ),
         ({"head": "concatt"}, "Unknown head 'concatt'.* Did you mean 'concat'"),
         ({"head": "residual"}, "compact has none"),
         ({"model": "paper-vgg", "head": "residual"}, "head concat or indep"),
@@ -317,7 +314,7 @@ def test_a_single_tap_has_no_combined_map(images: Tensor) -> None:
 def test_what_cannot_be_built_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"attention": "parametrised", **changes}
     with pytest.raises(ModelError, match=message) as caught:
-        made(settings.pop("attention"), settings.pop("weights", None), **settings)
+        made(settings.pop("attention"), settings.pop("attention_weights", None), **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -342,7 +339,7 @@ def test_the_papers_nets_are_built_by_name(
     with torch.device("meta"):
         classifier = build_classifier(Architecture(model, attention, None, "indep", taps, 32, CLASSES))
     assert classifier.taps == expected
-    assert (classifier.attention_name, classifier.weights) == (attention, "softmax")
+    assert (classifier.attention_name, classifier.attention_weights) == (attention, "softmax")
     assert classifier.uses_query == (attention in ("dot", "additive"))
 
 
@@ -398,11 +395,11 @@ def test_attention_put_into_a_net_of_timm_leaves_its_answer_as_it_was(generator:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     net = timm.create_model("resnet18", num_classes=3).eval()
-    pictures = torch.rand(2, 3, 64, 64, generator=generator)
+    images = torch.rand(2, 3, 64, 64, generator=generator)
     classifier = attach(copy.deepcopy(net), classes=CLASSES, image_size=64, attention="dot").eval()
     with torch.no_grad():
-        before = net((pictures - classifier.mean) / classifier.std)
-        output = classifier(pictures)
+        before = net((images - classifier.mean) / classifier.std)
+        output = classifier(images)
     torch.testing.assert_close(output.logits, before, atol=1e-6, rtol=0)
     assert classifier.taps == ("layer2", "layer3")  # the two deepest with at least 4 x 4 positions at 64 pixels
     assert [tuple(weight.shape[2:]) for weight in output.attention.values()] == [(8, 8), (4, 4)]
@@ -457,7 +454,7 @@ def test_a_classifier_can_be_made_from_parts_by_hand(images: Tensor) -> None:
     readouts = {tap: CompatibilityReadout(width, 10, "dot") for tap, width in (("stage2", 8), ("stage3", 10))}
     classifier = AttentionClassifier(
         backbone, readouts, ConcatHead({"stage2": 8, "stage3": 10}, 3),
-        classes=CLASSES, image_size=32, attention_name="dot", weights="softmax",
+        classes=CLASSES, image_size=32, attention_name="dot", attention_weights="softmax",
     )  # fmt: skip
     assert classifier(images).logits.shape == (4, 3)
     assert attention_kind(classifier.attention_name).is_gate is classifier.is_gate is False

@@ -17,12 +17,12 @@ import yaml
 
 from conftest import Refusal
 from heedmap import __version__
-from heedmap.cli import COMMANDS, TRAIN_GROUPS, Train, main
+from heedmap.cli.console import show_evaluation
+from heedmap.cli.main import COMMANDS, TRAIN_GROUPS, Train, main
+from heedmap.cli.parser import parse
+from heedmap.config import TrainOptions
 from heedmap.errors import Stopped
-from heedmap.options import TrainOptions
 from heedmap.runs import Run
-from heedmap.terminal import show_evaluation
-from heedmap.usage import parse
 
 Captured = pytest.CaptureFixture[str]
 SMALL = ("--image-size", 32, "--epochs", 1, "--batch-size", 16, "--workers", 0)
@@ -104,13 +104,13 @@ def test_help_is_not_cut_by_a_narrow_window_or_eaten_as_markup(
 
 def test_options_beside_a_config_file_win(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text(yaml.safe_dump({"data": "pictures", "epochs": 9, "seed": 4, "taps": ["a", "b"], "flip": True}))
-    from heedmap.cli import _values
+    path.write_text(yaml.safe_dump({"data": "images", "epochs": 9, "seed": 4, "taps": ["a", "b"], "flip": True}))
+    from heedmap.cli.main import _values
 
     for words in (["--config", str(path)], [f"--config={path}"]):
         words += ["--epochs", "2", "--no-flip", "--taps", "c"]
         made = parse(Train, "train", words, _values("train", words))
-        assert (made.data, made.epochs, made.seed, made.taps, made.flip) == ("pictures", 2, 4, ("c",), False)
+        assert (made.data, made.epochs, made.seed, made.taps, made.flip) == ("images", 2, 4, ("c",), False)
     assert parse(Train, "train", ["other", *words], _values("train", words)).data == "other"
 
 
@@ -137,12 +137,12 @@ def test_train_says_what_it_will_do_and_ends_with_the_next_command(
     text = told(capsys, *words)
     plan = text.splitlines()[0]
     assert re.match(
-        r"compact, \d\.\d\d M parameters, parametrised attention at stage2, stage3; 32 px, 1 epoch of 16", plan
+        r"compact, \d\.\d\d M parameters, parametrised attention at stage2, stage3; 32 px, 1 epoch, batch size 16", plan
     )
-    assert "pictures: train 33, validation 3, test 36." in plan
+    assert "images: train 33, validation 3, test 36." in plan
     assert "epoch   1/1" in text
-    assert "36 pictures" in text
-    assert last_line(text) == f"Next: heedmap visualize '{out}' PICTURES"
+    assert "36 images" in text
+    assert last_line(text) == f"Next: heedmap visualize '{out}' IMAGES"
     assert Run.open(out).config["command"].startswith("heedmap train ")
 
 
@@ -168,21 +168,21 @@ def test_a_resumed_run_keeps_its_own_options_and_says_so(copied_run: Path, cue_f
 def test_evaluate_prints_and_writes_the_same(
     finished_run: Path, tmp_path: Path, capsys: Captured, cue_folder: Path
 ) -> None:
-    text = told(capsys, "evaluate", finished_run, "--out", tmp_path / "judged")
-    kept = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    text = told(capsys, "evaluate", finished_run, "--out", tmp_path / "evaluated")
+    kept = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert kept["top1"] == Run.open(finished_run).read_json("evaluation.json")["top1"]
     assert f"{kept['top1']:.2%}" in text
-    assert "test, 36 pictures" in text
-    assert (tmp_path / "judged" / "confusion.png").is_file()
-    assert last_line(text) == f"Next: heedmap visualize {finished_run} PICTURES"
+    assert "test, 36 images" in text
+    assert (tmp_path / "evaluated" / "confusion.png").is_file()
+    assert last_line(text) == f"Next: heedmap visualize {finished_run} IMAGES"
     assert "top-5" not in text  # of three classes
     assert "The run learned from" not in text
     learned = told(capsys, "evaluate", finished_run, cue_folder / "train")
-    assert "The run learned from 36 of these 36 pictures" in learned
-    assert f"{cue_folder}, test, 36 pictures" in told(capsys, "evaluate", finished_run, cue_folder).replace("\n", " ")
+    assert "The run learned from 36 of these 36 images" in learned
+    assert f"{cue_folder}, test, 36 images" in told(capsys, "evaluate", finished_run, cue_folder).replace("\n", " ")
 
 
-def test_a_class_without_pictures_has_no_scores(finished_run: Path, capsys: Captured) -> None:
+def test_a_class_without_images_has_no_scores(finished_run: Path, capsys: Captured) -> None:
     found = Run.open(finished_run).read_json("evaluation.json")
     found["per_class"][0] |= {"count": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
     show_evaluation(found)
@@ -192,8 +192,8 @@ def test_a_class_without_pictures_has_no_scores(finished_run: Path, capsys: Capt
 
 def test_audit_prints_and_writes_its_findings(cue_folder: Path, tmp_path: Path, capsys: Captured) -> None:
     text = told(capsys, "audit", cue_folder, "--json", tmp_path / "findings.json")
-    assert "train 36, test 36 pictures; full audit" in text
-    assert json.loads((tmp_path / "findings.json").read_text())["pictures"] == {"train": 36, "test": 36}
+    assert "train 36, test 36 images; full audit" in text
+    assert json.loads((tmp_path / "findings.json").read_text())["images"] == {"train": 36, "test": 36}
     assert last_line(text) == f"Next: heedmap train {cue_folder}"
     told(capsys, "audit", cue_folder, "--json", tmp_path / "findings.json")  # an earlier audit is replaced
 
@@ -205,7 +205,7 @@ def test_audit_names_the_files(make_cue_folder: typing.Any, capsys: Captured) ->
     text = told(capsys, "audit", folder, "--depth", "cheap").replace("\n", " ")
     assert "train/red/broken.png: the file is empty (0 bytes)" in text
     assert "train/red/000.png, test/red/copy.png: " in text
-    assert "1 test picture has a twin in train" in text
+    assert "1 test image has a duplicate in train" in text
 
 
 def test_visualize_takes_a_list_from_standard_input(
@@ -215,15 +215,15 @@ def test_visualize_takes_a_list_from_standard_input(
     files = sorted((cue_folder / "test" / "red").iterdir())[:3]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(map(str, files)) + "\n"))
     text = told(capsys, "visualize", finished_run, "-")
-    assert "3 pictures drawn" in text
+    assert "3 images drawn" in text
     assert last_line(text) == "Next: open maps-1/index.html"
     assert len(list((tmp_path / "maps-1" / "panels").iterdir())) == 3
-    picture, pattern = files[0], cue_folder / "test" / "blue" / "00[01].png"
-    assert "3 pictures drawn" in told(capsys, "visualize", finished_run, picture, pattern)
+    image, pattern = files[0], cue_folder / "test" / "blue" / "00[01].png"
+    assert "3 images drawn" in told(capsys, "visualize", finished_run, image, pattern)
     assert (tmp_path / "maps-2" / "predictions.csv").is_file()
 
 
-def test_visualize_looks_for_the_pictures_before_it_loads_the_weights(
+def test_visualize_looks_for_the_images_before_it_loads_the_weights(
     finished_run: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "classifier", lambda _: pytest.fail("the weights were loaded"))
@@ -247,7 +247,7 @@ def test_demo_draws_unseen_scenes_and_ends_with_the_next_command(
         asked.append(options)
         return Run.open(finished_run)
 
-    demo = importlib.import_module("heedmap.demo")
+    demo = importlib.import_module("heedmap.workflows.demo")
     monkeypatch.setattr(demo, "train", trained)
     monkeypatch.setattr(demo, "DRAWN", 3)
     text = told(capsys, "demo", "--out", tmp_path / "demo", "--seed", 5)
@@ -345,7 +345,7 @@ def test_an_output_that_is_full_is_one_line() -> None:
 
 def test_sigterm_is_told_as_ctrl_c_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys.modules["heedmap.cli"], "_run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sys.modules["heedmap.cli.main"], "_run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         main(["train"])
     assert ended.value.code == 130

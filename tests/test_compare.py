@@ -21,19 +21,28 @@ import pytest
 
 from conftest import Refusal
 from heedmap import TrainOptions
-from heedmap.cli import COMMANDS, main
-from heedmap.compare import LOG, compare, compare_in_background, make_plan, read_experiment, read_plan, read_variant
-from heedmap.compare.gathering import MEASURES, difference_sentence, gather
-from heedmap.compare.plan import Plan, write_variant
-from heedmap.compare.running import heedmap_beside
+from heedmap.cli.main import COMMANDS, main
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
-from heedmap.evaluation.comparison import paired_difference
-from heedmap.listener import Listener
-from heedmap.machine import term_as_interrupt
-from heedmap.preparation import anchored
-from heedmap.records import StepReport
-from heedmap.report.charts import DotRow, dot_chart
-from heedmap.runs import Run, only_one
+from heedmap.files import only_one
+from heedmap.metrics.statistics.paired import paired_difference
+from heedmap.progress import Progress
+from heedmap.runs import Run
+from heedmap.system import term_as_interrupt
+from heedmap.types import StepReport
+from heedmap.visualization.charts import DotRow, dot_chart
+from heedmap.workflows.compare import (
+    LOG,
+    compare,
+    compare_in_background,
+    make_plan,
+    read_experiment,
+    read_plan,
+    read_variant,
+)
+from heedmap.workflows.compare.plan import Plan, write_variant
+from heedmap.workflows.compare.results import MEASURES, difference_sentence, gather
+from heedmap.workflows.compare.runner import heedmap_beside
+from heedmap.workflows.train.setup import anchored
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
 VARIANTS = ("attention=none", "dot:attention=dot,taps=stage3")
@@ -175,7 +184,7 @@ def test_pairs_share_split_order_and_test_part_and_runs_are_ordinary(finished: P
         assert run.config["command"].startswith("heedmap train ")
         assert (run.path / "report.html").is_file()
     runs = {name: Run.open(finished / name / "seed-1") for name in ("attention-none", "dot")}
-    first, second = (run.read_json("audit.json")["pictures"] for run in runs.values())
+    first, second = (run.read_json("audit.json")["images"] for run in runs.values())
     assert first == second
     rows = [(run.path / "answers.csv").read_text().splitlines() for run in runs.values()]
     assert [line.rsplit(",", 2)[0] for line in rows[0]] == [line.rsplit(",", 2)[0] for line in rows[1]]
@@ -219,7 +228,7 @@ def test_started_again_it_trains_nothing_and_takes_more_seeds_and_variants(
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     said = Told()
-    found = compare(plan_of(cue_folder), folder, listener=said)
+    found = compare(plan_of(cue_folder), folder, progress=said)
     assert said.messages == ["4 of 4 runs are finished already."]
     assert found["finished"] == 4
     found = compare(plan_of(cue_folder, 1, (*VARIANTS, "attention=additive")), folder)
@@ -241,7 +250,7 @@ def test_started_again_it_trains_nothing_and_takes_more_seeds_and_variants(
     assert "attention=additive" in text
 
 
-class Told(Listener):
+class Told(Progress):
     """Keeps what it is told, and stops at a step if asked."""
 
     def __init__(self, at: int | None = None) -> None:
@@ -261,12 +270,12 @@ def test_stopped_in_the_middle_it_goes_on_and_ends_the_same(finished: Path, cue_
     out = tmp_path / "stopped"
     told = Told(at=3)  # each run has two steps
     with pytest.raises(Stopped, match=rf"go on with `heedmap compare --resume {re.escape(str(out))}`"):
-        compare(plan_of(cue_folder), out, listener=told)
+        compare(plan_of(cue_folder), out, progress=told)
     half = read(out)
     assert (half["finished"], half["planned"]) == (1, 4)
     assert (out / "dot/seed-0/checkpoint.safetensors").is_file()
     again = Told()
-    compare(None, out, listener=again)
+    compare(None, out, progress=again)
     assert "Run 1 of 3: dot, seed 0, going on." in again.messages
     for path in finished.rglob("model.safetensors"):
         assert (out / path.relative_to(finished)).read_bytes() == path.read_bytes()
@@ -347,7 +356,7 @@ def test_a_process_holds_the_folder_when_its_master_has_died(tmp_path: Path, mon
 def test_a_signal_between_two_runs_says_how_to_go_on(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = sys.modules["heedmap.compare"]
+    room = sys.modules["heedmap.workflows.compare"]
     monkeypatch.setattr(room, "run_here", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     out = tmp_path / "out"
     with term_as_interrupt(), pytest.raises(Stopped, match=f"go on with `heedmap compare --resume {out}`"):
@@ -407,14 +416,14 @@ def test_a_sentence_says_how_many_seeds_and_whether_the_interval_holds_zero() ->
     assert "significant" not in sentence
 
 
-def test_runs_of_one_seed_that_were_judged_on_different_pictures_are_not_paired(
+def test_runs_of_one_seed_that_were_judged_on_different_images_are_not_paired(
     finished: Path, tmp_path: Path, cue_folder: Path
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
     path = folder / "dot" / "seed-1" / "answers.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
-    with pytest.raises(RunError, match="were judged on different pictures"):
+    with pytest.raises(RunError, match="were evaluated on different images"):
         gather(read_plan(folder / "comparison.yaml"), folder)
 
 

@@ -1,4 +1,4 @@
-"""Differences between variants: paired by seed, and within a seed by picture."""
+"""Differences between variants: paired by seed, and within a seed by image."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from heedmap.evaluation.comparison import mcnemar, paired_difference, spread, within_seed
+from heedmap.metrics.statistics.paired import mcnemar, paired_difference, spread, within_seed
 
 
 def by_seed(*values: float) -> dict[int, float]:
@@ -98,18 +98,18 @@ def test_mcnemar_by_hand_and_against_scipy() -> None:
         assert mcnemar(lost, won) == pytest.approx(stats.binomtest(lost, lost + won).pvalue)
 
 
-def test_pictures_are_counted_in_pairs() -> None:
+def test_images_are_counted_in_pairs() -> None:
     control = torch.tensor([1, 1, 1, 0, 0, 0, 0, 1, 1, 1], dtype=torch.bool)
     other = torch.tensor([1, 1, 0, 1, 1, 1, 0, 1, 1, 1], dtype=torch.bool)
     found = within_seed(control, other)
-    assert (found.pictures, found.only_control, found.only_other) == (10, 1, 3)
+    assert (found.images, found.only_control, found.only_other) == (10, 1, 3)
     assert found.difference == pytest.approx(0.2)
     assert found.low < 0.2 < found.high
     with pytest.raises(ValueError, match="10 answers against 9"):
         within_seed(control, other[:9])
 
 
-def test_the_interval_over_pictures_is_the_bootstrap_of_pictures() -> None:
+def test_the_interval_over_images_is_the_bootstrap_of_images() -> None:
     generator = torch.Generator().manual_seed(0)
     control, other = torch.rand(300, generator=generator) < 0.8, torch.rand(300, generator=generator) < 0.85
     found = within_seed(control, other)

@@ -74,7 +74,7 @@ def test_the_masked_pixels_are_the_digit_in_one_ink_that_stands_out():
 
 
 def test_clutter_is_as_strong_as_the_digit():
-    # a picture's strongest contrast lies outside the digit at least as often as in it, so it gives nothing away
+    # an image's strongest contrast lies outside the digit at least as often as in it, so it gives nothing away
     scenes = digit_scenes("train", 250)
     light = torch.tensor([0.299, 0.587, 0.114]) @ scenes.images.float().flatten(2)
     strongest = (light - light.median(1, keepdim=True).values).abs().argmax(1, keepdim=True)

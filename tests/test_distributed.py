@@ -42,19 +42,19 @@ def process(rank: int, port: int, words: list[str], log: str, signal_at: int | N
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_WORLD_SIZE=str(WORLD),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
     )  # fmt: skip
-    from heedmap.cli import main
-    from heedmap.keeper import Keeper
+    from heedmap.cli.main import main
+    from heedmap.workflows.train.checkpointing import Checkpointer
 
     torch.set_num_threads(1)
     if signal_at is not None and rank == 1:  # only one of the two is asked to stop
-        original = Keeper.on_step
+        original = Checkpointer.on_step
 
-        def on_step(self: Keeper, report: Any) -> None:
+        def on_step(self: Checkpointer, report: Any) -> None:
             if report.step == signal_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             original(self, report)
 
-        Keeper.on_step = on_step  # type: ignore[method-assign]
+        Checkpointer.on_step = on_step  # type: ignore[method-assign]
     with Path(log).open("a", encoding="utf-8", buffering=1) as file:
         sys.stdout = sys.stderr = file
         main(words)
@@ -66,7 +66,7 @@ def together(words: list[str], log: Path, signal_at: int | None = None) -> list[
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["heedmap.train", "heedmap.cli", "accelerate"])
+    context.set_forkserver_preload(["heedmap.workflows.train.train", "heedmap.cli.main", "accelerate"])
     started: list[BaseProcess] = []
     for rank in range(WORLD):
         started.append(context.Process(target=process, args=(rank, port, words, f"{log}-{rank}", signal_at)))

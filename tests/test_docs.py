@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import cue_picture, write_cue_part
-from heedmap.classifier import Architecture
-from heedmap.cli import COMMANDS, main
-from heedmap.options import TrainOptions
+from conftest import cue_image, write_cue_part
+from heedmap.cli.main import COMMANDS, main
+from heedmap.config import TrainOptions
+from heedmap.models.architecture import Architecture
 from heedmap.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -63,11 +63,11 @@ def test_there_are_pages_blocks_and_lines_to_try() -> None:
 @pytest.mark.parametrize(("code", "expected"), python_blocks())
 def test_a_python_block_prints_what_the_page_says(code, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "pictures" in code:  # a block that trains finds a folder of pictures and two more to draw
+    if "images" in code:  # a block that trains finds a folder of images and two more to draw
         for part, seed in (("train", 0), ("test", 1000)):
-            write_cue_part(tmp_path / "pictures" / part, 12, first_seed=seed)
+            write_cue_part(tmp_path / "images" / part, 12, first_seed=seed)
         for name in ("cat", "dog"):
-            cue_picture("red", 7)[0].save(tmp_path / f"{name}.jpg")
+            cue_image("red", 7)[0].save(tmp_path / f"{name}.jpg")
     printed = io.StringIO()
     scope = {"__name__": "block"}
     with contextlib.redirect_stdout(printed):
@@ -79,13 +79,13 @@ def test_a_python_block_prints_what_the_page_says(code, expected, tmp_path, monk
 @pytest.mark.parametrize("line", command_lines())
 def test_a_command_line_names_a_command_options_and_values_that_exist(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text("data: pictures\nattention: dot\n")  # for the line with --config
+    (tmp_path / "mine.yaml").write_text("data: images\nattention: dot\n")  # for the line with --config
     (experiment,) = [code for language, code, _ in fences("docs/comparing.md") if language == "yaml"]
     (tmp_path / "scores.yaml").write_text(experiment)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    begun = Run.create("runs/pictures-compact-parametrised-1")  # for the line with --resume
+    begun = Run.create("runs/images-compact-parametrised-1")  # for the line with --resume
     parts = Architecture("compact", "parametrised", None, "concat", None, 32, ("cat", "dog"))
-    begun.write_config(TrainOptions(data="pictures"), parts)
+    begun.write_config(TrainOptions(data="images"), parts)
     made = []
     for command in COMMANDS.values():
         monkeypatch.setattr(command, "work", lambda command: made.append(command))

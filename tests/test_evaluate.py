@@ -1,4 +1,4 @@
-"""Judging a run: on its own test part, on other folders, and what is kept of it."""
+"""Evaluating a run: on its own test part, on other folders, and what is kept of it."""
 
 import json
 import math
@@ -14,10 +14,15 @@ import torch
 from PIL import Image
 
 from conftest import CUE_CLASSES, Refusal, write_cue_part
-from heedmap.data import loading, open_data
-from heedmap.data.pictures import FolderPictures, Pictures, TensorPictures
+from heedmap.data import loader as loading
+from heedmap.data import open_data
+from heedmap.data.dataset import FolderDataset, ImageDataset, TensorDataset
 from heedmap.errors import DataError
-from heedmap.evaluate import (
+from heedmap.metrics.prediction import Predictions
+from heedmap.runs import Run
+from heedmap.system import cores
+from heedmap.types import Audit, Finding
+from heedmap.workflows.evaluate.evaluate import (
     assess,
     check_classes,
     epoch_report,
@@ -27,21 +32,17 @@ from heedmap.evaluate import (
     run_over,
     write_evaluation,
 )
-from heedmap.evaluate import (
+from heedmap.workflows.evaluate.evaluate import (
     test_part as part_judged,
 )
-from heedmap.evaluation.judging import Judged
-from heedmap.machine import cores
-from heedmap.own_data import kept_at
-from heedmap.records import Audit, Finding
-from heedmap.refresh import refresh
-from heedmap.runs import Run
+from heedmap.workflows.evaluate.refresh import refresh
+from heedmap.workflows.evaluate.run_data import cache_of
 
 CPU = torch.device("cpu")
 
 
-def judged(logits: torch.Tensor, labels: list[int]) -> Judged:
-    return Judged(logits, torch.tensor(labels), {}, 2.0, 0.5)
+def evaluated(logits: torch.Tensor, labels: list[int]) -> Predictions:
+    return Predictions(logits, torch.tensor(labels), {}, 2.0, 0.5)
 
 
 def test_the_run_is_judged_on_its_test_part(finished_run: Path, cue_folder: Path) -> None:
@@ -51,11 +52,11 @@ def test_the_run_is_judged_on_its_test_part(finished_run: Path, cue_folder: Path
     classifier, right = run.classifier(), 0
     for index, name in enumerate(CUE_CLASSES):
         for path in sorted((cue_folder / "test" / name).iterdir()):
-            picture = np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR))
-            image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255
+            photo = np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR))
+            image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255
             with torch.no_grad():
                 right += int(classifier(image).logits.argmax()) == index
-    # resizing here is not the package's own, so a picture on the edge may fall to the other side
+    # resizing here is not the package's own, so an image on the edge may fall to the other side
     assert found.report.top1 == pytest.approx(right / 36, abs=0.06)
 
 
@@ -72,7 +73,7 @@ def test_a_folder_without_parts_is_judged_as_a_whole(finished_run: Path, cue_fol
     assert whole.report.top1 == evaluate(run).report.top1
 
 
-def test_pictures_that_the_run_learned_from_are_counted(finished_run: Path, cue_folder: Path, tmp_path: Path) -> None:
+def test_images_that_the_run_learned_from_are_counted(finished_run: Path, cue_folder: Path, tmp_path: Path) -> None:
     run = Run.open(finished_run)
     found = evaluate(run, str(cue_folder / "train"))
     assert (found.learned, found.as_dict()["learned"], found.report.count) == (36, 36, 36)
@@ -81,22 +82,22 @@ def test_pictures_that_the_run_learned_from_are_counted(finished_run: Path, cue_
     assert evaluate(run, str(tmp_path / "other")).learned == 0
 
 
-def test_a_run_finds_its_pictures_from_another_folder(
+def test_a_run_finds_its_images_from_another_folder(
     make_cue_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from heedmap import TrainOptions, train
 
     monkeypatch.chdir(make_cue_folder(4, 2).rename(tmp_path / "real").parent)
-    Path("pictures").symlink_to("real")  # the name that the user gave is kept
-    run = train(TrainOptions(data="pictures", out="run", image_size=32, epochs=1, workers=0))
+    Path("images").symlink_to("real")  # the name that the user gave is kept
+    run = train(TrainOptions(data="images", out="run", image_size=32, epochs=1, workers=0))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = Run.open(tmp_path / "run")
-    assert again.options.data == str(tmp_path / "pictures")
+    assert again.options.data == str(tmp_path / "images")
     assert again.options.root == str(tmp_path / "data")
     assert evaluate(again).report.count == 6
-    assert "<title>pictures, compact with" in (again.path / "report.html").read_text()
-    assert run.config["command"].startswith("heedmap train pictures ")
+    assert "<title>images, compact with" in (again.path / "report.html").read_text()
+    assert run.config["command"].startswith("heedmap train images ")
 
 
 def test_a_flat_folder_that_the_run_learned_from_is_split_as_it_was_then(tmp_path: Path) -> None:
@@ -123,31 +124,33 @@ def test_classes_are_told_apart_by_name_not_by_place(finished_run: Path, tmp_pat
     assert report.confusion.sum(1).tolist() == [1, 3, 2]
 
 
-def test_flips_average_the_answers_to_a_picture_and_its_mirror_image(
+def test_flips_average_the_answers_to_a_image_and_its_mirror_image(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.open(finished_run)
-    plain, pictures = evaluate(run), part_judged(open_data(run.options.data))
-    # Sure and right of every second picture, slightly wrong of the others, whose mirror images are right and surer.
-    right = torch.nn.functional.one_hot(pictures.labels, len(pictures.classes)).float()
+    plain, images = evaluate(run), part_judged(open_data(run.options.data))
+    # Sure and right of every second image, slightly wrong of the others, whose mirror images are right and surer.
+    right = torch.nn.functional.one_hot(images.labels, len(images.classes)).float()
     sign = torch.ones(len(right), 1)
     sign[1::2] = -1
 
-    def answered(*_: object, mirrored: bool = False) -> Judged:
-        return judged(right * (2 if mirrored else sign), pictures.labels.tolist())
+    def answered(*_: object, mirrored: bool = False) -> Predictions:
+        return evaluated(right * (2 if mirrored else sign), images.labels.tolist())
 
-    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", answered)  # the function hides its module
+    monkeypatch.setattr(
+        sys.modules["heedmap.workflows.evaluate.evaluate"], "run_over", answered
+    )  # the function hides its module
     found = evaluate(run, flips=True)
     assert (found.report.top1, found.top1_with_flips) == (0.5, 1.0)
     assert plain.top1_with_flips is None
     assert "top1_with_flips" not in plain.as_dict()
 
 
-def test_mirrored_pictures_are_shown_as_in_a_mirror(finished_run: Path) -> None:
+def test_mirrored_images_are_shown_as_in_a_mirror(finished_run: Path) -> None:
     run = Run.open(finished_run)
-    classifier, pictures = run.classifier(), part_judged(open_data(run.options.data))
-    images = torch.stack([pictures.load(row, classifier.image_size) for row in range(len(pictures))]) / 255
-    found = run_over(classifier, pictures, CPU, "float32", mirrored=True)
+    classifier, dataset = run.classifier(), part_judged(open_data(run.options.data))
+    images = torch.stack([dataset.load(row, classifier.image_size) for row in range(len(dataset))]) / 255
+    found = run_over(classifier, dataset, CPU, "float32", mirrored=True)
     with torch.no_grad():
         torch.testing.assert_close(found.logits, classifier(images.flip(3)).logits)
         assert not torch.allclose(found.logits, classifier(images).logits)
@@ -157,7 +160,7 @@ def test_only_what_is_judged_is_decoded_and_looked_at_once(
     finished_run: Path, cue_folder: Path, tmp_path: Path, decoded: list[str]
 ) -> None:
     run, cache = Run.open(finished_run), str(tmp_path / "cache")
-    for times in (2, 1):  # to see that it can be read, and to be judged
+    for times in (2, 1):  # to see that it can be read, and to be evaluated
         decoded.clear()
         evaluate(run, cache=cache)
         assert len(decoded) == times * 36
@@ -180,9 +183,9 @@ def test_as_many_threads_decode_as_are_wanted(finished_run: Path, monkeypatch: p
     asked: list[int] = []
     original = loading.load_many
 
-    def note(pictures: Pictures, indices: Sequence[int], size: int, workers: int) -> object:
+    def note(images: ImageDataset, indices: Sequence[int], size: int, workers: int) -> object:
         asked.append(workers)
-        return original(pictures, indices, size, workers)
+        return original(images, indices, size, workers)
 
     monkeypatch.setattr(loading, "load_many", note)
     run = Run.open(finished_run)
@@ -197,16 +200,16 @@ def test_as_many_threads_decode_as_are_wanted(finished_run: Path, monkeypatch: p
 def test_the_time_of_decoding_is_counted_and_that_of_the_network_told_apart(
     finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, load = Run.open(finished_run), FolderPictures.load
-    pictures = part_judged(open_data(run.options.data))
+    run, load = Run.open(finished_run), FolderDataset.load
+    images = part_judged(open_data(run.options.data))
 
-    def slow(self: FolderPictures, index: int, size: int) -> torch.Tensor:
+    def slow(self: FolderDataset, index: int, size: int) -> torch.Tensor:
         time.sleep(0.02)
         return load(self, index, size)
 
-    monkeypatch.setattr(FolderPictures, "load", slow)
+    monkeypatch.setattr(FolderDataset, "load", slow)
     for memory in (1.0, 0.0):  # decoded before, and streamed
-        found = run_over(run.classifier(), pictures, CPU, "float32", memory, 1)
+        found = run_over(run.classifier(), images, CPU, "float32", memory, 1)
         assert found.seconds - found.network_seconds >= 36 * 0.02
         assert found.network_seconds > 0
 
@@ -217,10 +220,10 @@ def test_a_cache_of_training_that_is_not_on_this_machine_is_passed_over(
     monkeypatch.setenv("HEEDMAP_CACHE", str(tmp_path / "own"))
     options = Run.open(finished_run).options
     (tmp_path / "here").mkdir()
-    assert kept_at(replace(options, cache=str(tmp_path / "here"))) == tmp_path / "here"
-    assert kept_at(replace(options, cache="/nowhere/else")) == tmp_path / "own"
-    assert kept_at(replace(options, cache="off")) is None
-    assert kept_at(replace(options, cache="off"), str(tmp_path / "told")) == tmp_path / "told"
+    assert cache_of(replace(options, cache=str(tmp_path / "here"))) == tmp_path / "here"
+    assert cache_of(replace(options, cache="/nowhere/else")) == tmp_path / "own"
+    assert cache_of(replace(options, cache="off")) is None
+    assert cache_of(replace(options, cache="off"), str(tmp_path / "told")) == tmp_path / "told"
 
 
 def test_a_number_of_threads_that_cannot_be_is_refused(finished_run: Path, refusal: Refusal) -> None:
@@ -237,10 +240,8 @@ def test_unknown_and_missing_classes_are_named() -> None:
 
 def test_measures_come_from_the_answers() -> None:
     logits = torch.tensor([[0.0, 9.0], [9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
-    pictures = TensorPictures(
-        torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 1, 1]), ("a", "b"), "wxyz"
-    )
-    found = assess(judged(logits, [1, 0, 1, 1]), pictures, ("a", "b"), "test")
+    images = TensorDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 0, 1, 1]), ("a", "b"), "wxyz")
+    found = assess(evaluated(logits, [1, 0, 1, 1]), images, ("a", "b"), "test")
     assert found.report.top1 == 0.75
     assert (found.images_per_second, found.network_images_per_second) == (2.0, 8.0)
     assert found.as_dict()["network_images_per_second"] == 8.0
@@ -252,8 +253,8 @@ def test_maps_are_kept_and_pointing_is_measured_where_boxes_are_known(finished_r
     classifier = Run.open(finished_run).classifier()
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
-    pictures = TensorPictures(images, torch.tensor([0, 1]), classifier.classes, ("a", "b"), boxes=boxes)
-    found = assess(run_over(classifier, pictures, CPU, "float32"), pictures, classifier.classes, "test")
+    dataset = TensorDataset(images, torch.tensor([0, 1]), classifier.classes, ("a", "b"), boxes=boxes)
+    found = assess(run_over(classifier, dataset, CPU, "float32"), dataset, classifier.classes, "test")
     assert found.pointing is not None
     assert set(found.pointing) == {"centre", "random", "combined", *classifier.taps}
     assert found.pointing["random"] == pytest.approx((1 + 0.25) / 2)
@@ -263,15 +264,15 @@ def test_what_is_written_is_what_was_found(finished_run: Path, tmp_path: Path) -
     found = evaluate(Run.open(finished_run))
     out = write_evaluation(found, tmp_path / "deep" / "folder")
     assert json.loads((out / "evaluation.json").read_text())["confusion"] == found.report.confusion.tolist()
-    with Image.open(out / "confusion.png") as picture:
-        assert picture.width == picture.height == 320
+    with Image.open(out / "confusion.png") as image:
+        assert image.width == image.height == 320
     assert not list(out.glob(".*"))
 
 
 def test_the_audit_comes_back_as_it_was_written(finished_run: Path) -> None:
     run = Run.open(finished_run)
     kept = read_audit(run.read_json("audit.json"))
-    assert kept.pictures == {"train": 36, "test": 36}
+    assert kept.images == {"train": 36, "test": 36}
     audit = Audit({"train": 1}, {"train": {"a": 1}}, (Finding("odd", ("train",), ("p",), "n"),), 0, 0.5, "full")
     from dataclasses import asdict
 
@@ -284,14 +285,14 @@ def test_an_epoch_comes_back_with_what_was_not_a_number(finished_run: Path) -> N
     assert math.isnan(epoch_report({**record, "validation_loss": None}).validation_loss)
 
 
-def test_a_sheet_of_panels_is_one_picture_a_row(finished_run: Path, cue_folder: Path) -> None:
+def test_a_sheet_of_panels_is_one_image_a_row(finished_run: Path, cue_folder: Path) -> None:
     import io
 
     classifier = Run.open(finished_run).classifier()
-    pictures = open_data(str(cue_folder)).train
+    images = open_data(str(cue_folder)).train
     heights = []
     for count in (1, 3):
-        views = torch.stack([pictures.load(row, 32) for row in range(count)])
+        views = torch.stack([images.load(row, 32) for row in range(count)])
         with Image.open(io.BytesIO(panel_sheet(classifier, views))) as sheet:
             heights.append(sheet.height)
     assert heights[1] == 3 * heights[0]

@@ -25,22 +25,22 @@ pytest.importorskip("httpx", reason="FastAPI's test client needs httpx: pip inst
 
 from starlette.testclient import TestClient
 
-from conftest import Refusal, cue_picture
+from conftest import Refusal, cue_image
 from explorer_runs import trained_dot
 from heedmap import Architecture, Run, build_classifier, combined_map, open_data
-from heedmap.data import TensorPictures
-from heedmap.data.augmentation import plain
-from heedmap.errors import DataError, OptionError, PictureError
-from heedmap.evaluation.localisation import hottest_points
-from heedmap.explorer import app as app_module
-from heedmap.explorer import explore, gallery
-from heedmap.explorer.asking import CROP, Network, Place, crop_query, local_query
-from heedmap.explorer.gallery import VIEW, Folder, Gallery, Source, confined, decoded
-from heedmap.explorer.guard import Guard
-from heedmap.explorer.serving import assemble, is_loopback, listen
-from heedmap.explorer.walking import Walk
-from heedmap.maps import METHODS, explain
-from heedmap.render import COLOURS
+from heedmap.apps.explorer import app as app_module
+from heedmap.apps.explorer import explore, gallery
+from heedmap.apps.explorer.asking import CROP, Network, Point, crop_query, local_query
+from heedmap.apps.explorer.gallery import VIEW, Folder, Gallery, Source, confined, decoded
+from heedmap.apps.explorer.guard import Guard
+from heedmap.apps.explorer.serving import assemble, is_loopback, listen
+from heedmap.apps.explorer.walking import Walk
+from heedmap.attribution import METHODS, explain
+from heedmap.data import TensorDataset
+from heedmap.data.transforms import plain
+from heedmap.errors import DataError, ImageError, OptionError
+from heedmap.metrics.localization.localize import hottest_points
+from heedmap.visualization.heatmap import COLOURS
 
 PLAIN, DOT = 0, 1  # places of the runs
 
@@ -57,8 +57,8 @@ def client(runs: list[Path]) -> Iterator[TestClient]:
         yield made
 
 
-def asked(client: TestClient, **question: object) -> dict:
-    reply = client.post("/api/ask", json={"picture": "s0-0", **question})
+def asked(client: TestClient, **request: object) -> dict:
+    reply = client.post("/api/ask", json={"image": "s0-0", **request})
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -69,7 +69,7 @@ def values(reply: dict, name: str) -> np.ndarray:
 
 
 def by_hand(runs: list[Path], place: int, index: int = 0) -> tuple:
-    """The classifier of a run and its input for a picture of the test part, without the explorer."""
+    """The classifier of a run and its input for an image of the test part, without the explorer."""
     run = Run.open(runs[place])
     part = open_data(run.options.data, seed=run.options.seed, test_share=run.options.test).test
     return run.classifier(), plain(part.load(index, 32)[None])
@@ -108,7 +108,7 @@ def test_a_place_as_the_query_is_the_last_stage_s_feature_there(client, runs):
     assert np.abs(values(reply, "stage3") - values(asked(client, run=DOT), "stage3")).sum() / 2 > 0.2
 
 
-def test_another_picture_as_the_query_is_its_global_feature(client, runs):
+def test_another_image_as_the_query_is_its_global_feature(client, runs):
     classifier, images = by_hand(runs, DOT)
     _, other = by_hand(runs, DOT, 20)
     with torch.no_grad():
@@ -133,8 +133,8 @@ def test_where_a_local_feature_does_not_fit_the_crop_round_the_place_is_the_quer
     pixels = torch.randint(0, 256, (VIEW, VIEW, 3), generator=generator, dtype=torch.uint8)
     seen = types.SimpleNamespace(view=Image.fromarray(pixels.numpy()))
     with torch.no_grad():
-        assert local_query(network, torch.rand(1, 3, 32, 32, generator=generator), Place(0.5, 0.5)) is None
-        vector, said, box = crop_query(network, seen, Place(0.05, 0.5))
+        assert local_query(network, torch.rand(1, 3, 32, 32, generator=generator), Point(0.5, 0.5)) is None
+        vector, said, box = crop_query(network, seen, Point(0.05, 0.5))
     assert vector.shape == (1, made.backbone.query_channels)
     assert box == pytest.approx((0.0, 0.5 - CROP / 2, CROP, 0.5 + CROP / 2))  # shifted inwards at the border
     assert "crop in the frame" in said
@@ -156,7 +156,7 @@ def test_every_method_of_the_table_is_offered_and_answers_or_says_why_not(client
     assert keys[0] == "attention"
     assert sorted(keys) == sorted(METHODS)
     for key in [key for key in keys if METHODS[key].cost.startswith("1 F")]:
-        reply = client.post("/api/ask", json={"picture": "s0-0", "method": key})
+        reply = client.post("/api/ask", json={"image": "s0-0", "method": key})
         assert reply.status_code in (200, 400), key
         assert reply.status_code == 200 or reply.json()["message"]
 
@@ -167,7 +167,7 @@ def test_the_colours_of_the_page_are_those_of_render(client):
 
 def test_the_saved_arrays_are_the_maps_with_their_classes(client):
     reply = asked(client, run=DOT, query={"x": 0.3, "y": 0.9})
-    content = client.post("/api/npz", json={"picture": "s0-0", "run": DOT, "query": {"x": 0.3, "y": 0.9}}).content
+    content = client.post("/api/npz", json={"image": "s0-0", "run": DOT, "query": {"x": 0.3, "y": 0.9}}).content
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         assert np.array_equal(arrays["map_stage2"], values(reply, "stage2"))
         assert arrays["classes"].tolist() == ["blue", "green", "red"]
@@ -175,13 +175,13 @@ def test_the_saved_arrays_are_the_maps_with_their_classes(client):
 
 
 @pytest.mark.parametrize(
-    ("question", "status", "words"),
+    ("body", "status", "words"),
     [
         ({"run": 7}, 404, "There is no run 7"),
-        ({"picture": "s0-999"}, 404, "there is none of that name"),
-        ({"picture": "s5-0"}, 404, "there is none of that name"),
-        ({"picture": "u-nothing"}, 404, "drop it again"),
-        ({"picture": "../../etc/passwd"}, 404, "there is none of that name"),
+        ({"image": "s0-999"}, 404, "there is none of that name"),
+        ({"image": "s5-0"}, 404, "there is none of that name"),
+        ({"image": "u-nothing"}, 404, "drop it again"),
+        ({"image": "../../etc/passwd"}, 404, "there is none of that name"),
         ({"method": "grad-can"}, 400, "Did you mean 'grad-cam'?"),
         ({"target": 3}, 422, "3 classes only"),
         ({"query": {"x": 1.5, "y": 0}}, 422, "cannot be read"),
@@ -189,8 +189,8 @@ def test_the_saved_arrays_are_the_maps_with_their_classes(client):
         ({"colour": "red"}, 422, "colour"),
     ],
 )
-def test_a_question_that_makes_no_sense_gets_a_sentence(client, question, status, words):
-    reply = client.post("/api/ask", json={"picture": "s0-0", **question})
+def test_a_question_that_makes_no_sense_gets_a_sentence(client, body, status, words):
+    reply = client.post("/api/ask", json={"image": "s0-0", **body})
     assert reply.status_code == status
     assert words in reply.json()["message"]
 
@@ -198,22 +198,22 @@ def test_a_question_that_makes_no_sense_gets_a_sentence(client, question, status
 def test_ten_people_at_once_get_what_each_would_get_alone(client):
     questions = [
         {
-            "picture": f"s0-{number % 7}",
+            "image": f"s0-{number % 7}",
             "run": number % 2,
             "query": {"x": number / 60, "y": 0.5} if number % 3 else None,
         }
         for number in range(60)
     ]
-    questions[::10] = [{"picture": "s0-1", "run": 0, "method": "grad-cam"}] * 6
-    alone = [client.post("/api/ask", json=question).json() for question in questions]
+    questions[::10] = [{"image": "s0-1", "run": 0, "method": "grad-cam"}] * 6
+    alone = [client.post("/api/ask", json=request).json() for request in questions]
     with ThreadPoolExecutor(10) as people:
-        together = list(people.map(lambda question: client.post("/api/ask", json=question).json(), questions))
+        together = list(people.map(lambda request: client.post("/api/ask", json=request).json(), questions))
     for one, other in zip(alone, together, strict=True):
         assert one["maps"] == other["maps"]
         assert one["probabilities"] == other["probabilities"]
 
 
-# ---- pictures
+# ---- images
 
 
 def sent(client: TestClient, content: bytes, name: str = "cat.png"):
@@ -222,7 +222,7 @@ def sent(client: TestClient, content: bytes, name: str = "cat.png"):
 
 def png(side: int = 48) -> bytes:
     content = io.BytesIO()
-    cue_picture("red", 3, side)[0].save(content, "PNG")
+    cue_image("red", 3, side)[0].save(content, "PNG")
     return content.getvalue()
 
 
@@ -244,19 +244,19 @@ def test_an_upload_is_seen_by_the_network_as_a_file_would_be(client, runs):
     seen = decoded(gallery._Named(png(), "x"), "x", None, (32,))
     with torch.no_grad():
         output = Run.open(runs[0]).classifier()(plain(seen.images[32][None]))
-    assert np.array_equal(values(asked(client, picture=facts["reference"]), "stage3"), output.attention["stage3"][0, 0])
-    view = Image.open(io.BytesIO(client.get(f"/api/pictures/{facts['reference']}/view").content))
+    assert np.array_equal(values(asked(client, image=facts["reference"]), "stage3"), output.attention["stage3"][0, 0])
+    view = Image.open(io.BytesIO(client.get(f"/api/images/{facts['reference']}/view").content))
     assert view.size == (VIEW, VIEW)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"hello, I am a text", "cat.png: it is not a picture"),
+        (b"hello, I am a text", "cat.png: it is not an image"),
         (b"", "cat.png: the file is empty"),
         (png()[:200], "cat.png: it is damaged"),
         (bomb(), "above the guard of 100 million"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not an image"),
     ],
 )
 def test_a_bad_upload_gets_a_sentence(client, content, words):
@@ -320,8 +320,8 @@ def folder(tmp_path: Path) -> Path:
     inside = tmp_path / "inside" / "red"
     inside.mkdir(parents=True)
     for number in range(2):
-        cue_picture("red", number)[0].save(inside / f"{number}.png")
-    cue_picture("blue", 0)[0].save(tmp_path / "secret.png")
+        cue_image("red", number)[0].save(inside / f"{number}.png")
+    cue_image("blue", 0)[0].save(tmp_path / "secret.png")
     return tmp_path / "inside"
 
 
@@ -351,25 +351,25 @@ def test_a_name_that_is_no_utf8_does_not_stop_the_page(folder, runs):
     with TestClient(app, base_url="http://127.0.0.1") as client:
         (source,) = (each for each in client.get("/api/about").json()["sources"] if each["title"] == folder.name)
         place = source["names"].index(r"red/a\udcff.png")
-        facts = client.get(f"/api/pictures/s0-{place}").json()
-        assert client.get(f"/api/pictures/s0-{place}/view").status_code == 200
+        facts = client.get(f"/api/images/s0-{place}").json()
+        assert client.get(f"/api/images/s0-{place}/view").status_code == 200
     assert facts["name"] == r"red/a\udcff.png"
 
 
 def test_a_file_swapped_for_a_link_after_the_start_is_refused(folder, runs):
     app, _ = assemble([Run.open(runs[0])], [folder])
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        picture = folder / "red" / "1.png"
-        picture.unlink()
-        picture.symlink_to(folder.parent / "secret.png")
-        reply = client.get("/api/pictures/s0-1/view")
+        image = folder / "red" / "1.png"
+        image.unlink()
+        image.symlink_to(folder.parent / "secret.png")
+        reply = client.get("/api/images/s0-1/view")
     assert reply.status_code == 400
     assert "leads out of the folder" in reply.json()["message"]
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "red/../../secret.png", "/etc/passwd"])
 def test_a_name_that_climbs_out_is_refused(folder, name):
-    with pytest.raises(PictureError, match="leads out of the folder"):
+    with pytest.raises(ImageError, match="leads out of the folder"):
         confined(folder, name)
 
 
@@ -380,9 +380,9 @@ def test_a_name_that_climbs_out_is_refused(folder, name):
         "/page/%2e%2e/app.py",
         "/page/app.py",
         "/page/../../../../etc/passwd",
-        "/api/pictures/..%2f..%2fetc%2fpasswd/view",
-        "/api/pictures/s0--1/view",
-        "/api/pictures/s0-1.5/view",
+        "/api/images/..%2f..%2fetc%2fpasswd/view",
+        "/api/images/s0--1/view",
+        "/api/images/s0-1.5/view",
         "/openapi.json",
         "/docs",
     ],
@@ -391,12 +391,12 @@ def test_no_path_leads_to_a_file(client, path):
     assert client.get(path).status_code == 404
 
 
-def test_an_unreadable_picture_of_a_folder_gets_a_sentence_without_its_place(folder, runs):
-    (folder / "red" / "0.png").write_bytes(b"no picture")
+def test_an_unreadable_image_of_a_folder_gets_a_sentence_without_its_place(folder, runs):
+    (folder / "red" / "0.png").write_bytes(b"no image")
     app, _ = assemble([Run.open(runs[0])], [folder])
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        message = client.get("/api/pictures/s0-0/view").json()["message"]
-    assert message == "red/0.png: it is not a picture that heedmap reads"
+        message = client.get("/api/images/s0-0/view").json()["message"]
+    assert message == "red/0.png: it is not an image that heedmap reads"
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_may_not(client):
 
 def test_a_defect_is_told_without_a_traceback(client, monkeypatch, caplog):
     monkeypatch.setattr(app_module, "reply_facts", lambda *_: 1 / 0)
-    reply = client.post("/api/ask", json={"picture": "s0-0"})
+    reply = client.post("/api/ask", json={"image": "s0-0"})
     assert reply.status_code == 500
     assert reply.json() == {"message": "The explorer failed at this; its terminal says how."}
     assert "ZeroDivisionError" in caplog.text
@@ -463,14 +463,14 @@ def walked(client: TestClient, run: int, source: int = 0) -> dict:
     raise AssertionError(state)
 
 
-def test_the_ranking_is_what_each_picture_comes_to_alone(client, runs):
+def test_the_ranking_is_what_each_image_comes_to_alone(client, runs):
     state = walked(client, DOT)
     assert state["columns"] == ["predicted", "confidence", "loss", "peak", "pointing"]
     for place in (0, 13, 35):
         classifier, images = by_hand(runs, DOT, place)
         with torch.no_grad():
             output = classifier(images)
-        label = place // 12  # twelve test pictures of each class
+        label = place // 12  # twelve test images of each class
         combined = combined_map(output.attention)
         predicted, confidence, loss, peak, pointing = state["rows"][place]
         assert predicted == int(output.logits.argmax())
@@ -482,12 +482,12 @@ def test_the_ranking_is_what_each_picture_comes_to_alone(client, runs):
 
 def test_pointing_is_told_where_boxes_are_known(runs):
     network = Network(Run.open(runs[0]))
-    images = torch.stack([torch.from_numpy(np.array(cue_picture("red", seed)[0])).permute(2, 0, 1) for seed in (1, 2)])
-    shrunk = TensorPictures(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b")).load(0, 32)
+    images = torch.stack([torch.from_numpy(np.array(cue_image("red", seed)[0])).permute(2, 0, 1) for seed in (1, 2)])
+    shrunk = TensorDataset(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b")).load(0, 32)
     reply = network.classifier(plain(shrunk[None]))
     x, y = (float(share) for share in hottest_points(combined_map(reply.attention))[0])
     around = torch.tensor([[x - 0.01, y - 0.01, x + 0.01, y + 0.01], [0.0, 0.0, 1.0, 1.0]]).clamp(0, 1)
-    part = TensorPictures(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b"), around)
+    part = TensorDataset(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b"), around)
     walk = Walk(network, Source("made", part))
     for _ in range(200):
         if len(walk.state()["rows"]) == 2:
@@ -499,7 +499,7 @@ def test_pointing_is_told_where_boxes_are_known(runs):
 
 def test_a_source_with_classes_that_the_run_does_not_know_cannot_be_ranked(runs):
     network = Network(Run.open(runs[0]))
-    part = TensorPictures(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), ("cat",), ("a",))
+    part = TensorDataset(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), ("cat",), ("a",))
     with pytest.raises(DataError, match="knows no class 'cat'"):
         Walk(network, Source("made", part))
     network.close()
@@ -520,9 +520,9 @@ def test_a_test_part_that_is_not_here_is_told_and_the_rest_works(copied_run, fol
 
 
 def test_other_hosts_than_loopback_are_warned_of(runs, monkeypatch):
-    from heedmap.explorer import serving
+    from heedmap.apps.explorer import serving
 
-    monkeypatch.setattr(serving, "serve", lambda app, bound, ready: bound.close())
+    monkeypatch.setattr(serving, "run_explorer", lambda app, bound, ready: bound.close())
     notes: list[str] = []
     explore([Run.open(runs[0])], host="0.0.0.0", port=0, browser=False, on_note=notes.append)
     assert any(note.startswith("Warning: anyone who can reach 0.0.0.0") for note in notes)
@@ -550,9 +550,9 @@ def test_the_socket_is_one_that_asyncio_sends_from_without_delay():
 
 
 def test_without_the_extra_the_error_says_how_to_get_it(refusal: Refusal, runs, monkeypatch):
-    import heedmap.explorer
+    import heedmap.apps.explorer
 
-    monkeypatch.setattr(heedmap.explorer, "NEEDED", ("no_such_library",))
+    monkeypatch.setattr(heedmap.apps.explorer, "NEEDED", ("no_such_library",))
     assert refusal("explore", runs[0]) == "The explorer needs no_such_library: pip install 'heedmap[explore]'"
 
 

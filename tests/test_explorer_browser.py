@@ -22,9 +22,9 @@ pytest.importorskip("playwright", reason="the browser tests need playwright: pip
 
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from conftest import cue_picture
+from conftest import cue_image
 from explorer_runs import serving, trained_dot
-from heedmap.render import overlay
+from heedmap.visualization.heatmap import overlay
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -96,7 +96,7 @@ def dropped(page: Page, content: bytes, name: str, kind: str = "image/png") -> N
 
 def png(colour: str = "blue", seed: int = 5) -> bytes:
     content = io.BytesIO()
-    cue_picture(colour, seed, 60)[0].save(content, "PNG")
+    cue_image(colour, seed, 60)[0].save(content, "PNG")
     return content.getvalue()
 
 
@@ -118,18 +118,18 @@ def test_a_heatmap_is_drawn_as_render_draws_it(page, cue_folder):
     values = page.evaluate(
         """async () => {
             const wire = await import("/page/wire.js");
-            const reply = await wire.ask({picture: "s0-0", run: 0, method: "attention", target: null, query: null});
+            const reply = await wire.ask({image: "s0-0", run: 0, method: "attention", target: null, query: null});
             const map = reply.maps[1];
             return {values: [...map.values], shape: [map.height, map.width], high: map.high};
         }"""
     )
     grid = np.array(values["values"], np.float32).reshape(values["shape"])
-    picture = Image.open(cue_folder / "test" / "red" / "000.png").resize((384, 384), Image.Resampling.BILINEAR)
-    expected = np.asarray(overlay(picture, grid, 0.0, values["high"], 0.8)).astype(int)
-    assert np.abs(pixels(page) - expected).mean() < 3  # two ways of enlarging a picture, one way of drawing heat
+    image = Image.open(cue_folder / "test" / "red" / "000.png").resize((384, 384), Image.Resampling.BILINEAR)
+    expected = np.asarray(overlay(image, grid, 0.0, values["high"], 0.8)).astype(int)
+    assert np.abs(pixels(page) - expected).mean() < 3  # two ways of enlarging an image, one way of drawing heat
 
 
-def test_a_dropped_picture_is_answered(page):
+def test_a_dropped_image_is_answered(page):
     before = pixels(page)
     dropped(page, png(), "mine.png")
     expect(page.locator("#name")).to_have_text("mine.png")
@@ -139,9 +139,9 @@ def test_a_dropped_picture_is_answered(page):
 
 
 def test_a_bad_upload_gets_a_sentence_and_the_page_goes_on(page):
-    dropped(page, b"not a picture at all", "note.txt", "text/plain")
+    dropped(page, b"not an image at all", "note.txt", "text/plain")
     page.wait_for_selector("#trouble:not([hidden])")
-    assert "note.txt: it is not a picture that heedmap reads" in page.inner_text("#trouble")
+    assert "note.txt: it is not an image that heedmap reads" in page.inner_text("#trouble")
     assert "Traceback" not in page.content()
     page.click("#trouble button")
     assert page.is_hidden("#trouble")
@@ -196,7 +196,7 @@ def test_keys_read_the_values_that_the_network_used(page):
     assert "stage2: " in page.inner_text("#reading")
 
 
-def test_a_click_in_the_picture_moves_the_attention_that_can_follow_and_no_other(page):
+def test_a_click_in_the_image_moves_the_attention_that_can_follow_and_no_other(page):
     page.wait_for_selector("#subject canvas")
     moving, fixed = pixels(page, lane=1), pixels(page, lane=2)
     box = page.locator("#subject canvas").last.bounding_box()
@@ -216,7 +216,7 @@ def test_a_click_in_the_picture_moves_the_attention_that_can_follow_and_no_other
     assert np.array_equal(pixels(page, lane=1), moving)
 
 
-def test_another_picture_can_be_the_query(page):
+def test_another_image_can_be_the_query(page):
     page.set_input_files("#query-open", {"name": "other.png", "mimeType": "image/png", "buffer": png("green", 8)})
     page.wait_for_selector(".lane:nth-child(1)[data-follows='true']")
     assert page.locator(".said").first.inner_text().startswith("The query is the global feature of other.png.")
@@ -240,15 +240,15 @@ def test_a_row_can_switch_its_run_its_method_and_its_class(page):
 def test_the_test_part_is_walked_by_loss(page):
     page.select_option("#source", "1")
     page.select_option("#sort", "loss")
-    expect(page.locator(".small-picture span").first).to_contain_text("loss")
-    losses = [float(text.split()[1]) for text in page.locator(".small-picture span").all_inner_texts()]
+    expect(page.locator(".small-image span").first).to_contain_text("loss")
+    losses = [float(text.split()[1]) for text in page.locator(".small-image span").all_inner_texts()]
     assert len(losses) == 36
     assert losses == sorted(losses, reverse=True)
     page.keyboard.press("n")
-    expect(page.locator(".small-picture").first).to_have_attribute("aria-current", "true")
+    expect(page.locator(".small-image").first).to_have_attribute("aria-current", "true")
 
 
-def test_two_people_at_once_see_each_their_own_picture(browser, address):
+def test_two_people_at_once_see_each_their_own_image(browser, address):
     def one(page: Page, name: str, content: bytes) -> None:
         opened(page, address)
         dropped(page, content, name)

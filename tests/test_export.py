@@ -12,16 +12,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
-from heedmap.cli import main
+from heedmap.attribution import explain
+from heedmap.cli.main import main
 from heedmap.data.decoding import square
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError
-from heedmap.export import INCLUDES, export, onnx_file
-from heedmap.export.gradients import avg_pool_backward, with_gradients
-from heedmap.export.parity import compare
-from heedmap.export.wrapped import Answering, Squared
-from heedmap.maps import explain
-from heedmap.onnx_classifier import OnnxClassifier
+from heedmap.exporters import INCLUDES, export
+from heedmap.exporters import onnx as onnx_file
+from heedmap.exporters.gradients import avg_pool_backward, with_gradients
+from heedmap.exporters.parity import compare_outputs
+from heedmap.exporters.wrapper import Answering, Squared
+from heedmap.inference.onnx import OnnxClassifier
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier, combined_map
+from heedmap.models.factory import attach, build_classifier
 
 pytest.importorskip("onnxruntime")
 
@@ -29,7 +32,7 @@ CLASSES = ("ant", "bee", "cow")
 
 
 def stirred(classifier: AttentionClassifier, seed: int = 0, scale: float = 0.1) -> AttentionClassifier:
-    """The classifier with random numbers in every weight: fresh ones have even maps, which prove nothing."""
+    """The classifier with random numbers in every weight: fresh ones have uniform maps, which prove nothing."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in classifier.parameters():
@@ -47,7 +50,7 @@ def compact(attention: str = "parametrised") -> AttentionClassifier:
 
 
 def noise(*sizes: tuple[int, int], seed: int = 0) -> list[Image.Image]:
-    """RGB pictures of these (width, height), with structure at several scales."""
+    """RGB images of these (width, height), with structure at several scales."""
     rng = np.random.default_rng(seed)
     made = []
     for width, height in sizes:
@@ -68,7 +71,7 @@ def classifier() -> AttentionClassifier:
 
 @pytest.fixture(scope="module")
 def file(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(classifier, tmp_path_factory.mktemp("exported") / "model.onnx", pictures=noise(*SIZES)).path
+    return export(classifier, tmp_path_factory.mktemp("exported") / "model.onnx", images=noise(*SIZES)).path
 
 
 # ---- the square view as arithmetic
@@ -78,9 +81,9 @@ def file(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPathFacto
     "size", [(32, 32), (64, 64), (40, 32), (33, 71), (90, 61), (20, 27), (7, 5), (150, 128), (1, 9)]
 )
 def test_squaring_in_the_graph_is_that_of_pillow(size):
-    (picture,) = noise(size)
-    expected = np.asarray(square(picture, 32)).astype(int)
-    found = Squared(32)(torch.from_numpy(np.array(picture))[None])[0].permute(1, 2, 0).mul(255).round().int().numpy()
+    (image,) = noise(size)
+    expected = np.asarray(square(image, 32)).astype(int)
+    found = Squared(32)(torch.from_numpy(np.array(image))[None])[0].permute(1, 2, 0).mul(255).round().int().numpy()
     off = found - expected
     # Where the exact value lies at half a level, rounding decides; and for some sizes Pillow goes down before across.
     assert np.abs(off).max() <= 2
@@ -89,8 +92,8 @@ def test_squaring_in_the_graph_is_that_of_pillow(size):
 
 
 def test_a_square_of_the_right_size_passes_bit_for_bit():
-    (picture,) = noise((32, 32))
-    whole = torch.from_numpy(np.array(picture))[None]
+    (image,) = noise((32, 32))
+    whole = torch.from_numpy(np.array(image))[None]
     assert torch.equal(Squared(32)(whole), whole.permute(0, 3, 1, 2).float() / 255)
 
 
@@ -99,10 +102,10 @@ def test_a_square_of_the_right_size_passes_bit_for_bit():
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_the_file_answers_as_the_classifier_does(file, classifier, batch):
-    pictures = np.stack([np.asarray(picture) for picture in noise(*[(32, 32)] * batch, seed=5)])
-    found = OnnxClassifier(file)(pictures)
+    images = np.stack([np.asarray(image) for image in noise(*[(32, 32)] * batch, seed=5)])
+    found = OnnxClassifier(file)(images)
     with torch.no_grad():
-        output = classifier(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
+        output = classifier(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
     expected = {**output.attention, "combined": combined_map(output.attention)}
     assert np.abs(found["logits"] - output.logits.numpy()).max() < 1e-5
     assert np.abs(found["probabilities"] - output.probabilities.numpy()).max() < 1e-6
@@ -114,12 +117,12 @@ def test_the_file_answers_as_the_classifier_does(file, classifier, batch):
         assert values.amax() > 1.2 * values.mean()  # a map worth comparing
 
 
-def test_the_file_takes_a_picture_of_any_size(file, classifier):
+def test_the_file_takes_a_image_of_any_size(file, classifier):
     read = OnnxClassifier(file)
-    for picture in noise(*SIZES, seed=2):
-        found = read(np.asarray(picture)[None])
+    for image in noise(*SIZES, seed=2):
+        found = read(np.asarray(image)[None])
         with torch.no_grad():
-            view = torch.from_numpy(np.array(square(picture, 32)))[None]
+            view = torch.from_numpy(np.array(square(image, 32)))[None]
             output = classifier(view.permute(0, 3, 1, 2).float() / 255)
         assert np.abs(found["probabilities"] - output.probabilities.numpy()).max() < 5e-3
 
@@ -130,9 +133,9 @@ def test_the_file_says_what_it_is(file, classifier):
     assert read.image_size == 32
     assert read.taps == classifier.taps
     assert read.maps == (*classifier.taps, "combined")
-    assert (read.attention_name, read.weights) == ("parametrised", "softmax")
+    assert (read.attention_name, read.attention_weights) == ("parametrised", "softmax")
     parity = read.metadata["parity"]
-    assert parity["pictures"] == len(SIZES)
+    assert parity["images"] == len(SIZES)
     assert parity["batches"] == [1, 3, 16]
     assert max(parity["differences"].values()) < 1e-5
     assert [axis for each in read.session.get_inputs() for axis in each.shape] == ["batch", "height", "width", 3]
@@ -150,7 +153,7 @@ def test_the_file_runs_where_there_is_no_torch(file, tmp_path):
         "import sys\n"
         "sys.modules['torch'] = None\n"  # importing it is an ImportError now
         "import numpy as np\n"
-        "from heedmap.onnx_classifier import OnnxClassifier\n"
+        "from heedmap.inference.onnx import OnnxClassifier\n"
         f"answers = OnnxClassifier({str(file)!r})(np.zeros((2, 40, 50, 3), np.uint8))\n"
         "print(answers['logits'].shape, sorted(answers['maps']))\n"
     )
@@ -165,7 +168,7 @@ def test_the_classifier_is_left_as_it_was(classifier, file):
     assert not any(modes)
     classifier.backbone.train()
     with pytest.raises(DataError):
-        export(classifier, "model.onnx", pictures=[])
+        export(classifier, "model.onnx", images=[])
     assert classifier.backbone.training
     classifier.eval()
 
@@ -174,7 +177,7 @@ def test_the_classifier_is_left_as_it_was(classifier, file):
 
 
 def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monkeypatch):
-    honest, home = Answering.forward, sys.modules["heedmap.export"]
+    honest, home = Answering.forward, sys.modules["heedmap.exporters"]
 
     def broken(answering: Answering, images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = honest(answering, images)
@@ -187,12 +190,12 @@ def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monk
     monkeypatch.setattr(Answering, "forward", broken)
     monkeypatch.setattr(home, "translated", translated)
     with pytest.raises(ModelError, match=r"otherwise than the model: map_stage2 differs by .*Nothing was written"):
-        export(classifier, tmp_path / "model.onnx", pictures=noise(*SIZES))
+        export(classifier, tmp_path / "model.onnx", images=noise(*SIZES))
     assert list(tmp_path.iterdir()) == []
 
 
 def jumping(values: np.ndarray, places: int) -> np.ndarray:
-    """The map with some of the 1024 places of each picture changed."""
+    """The map with some of the 1024 places of each image changed."""
     changed = values.copy().reshape(len(values), -1)
     changed[:, :places] += 0.1
     return changed.reshape(values.shape)
@@ -217,13 +220,13 @@ def jumping(values: np.ndarray, places: int) -> np.ndarray:
     ],
 )
 def test_the_proof_finds_what_is_broken(failing, broken):
-    def model(pictures):
-        bright = pictures.astype(np.float32).mean((1, 2)) / 255
-        gradient = pictures.mean(3, dtype=np.float32)[:, None] / 255
+    def model(images):
+        bright = images.astype(np.float32).mean((1, 2)) / 255
+        gradient = images.mean(3, dtype=np.float32)[:, None] / 255
         return {"logits": bright, "map_stage2": bright[:, None, None, :1] * 1e-4, "map_saliency": gradient}
 
     squares = noise(*[(32, 32)] * 5)
-    parity = compare(lambda pictures: broken(model(pictures)), model, squares, 32, limit=1e-5)
+    parity = compare_outputs(lambda images: broken(model(images)), model, squares, 32, limit=1e-5)
     assert parity.failures == failing
 
 
@@ -269,15 +272,15 @@ def test_files_that_are_no_exports_are_named(file, tmp_path):
 @pytest.fixture(scope="module")
 def explained(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("explained") / "model.onnx"
-    return export(classifier, target, include=("grad_cam", "saliency"), pictures=noise(*SIZES)).path
+    return export(classifier, target, include=("grad_cam", "saliency"), images=noise(*SIZES)).path
 
 
 @pytest.mark.parametrize("target", [None, 1, [2, 0, 1]])
 def test_grad_cam_and_saliency_in_the_file_are_those_of_explain(explained, classifier, target):
     read = OnnxClassifier(explained)
-    pictures = np.stack([np.asarray(picture) for picture in noise(*[(32, 32)] * 3, seed=7)])
-    found = read(pictures, target)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    pixels = np.stack([np.asarray(image) for image in noise(*[(32, 32)] * 3, seed=7)])
+    found = read(pixels, target)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     for name, method in INCLUDES.items():
         asked = torch.tensor(target) if isinstance(target, list) else target
         expected = explain(classifier, images, method, target=asked).values.numpy()
@@ -285,7 +288,7 @@ def test_grad_cam_and_saliency_in_the_file_are_those_of_explain(explained, class
         assert np.abs(found["maps"][name] - expected).max() < 1e-5 * max(1, expected.max())
     assert read.maps[-2:] == ("grad_cam", "saliency")
     with pytest.raises(ModelError, match="target 3 is no class; they are numbered 0 to 2"):
-        read(pictures, 3)
+        read(pixels, 3)
 
 
 def test_grad_cam_of_a_layer_that_attention_reads_too_goes_both_ways():
@@ -317,17 +320,17 @@ def test_the_gradient_of_average_pooling_is_that_of_autograd(kernel, stride, pad
 
 
 def test_a_program_of_torch_answers_alike_and_says_what_it_is(classifier, tmp_path):
-    made = export(classifier, tmp_path / "model.pt2", to="torch-export", pictures=noise(*SIZES))
+    made = export(classifier, tmp_path / "model.pt2", to="torch-export", images=noise(*SIZES))
     kept = {"heedmap.json": ""}
     program = torch.export.load(made.path, extra_files=kept)
-    (picture,) = noise((40, 33))
-    found = program.module()(torch.from_numpy(np.array(picture))[None])
+    (image,) = noise((40, 33))
+    found = program.module()(torch.from_numpy(np.array(image))[None])
     assert list(found) == json.loads(kept["heedmap.json"])["outputs"]
     assert max(json.loads(kept["heedmap.json"])["parity"]["differences"].values()) < 1e-5
 
 
 def test_eight_bits_are_smaller_and_name_the_same_classes(classifier, file, tmp_path):
-    made = export(classifier, tmp_path / "small.onnx", int8=True, pictures=noise(*SIZES))
+    made = export(classifier, tmp_path / "small.onnx", int8=True, images=noise(*SIZES))
     assert made.path.stat().st_size < 0.4 * file.stat().st_size
     assert made.parity.agreement >= 0.85
     assert made.parity.differences["logits"] > 1e-5
@@ -344,7 +347,7 @@ def test_eight_bits_are_smaller_and_name_the_same_classes(classifier, file, tmp_
 )
 def test_what_cannot_be_meant_is_refused(words, message, classifier, tmp_path):
     with pytest.raises(OptionError, match=message):
-        export(classifier, tmp_path / "model", pictures=noise((32, 32)), **words)
+        export(classifier, tmp_path / "model", images=noise((32, 32)), **words)
 
 
 @pytest.mark.parametrize(
@@ -357,11 +360,11 @@ def test_what_cannot_be_meant_is_refused(words, message, classifier, tmp_path):
     ],
 )
 def test_a_target_that_cannot_be_meant_is_refused_before_the_work(name, to, message, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["heedmap.export"], "_proven", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(sys.modules["heedmap.exporters"], "_proven", lambda *_: pytest.fail("the work was begun"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "there.onnx").write_bytes(b"precious")
     with pytest.raises(HeedmapError, match=message):
-        export(classifier, tmp_path / name, to=to, pictures=noise((32, 32)))
+        export(classifier, tmp_path / name, to=to, images=noise((32, 32)))
     assert (tmp_path / "there.onnx").read_bytes() == b"precious"
 
 
@@ -371,9 +374,9 @@ def test_a_target_that_cannot_be_meant_is_refused_before_the_work(name, to, mess
 def test_the_command_writes_into_the_run_and_tells_the_parity(copied_run, capsys):
     main(["export", str(copied_run)])
     said = capsys.readouterr()
-    assert "16 pictures, in batches of 1, 3, 16: the same class for 100%;" in said.out
+    assert "16 images, in batches of 1, 3, 16: the same class for 100%;" in said.out
     assert "map_combined" in said.out
-    stages = ("Reading the pictures", "Tracing", "Writing it as ONNX", "Proving that the file")
+    stages = ("Reading the images", "Tracing", "Writing it as ONNX", "Proving that the file")
     assert [line.startswith(stage) for line, stage in zip(said.out.splitlines(), stages, strict=False)] == [True] * 4
     assert said.out.splitlines()[-1].startswith("Next: heedmap serve")
     assert said.err == ""

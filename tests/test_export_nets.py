@@ -12,12 +12,14 @@ import pytest
 import timm
 import torch
 
-from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
+from heedmap.attribution import explain
 from heedmap.errors import ModelError
-from heedmap.export import export
-from heedmap.export.wrapped import Answering
-from heedmap.maps import explain
-from heedmap.onnx_classifier import OnnxClassifier
+from heedmap.exporters import export
+from heedmap.exporters.wrapper import Answering
+from heedmap.inference.onnx import OnnxClassifier
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier, combined_map
+from heedmap.models.factory import attach, build_classifier
 from test_export import CLASSES, noise, stirred
 
 pytest.importorskip("onnxruntime")
@@ -48,16 +50,16 @@ def pair(request, tmp_path_factory) -> tuple[AttentionClassifier, Path, str]:
     make, include = NETS[request.param]
     classifier = make()
     target = tmp_path_factory.mktemp("net") / "model.onnx"
-    return classifier, export(classifier, target, include=include, pictures=noise(*SIZES)).path, request.param
+    return classifier, export(classifier, target, include=include, images=noise(*SIZES)).path, request.param
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
     classifier, file, name = pair
     size = classifier.image_size
-    pictures = np.stack([np.asarray(picture) for picture in noise(*[(size, size)] * batch, seed=batch)])
-    found = OnnxClassifier(file)(pictures)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    pixels = np.stack([np.asarray(image) for image in noise(*[(size, size)] * batch, seed=batch)])
+    found = OnnxClassifier(file)(pixels)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         output = classifier(images)
     assert output.logits.std() > 0.01  # worth comparing
@@ -85,7 +87,7 @@ def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
 
 
 # The gradient of a network with ReLUs jumps where a unit's input crosses zero, and rounding decides on which side it is
-# computed: in 2 of 96 such pictures torch in float32 was on another side than torch in float64, off by up to 2e-3. So
+# computed: in 2 of 96 such images torch in float32 was on another side than torch in float64, off by up to 2e-3. So
 # the bar is held against the exact gradient, where a unit that is zero to rounding may be switched either way.
 NEAR_ZERO = 2e-6
 
@@ -128,8 +130,8 @@ def saliency(
 
 def test_a_switched_unit_is_the_jump_that_rounding_makes() -> None:
     classifier = stirred(attached(), scale=0.02)
-    pictures = np.stack([np.asarray(picture) for picture in noise(*[(64, 64)] * 16, seed=16)])
-    image = torch.from_numpy(pictures[10:11]).permute(0, 3, 1, 2).float() / 255
+    images = np.stack([np.asarray(photo) for photo in noise(*[(64, 64)] * 16, seed=16)])
+    image = torch.from_numpy(images[10:11]).permute(0, 3, 1, 2).float() / 255
     exact, near = saliency(classifier, image, ())
     value, unit = min(near, key=lambda each: abs(each[0]))
     assert (-1e-7 < value < 0, unit) == (True, (5, 32 * 64 + 4 * 8 + 3))
@@ -140,7 +142,7 @@ def test_a_switched_unit_is_the_jump_that_rounding_makes() -> None:
 
 
 def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
-    classifier, home = stirred(built("compact", "parametrised", 32)), sys.modules["heedmap.export"]
+    classifier, home = stirred(built("compact", "parametrised", 32)), sys.modules["heedmap.exporters"]
     honest = home.with_gradients
 
     def broken(answering: Answering, size: int, include: tuple[str, ...]):
@@ -157,5 +159,5 @@ def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(home, "with_gradients", broken)
     with pytest.raises(ModelError, match=r"map_grad_cam differs by .*Nothing was written"):
-        export(classifier, tmp_path / "model.onnx", include=("grad_cam",), pictures=noise(*SIZES))
+        export(classifier, tmp_path / "model.onnx", include=("grad_cam",), images=noise(*SIZES))
     assert list(tmp_path.iterdir()) == []

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from heedmap.errors import DataError, ModelError, OptionError
-from heedmap.evaluation import removal
-from heedmap.evaluation.asking import asking, centre_map, edge_map, explained, learned_map, learned_map_at, score
-from heedmap.evaluation.faithfulness import faithfulness, random_maps
-from heedmap.evaluation.imputation import BLUR_SIGMA, blurred, imputed, stand_in
-from heedmap.records import Output
+from heedmap.metrics.faithfulness import deletion as removal
+from heedmap.metrics.faithfulness.faithfulness import faithfulness, random_maps
+from heedmap.metrics.faithfulness.imputation import BLUR_SIGMA, blurred, imputed, stand_in
+from heedmap.metrics.maps import centre_map, edge_map, explained, learned_map, learned_map_at, score
+from heedmap.modules import asking
+from heedmap.types import Output
 
 SIDE = 8
 
@@ -45,7 +46,7 @@ def white():
 
 
 @pytest.fixture
-def pictures(generator):
+def small_images(generator):
     return torch.rand(6, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
 
 
@@ -64,36 +65,36 @@ def probability(model, image, target):
 
 
 def slow_area(model, start, end, target, ranking, step):
-    """RISE's CausalMetric, one picture, one pixel at a time."""
+    """RISE's CausalMetric, one image, one pixel at a time."""
     steps = (len(ranking) + step - 1) // step
-    picture, heights = start.clone(), []
+    image, heights = start.clone(), []
     for number in range(steps + 1):
-        heights.append(probability(model, picture, target))
+        heights.append(probability(model, image, target))
         for place in ranking[step * number : step * (number + 1)]:
-            picture[:, place // SIDE, place % SIDE] = end[:, place // SIDE, place % SIDE]
+            image[:, place // SIDE, place % SIDE] = end[:, place // SIDE, place % SIDE]
     return (sum(heights) - heights[0] / 2 - heights[-1] / 2) / steps
 
 
 @pytest.mark.parametrize("step", [1, 8, 10, 64])
 @pytest.mark.parametrize("batch_size", [1, 7, 128])
-def test_deletion_and_insertion_are_rises_definition(model, pictures, targets, maps, step, batch_size):
+def test_deletion_and_insertion_are_rises_definition(model, small_images, targets, maps, step, batch_size):
     options = {"step": step, "batch_size": batch_size}
     with torch.no_grad():
-        gone = removal.deletion(model, pictures, targets, maps, baseline="mean", **options)
-        come = removal.insertion(model, pictures, targets, maps, baseline="blur", **options)
-        for row, picture in enumerate(pictures):
+        gone = removal.deletion(model, small_images, targets, maps, baseline="mean", **options)
+        come = removal.insertion(model, small_images, targets, maps, baseline="blur", **options)
+        for row, image in enumerate(small_images):
             ranking = maps[row].flatten().argsort(descending=True).tolist()
-            empty = picture.mean((1, 2))[:, None, None].expand_as(picture)
-            blur = blurred(picture[None])[0]
-            assert gone.area[row].item() == pytest.approx(slow_area(model, picture, empty, 1, ranking, step), abs=1e-12)
-            assert come.area[row].item() == pytest.approx(slow_area(model, blur, picture, 1, ranking, step), abs=1e-12)
+            empty = image.mean((1, 2))[:, None, None].expand_as(image)
+            blur = blurred(image[None])[0]
+            assert gone.area[row].item() == pytest.approx(slow_area(model, image, empty, 1, ranking, step), abs=1e-12)
+            assert come.area[row].item() == pytest.approx(slow_area(model, blur, image, 1, ranking, step), abs=1e-12)
     assert gone.shares[0] == 0
     assert gone.shares[-1] == 1
     assert torch.equal(gone.kept, gone.probabilities > 0.5)
 
 
 def whole_curve(model, ends, targets, maps, step, batch_size):
-    """All pictures and baselines at once, as large as they are, mixed in the same batches."""
+    """All images and baselines at once, as large as they are, mixed in the same batches."""
     first, last = ends
     ranks, pixels = removal.pixel_ranks(maps, *first.shape[2:], seed=3), first.shape[2] * first.shape[3]
     counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
@@ -107,7 +108,7 @@ def whole_curve(model, ends, targets, maps, step, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 @pytest.mark.parametrize("baseline", ["mean", "blur", "black", torch.tensor([0.2, 0.4, 0.6])])
-def test_few_pictures_at_a_time_give_the_figures_of_all_at_once_bit_by_bit(batch_size, baseline, generator):
+def test_few_images_at_a_time_give_the_figures_of_all_at_once_bit_by_bit(batch_size, baseline, generator):
     images, targets = torch.rand(9, 3, 12, 15, generator=generator), torch.arange(9) % 2
     maps = torch.rand(9, 3, 4, generator=generator).round(decimals=1)
     torch.manual_seed(0)
@@ -120,14 +121,14 @@ def test_few_pictures_at_a_time_give_the_figures_of_all_at_once_bit_by_bit(batch
     assert torch.equal(come, whole_curve(net, (other, images), targets, maps, 20, batch_size))
 
 
-def test_no_more_pictures_are_prepared_than_a_batch_needs(generator, monkeypatch):
+def test_no_more_images_are_prepared_than_a_batch_needs(generator, monkeypatch):
     sizes = []
     monkeypatch.setattr(removal, "fitted", lambda model, images: sizes.append(len(images)) or images)
     monkeypatch.setattr(removal, "stand_in", lambda images, baseline: sizes.append(len(images)) or images * 0)
     images = torch.rand(40, 3, SIDE, SIDE, generator=generator)
     maps, targets = images[:, 0], torch.zeros(40, dtype=torch.int64)
     removal.deletion(Linear(torch.ones(SIDE, SIDE)), images, targets, maps, batch_size=12)
-    assert max(sizes) == 2  # nine steps a picture
+    assert max(sizes) == 2  # nine steps an image
     assert sizes.count(1) >= 40
 
 
@@ -144,7 +145,7 @@ def test_a_deletion_worked_out_by_hand():
 
 
 def test_no_map_deletes_or_inserts_better_than_a_linear_models_own_weights(model, weight, white, targets, generator):
-    """On white pictures the logit falls by the weight of each pixel made black, so their order is the best there is."""
+    """On white images the logit falls by the weight of each pixel made black, so their order is the best there is."""
     perfect, worst = weight.expand(6, -1, -1), -weight.expand(6, -1, -1)
     areas = {}
     for name, maps in {"perfect": perfect, "worst": worst}.items():
@@ -182,7 +183,7 @@ def test_a_constant_and_a_random_map_are_at_chance(model, weight, white, kind):
     assert found == pytest.approx(mean, abs=4 * spread * math.sqrt(1 / count + 1 / 4000))
 
 
-def test_ties_are_broken_by_seed_and_picture_and_by_nothing_else():
+def test_ties_are_broken_by_seed_and_image_and_by_nothing_else():
     flat = torch.zeros(3, SIDE, SIDE)
     first = removal.pixel_ranks(flat, SIDE, SIDE, seed=1)
     assert torch.equal(first[:2], removal.pixel_ranks(flat[:2], SIDE, SIDE, seed=1))
@@ -201,7 +202,7 @@ def test_a_coarse_map_is_upsampled_bilinearly_before_it_is_ranked():
 # ---- what stands in
 
 
-def test_the_blur_is_rises_kernel_and_leaves_a_plain_picture_alone():
+def test_the_blur_is_rises_kernel_and_leaves_a_plain_image_alone():
     point = torch.zeros(1, 3, 31, 31, dtype=torch.float64)
     point[..., 15, 15] = 1
     seen = blurred(point)[0, 0]
@@ -218,16 +219,16 @@ def test_the_blur_is_rises_kernel_and_leaves_a_plain_picture_alone():
     assert torch.allclose(blurred(plain), plain)
 
 
-def test_each_stand_in_is_what_its_name_says(pictures):
-    assert torch.equal(stand_in(pictures, "black"), torch.zeros_like(pictures))
-    assert torch.allclose(stand_in(pictures, "mean")[2, 1], pictures[2, 1].mean())
+def test_each_stand_in_is_what_its_name_says(small_images):
+    assert torch.equal(stand_in(small_images, "black"), torch.zeros_like(small_images))
+    assert torch.allclose(stand_in(small_images, "mean")[2, 1], small_images[2, 1].mean())
     assert torch.equal(
-        stand_in(pictures, torch.tensor([0.1, 0.2, 0.3]).double())[:, 2].unique(), torch.tensor([0.3]).double()
+        stand_in(small_images, torch.tensor([0.1, 0.2, 0.3]).double())[:, 2].unique(), torch.tensor([0.3]).double()
     )
     with pytest.raises(OptionError, match="Did you mean 'black'"):
-        stand_in(pictures, "blak")
+        stand_in(small_images, "blak")
     with pytest.raises(OptionError, match="no colour"):
-        stand_in(pictures, torch.zeros(4))
+        stand_in(small_images, torch.zeros(4))
 
 
 def slow_imputation(image, removed):
@@ -253,12 +254,12 @@ def slow_imputation(image, removed):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.98])
-def test_imputation_solves_the_published_linear_system(pictures, generator, share):
+def test_imputation_solves_the_published_linear_system(small_images, generator, share):
     removed = torch.rand(SIDE, SIDE, generator=generator) < share
     removed[0, 0], removed[3, 3] = True, False
-    found = imputed(pictures[0], removed, 0.0, generator)
-    assert found == pytest.approx(slow_imputation(pictures[0], removed), abs=1e-10)
-    assert torch.equal(found[:, ~removed], pictures[0][:, ~removed])
+    found = imputed(small_images[0], removed, 0.0, generator)
+    assert found == pytest.approx(slow_imputation(small_images[0], removed), abs=1e-10)
+    assert torch.equal(found[:, ~removed], small_images[0][:, ~removed])
 
 
 def test_one_pixel_becomes_the_weighted_mean_of_its_neighbours(generator):
@@ -280,27 +281,27 @@ def test_the_noise_has_its_size_and_stays_in_range(generator):
         imputed(image, torch.ones(64, 64, dtype=torch.bool), 0.0, generator)
 
 
-def test_road_removes_the_hottest_or_the_coldest_share(model, pictures, targets, maps):
-    """At noise 0 both orders are told pixel by pixel; the probability is that of the imputed picture."""
+def test_road_removes_the_hottest_or_the_coldest_share(model, small_images, targets, maps):
+    """At noise 0 both orders are told pixel by pixel; the probability is that of the imputed image."""
     shares = (0.25, 0.5)
     for order, sign in (("most", -1), ("least", 1)):
-        found = removal.road(model, pictures, targets, maps, order=order, shares=shares, noise=0.0)
-        for row, picture in enumerate(pictures):
+        found = removal.road(model, small_images, targets, maps, order=order, shares=shares, noise=0.0)
+        for row, image in enumerate(small_images):
             for place, share in enumerate(shares):
                 removed = torch.zeros(SIDE * SIDE, dtype=torch.bool)
                 removed[(sign * maps[row].flatten()).argsort()[: int(share * SIDE**2)]] = True
-                filled = slow_imputation(picture, removed.view(SIDE, SIDE))
+                filled = slow_imputation(image, removed.view(SIDE, SIDE))
                 assert found.probabilities[row, place].item() == pytest.approx(probability(model, filled, 1), abs=1e-9)
         assert torch.allclose(found.area, found.probabilities.mean(1))
 
 
-def test_average_drop_and_increase_are_grad_cam_plus_pluss(weight, pictures, maps, targets):
-    model = Linear(weight - 0.1)  # some places speak against the class, so that some pictures rise
-    drop, increase = removal.confidence_change(model, pictures, targets, maps)
+def test_average_drop_and_increase_are_grad_cam_plus_pluss(weight, small_images, maps, targets):
+    model = Linear(weight - 0.1)  # some places speak against the class, so that some images rise
+    drop, increase = removal.confidence_change(model, small_images, targets, maps)
     drops, rises = [], []
-    for picture, values in zip(pictures, maps.double(), strict=True):
-        shown = picture * (values - values.min()) / (values.max() - values.min())
-        whole, part = probability(model, picture, 1), probability(model, shown, 1)
+    for image, values in zip(small_images, maps.double(), strict=True):
+        shown = image * (values - values.min()) / (values.max() - values.min())
+        whole, part = probability(model, image, 1), probability(model, shown, 1)
         drops.append(max(0, whole - part) / whole)
         rises.append(part > whole)
     assert drop.tolist() == pytest.approx(drops, abs=1e-6)
@@ -308,8 +309,8 @@ def test_average_drop_and_increase_are_grad_cam_plus_pluss(weight, pictures, map
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_constant_map_shows_the_whole_picture_and_drops_nothing(model, pictures, targets, value):
-    drop, increase = removal.confidence_change(model, pictures, targets, torch.full((6, 4, 4), value))
+def test_a_constant_map_shows_the_whole_image_and_drops_nothing(model, small_images, targets, value):
+    drop, increase = removal.confidence_change(model, small_images, targets, torch.full((6, 4, 4), value))
     assert drop.tolist() == [0.0] * 6
     assert not increase.any()
 
@@ -321,8 +322,8 @@ def perfect_map(model, images, targets):
     return model.weight.detach() * images.mean(1)
 
 
-def test_the_table_sets_perfect_random_and_centre_beside_each_other(model, weight, pictures):
-    images = pictures.repeat(4, 1, 1, 1)
+def test_the_table_sets_perfect_random_and_centre_beside_each_other(model, weight, small_images):
+    images = small_images.repeat(4, 1, 1, 1)
     report = faithfulness(
         model, images, {"perfect": perfect_map, "inverted": lambda *given: -perfect_map(*given)}, torch.ones(24).long(),
         step=4, deletion_baseline="black", insertion_baseline="black",
@@ -342,23 +343,23 @@ def test_the_table_sets_perfect_random_and_centre_beside_each_other(model, weigh
     assert report.as_dict()["rows"][0]["sentence"] == rows["perfect"].sentence
 
 
-def test_no_verdict_is_given_from_a_handful_of_pictures(model, pictures):
-    few = faithfulness(model, pictures[:3], {"perfect": perfect_map}, measures=["deletion"]).rows
-    assert few[0].sentence == "perfect: too few pictures to tell (n = 3; 20 are needed)"
+def test_no_verdict_is_given_from_a_handful_of_images(model, small_images):
+    few = faithfulness(model, small_images[:3], {"perfect": perfect_map}, measures=["deletion"]).rows
+    assert few[0].sentence == "perfect: too few images to tell (n = 3; 20 are needed)"
     assert few[2].sentence == "random 8x8: not compared with chance"
-    enough = faithfulness(model, pictures.repeat(4, 1, 1, 1)[:20], {"perfect": perfect_map}, measures=["deletion"])
+    enough = faithfulness(model, small_images.repeat(4, 1, 1, 1)[:20], {"perfect": perfect_map}, measures=["deletion"])
     assert "chance in deletion" in enough.rows[0].sentence
 
 
-def test_each_grid_has_a_random_map_of_its_own(model, pictures):
+def test_each_grid_has_a_random_map_of_its_own(model, small_images):
     methods = {"fine": perfect_map, "coarse": lambda *given: perfect_map(*given)[:, ::2, ::2]}
-    report = faithfulness(model, pictures, methods, measures=["deletion"])
+    report = faithfulness(model, small_images, methods, measures=["deletion"])
     assert [row.chance for row in report.rows] == ["random 8x8", "random 4x4", "random 8x8", None, None]
     assert report.settings["targets"] == "predicted"
     assert report.settings["step"] == SIDE
 
 
-def test_a_model_is_as_before_afterwards_and_gets_the_predicted_class(weight, pictures):
+def test_a_model_is_as_before_afterwards_and_gets_the_predicted_class(weight, small_images):
     asked = []
 
     class Watched(Linear):
@@ -373,7 +374,7 @@ def test_a_model_is_as_before_afterwards_and_gets_the_predicted_class(weight, pi
 
     model = Watched(-weight).train()
     with torch.inference_mode(), torch.autocast("cpu"):
-        faithfulness(model, pictures.float(), {"mine": watching}, measures=["deletion"], batch_size=4)
+        faithfulness(model, small_images.float(), {"mine": watching}, measures=["deletion"], batch_size=4)
     assert model.training
     assert model.weight.grad is None
     assert asked == [[0, 0, 0, 0], [0, 0]]
@@ -387,12 +388,12 @@ def test_the_flags_of_every_module_come_back_after_an_error():
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-def test_half_precision_weights_are_asked_in_float32_and_left_alone(weight, pictures):
+def test_half_precision_weights_are_asked_in_float32_and_left_alone(weight, small_images):
     model = Linear(weight).to(torch.bfloat16)
     with asking(model) as lent:
         assert lent.weight.dtype == torch.float32
     assert model.weight.dtype == torch.bfloat16
-    report = faithfulness(model, pictures.float(), {"perfect": perfect_map}, measures=["insertion"])
+    report = faithfulness(model, small_images.float(), {"perfect": perfect_map}, measures=["insertion"])
     assert report.count == 6
 
 
@@ -454,21 +455,21 @@ def test_a_score_is_a_mean_with_its_normal_interval():
         ({"shares": [0.5, 1.0]}, OptionError, "between 0 and 1"),
         ({"images": torch.full((6, 3, SIDE, SIDE), 2.0)}, DataError, r"\[0, 1\]"),
         ({"images": torch.full((6, 3, SIDE, SIDE), math.nan)}, DataError, r"\[0, 1\]"),
-        ({"images": torch.zeros(0, 3, SIDE, SIDE)}, DataError, "Pictures are"),
+        ({"images": torch.zeros(0, 3, SIDE, SIDE)}, DataError, "Images are"),
         ({"targets": torch.zeros(5).long()}, DataError, "targets"),
         ({"model": nn.Identity()}, ModelError, "logits"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(model, pictures, change, error, word):
-    given = {"model": model, "images": pictures, "methods": {"perfect": perfect_map}} | change
+def test_what_cannot_be_judged_is_refused(model, small_images, change, error, word):
+    given = {"model": model, "images": small_images, "methods": {"perfect": perfect_map}} | change
     with pytest.raises(error, match=word):
         faithfulness(**given)
 
 
-def test_unknown_orders_and_misfitting_maps_are_refused(model, pictures, targets, maps):
+def test_unknown_orders_and_misfitting_maps_are_refused(model, small_images, targets, maps):
     with pytest.raises(OptionError, match="Did you mean 'least'"):
-        removal.road(model, pictures, targets, maps, order="last")
+        removal.road(model, small_images, targets, maps, order="last")
     with pytest.raises(DataError, match="Maps"):
-        removal.deletion(model, pictures, targets, maps[:5])
+        removal.deletion(model, small_images, targets, maps[:5])
     with pytest.raises(DataError, match="not finite"):
-        removal.insertion(model, pictures, targets, maps / 0)
+        removal.insertion(model, small_images, targets, maps / 0)

@@ -11,35 +11,37 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from conftest import CUE_CLASSES, CUE_PICTURE_SIDE, cue_picture
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data import augmentation as views
-from heedmap.data.augmentation import Augmentation
+from conftest import CUE_CLASSES, CUE_IMAGE_SIDE, cue_image
+from heedmap.config import TrainOptions
+from heedmap.data import transforms as views
+from heedmap.data.dataset import TensorDataset
 from heedmap.data.decoding import to_tensor
-from heedmap.data.loading import Share, Store, TrainingBatches, plain_batches
-from heedmap.data.pictures import TensorPictures
+from heedmap.data.loader import Share, Store, TrainingBatches, plain_batches
+from heedmap.data.transforms import Augmentation
 from heedmap.errors import OptionError, TrainingError
-from heedmap.evaluation.localisation import pointing, random_pointing
-from heedmap.options import TrainOptions
-from heedmap.records import Batch, Output, StepReport
-from heedmap.training.fit import Fitting, Judgement, attention_warnings, fit
-from heedmap.training.optimizer import make_optimizer
+from heedmap.metrics.localization.localize import pointing, random_pointing
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.training.optimizers import make_optimizer
 from heedmap.training.precision import autocast, computes_in_bf16, resolve
 from heedmap.training.schedules import FLOOR, SCHEDULES
+from heedmap.training.trainer import Fitting, ValidationResult, attention_warnings, fit
+from heedmap.types import Batch, Output, StepReport
 
 CPU = torch.device("cpu")
 
 
-def cue_pictures(count: int, first_seed: int) -> TensorPictures:
-    """Pictures whose class only the cue tells, with the cue's box."""
+def cue_images(count: int, first_seed: int) -> TensorDataset:
+    """Images whose class only the cue tells, with the cue's box."""
     names = [CUE_CLASSES[i % 3] for i in range(count)]
-    drawn = [cue_picture(name, first_seed + i) for i, name in enumerate(names)]
-    return TensorPictures(
-        torch.stack([to_tensor(picture) for picture, _ in drawn]),
+    drawn = [cue_image(name, first_seed + i) for i, name in enumerate(names)]
+    return TensorDataset(
+        torch.stack([to_tensor(image) for image, _ in drawn]),
         torch.arange(count) % 3,
         CUE_CLASSES,
         [f"{i}.png" for i in range(count)],
-        boxes=torch.tensor([box for _, box in drawn]) / CUE_PICTURE_SIDE,
+        boxes=torch.tensor([box for _, box in drawn]) / CUE_IMAGE_SIDE,
     )
 
 
@@ -49,27 +51,27 @@ def settings(**changes: Any) -> TrainOptions:
 
 
 def batches_of(
-    pictures: TensorPictures, batch_size: int = 6, size: int = 16, kind: str = "none", share: Share | None = None
+    images: TensorDataset, batch_size: int = 6, size: int = 16, kind: str = "none", share: Share | None = None
 ) -> TrainingBatches:
-    store = Store(pictures, size, 1, 1e9)
+    store = Store(images, size, 1, 1e9)
     return TrainingBatches(store, size, batch_size, Augmentation(kind, False), 0, share or Share())
 
 
 def net(size: int = 16, classes: tuple[str, ...] = CUE_CLASSES, **changes: Any) -> AttentionClassifier:
     torch.manual_seed(0)
-    given = {"attention": "parametrised", "weights": None, "head": "concat", "taps": None, **changes}
+    given = {"attention": "parametrised", "attention_weights": None, "head": "concat", "taps": None, **changes}
     return build_classifier(Architecture(model="compact", image_size=size, classes=classes, **given))
 
 
-def judging(pictures: TensorPictures, size: int = 16) -> Callable[[], Iterator[Batch]]:
-    store = Store(pictures, size, 1, 1e9)
+def evaluating(images: TensorDataset, size: int = 16) -> Callable[[], Iterator[Batch]]:
+    store = Store(images, size, 1, 1e9)
     return lambda: plain_batches(store, 100)
 
 
 class Probe(nn.Module):
-    """Stands for a classifier: logits are a linear map of the picture's mean colour, and there is no attention."""
+    """Stands for a classifier: logits are a linear map of the image's mean colour, and there is no attention."""
 
-    weights, is_gate, taps, classes = "sigmoid", False, (), CUE_CLASSES
+    attention_weights, is_gate, taps, classes = "sigmoid", False, (), CUE_CLASSES
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,11 +87,11 @@ def probe() -> Any:
 
 
 def test_it_learns_the_cue_and_the_attention_lies_on_it() -> None:
-    size = CUE_PICTURE_SIDE
-    train, test = cue_pictures(90, 0), cue_pictures(60, 5000)
+    size = CUE_IMAGE_SIDE
+    train, test = cue_images(90, 0), cue_images(60, 5000)
     classifier = net(size)
     options = settings(epochs=8, batch_size=15, learning_rate=0.05)
-    reports = list(fit(classifier, batches_of(train, 15, size, "shift"), judging(test, size), options))
+    reports = list(fit(classifier, batches_of(train, 15, size, "shift"), evaluating(test, size), options))
     assert [report.epoch for report in reports] == list(range(1, 9))
     assert reports[-1].train_loss < 0.5 * reports[0].train_loss
     assert max(report.validation_accuracy for report in reports) >= 0.97
@@ -98,19 +100,19 @@ def test_it_learns_the_cue_and_the_attention_lies_on_it() -> None:
     assert (output.logits.argmax(1) == test.labels).double().mean() >= 0.97
     assert not classifier.training
     assert test.boxes is not None
-    assert random_pointing(test.boxes) < 0.1  # the cue covers a sixteenth of the picture
+    assert random_pointing(test.boxes) < 0.1  # the cue covers a sixteenth of the image
     assert max(pointing(weights, test.boxes) for weights in output.attention.values()) >= 0.9
 
 
 def test_what_must_be_set_is_asked_for() -> None:
     for name in ("epochs", "learning_rate", "weight_decay"):
         with pytest.raises(OptionError, match="must be set"):
-            fit(net(), batches_of(cue_pictures(6, 0)), None, settings(**{name: None}))
+            fit(net(), batches_of(cue_images(6, 0)), None, settings(**{name: None}))
 
 
-def test_one_picture_a_step_is_refused_where_the_head_normalises_over_the_batch() -> None:
-    batches = batches_of(cue_pictures(6, 0), batch_size=1)
-    with pytest.raises(OptionError, match="at least 2 pictures"):
+def test_one_image_a_step_is_refused_where_the_head_normalises_over_the_batch() -> None:
+    batches = batches_of(cue_images(6, 0), batch_size=1)
+    with pytest.raises(OptionError, match="at least 2 images"):
         fit(net(), batches, None, settings())
     list(fit(probe(), batches, None, settings()))
 
@@ -126,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept() -> No
                 classifier.head.linear.weight.fill_(math.nan)
 
     classifier = net()
-    fitting = fit(classifier, batches_of(cue_pictures(24, 0)), None, settings(), on_step=keep)
+    fitting = fit(classifier, batches_of(cue_images(24, 0)), None, settings(), on_step=keep)
     with pytest.raises(TrainingError, match=r"loss is nan at epoch 1, step 4; .* last good state is kept.*0\.05"):
         list(fitting)
     assert [step for step, _ in states] == [1, 2, 3]
@@ -147,16 +149,16 @@ def test_a_state_does_not_change_while_training_goes_on() -> None:
             taken.append(fitting.state()[0])
             copies.append({name: value.clone() for name, value in taken[0].items()})
 
-    fitting = fit(net(), batches_of(cue_pictures(24, 0)), None, settings(epochs=1), on_step=keep)
+    fitting = fit(net(), batches_of(cue_images(24, 0)), None, settings(epochs=1), on_step=keep)
     list(fitting)
     assert all(torch.equal(taken[0][name], value) for name, value in copies[0].items())
 
 
 def test_training_stops_early_when_validation_does_not_improve() -> None:
-    validation = cue_pictures(6, 100)
-    wrong = TensorPictures(validation.images, (validation.labels + 1) % 3, CUE_CLASSES, validation.names)
+    validation = cue_images(6, 100)
+    wrong = TensorDataset(validation.images, (validation.labels + 1) % 3, CUE_CLASSES, validation.names)
     options = settings(epochs=30, patience=2, learning_rate=0.5, averaging=0.0)
-    fitting = fit(probe(), batches_of(cue_pictures(12, 0)), judging(wrong), options)
+    fitting = fit(probe(), batches_of(cue_images(12, 0)), evaluating(wrong), options)
     reports = list(fitting)
     assert len(reports) == fitting.best_epoch + 2 < 30
     assert [report.is_best for report in reports[-3:]] == [True, False, False]
@@ -167,9 +169,9 @@ def test_after_training_the_classifier_holds_the_weights_of_the_best_epoch() -> 
     losses = [1.0, 0.9, 0.8, 0.8, 0.1]  # of two alike the first is kept
     classifier = probe()
     options = settings(epochs=5, averaging=0.0)
-    fitting = fit(classifier, batches_of(cue_pictures(12, 0)), None, options)
-    judgements = iter([Judgement(a, b) for a, b in zip(accuracies, losses, strict=True)])
-    fitting._judge = lambda: next(judgements)  # type: ignore[method-assign]
+    fitting = fit(classifier, batches_of(cue_images(12, 0)), None, options)
+    judgements = iter([ValidationResult(a, b) for a, b in zip(accuracies, losses, strict=True)])
+    fitting._evaluate = lambda: next(judgements)  # type: ignore[method-assign]
     after: list[Tensor] = []
     best = []
     for report in fitting:
@@ -183,7 +185,7 @@ def test_after_training_the_classifier_holds_the_weights_of_the_best_epoch() -> 
 
 def test_without_validation_the_last_weights_are_kept() -> None:
     classifier = probe()
-    fitting = fit(classifier, batches_of(cue_pictures(12, 0)), None, settings(epochs=3, averaging=0.0))
+    fitting = fit(classifier, batches_of(cue_images(12, 0)), None, settings(epochs=3, averaging=0.0))
     reports, after = [], []
     for report in fitting:
         reports.append(report)
@@ -193,7 +195,7 @@ def test_without_validation_the_last_weights_are_kept() -> None:
 
 
 def test_an_empty_validation_part_is_as_none() -> None:
-    reports = list(fit(net(), batches_of(cue_pictures(12, 0)), lambda: iter([]), settings(epochs=1)))
+    reports = list(fit(net(), batches_of(cue_images(12, 0)), lambda: iter([]), settings(epochs=1)))
     assert math.isnan(reports[0].validation_accuracy)
     assert reports[0].is_best
 
@@ -202,7 +204,7 @@ def test_an_empty_validation_part_is_as_none() -> None:
 def test_the_averaged_weights_are_a_moving_average_with_a_growing_horizon(averaging: float | None) -> None:
     classifier = net()
     seen: list[dict[str, Tensor]] = []
-    batches = batches_of(cue_pictures(36, 0))
+    batches = batches_of(cue_images(36, 0))
     options = settings(epochs=2, averaging=averaging)
     fitting = fit(
         classifier, batches, None, options,
@@ -224,8 +226,8 @@ def test_the_averaged_weights_are_a_moving_average_with_a_growing_horizon(averag
 
 
 def test_validation_judges_the_averaged_weights_and_training_does_not_touch_their_statistics() -> None:
-    validation = cue_pictures(30, 100)
-    fitting = fit(net(), batches_of(cue_pictures(24, 0)), judging(validation), settings(epochs=1))
+    validation = cue_images(30, 100)
+    fitting = fit(net(), batches_of(cue_images(24, 0)), evaluating(validation), settings(epochs=1))
     (report,) = list(fitting)
     with torch.no_grad():
         small = torch.stack([validation.load(i, 16) for i in range(30)]).float() / 255
@@ -254,7 +256,7 @@ def test_cosine_goes_up_for_a_twentieth_and_half_a_cosine_down() -> None:
 def test_the_rate_of_every_step_is_the_schedules(schedule: str) -> None:
     steps: list[StepReport] = []
     options = settings(epochs=3, schedule=schedule, learning_rate=0.2)
-    list(fit(probe(), batches_of(cue_pictures(25, 0)), None, options, on_step=steps.append))
+    list(fit(probe(), batches_of(cue_images(25, 0)), None, options, on_step=steps.append))
     assert [step.step for step in steps] == list(range(1, 13))
     assert {step.total_steps for step in steps} == {12}
     assert [step.epoch for step in steps] == [1] * 4 + [2] * 4 + [3] * 4
@@ -280,18 +282,18 @@ def test_gates_that_shut_are_told_and_even_ones_are_not() -> None:
 
 
 def test_gates_that_shut_are_seen_in_training() -> None:
-    classifier = net(32, taps=("stage3",), weights="sigmoid")
+    classifier = net(32, taps=("stage3",), attention_weights="sigmoid")
     with torch.no_grad():
         classifier.attentions[0].scorer.bias.fill_(-20.0)
     options = settings(epochs=1, learning_rate=1e-9, weight_decay=0.0)
-    (report,) = fit(classifier, batches_of(cue_pictures(12, 0), size=32), judging(cue_pictures(12, 50), 32), options)
+    (report,) = fit(classifier, batches_of(cue_images(12, 0), size=32), evaluating(cue_images(12, 50), 32), options)
     assert "The gates of stage3 have shut" in report.warnings[0]
     assert report.attention_peak["stage3"] < 1e-6
 
 
 def test_the_control_is_not_warned_that_its_maps_are_even() -> None:
-    pictures = cue_pictures(6, 0)
-    (report,) = fit(net(attention="none"), batches_of(pictures), judging(pictures), settings(epochs=1))
+    images = cue_images(6, 0)
+    (report,) = fit(net(attention="none"), batches_of(images), evaluating(images), settings(epochs=1))
     assert (report.warnings, report.attention_peak) == ((), {})
     assert 0 <= report.validation_accuracy <= 1
 
@@ -302,14 +304,14 @@ def test_collapsed_and_uniform_maps_are_seen_in_training(bias: float, word: str)
     with torch.no_grad():
         classifier.attentions[0].scorer.weight.fill_(bias)
     options = settings(epochs=1, learning_rate=1e-9, weight_decay=0.0)
-    data = batches_of(cue_pictures(12, 0), size=32)
-    (report,) = fit(classifier, data, judging(cue_pictures(12, 50), 32), options)
+    data = batches_of(cue_images(12, 0), size=32)
+    (report,) = fit(classifier, data, evaluating(cue_images(12, 50), 32), options)
     assert len(report.warnings) == 1
     assert f"stage3 {'has' if word == 'collapsed' else 'stays'} {word}" in report.warnings[0]
 
 
 def loss_of(options: TrainOptions, logits: Tensor, labels: Tensor, own: float = 1.0) -> float:
-    fitting = fit(probe(), batches_of(cue_pictures(6, 0)), None, options)
+    fitting = fit(probe(), batches_of(cue_images(6, 0)), None, options)
     return float(fitting._loss(logits, labels, own))
 
 
@@ -321,16 +323,16 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels() -> None:
     assert loss_of(settings(label_smoothing=0.3), logits, labels) == pytest.approx(smoothed)
 
 
-def test_the_loss_of_mixed_pictures_is_shared_by_area_with_the_picture_one_row_up() -> None:
+def test_the_loss_of_mixed_images_is_shared_by_area_with_the_image_one_row_up() -> None:
     logits = torch.tensor([[math.log(4), math.log(2), 0.0], [0.0, 0.0, math.log(6)], [0.0, math.log(2), 0.0]])
     labels = torch.tensor([0, 2, 1])
     # Rows have probabilities 4:2:1, 1:1:6 and 1:2:1; the labels of the rows above are 1 (the last one's), 0 and 2.
     own = (math.log(7 / 4) + math.log(8 / 6) + math.log(4 / 2)) / 3
     other = (math.log(7 / 2) + math.log(8 / 1) + math.log(4 / 1)) / 3
     assert loss_of(settings(), logits, labels, 0.7) == pytest.approx(0.7 * own + 0.3 * other)
-    # The picture that is pasted in and the label that goes with it are of the same row.
-    pictures = labels.float()[:, None, None, None].expand(3, 3, 8, 8)
-    mixed, _ = views.cutmix(pictures, torch.tensor([0.5, 0.0, 0.0]))
+    # The image that is pasted in and the label that goes with it are of the same row.
+    images = labels.float()[:, None, None, None].expand(3, 3, 8, 8)
+    mixed, _ = views.cutmix(images, torch.tensor([0.5, 0.0, 0.0]))
     assert mixed[:, 0, 0, 0].tolist() == [1, 0, 2]
 
 
@@ -345,21 +347,21 @@ def test_cutmix_is_used_in_its_share_of_the_steps_and_mixes_as_the_loss_says(mon
     monkeypatch.setattr(Fitting, "_loss", spy)
     for cutmix, least, most in ((0.0, 0, 0), (0.5, 12, 36), (1.0, 46, 48)):
         shares.clear()
-        list(fit(probe(), batches_of(cue_pictures(24, 0)), None, settings(epochs=12, cutmix=cutmix)))
+        list(fit(probe(), batches_of(cue_images(24, 0)), None, settings(epochs=12, cutmix=cutmix)))
         assert len(shares) == 48
         assert least <= sum(share < 1 for share in shares) <= most
 
 
 def test_an_epochs_loss_is_the_mean_of_its_steps_losses() -> None:
     steps: list[StepReport] = []
-    reports = list(fit(probe(), batches_of(cue_pictures(24, 0)), None, settings(epochs=2), on_step=steps.append))
+    reports = list(fit(probe(), batches_of(cue_images(24, 0)), None, settings(epochs=2), on_step=steps.append))
     for epoch in (0, 1):
         losses = [step.loss for step in steps[4 * epoch : 4 * epoch + 4]]
         assert reports[epoch].train_loss == pytest.approx(sum(losses) / 4)
 
 
 def test_a_step_is_sgd_with_nesterov_momentum() -> None:
-    classifier, batches = probe(), batches_of(cue_pictures(6, 0))
+    classifier, batches = probe(), batches_of(cue_images(6, 0))
     weight, bias = (p.detach().double().clone().requires_grad_() for p in classifier.linear.parameters())
     options = settings(epochs=3, weight_decay=0.1, schedule="cosine", averaging=0.0)
     velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
@@ -406,7 +408,7 @@ def test_dropout_of_a_step_depends_on_seed_epoch_and_step_alone() -> None:
             if disturb:
                 torch.rand(7)
 
-        list(fit(classifier, batches_of(cue_pictures(24, 0)), None, settings(seed=seed), on_step=on_step))
+        list(fit(classifier, batches_of(cue_images(24, 0)), None, settings(seed=seed), on_step=on_step))
         return [step.loss for step in steps]
 
     assert losses(1, False) == losses(1, True)
@@ -418,7 +420,7 @@ def test_two_trainings_with_the_same_seed_end_with_the_same_weights() -> None:
     for _ in range(2):
         classifier = net()
         options = settings(cutmix=0.5, label_smoothing=0.1, averaging=None)
-        list(fit(classifier, batches_of(cue_pictures(24, 0), kind="shift"), judging(cue_pictures(9, 60)), options))
+        list(fit(classifier, batches_of(cue_images(24, 0), kind="shift"), evaluating(cue_images(9, 60)), options))
         ends.append(classifier.state_dict())
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
@@ -427,7 +429,7 @@ def test_bf16_trains_with_weights_and_losses_in_float32() -> None:
     classifier = net()
     steps: list[StepReport] = []
     options = settings(precision="bf16", epochs=1)
-    list(fit(classifier, batches_of(cue_pictures(12, 0)), judging(cue_pictures(6, 9)), options, on_step=steps.append))
+    list(fit(classifier, batches_of(cue_images(12, 0)), evaluating(cue_images(6, 9)), options, on_step=steps.append))
     assert {p.dtype for p in classifier.parameters()} == {torch.float32}
     assert all(math.isfinite(step.loss) for step in steps)
 
@@ -444,9 +446,9 @@ def test_precision_is_bf16_just_where_the_machine_computes_in_it() -> None:
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_throughput_and_time_left_count_the_pictures_of_all_processes() -> None:
+def test_throughput_and_time_left_count_the_images_of_all_processes() -> None:
     steps: list[StepReport] = []
-    (report,) = fit(probe(), batches_of(cue_pictures(24, 0)), None, settings(epochs=1), on_step=steps.append)
+    (report,) = fit(probe(), batches_of(cue_images(24, 0)), None, settings(epochs=1), on_step=steps.append)
     assert [step.seconds_left > 0 for step in steps] == [True, True, True, False]
     assert report.images_per_second == pytest.approx(24 / report.seconds, rel=1e-6)
 
@@ -456,10 +458,10 @@ def test_the_gradients_of_two_shares_averaged_are_those_of_one_process() -> None
     for name, module in list(classifier.named_modules()):  # batch norm sees its own share; take it out
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             classifier.set_submodule(name, nn.GroupNorm(1, module.num_features))
-    pictures = cue_pictures(24, 0)
+    images = cue_images(24, 0)
 
     def gradients(share: Share) -> list[Tensor]:
-        (batch, *_) = batches_of(pictures, 12, kind="shift", share=share).epoch(0)
+        (batch, *_) = batches_of(images, 12, kind="shift", share=share).epoch(0)
         classifier.zero_grad()
         F.cross_entropy(classifier(batch.images).logits, batch.labels, label_smoothing=0.1).backward()
         return [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
@@ -471,14 +473,14 @@ def test_the_gradients_of_two_shares_averaged_are_those_of_one_process() -> None
 
 def test_an_accelerator_given_is_the_one_that_is_used() -> None:
     accelerator = Accelerator()
-    fitting = fit(probe(), batches_of(cue_pictures(6, 0)), None, settings(), accelerator=accelerator)
+    fitting = fit(probe(), batches_of(cue_images(6, 0)), None, settings(), accelerator=accelerator)
     assert fitting.accelerator is accelerator
 
 
 def test_options_are_not_changed_by_training() -> None:
     options = settings()
     before = replace(options)
-    list(fit(probe(), batches_of(cue_pictures(12, 0)), None, options))
+    list(fit(probe(), batches_of(cue_images(12, 0)), None, options))
     assert options == before
 
 

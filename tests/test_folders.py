@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from heedmap.data import FolderPictures, check_splits, drop_unreadable, open_data, open_folder, split_by_class
-from heedmap.data.folders import check_pictures, find_splits
+from heedmap.data import FolderDataset, check_splits, drop_unreadable, open_data, open_folder, split_by_class
+from heedmap.data.folders import check_files, find_splits
 from heedmap.errors import DataError, OptionError
 
 
 def put(root: Path, *names: str) -> Path:
-    """Write a small picture under each of these names (``{n}`` of a name counts 0, 1, 2)."""
+    """Write a small image under each of these names (``{n}`` of a name counts 0, 1, 2)."""
     for name in names:
         for number in range(3 if "{n}" in name else 1):
             path = root / name.format(n=number)
@@ -21,9 +21,9 @@ def put(root: Path, *names: str) -> Path:
     return root
 
 
-def files(pictures: object) -> list[str]:
-    assert isinstance(pictures, FolderPictures)
-    return list(pictures.names)
+def files(images: object) -> list[str]:
+    assert isinstance(images, FolderDataset)
+    return list(images.names)
 
 
 def test_train_and_test_are_read_with_classes_in_natural_order(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_without_a_test_part_one_is_drawn_by_class_with_a_recorded_seed(tmp_path
     assert set(files(splits.train)).isdisjoint(files(splits.test))
     assert splits.notes == (
         "There is no test part, so 30% of each class was set apart as one with seed 5: "
-        "15 pictures to learn from, 6 to test on.",
-        "One picture only, so none to test on: class c.",
+        "15 images to learn from, 6 to test on.",
+        "One image only, so none to test on: class c.",
     )
     assert files(open_folder(tmp_path, test=0.3, seed=5).test) == files(splits.test)
     assert files(open_folder(tmp_path, test=0.3, seed=6).test) != files(splits.test)
@@ -91,9 +91,7 @@ def test_endings_count_in_any_case_and_other_files_are_noted(tmp_path: Path) -> 
         (tmp_path / "train/a" / name).touch()
     splits = open_folder(tmp_path)
     assert len(splits.train) == len(endings) + 3
-    assert splits.notes == (
-        "Files in 'train' that are not pictures by their ending: 2 .heic, 1 without ending, 1 .csv.",
-    )
+    assert splits.notes == ("Files in 'train' that are not images by their ending: 2 .heic, 1 without ending, 1 .csv.",)
 
 
 def test_class_folders_are_searched_to_the_bottom(tmp_path: Path) -> None:
@@ -144,11 +142,11 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     assert find_splits(tmp_path) == {}
 
 
-def test_pictures_without_class_beside_class_folders_are_noted(tmp_path: Path) -> None:
+def test_images_without_class_beside_class_folders_are_noted(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "train/{n}.png", "test/a/0.png", "test/b/0.png", "pred/x.png")
     assert open_folder(tmp_path).notes == (
         "Passed over beside train: pred.",
-        "3 pictures lie directly in 'train', without class, and are passed over.",
+        "3 images lie directly in 'train', without class, and are passed over.",
     )
 
 
@@ -159,7 +157,7 @@ def test_equal_subfolders_in_every_class_are_pointed_out(tmp_path: Path) -> None
 
 def test_a_class_absent_from_test_is_noted(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "test/a/0.png")
-    assert open_folder(tmp_path).notes == ("'test' has no pictures of class b.",)
+    assert open_folder(tmp_path).notes == ("'test' has no images of class b.",)
 
 
 def refusal(path: Path) -> str:
@@ -176,36 +174,36 @@ def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path: Path) -> No
 
 def test_a_file_is_refused_as_a_folder(tmp_path: Path) -> None:
     put(tmp_path, "x.png")
-    assert "x.png is a file, not a folder of pictures" in refusal(tmp_path / "x.png")
+    assert "x.png is a file, not a folder of images" in refusal(tmp_path / "x.png")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path} is empty; expected DIR/train/CLASS")
     (tmp_path / "train").mkdir()
-    assert "holds no pictures" in refusal(tmp_path) or "is empty" in refusal(tmp_path)
+    assert "holds no images" in refusal(tmp_path) or "is empty" in refusal(tmp_path)
 
 
-def test_folders_without_pictures_say_what_lies_there(tmp_path: Path) -> None:
+def test_folders_without_images_say_what_lies_there(tmp_path: Path) -> None:
     for name in ("a/1.heic", "b/2.heic"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    assert "holds no pictures (but 2 .heic)" in refusal(tmp_path)
+    assert "holds no images (but 2 .heic)" in refusal(tmp_path)
 
 
 def test_one_class_only_is_refused_and_a_wrapping_folder_seen_through(tmp_path: Path) -> None:
     put(tmp_path, "dataset/cats/{n}.png")
     assert "holds one class only, 'dataset'; a classifier needs two or more." in refusal(tmp_path)
     (tmp_path / "manifest.json").touch()
-    assert refusal(tmp_path).endswith("is a run, not a folder of pictures; name the pictures.")
+    assert refusal(tmp_path).endswith("is a run, not a folder of images; name the images.")
     (tmp_path / "manifest.json").unlink()
     put(tmp_path, "dataset/dogs/{n}.png")
     assert refusal(tmp_path).endswith(f"Did you mean {tmp_path}/dataset?")
 
 
-def test_a_class_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "test/a/0.png")
     (tmp_path / "train/hollow").mkdir()
-    assert "no pictures of class 'hollow'; add some or remove the folder." in refusal(tmp_path)
+    assert "no images of class 'hollow'; add some or remove the folder." in refusal(tmp_path)
 
 
 def test_classes_of_test_unknown_to_train_are_named_with_the_nearest(tmp_path: Path) -> None:
@@ -215,13 +213,13 @@ def test_classes_of_test_unknown_to_train_are_named_with_the_nearest(tmp_path: P
     )
 
 
-def test_pictures_without_any_class_folder_are_refused(tmp_path: Path) -> None:
+def test_images_without_any_class_folder_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "flat", "{n}.png")
-    assert "3 pictures lie in it without class folders; sort them into CLASS/." in refusal(tmp_path / "flat")
+    assert "3 images lie in it without class folders; sort them into CLASS/." in refusal(tmp_path / "flat")
     put(tmp_path / "parts", "train/{n}.png", "test/a/0.png")
-    assert "train: 3 pictures lie in it without class folders" in refusal(tmp_path / "parts")
+    assert "train: 3 images lie in it without class folders" in refusal(tmp_path / "parts")
     put(tmp_path / "kaggle", "train/a/0.png", "train/b/0.png", "test/{n}.png")
-    assert "test: 3 pictures lie in it without class folders" in refusal(tmp_path / "kaggle")
+    assert "test: 3 images lie in it without class folders" in refusal(tmp_path / "kaggle")
 
 
 def test_a_test_part_without_train_is_refused(tmp_path: Path) -> None:
@@ -289,31 +287,31 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 def broken_folder(root: Path) -> Path:
     put(root, "train/a/{n}.jpg", "train/b/{n}.jpg", "test/a/{n}.jpg", "test/b/{n}.jpg")
     (root / "train/a/1.jpg").write_bytes(b"")
-    (root / "test/b/0.jpg").write_text("not a picture")
+    (root / "test/b/0.jpg").write_text("not an image")
     Image.effect_noise((64, 64), 50).save(root / "train/b/2.jpg")
     whole = (root / "train/b/2.jpg").read_bytes()
     (root / "train/b/2.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     return root
 
 
-def test_unreadable_pictures_are_named_and_left_out(tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
-    assert isinstance(splits.train, FolderPictures)
-    assert [name for name, _ in check_pictures(splits.train, workers=2)] == ["train/a/1.jpg", "train/b/2.jpg"]
+    assert isinstance(splits.train, FolderDataset)
+    assert [name for name, _ in check_files(splits.train, workers=2)] == ["train/a/1.jpg", "train/b/2.jpg"]
     checked = check_splits(splits, workers=2)
     assert [name for name, _ in checked.unreadable] == ["train/a/1.jpg", "train/b/2.jpg", "test/b/0.jpg"]
     assert checked.unreadable[0][1] == "the file is empty (0 bytes)"
     assert "truncated" in checked.unreadable[1][1]
-    assert checked.unreadable[2][1] == "it is not a picture that heedmap reads"
+    assert checked.unreadable[2][1] == "it is not an image that heedmap reads"
     assert (len(checked.train), len(checked.parts["test"])) == (4, 5)
     assert checked.train.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_a_class_without_readable_pictures_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_without_readable_images_is_refused_by_name(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
-    with pytest.raises(DataError, match="no picture of class 'a' can be read"):
+    with pytest.raises(DataError, match="no image of class 'a' can be read"):
         drop_unreadable(splits, {"train": [(index, "it is damaged") for index in range(3)]})
-    with pytest.raises(DataError, match="no picture of the test part can be read; the first says: it is damaged"):
+    with pytest.raises(DataError, match="no image of the test part can be read; the first says: it is damaged"):
         drop_unreadable(splits, {"test": [(index, "it is damaged") for index in range(6)]})
 
 

@@ -18,11 +18,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from heedmap.backbones import zoo
-from heedmap.backbones.chain import IMAGENET_MEAN, IMAGENET_STD, Trunk
-from heedmap.backbones.foreign import ForeignBackbone, build_foreign, list_foreign
-from heedmap.backbones.probing import survey
+from heedmap.backbones import registry as zoo
+from heedmap.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Trunk
+from heedmap.backbones.inspection import survey
 from heedmap.backbones.weights import read_weights
+from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped, list_library_models
 from heedmap.errors import ModelError
 
 HABITS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -80,7 +80,7 @@ class ChannelsLast(nn.Module):
 
 
 def flat_net() -> nn.Sequential:
-    """Flattens its features, so that only pictures of 32 x 32 fit; its last convolution is pointwise."""
+    """Flattens its features, so that only images of 32 x 32 fit; its last convolution is pointwise."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -100,13 +100,13 @@ def resnet() -> nn.Module:
 
 
 @pytest.fixture
-def pictures(generator: torch.Generator) -> Tensor:
+def images(generator: torch.Generator) -> Tensor:
     return torch.rand(2, 3, 64, 64, generator=generator)
 
 
 @pytest.fixture
-def wrapped(resnet: nn.Module) -> ForeignBackbone:
-    return ForeignBackbone(copy.deepcopy(resnet), keep_head=True, probe_size=64, **HABITS)
+def wrapped(resnet: nn.Module) -> WrappedBackbone:
+    return WrappedBackbone(copy.deepcopy(resnet), keep_head=True, probe_size=64, **HABITS)
 
 
 def hooks(module: nn.Module) -> int:
@@ -114,20 +114,20 @@ def hooks(module: nn.Module) -> int:
 
 
 def test_the_logits_of_a_wrapped_resnet_are_those_of_the_plain_one_to_the_last_bit(
-    resnet: nn.Module, wrapped: ForeignBackbone, pictures: Tensor
+    resnet: nn.Module, wrapped: WrappedBackbone, images: Tensor
 ) -> None:
-    logits = wrapped(pictures, ("layer2", "layer3"), True).logits
+    logits = wrapped(images, ("layer2", "layer3"), True).logits
     assert logits is not None
-    assert torch.equal(logits, resnet(pictures))
+    assert torch.equal(logits, resnet(images))
 
 
 def test_features_and_query_are_those_taken_by_hand(
-    resnet: nn.Module, wrapped: ForeignBackbone, pictures: Tensor
+    resnet: nn.Module, wrapped: WrappedBackbone, images: Tensor
 ) -> None:
-    x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(pictures))))
+    x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(images))))
     second = resnet.layer2(resnet.layer1(x))
     third = resnet.layer3(second)
-    trunk = wrapped(pictures, ("layer3", "layer2"), True)
+    trunk = wrapped(images, ("layer3", "layer2"), True)
     assert list(trunk.features) == ["layer3", "layer2"]
     assert torch.equal(trunk.features["layer2"], second)
     assert torch.equal(trunk.features["layer3"], third)
@@ -135,16 +135,14 @@ def test_features_and_query_are_those_taken_by_hand(
     assert torch.equal(trunk.query, resnet.layer4(third).mean(dim=(2, 3)))
 
 
-def test_without_need_of_a_query_there_is_none_and_without_a_head_no_logits(
-    resnet: nn.Module, pictures: Tensor
-) -> None:
-    trunk = ForeignBackbone(copy.deepcopy(resnet), keep_head=False, probe_size=64)(pictures, ("layer3",), False)
+def test_without_need_of_a_query_there_is_none_and_without_a_head_no_logits(resnet: nn.Module, images: Tensor) -> None:
+    trunk = WrappedBackbone(copy.deepcopy(resnet), keep_head=False, probe_size=64)(images, ("layer3",), False)
     assert trunk.query is None
     assert trunk.logits is None
 
 
-def test_gradients_flow_through_the_taps(wrapped: ForeignBackbone, pictures: Tensor) -> None:
-    trunk = wrapped(pictures, ("layer2",), False)
+def test_gradients_flow_through_the_taps(wrapped: WrappedBackbone, images: Tensor) -> None:
+    trunk = wrapped(images, ("layer2",), False)
     trunk.features["layer2"].sum().backward()
     assert wrapped.net.conv1.weight.grad is not None
     assert wrapped.net.layer3[0].conv1.weight.grad is None
@@ -158,28 +156,28 @@ def test_real_squeezenet_weights_give_the_logits_of_the_plain_network(
         pytest.skip(f"no {path}")
     plain = torchvision.models.squeezenet1_0().eval()
     plain.load_state_dict(torch.load(path, weights_only=True))
-    backbone = build_foreign("torchvision/squeezenet1_0", pretrained=str(path), keep_head=True, num_classes=1000).eval()
+    backbone = build_wrapped("torchvision/squeezenet1_0", pretrained=str(path), keep_head=True, num_classes=1000).eval()
     images = torch.rand(2, 3, 96, 96, generator=generator)
     trunk = backbone(images, backbone.default_taps, True)
     assert backbone.default_taps == ("features.10", "features.12")
     assert trunk.logits is not None
     assert torch.equal(trunk.logits, plain(images))
     assert torch.equal(trunk.features["features.12"], plain.features(images))
-    headless = build_foreign("torchvision/squeezenet1_0", pretrained=str(path))
+    headless = build_wrapped("torchvision/squeezenet1_0", pretrained=str(path))
     assert headless.left_out == ("classifier.1.weight", "classifier.1.bias")
     assert torch.equal(
         headless.eval()(images, ("features.10",), False).features["features.10"], trunk.features["features.10"]
     )
 
 
-def test_taps_of_a_resnet_follow_the_size_of_the_pictures(wrapped: ForeignBackbone) -> None:
+def test_taps_of_a_resnet_follow_the_size_of_the_images(wrapped: WrappedBackbone) -> None:
     assert wrapped.taps_for(224) == ("layer3", "layer4")
     assert wrapped.taps_for(64) == wrapped.default_taps == ("layer2", "layer3")
     with pytest.raises(ModelError, match=r"At 4 pixels no stage .* 4 x 4 positions"):
         wrapped.taps_for(4)
 
 
-def test_strides_and_channels_are_those_of_the_architecture(wrapped: ForeignBackbone) -> None:
+def test_strides_and_channels_are_those_of_the_architecture(wrapped: WrappedBackbone) -> None:
     found = {name: (wrapped.stage(name).channels, wrapped.stage(name).stride) for name in ("conv1", "layer1", "layer4")}
     assert found == {"conv1": (64, 2), "layer1": (64, 4), "layer4": (512, 32)}
     assert wrapped.query_channels == 512
@@ -189,13 +187,13 @@ def test_strides_and_channels_are_those_of_the_architecture(wrapped: ForeignBack
 
 
 def test_a_mobilenet_is_tapped_at_its_stages_and_not_inside_the_next_ones_expansion() -> None:
-    backbone = build_foreign("mobilenetv3_small_100")
+    backbone = build_wrapped("mobilenetv3_small_100")
     assert backbone.default_taps == ("blocks.3", "blocks.5")
     assert backbone.dropped == ("classifier", "conv_head")  # from the end backwards, and all of it
     assert backbone.grid_side("blocks.3", 72) == 5
 
 
-def test_the_grid_side_is_the_true_one_where_the_stride_does_not_divide_the_picture(wrapped: ForeignBackbone) -> None:
+def test_the_grid_side_is_the_true_one_where_the_stride_does_not_divide_the_image(wrapped: WrappedBackbone) -> None:
     assert [wrapped.grid_side("layer3", size) for size in (64, 72, 227)] == [4, 5, 15]
 
 
@@ -204,13 +202,13 @@ def test_a_container_that_holds_the_other_tap_is_passed_over() -> None:
     net = nn.Sequential()
     net.add_module("features", nn.Sequential(*layers))
     net.add_module("tail", nn.Sequential(nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    backbone = ForeignBackbone(net, keep_head=False)
+    backbone = WrappedBackbone(net, keep_head=False)
     assert backbone.default_taps == ("features.1", "features.3")
     assert backbone.dropped == ("tail",)
 
 
 def test_the_stride_is_that_of_the_layers_although_unpadded_borders_shrink_the_grid() -> None:
-    backbone = build_foreign("torchvision/squeezenet1_0")  # 13 x 13 at 224, which is 17.2 pixels per position
+    backbone = build_wrapped("torchvision/squeezenet1_0")  # 13 x 13 at 224, which is 17.2 pixels per position
     assert [backbone.stage(tap).stride for tap in ("features.2", "features.10", "features.12")] == [4, 8, 16]
 
 
@@ -234,23 +232,23 @@ def test_what_only_looks_like_features_cannot_be_tapped() -> None:
 
 
 def test_a_network_that_takes_one_size_only_says_so() -> None:
-    backbone = ForeignBackbone(flat_net(), keep_head=True)
+    backbone = WrappedBackbone(flat_net(), keep_head=True)
     assert backbone.fixed_size == 32
     assert backbone.default_taps == ("1", "3")
-    assert backbone.answer_channels == 5
+    assert backbone.logit_channels == 5
     with pytest.raises(ModelError, match="32 x 32 only"):
         backbone.check_size(64, 64)
 
 
-def test_a_module_that_decides_in_python_works(pictures: Tensor) -> None:
+def test_a_module_that_decides_in_python_works(images: Tensor) -> None:
     torch.manual_seed(0)
     net = Dynamic()
     plain = copy.deepcopy(net)
-    backbone = ForeignBackbone(net, ("stem", "block"), keep_head=True)
+    backbone = WrappedBackbone(net, ("stem", "block"), keep_head=True)
     for count in (1, 2):
-        trunk = backbone(pictures[:count], ("block",), True)
-        assert torch.equal(trunk.logits, plain(pictures[:count]))
-        assert torch.equal(trunk.features["block"], plain.block(plain.stem(pictures[:count]).relu()))
+        trunk = backbone(images[:count], ("block",), True)
+        assert torch.equal(trunk.logits, plain(images[:count]))
+        assert torch.equal(trunk.features["block"], plain.block(plain.stem(images[:count]).relu()))
 
 
 def test_a_tap_that_does_not_run_or_is_not_spatial_in_a_later_pass_is_named() -> None:
@@ -261,7 +259,7 @@ def test_a_tap_that_does_not_run_or_is_not_spatial_in_a_later_pass_is_named() ->
                 x = self.bright(x)
             return self.fc(x.mean(dim=(2, 3)))
 
-    backbone = ForeignBackbone(Moody(), keep_head=True)
+    backbone = WrappedBackbone(Moody(), keep_head=True)
     assert backbone(torch.ones(1, 3, 32, 32), ("bright",), True).query.shape == (1, 8)
     with pytest.raises(ModelError, match="'bright' of Moody did not run"):
         backbone(torch.zeros(1, 3, 32, 32), ("bright",), False)
@@ -270,14 +268,14 @@ def test_a_tap_that_does_not_run_or_is_not_spatial_in_a_later_pass_is_named() ->
             backbone._check_caught({"block": given}, ("block",))
 
 
-def test_a_deep_copy_hears_itself_and_not_the_original(wrapped: ForeignBackbone, pictures: Tensor) -> None:
+def test_a_deep_copy_hears_itself_and_not_the_original(wrapped: WrappedBackbone, images: Tensor) -> None:
     double = copy.deepcopy(wrapped)
     with torch.no_grad():
         for weight in double.parameters():
             weight.mul_(0.5)
-    before = wrapped(pictures, ("layer3",), True)
-    other = double(pictures, ("layer3",), True)
-    after = wrapped(pictures, ("layer3",), True)
+    before = wrapped(images, ("layer3",), True)
+    other = double(images, ("layer3",), True)
+    after = wrapped(images, ("layer3",), True)
     assert torch.equal(before.features["layer3"], after.features["layer3"])
     assert torch.equal(before.query, after.query)
     assert not torch.equal(before.features["layer3"], other.features["layer3"])
@@ -286,36 +284,36 @@ def test_a_deep_copy_hears_itself_and_not_the_original(wrapped: ForeignBackbone,
     assert hooks(double) == hooks(wrapped)
 
 
-def test_a_pickled_copy_works_as_processes_that_are_spawned_need_it(wrapped: ForeignBackbone, pictures: Tensor) -> None:
+def test_a_pickled_copy_works_as_processes_that_are_spawned_need_it(wrapped: WrappedBackbone, images: Tensor) -> None:
     double = pickle.loads(pickle.dumps(wrapped))
-    assert torch.equal(double(pictures, ("layer3",), False).logits, wrapped(pictures, ("layer3",), False).logits)
+    assert torch.equal(double(images, ("layer3",), False).logits, wrapped(images, ("layer3",), False).logits)
 
 
-def test_nothing_is_kept_after_a_forward_nor_after_one_that_raised(pictures: Tensor) -> None:
-    backbone = ForeignBackbone(Dynamic(), keep_head=True)
-    backbone(pictures, ("block",), True)
+def test_nothing_is_kept_after_a_forward_nor_after_one_that_raised(images: Tensor) -> None:
+    backbone = WrappedBackbone(Dynamic(), keep_head=True)
+    backbone(images, ("block",), True)
     assert not backbone._catch.caught
     assert not backbone._catch.wanted
     with pytest.raises(RuntimeError, match="too dark"):
-        backbone(pictures - 1e7, ("stem",), True)
+        backbone(images - 1e7, ("stem",), True)
     assert not backbone._catch.caught
     assert not backbone._catch.wanted
-    backbone.net(pictures)  # the bare network, outside of the backbone's forward
+    backbone.net(images)  # the bare network, outside of the backbone's forward
     assert not backbone._catch.caught
 
 
-def test_the_state_dict_has_the_networks_keys_behind_one_prefix(resnet: nn.Module, wrapped: ForeignBackbone) -> None:
+def test_the_state_dict_has_the_networks_keys_behind_one_prefix(resnet: nn.Module, wrapped: WrappedBackbone) -> None:
     assert list(wrapped.state_dict()) == [f"net.{key}" for key in resnet.state_dict()]
 
 
-def test_probing_leaves_no_trace(pictures: Tensor) -> None:
+def test_probing_leaves_no_trace(images: Tensor) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 3, 2, 1))
     net[1].eval()  # a frozen normalisation in a network in training
     net[3].weight.requires_grad_(False)
     state, random = copy.deepcopy(net.state_dict()), torch.random.get_rng_state()
     survey(net, "net")
     assert hooks(net) == 0
-    ForeignBackbone(net, ("0", "3"), keep_head=False)
+    WrappedBackbone(net, ("0", "3"), keep_head=False)
     assert hooks(net) == 2
     assert [part.training for part in net] == [True, False, True, True]
     assert not net[3].weight.requires_grad
@@ -332,110 +330,110 @@ def test_probing_a_network_that_draws_at_random_leaves_the_global_random_state_a
     before = torch.random.get_rng_state()
     with torch.random.fork_rng(devices=[]):
         net = Draws()
-    ForeignBackbone(net, keep_head=True)
+    WrappedBackbone(net, keep_head=True)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_without_the_head_every_trainable_parameter_gets_a_gradient(resnet: nn.Module, pictures: Tensor) -> None:
-    backbone = ForeignBackbone(copy.deepcopy(resnet), ("layer2", "layer3"), keep_head=False, probe_size=64)
+def test_without_the_head_every_trainable_parameter_gets_a_gradient(resnet: nn.Module, images: Tensor) -> None:
+    backbone = WrappedBackbone(copy.deepcopy(resnet), ("layer2", "layer3"), keep_head=False, probe_size=64)
     assert backbone.dropped == ("fc",)
     assert not any("fc" in key for key in backbone.state_dict())
-    trunk = backbone(pictures, backbone.default_taps, True)
+    trunk = backbone(images, backbone.default_taps, True)
     (trunk.query.sum() + sum(features.sum() for features in trunk.features.values())).backward()
     assert all(weight.grad is not None for weight in backbone.parameters() if weight.requires_grad)
 
 
 def test_query_parameters_are_those_behind_the_last_tap(resnet: nn.Module) -> None:
-    backbone = ForeignBackbone(copy.deepcopy(resnet), ("layer2", "layer3"), keep_head=False, probe_size=64)
+    backbone = WrappedBackbone(copy.deepcopy(resnet), ("layer2", "layer3"), keep_head=False, probe_size=64)
     only = {id(weight) for weight in backbone.net.layer4.parameters()}
     assert {id(weight) for weight in backbone.query_parameters()} == only
     assert {id(weight) for weight in backbone.unread_parameters(("layer3",))} == only
     assert backbone.unread_parameters(("layer4",)) == []
 
 
-def test_with_the_head_kept_no_parameter_is_the_querys_alone(wrapped: ForeignBackbone) -> None:
+def test_with_the_head_kept_no_parameter_is_the_querys_alone(wrapped: WrappedBackbone) -> None:
     assert wrapped.query_parameters() == []
-    assert wrapped.answer_channels == 10
+    assert wrapped.logit_channels == 10
     assert wrapped.dropped == ()
 
 
-def test_a_head_that_cannot_be_taken_off_is_frozen(pictures: Tensor) -> None:
+def test_a_head_that_cannot_be_taken_off_is_frozen(images: Tensor) -> None:
     class Reads(Dynamic):
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images) + self.fc.bias
+        def forward(self, inner: Tensor) -> Tensor:
+            return super().forward(inner) + self.fc.bias
 
-    backbone = ForeignBackbone(Reads(), keep_head=False)
+    backbone = WrappedBackbone(Reads(), keep_head=False)
     assert backbone.dropped == ("bright",)
     assert [name for name, weight in backbone.named_parameters() if not weight.requires_grad] == [
         "net.fc.weight",
         "net.fc.bias",
     ]
-    assert backbone(pictures, ("block",), True).query.shape == (2, 8)
+    assert backbone(images, ("block",), True).query.shape == (2, 8)
 
 
 def test_a_network_frozen_by_its_owner_stays_frozen_and_whole() -> None:
     net = Dynamic().requires_grad_(False)
-    backbone = ForeignBackbone(net, keep_head=True)
+    backbone = WrappedBackbone(net, keep_head=True)
     assert backbone.dropped == ()
     assert not any(weight.requires_grad for weight in backbone.parameters())
     assert backbone(torch.zeros(1, 3, 32, 32), ("stem",), False).logits.shape == (1, 5)
 
 
-def test_a_tap_sees_what_the_rest_of_the_network_sees_after_a_step_in_place(pictures: Tensor) -> None:
+def test_a_tap_sees_what_the_rest_of_the_network_sees_after_a_step_in_place(images: Tensor) -> None:
     net = InPlace().eval()
-    backbone = ForeignBackbone(net, ("norm",), keep_head=True)
-    assert torch.equal(backbone(pictures, ("norm",), False).features["norm"], net.norm(net.conv(pictures)).relu())
+    backbone = WrappedBackbone(net, ("norm",), keep_head=True)
+    assert torch.equal(backbone(images, ("norm",), False).features["norm"], net.norm(net.conv(images)).relu())
 
 
 def test_a_network_that_keeps_its_features_channels_last_is_refused_unless_its_patches_are_asked_for() -> None:
     with pytest.raises(ModelError, match=r"After 'patch' ChannelsLast keeps its features as tokens or \(B, H, W, C\)"):
-        ForeignBackbone(ChannelsLast(), keep_head=True)
-    assert ForeignBackbone(ChannelsLast(), ("patch",), keep_head=True).default_taps == ("patch",)
+        WrappedBackbone(ChannelsLast(), keep_head=True)
+    assert WrappedBackbone(ChannelsLast(), ("patch",), keep_head=True).default_taps == ("patch",)
     with pytest.raises(ModelError, match="has nothing to tap"):
-        ForeignBackbone(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), keep_head=True)
+        WrappedBackbone(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), keep_head=True)
 
 
 def test_a_network_that_never_runs_is_named_with_its_own_reason() -> None:
     with pytest.raises(ModelError, match=r"^Grey takes 1 input channel; three are needed"):
-        ForeignBackbone(nn.Sequential(nn.Conv2d(1, 4, 3)), keep_head=False, name="Grey")
+        WrappedBackbone(nn.Sequential(nn.Conv2d(1, 4, 3)), keep_head=False, name="Grey")
     with pytest.raises(ModelError, match=r"^Sequential did not run .*shapes.*image_size\.$"):
-        ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(46 * 46 * 4, 2)), keep_head=True)
+        WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(46 * 46 * 4, 2)), keep_head=True)
 
 
-def test_a_network_for_one_unusual_size_is_probed_at_the_size_of_the_pictures() -> None:
+def test_a_network_for_one_unusual_size_is_probed_at_the_size_of_the_images() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(46 * 46 * 4, 2))
-    assert ForeignBackbone(net, keep_head=True, image_size=48).fixed_size == 48
+    assert WrappedBackbone(net, keep_head=True, image_size=48).fixed_size == 48
 
 
 def test_a_network_without_logits_has_no_head_to_keep() -> None:
     with pytest.raises(ModelError, match=r"no answer to keep; wrap it so that it returns logits \(B, K\)"):
-        ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=True)
-    assert ForeignBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=False).default_taps == ("0",)
+        WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=True)
+    assert WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=False).default_taps == ("0",)
 
 
 def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(resnet: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"No tap 'layr3' .* layer4 and \d+ more.*Did you mean 'layer3'"):
-        ForeignBackbone(copy.deepcopy(resnet), ("layr3",), keep_head=True, probe_size=64)
+        WrappedBackbone(copy.deepcopy(resnet), ("layr3",), keep_head=True, probe_size=64)
     with pytest.raises(
         ModelError, match=r"Module 'fc' of ResNet has no \(B, C, H, W\) output that can be tapped; take one of .*layer4"
     ):
-        ForeignBackbone(copy.deepcopy(resnet), ("fc",), keep_head=True, probe_size=64)
+        WrappedBackbone(copy.deepcopy(resnet), ("fc",), keep_head=True, probe_size=64)
     with pytest.raises(ModelError, match="named twice"):
-        ForeignBackbone(copy.deepcopy(resnet), ("layer3", "layer3"), keep_head=True, probe_size=64)
+        WrappedBackbone(copy.deepcopy(resnet), ("layer3", "layer3"), keep_head=True, probe_size=64)
 
 
-def test_torch_export_takes_the_hooks_along(wrapped: ForeignBackbone, pictures: Tensor) -> None:
+def test_torch_export_takes_the_hooks_along(wrapped: WrappedBackbone, images: Tensor) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.backbone = wrapped
 
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            trunk: Trunk = self.backbone(images, ("layer3",), False)
+        def forward(self, inner: Tensor) -> tuple[Tensor, Tensor]:
+            trunk: Trunk = self.backbone(inner, ("layer3",), False)
             return trunk.features["layer3"], trunk.logits
 
-    exported = torch.export.export(Plain().eval(), (pictures,)).module()
-    for ours, theirs in zip(Plain().eval()(pictures), exported(pictures), strict=True):
+    exported = torch.export.export(Plain().eval(), (images,)).module()
+    for ours, theirs in zip(Plain().eval()(images), exported(images), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
     assert not wrapped._catch.caught
 
@@ -460,23 +458,23 @@ def saved_safetensors(weights: dict[str, Tensor], path: Path) -> Path:
 
 @pytest.mark.parametrize("save", [saved_pt, saved_checkpoint, saved_safetensors])
 def test_weights_from_a_file_are_the_files(
-    save: Callable[[dict[str, Tensor], Path], Path], resnet: nn.Module, pictures: Tensor, tmp_path: Path
+    save: Callable[[dict[str, Tensor], Path], Path], resnet: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
     path = save(resnet.state_dict(), tmp_path / "net.pt")
-    backbone = build_foreign("resnet18", pretrained=str(path), keep_head=True, num_classes=10).eval()
+    backbone = build_wrapped("resnet18", pretrained=str(path), keep_head=True, num_classes=10).eval()
     assert backbone.name == "timm/resnet18"
-    assert torch.equal(backbone(pictures, ("layer3",), False).logits, resnet(pictures))
+    assert torch.equal(backbone(images, ("layer3",), False).logits, resnet(images))
 
 
 def test_a_head_of_another_shape_is_left_out_and_reported_or_refused_when_it_is_to_be_kept(
     resnet: nn.Module, tmp_path: Path
 ) -> None:
     path = saved_pt(resnet.state_dict(), tmp_path / "net.pt")
-    backbone = build_foreign("resnet18", pretrained=str(path), num_classes=3)
+    backbone = build_wrapped("resnet18", pretrained=str(path), num_classes=3)
     assert backbone.left_out == ("fc.weight", "fc.bias")
     assert torch.equal(backbone.net.conv1.weight, resnet.conv1.weight)
     with pytest.raises(ModelError, match=r"2 of another shape \(fc.weight \(10, 512\) instead of \(3, 512\)"):
-        build_foreign("resnet18", pretrained=str(path), keep_head=True, num_classes=3)
+        build_wrapped("resnet18", pretrained=str(path), keep_head=True, num_classes=3)
 
 
 def test_missing_unknown_and_misshapen_keys_are_refused_by_name(resnet: nn.Module, tmp_path: Path) -> None:
@@ -486,7 +484,7 @@ def test_missing_unknown_and_misshapen_keys_are_refused_by_name(resnet: nn.Modul
     weights["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     path = saved_pt(weights, tmp_path / "net.pt")
     with pytest.raises(ModelError) as refusal:
-        build_foreign("resnet18", pretrained=str(path))
+        build_wrapped("resnet18", pretrained=str(path))
     for part in (
         str(path),
         "1 missing (layer1.0.conv1.weight)",
@@ -533,15 +531,15 @@ def test_files_that_hold_no_weights_are_refused_each_in_one_line(tmp_path: Path)
 
 def test_unknown_names_are_answered_with_the_nearest_one() -> None:
     with pytest.raises(ModelError, match=r"Unknown model 'resnet81'.*Did you mean 'resnet.*heedmap list"):
-        build_foreign("resnet81")
+        build_wrapped("resnet81")
     with pytest.raises(ModelError, match="Did you mean 'squeezenet1_0'"):
-        build_foreign("torchvision/squeezenet10")
+        build_wrapped("torchvision/squeezenet10")
     with pytest.raises(ModelError, match=r"Unknown library 'tim'.*Did you mean 'timm'"):
-        build_foreign("tim/resnet18")
+        build_wrapped("tim/resnet18")
 
 
 def test_the_names_of_both_libraries_are_listed() -> None:
-    assert {"timm/resnet18", "torchvision/squeezenet1_0"} <= set(list_foreign())
+    assert {"timm/resnet18", "torchvision/squeezenet1_0"} <= set(list_library_models())
 
 
 @pytest.mark.parametrize("kind", [ImportError, RuntimeError, OSError])
@@ -553,7 +551,7 @@ def test_a_missing_or_broken_library_is_a_clear_line(kind: type[Exception], monk
     with pytest.raises(
         ModelError, match=r"timm cannot be imported \(operator torchvision::nms does not exist\); install"
     ):
-        build_foreign("resnet18")
+        build_wrapped("resnet18")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18"])
@@ -565,7 +563,7 @@ def test_a_hub_out_of_reach_is_an_error_and_never_random_weights(name: str, monk
     monkeypatch.setattr(timm, "create_model", fail)
     monkeypatch.setattr(torchvision.models, "get_model", fail)
     with pytest.raises(ModelError, match=r"cannot be had .*Name or service not known.*--pretrained FILE.safetensors"):
-        build_foreign(name, pretrained="hub")
+        build_wrapped(name, pretrained="hub")
 
 
 def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own(
@@ -585,7 +583,7 @@ def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own
     monkeypatch.setattr(zoo, "_is_known", lambda _host: False)
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(ModelError, match=r"cannot be had .*no network: hub\.invalid is not known.*--pretrained FILE"):
-        build_foreign("timm/resnet18", pretrained="hub")
+        build_wrapped("timm/resnet18", pretrained="hub")
     assert not constants.HF_HUB_OFFLINE
     assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
@@ -596,9 +594,9 @@ def test_hub_weights_with_a_head_for_other_classes_cannot_keep_it(
     monkeypatch.setattr(zoo, "_is_known", lambda _host: True)
     monkeypatch.setattr(timm, "create_model", lambda *_given, **_options: copy.deepcopy(resnet))
     with pytest.raises(ModelError, match="tells 10 classes apart, not 4"):
-        build_foreign("timm/resnet18", pretrained="hub", keep_head=True, num_classes=4)
+        build_wrapped("timm/resnet18", pretrained="hub", keep_head=True, num_classes=4)
 
 
 def test_importing_the_room_imports_neither_library() -> None:
-    code = "import sys, heedmap.backbones.foreign; sys.exit(bool({'timm', 'torchvision'} & set(sys.modules)))"
+    code = "import sys, heedmap.backbones.wrapped; sys.exit(bool({'timm', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

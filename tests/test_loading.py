@@ -11,30 +11,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from heedmap.data import augmentation as views
-from heedmap.data import loading, open_data
-from heedmap.data.augmentation import Augmentation
-from heedmap.data.loading import Share, Store, TrainingBatches, generator, memory_to_use, plain_batches
-from heedmap.data.pictures import FolderPictures, Pictures, TensorPictures
+from heedmap.data import loader as loading
+from heedmap.data import open_data
+from heedmap.data import transforms as views
+from heedmap.data.dataset import FolderDataset, ImageDataset, TensorDataset
+from heedmap.data.loader import Share, Store, TrainingBatches, generator, memory_to_use, plain_batches
+from heedmap.data.transforms import Augmentation
 from heedmap.errors import DataError
-from heedmap.records import Batch
+from heedmap.types import Batch
 
 CROP = Augmentation("crop", flip=True)
 MUCH = 1e9
 
 
 @pytest.fixture
-def pictures() -> TensorPictures:
-    """23 pictures, each of one value: its place times ten."""
+def images() -> TensorDataset:
+    """23 images, each of one value: its place times ten."""
     values = torch.arange(23).mul(10).to(torch.uint8)[:, None, None, None].expand(23, 3, 16, 16)
-    return TensorPictures(values, torch.arange(23) % 3, ("a", "b", "c"), [f"{i}.png" for i in range(23)])
+    return TensorDataset(values, torch.arange(23) % 3, ("a", "b", "c"), [f"{i}.png" for i in range(23)])
 
 
 ALONE = Share()
 
 
-def batches_of(pictures: Pictures, batch_size: int = 5, share: Share = ALONE, seed: int = 0) -> TrainingBatches:
-    store = Store(pictures, 16, workers=0, memory=MUCH)
+def batches_of(images: ImageDataset, batch_size: int = 5, share: Share = ALONE, seed: int = 0) -> TrainingBatches:
+    store = Store(images, 16, workers=0, memory=MUCH)
     return TrainingBatches(store, 16, batch_size, Augmentation("shift", flip=True), seed, share)
 
 
@@ -52,9 +53,9 @@ def assert_same(one: Iterator[Batch], other: Iterator[Batch]) -> int:
     return count
 
 
-def test_pictures_streamed_from_disk_make_the_same_batches_as_pictures_in_memory(cue_folder: Path) -> None:
-    pictures = open_data(str(cue_folder)).train
-    resident, streaming = Store(pictures, 36, 1, MUCH), Store(pictures, 36, 0, 0)
+def test_images_streamed_from_disk_make_the_same_batches_as_images_in_memory(cue_folder: Path) -> None:
+    images = open_data(str(cue_folder)).train
+    resident, streaming = Store(images, 36, 1, MUCH), Store(images, 36, 0, 0)
     assert resident.resident is not None
     assert streaming.resident is None
     one, other = (TrainingBatches(store, 32, 8, CROP, 3) for store in (resident, streaming))
@@ -64,28 +65,28 @@ def test_pictures_streamed_from_disk_make_the_same_batches_as_pictures_in_memory
 
 @pytest.mark.slow
 def test_a_worker_process_makes_the_same_batches(cue_folder: Path) -> None:
-    pictures = open_data(str(cue_folder)).train
-    one = TrainingBatches(Store(pictures, 36, 1, MUCH), 32, 8, CROP, 3)
-    other = TrainingBatches(Store(pictures, 36, 1, 0), 32, 8, CROP, 3)
+    images = open_data(str(cue_folder)).train
+    one = TrainingBatches(Store(images, 36, 1, MUCH), 32, 8, CROP, 3)
+    other = TrainingBatches(Store(images, 36, 1, 0), 32, 8, CROP, 3)
     assert assert_same(one.epoch(2, 1), other.epoch(2, 1)) == 3
 
 
 @pytest.mark.slow
-def test_a_picture_that_a_worker_cannot_decode_is_named_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "gone.png").write_bytes(b"no picture")
-    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+def test_a_image_that_a_worker_cannot_decode_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no image")
+    images = FolderDataset(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
     with pytest.raises(DataError, match=r"^\S*gone\.png: [^\n]*Remove the file and start again\.$"):
-        list(plain_batches(Store(pictures, 16, 1, 0), 4))
+        list(plain_batches(Store(images, 16, 1, 0), 4))
 
 
-def test_labels_and_pictures_belong_together(pictures: TensorPictures) -> None:
-    for batch in batches_of(pictures).epoch(0):
+def test_labels_and_images_belong_together(images: TensorDataset) -> None:
+    for batch in batches_of(images).epoch(0):
         assert torch.equal(batch.labels, batch.indices % 3)
         torch.testing.assert_close(batch.images.mean((1, 2, 3)) * 255, batch.indices * 10.0)
 
 
-def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(pictures: TensorPictures) -> None:
-    batches = batches_of(pictures)
+def test_an_epoch_shows_no_image_twice_and_leaves_out_less_than_a_batch(images: TensorDataset) -> None:
+    batches = batches_of(images)
     assert batches.steps == 4
     shown = [indices(batches.epoch(epoch)) for epoch in range(30)]
     assert all(len(set(rows)) == len(rows) == 20 for rows in shown)
@@ -95,26 +96,26 @@ def test_an_epoch_shows_no_picture_twice_and_leaves_out_less_than_a_batch(pictur
     assert len(left_out) > 15  # others in every epoch
 
 
-def test_where_batches_fit_evenly_an_epoch_is_a_permutation(pictures: TensorPictures) -> None:
-    batches = batches_of(pictures.subset(range(20)))
+def test_where_batches_fit_evenly_an_epoch_is_a_permutation(images: TensorDataset) -> None:
+    batches = batches_of(images.subset(range(20)))
     assert sorted(indices(batches.epoch(7))) == list(range(20))
 
 
-def test_a_batch_is_never_larger_than_the_set(pictures: TensorPictures) -> None:
-    batches = batches_of(pictures.subset(range(3)), batch_size=64)
+def test_a_batch_is_never_larger_than_the_set(images: TensorDataset) -> None:
+    batches = batches_of(images.subset(range(3)), batch_size=64)
     assert (batches.batch_size, batches.steps) == (3, 1)
     assert sorted(indices(batches.epoch(0))) == [0, 1, 2]
 
 
-def test_the_seed_decides_order_and_views(pictures: TensorPictures) -> None:
-    one, same, other = (next(batches_of(pictures, seed=seed).epoch(0)) for seed in (1, 1, 2))
+def test_the_seed_decides_order_and_views(images: TensorDataset) -> None:
+    one, same, other = (next(batches_of(images, seed=seed).epoch(0)) for seed in (1, 1, 2))
     assert torch.equal(one.images, same.images)
     assert not torch.equal(one.indices, other.indices)
 
 
 def test_views_differ_from_epoch_to_epoch(cue_folder: Path) -> None:
-    pictures = open_data(str(cue_folder)).train
-    batches = TrainingBatches(Store(pictures, 40, 1, MUCH), 40, 36, Augmentation("shift", flip=True), 0)
+    images = open_data(str(cue_folder)).train
+    batches = TrainingBatches(Store(images, 40, 1, MUCH), 40, 36, Augmentation("shift", flip=True), 0)
     first, second = (next(batches.epoch(epoch)) for epoch in (0, 1))
     first, second = (batch.images[batch.indices.argsort()] for batch in (first, second))
     changed = (first != second).flatten(1).any(1)
@@ -123,17 +124,17 @@ def test_views_differ_from_epoch_to_epoch(cue_folder: Path) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4])
 def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_batches_it_would_have_had(
-    pictures: TensorPictures, step: int
+    images: TensorDataset, step: int
 ) -> None:
-    batches = batches_of(pictures)
+    batches = batches_of(images)
     rest = list(batches.epoch(5))[step:]
     assert assert_same(batches.epoch(5, step), iter(rest)) == 4 - step
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_shares_of_all_processes_are_the_batches_of_one(cue_folder: Path, world: int) -> None:
-    pictures = open_data(str(cue_folder)).train
-    store = Store(pictures, 36, 1, MUCH)
+    images = open_data(str(cue_folder)).train
+    store = Store(images, 36, 1, MUCH)
     whole = list(TrainingBatches(store, 32, 6, CROP, 4).epoch(2))
     shares = [list(TrainingBatches(store, 32, 6, CROP, 4, Share(rank, world)).epoch(2)) for rank in range(world)]
     for step, batch in enumerate(whole):
@@ -144,45 +145,43 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(cue_folder: Path, wo
             torch.testing.assert_close(part.images, batch.images[rank::world], atol=1e-6, rtol=0)
 
 
-def test_every_process_gets_as_many_pictures_a_step(pictures: TensorPictures) -> None:
-    shares = [batches_of(pictures, batch_size=8, share=Share(rank, 3)) for rank in range(3)]
+def test_every_process_gets_as_many_images_a_step(images: TensorDataset) -> None:
+    shares = [batches_of(images, batch_size=8, share=Share(rank, 3)) for rank in range(3)]
     assert {share.batch_size for share in shares} == {6}
     assert {tuple(len(batch.labels) for batch in share.epoch(0)) for share in shares} == {(2, 2, 2)}
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(23, 2), (2, 8)])
-def test_fewer_pictures_a_step_than_processes_are_refused(
-    pictures: TensorPictures, count: int, batch_size: int
-) -> None:
+def test_fewer_images_a_step_than_processes_are_refused(images: TensorDataset, count: int, batch_size: int) -> None:
     with pytest.raises(DataError, match="cannot be shared by 3 processes"):
-        batches_of(pictures.subset(range(count)), batch_size, Share(0, 3))
+        batches_of(images.subset(range(count)), batch_size, Share(0, 3))
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
-def test_judging_covers_every_picture_once(pictures: TensorPictures, world: int) -> None:
-    store = Store(pictures, 16, 0, MUCH)
+def test_judging_covers_every_image_once(images: TensorDataset, world: int) -> None:
+    store = Store(images, 16, 0, MUCH)
     shares = [indices(plain_batches(store, 4, share=Share(rank, world))) for rank in range(world)]
     assert sorted(row for share in shares for row in share) == list(range(23))
     assert all(share == sorted(share) for share in shares)
 
 
 @pytest.mark.parametrize("memory", [0, MUCH])
-def test_a_process_with_nothing_to_judge_gets_no_batch(pictures: TensorPictures, memory: float) -> None:
-    store = Store(pictures.subset([0, 1]), 16, 0, memory)
+def test_a_process_with_nothing_to_judge_gets_no_batch(images: TensorDataset, memory: float) -> None:
+    store = Store(images.subset([0, 1]), 16, 0, memory)
     assert list(plain_batches(store, 4, share=Share(2, 3))) == []
-    assert list(plain_batches(Store(pictures.subset([]), 16, 0, MUCH), 4)) == []
+    assert list(plain_batches(Store(images.subset([]), 16, 0, MUCH), 4)) == []
 
 
-def test_pictures_are_judged_as_they_are(pictures: TensorPictures) -> None:
-    (batch,) = plain_batches(Store(pictures, 16, 0, MUCH), 100)
-    assert torch.equal(batch.images, pictures.images.float() / 255)
-    assert torch.equal(batch.labels, pictures.labels)
+def test_images_are_judged_as_they_are(images: TensorDataset) -> None:
+    (batch,) = plain_batches(Store(images, 16, 0, MUCH), 100)
+    assert torch.equal(batch.images, images.images.float() / 255)
+    assert torch.equal(batch.labels, images.labels)
 
 
-def test_a_set_larger_than_the_memory_allowed_streams(pictures: TensorPictures) -> None:
+def test_a_set_larger_than_the_memory_allowed_streams(images: TensorDataset) -> None:
     needed = 23 * 3 * 16 * 16
-    assert Store(pictures, 16, 0, needed).resident is not None
-    assert Store(pictures, 16, 0, needed - 1).resident is None
+    assert Store(images, 16, 0, needed).resident is not None
+    assert Store(images, 16, 0, needed - 1).resident is None
 
 
 def test_memory_is_shared_between_processes() -> None:
@@ -190,18 +189,18 @@ def test_memory_is_shared_between_processes() -> None:
     assert 0 < memory_to_use(None, 2) == pytest.approx(memory_to_use(None, 1) / 2, rel=0.2)
 
 
-def test_a_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
-    (tmp_path / "gone.png").write_bytes(b"no picture")
-    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+def test_a_image_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no image")
+    images = FolderDataset(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
     with pytest.raises(DataError, match=r"^gone\.png: .*Remove the file"):
-        Store(pictures, 16, 1, MUCH)
+        Store(images, 16, 1, MUCH)
 
 
-def test_a_streamed_picture_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
-    (tmp_path / "gone.png").write_bytes(b"no picture")
-    pictures = FolderPictures(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
+def test_a_streamed_image_that_cannot_be_decoded_any_more_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").write_bytes(b"no image")
+    images = FolderDataset(tmp_path, ["gone.png"], torch.tensor([0]), ["a"])
     with pytest.raises(DataError, match=r"^\S*gone\.png: [^\n]*Remove the file") as caught:
-        list(plain_batches(Store(pictures, 16, 0, 0), 4))
+        list(plain_batches(Store(images, 16, 0, 0), 4))
     assert "\n" not in str(caught.value)
 
 
@@ -221,15 +220,15 @@ def test_the_numbers_of_a_view_are_drawn_for_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_threads_stream_the_pictures_of_one_in_order(pictures: Pictures, workers: int) -> None:
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).split(5)
-    threads, alone = (list(Store(pictures, 20, n, 0).batches(list(order))) for n in (workers, 0))
+def test_threads_stream_the_images_of_one_in_order(images: ImageDataset, workers: int) -> None:
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(5)
+    threads, alone = (list(Store(images, 20, n, 0).batches(list(order))) for n in (workers, 0))
     assert len(threads) == len(alone) == len(order)
     assert all(torch.equal(one, other) for one, other in zip(threads, alone, strict=True))
 
 
-class Counted(TensorPictures):
-    """Pictures that know how many of them were decoded, and by how many threads at most at a time."""
+class Counted(TensorDataset):
+    """Images that know how many of them were decoded, and by how many threads at most at a time."""
 
     decoded, busy, most = 0, 0, 0
     lock = threading.Lock()
@@ -245,19 +244,19 @@ class Counted(TensorPictures):
         return super().load(index, size)
 
 
-def counted_pictures(count: int) -> Counted:
+def counted_images(count: int) -> Counted:
     names = [f"{i}.png" for i in range(count)]
     return Counted(torch.zeros(count, 3, 4, 4, dtype=torch.uint8), torch.zeros(count).long(), ("a",), names)
 
 
 @pytest.mark.parametrize("workers", [1, 4, 16])
 def test_few_batches_are_ahead_however_many_threads_decode(workers: int) -> None:
-    pictures = counted_pictures(1200)
-    batches = Store(pictures, 4, workers, 0).batches(list(torch.arange(1200).split(50)))
+    images = counted_images(1200)
+    batches = Store(images, 4, workers, 0).batches(list(torch.arange(1200).split(50)))
     next(batches)
     decoded = -1
-    while decoded != pictures.decoded:  # until nothing is decoded any more
-        decoded = pictures.decoded
+    while decoded != images.decoded:  # until nothing is decoded any more
+        decoded = images.decoded
         time.sleep(0.1)
     assert decoded <= 50 * (1 + 3)
     assert sum(len(batch) for batch in batches) == 1150
@@ -265,10 +264,10 @@ def test_few_batches_are_ahead_however_many_threads_decode(workers: int) -> None
 
 
 def test_threads_share_one_batch_and_small_batches_keep_all_of_them_at_work() -> None:
-    whole = counted_pictures(64)
+    whole = counted_images(64)
     assert len(list(Store(whole, 4, 8, 0).batches([torch.arange(64)]))) == 1
     assert whole.most > 4
-    small = counted_pictures(200)
+    small = counted_images(200)
     assert len(list(Store(small, 4, 8, 0).batches(list(torch.arange(200).split(2))))) == 100
     assert small.most > 4
 
@@ -298,7 +297,7 @@ print(sorted(run.classifier().classes))
 """
 
 
-def test_a_script_without_a_guard_trains_from_streamed_pictures(cue_folder: Path, tmp_path: Path) -> None:
+def test_a_script_without_a_guard_trains_from_streamed_images(cue_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(PLAIN_SCRIPT.format(data=str(cue_folder)), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "plain.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
@@ -308,9 +307,9 @@ def test_a_script_without_a_guard_trains_from_streamed_pictures(cue_folder: Path
 
 
 def test_views_of_the_first_epochs_may_have_another_side_and_show_the_same_places(cue_folder: Path) -> None:
-    pictures = Store(open_data(cue_folder).train, 36, 1, MUCH)
-    plain = TrainingBatches(pictures, 32, 8, CROP, 3)
-    early = TrainingBatches(pictures, 32, 8, CROP, 3, early=(2, 16))
+    images = Store(open_data(cue_folder).train, 36, 1, MUCH)
+    plain = TrainingBatches(images, 32, 8, CROP, 3)
+    early = TrainingBatches(images, 32, 8, CROP, 3, early=(2, 16))
     assert [next(early.epoch(epoch)).images.shape[-1] for epoch in range(3)] == [16, 16, 32]
     assert_same(plain.epoch(2), early.epoch(2))
     large, small = next(plain.epoch(0)), next(early.epoch(0))

@@ -1,4 +1,4 @@
-"""Maps against annotations: every measure against a slow definition, laws, and what cannot be judged."""
+"""Maps against annotations: every measure against a slow definition, laws, and what cannot be evaluated."""
 
 import math
 
@@ -7,18 +7,18 @@ import pytest
 import torch
 from scipy import ndimage
 
-from heedmap.data.annotations import Annotations, annotations_of
+from heedmap.data.annotations.annotations import Annotations, annotations_of
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.data.object_masks import TensorMask
+from heedmap.data.masks import TensorMask
 from heedmap.errors import DataError, OptionError
-from heedmap.evaluation.baselines import edges, fixed_baselines
-from heedmap.evaluation.binarise import masks_of, otsu_levels, scaled
-from heedmap.evaluation.bootstrap import Bootstrap
-from heedmap.evaluation.classification import wilson_interval
-from heedmap.evaluation.components import components
-from heedmap.evaluation.localisation import METRICS, localise
-from heedmap.evaluation.localisation_report import YES_NO
-from heedmap.evaluation.measures import Truth, measure, near, prepared
+from heedmap.metrics.classification import wilson_interval
+from heedmap.metrics.localization.baselines import edges, fixed_baselines
+from heedmap.metrics.localization.components import components
+from heedmap.metrics.localization.localize import METRICS, localize
+from heedmap.metrics.localization.measures import Truth, measure, near, prepared
+from heedmap.metrics.localization.report import YES_NO
+from heedmap.metrics.localization.thresholds import masks_of, otsu_levels, scaled
+from heedmap.metrics.statistics.bootstrap import Bootstrap
 
 SIDE = 16
 
@@ -164,7 +164,7 @@ def kinds(generator):
 def test_every_measure_equals_its_slow_definition(kind, generator):
     maps, masks = kinds(generator)[kind], squares(3, generator)
     boxes = [[*tight(mask), [0.0, 0.0, 0.25, 0.25]] for mask in masks]
-    report = localise({"map": maps}, annotated(masks, boxes), size=SIDE, draws=0)
+    report = localize({"map": maps}, annotated(masks, boxes), size=SIDE, draws=0)
     for name, value in slow_scores(maps, masks, boxes).items():
         assert report.scores["map"][name].value == pytest.approx(value, abs=1e-6), name
 
@@ -174,7 +174,7 @@ def test_the_centre_baselines_equal_the_slow_definition_on_digit_scenes(name, sc
     """The reference here walks the same scenes at 16 pixels, map and boxes alike, one pixel at a time."""
     annotations = annotations_of(scenes.subset(range(6)))
     masks = torch.stack([annotations.region(row, SIDE) == 1 for row in range(6)])
-    report = localise({"any": torch.rand(6, 1, 4, 4)}, annotations, size=SIDE, draws=0)
+    report = localize({"any": torch.rand(6, 1, 4, 4)}, annotations, size=SIDE, draws=0)
     maps = scaled(fixed_baselines(SIDE, 0)[name], SIDE)[None].expand(6, -1, -1, -1)
     slow = slow_scores(maps, masks, [box.tolist() for box in annotations.boxes])
     for metric in ("max_box_acc", "max_box_acc_v2", "pxap", "otsu_iou", "corloc"):
@@ -202,7 +202,7 @@ def test_components_of_larger_maps_equal_labels_anew_at_every_level(generator, m
     rough = torch.rand(3, 1, size, size, generator=generator)
     maps = torch.cat([rough, (rough * 4).floor(), scaled(torch.rand(2, 1, 6, 6, generator=generator), size)[:, None]])
     values = scaled(maps, size)
-    monkeypatch.setattr("heedmap.evaluation.components._AT_ONCE", 2500)
+    monkeypatch.setattr("heedmap.metrics.localization.components._AT_ONCE", 2500)
     found = components(values)
     assert np.array_equal(found.maps, np.sort(found.maps))
     for row, levels in enumerate((values * 255).byte().numpy()):
@@ -228,23 +228,23 @@ def test_components_of_chosen_maps_are_those_of_these_maps(generator):
 
 def test_a_map_that_is_the_mask_is_perfect_in_every_metric(generator):
     masks = squares(12, generator)
-    report = localise({"mask": masks[:, None].float()}, annotated(masks), size=SIDE, draws=50)
+    report = localize({"mask": masks[:, None].float()}, annotated(masks), size=SIDE, draws=50)
     for name in METRICS:
         low = wilson_interval(1.0, 12)[0] if name in YES_NO else 1.0  # of max_box_acc too: no draw differs
         assert report.scores["mask"][name] == pytest.approx((1.0, low, 1.0), abs=1e-6), name
 
 
-def test_no_hit_in_six_pictures_does_not_mean_that_there_will_never_be_one():
+def test_no_hit_in_six_images_does_not_mean_that_there_will_never_be_one():
     masks = torch.zeros(6, SIDE, SIDE, dtype=torch.bool)
     masks[:, :4, :4] = True
     maps = torch.zeros(6, 1, SIDE, SIDE)
     maps[..., -1, -1] = 1
-    scores = localise({"corner": maps}, annotated(masks), size=SIDE, draws=20).scores["corner"]
+    scores = localize({"corner": maps}, annotated(masks), size=SIDE, draws=20).scores["corner"]
     for name in ("pointing", "pointing_near", "corloc"):
         assert scores[name] == pytest.approx((0.0, 0.0, 0.3903), abs=5e-5), name  # z^2 / (n + z^2)
     assert (scores["energy"].low, scores["energy"].high) == (0.0, 0.0)  # no yes or no: the bootstrap's
-    flat = localise({"flat": torch.zeros(6, 1, 4, 4)}, annotated(masks), size=SIDE, draws=20).scores["flat"]
-    assert flat["pointing"].low == pytest.approx(flat["pointing"].high)  # each picture says the same share
+    flat = localize({"flat": torch.zeros(6, 1, 4, 4)}, annotated(masks), size=SIDE, draws=20).scores["flat"]
+    assert flat["pointing"].low == pytest.approx(flat["pointing"].high)  # each image says the same share
 
 
 def test_the_interval_of_max_box_acc_chooses_its_threshold_anew_in_each_draw(generator):
@@ -252,23 +252,23 @@ def test_the_interval_of_max_box_acc_chooses_its_threshold_anew_in_each_draw(gen
     masks = squares(30, generator)
     maps = 2 * masks[:, None].float() + torch.rand(30, 1, SIDE, SIDE, generator=generator)
     maps[::3] = maps[::3].flip(2, 3)  # these point elsewhere, and noise alone decides
-    scores = localise({"map": maps}, annotated(masks), size=SIDE, draws=200, seed=3).scores["map"]
+    scores = localize({"map": maps}, annotated(masks), size=SIDE, draws=200, seed=3).scores["map"]
     found = scores["max_box_acc"]
     assert 0 < found.value < 1
     boxes = tuple(box.numpy() for box in annotated(masks).boxes)
     regions = masks.to(torch.uint8)
     truth = Truth(regions, masks, boxes, torch.ones(30, dtype=torch.bool))
-    right = measure(prepared(maps, SIDE), truth).largest[..., 1].astype(np.float64)  # (pictures, levels)
+    right = measure(prepared(maps, SIDE), truth).largest[..., 1].astype(np.float64)  # (images, levels)
     drawn = np.concatenate([times @ right for times in Bootstrap(30, 200, 3)._shares()]).max(1)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1e-5)
-    without = localise({"map": maps}, annotated(masks), size=SIDE, draws=0).scores["map"]["max_box_acc"]
+    without = localize({"map": maps}, annotated(masks), size=SIDE, draws=0).scores["map"]["max_box_acc"]
     assert np.isnan(without.low)
 
 
 def test_a_random_map_is_at_chance_and_so_is_a_uniform_one(generator):
     masks = squares(400, generator)
     share = masks.double().mean().item()
-    report = localise({"noise": torch.rand(400, 1, SIDE, SIDE, generator=generator)}, annotated(masks), size=SIDE)
+    report = localize({"noise": torch.rand(400, 1, SIDE, SIDE, generator=generator)}, annotated(masks), size=SIDE)
     for metric in ("pointing", "energy", "pxap"):
         score = report.scores["noise"][metric]
         assert score.low - 0.02 < share < score.high + 0.02, metric
@@ -278,7 +278,7 @@ def test_a_random_map_is_at_chance_and_so_is_a_uniform_one(generator):
 
 def test_scores_do_not_change_when_a_map_is_scaled_or_shifted_but_energy_may(scenes, generator):
     maps = torch.rand(24, 1, 8, 8, generator=generator)
-    table = localise({"map": maps, "other": maps * 64 - 16}, annotations_of(scenes), size=64, draws=0).scores
+    table = localize({"map": maps, "other": maps * 64 - 16}, annotations_of(scenes), size=64, draws=0).scores
     for metric in set(METRICS) - {"energy"}:
         assert table["map"][metric].value == pytest.approx(table["other"][metric].value, abs=1e-3), metric
 
@@ -288,44 +288,44 @@ def test_maps_that_cannot_be_judged_count_as_uniform_and_are_counted(generator):
     maps = torch.rand(8, 1, SIDE, SIDE, generator=generator)
     bad = maps.clone()
     bad[0, 0, 3, 3], bad[1, 0, 2, 2], bad[2:4] = math.nan, math.inf, 0.0
-    report = localise({"bad": bad, "nothing": torch.zeros_like(maps)}, annotated(masks), size=SIDE, draws=20)
-    assert report.unjudgeable["bad"] == {"not finite": 2, "flat": 2}
-    assert report.unjudgeable["nothing"] == {"flat": 8}
+    report = localize({"bad": bad, "nothing": torch.zeros_like(maps)}, annotated(masks), size=SIDE, draws=20)
+    assert report.unmeasurable["bad"] == {"not finite": 2, "flat": 2}
+    assert report.unmeasurable["nothing"] == {"flat": 8}
     assert all(math.isfinite(value) for row in report.scores.values() for score in row.values() for value in score)
     for metric in METRICS:
         assert report.scores["nothing"][metric].value == pytest.approx(report.scores["uniform"][metric].value), metric
 
 
-def test_pictures_without_objects_are_left_out_and_counted(generator):
+def test_images_without_objects_are_left_out_and_counted(generator):
     masks = squares(6, generator)
     masks[1], masks[2] = False, True
     annotations = annotated(masks)
     annotations.known[4] = False
-    report = localise({"map": torch.rand(6, 1, 4, 4, generator=generator)}, annotations, size=SIDE, draws=0)
+    report = localize({"map": torch.rand(6, 1, 4, 4, generator=generator)}, annotations, size=SIDE, draws=0)
     assert report.rows.tolist() == [0, 2, 3, 5]
     assert report.left_out == {"not annotated": 1, "annotated without object": 1}
     assert report.covered == 1
-    with pytest.raises(DataError, match="No picture is left"):
-        localise({"map": torch.rand(1, 1, 4, 4)}, annotations.subset([1]), size=SIDE)
+    with pytest.raises(DataError, match="No image is left"):
+        localize({"map": torch.rand(1, 1, 4, 4)}, annotations.subset([1]), size=SIDE)
 
 
-def test_the_threshold_is_chosen_on_other_pictures_only(generator):
-    """The mask at 0.3 in pictures that choose; at 0.8, among 0.5, in those that are judged."""
+def test_the_threshold_is_chosen_on_other_images_only(generator):
+    """The mask at 0.3 in images that choose; at 0.8, among 0.5, in those that are evaluated."""
     masks = squares(4, generator, 6, 8)
-    chooses, judged = 0.3 * masks[:2].float(), 0.8 * masks[2:].float()
-    chooses[:, 0, 0] = judged[:, 0, 0] = 1.0
-    judged[~masks[2:]] = judged[~masks[2:]].clamp_min(0.5)
-    judged[:, 0, 1] = 0.0
-    maps = torch.cat([chooses, judged])[:, None]
-    report = localise({"map": maps}, annotated(masks), size=SIDE, chosen_on=torch.tensor([0, 1]), draws=0)
+    chooses, evaluated = 0.3 * masks[:2].float(), 0.8 * masks[2:].float()
+    chooses[:, 0, 0] = evaluated[:, 0, 0] = 1.0
+    evaluated[~masks[2:]] = evaluated[~masks[2:]].clamp_min(0.5)
+    evaluated[:, 0, 1] = 0.0
+    maps = torch.cat([chooses, evaluated])[:, None]
+    report = localize({"map": maps}, annotated(masks), size=SIDE, chosen_on=torch.tensor([0, 1]), draws=0)
     assert report.rows.tolist() == [2, 3]
     assert report.left_out == {"chosen on": 2}
     (threshold,) = report.thresholds["map"]
     assert 0 < threshold < 0.31
-    both = localise({"map": maps}, annotated(masks), size=SIDE, chosen_on=torch.tensor([2, 3]), draws=0)
+    both = localize({"map": maps}, annotated(masks), size=SIDE, chosen_on=torch.tensor([2, 3]), draws=0)
     assert both.thresholds["map"][0] > 0.5
     assert both.scores["map"]["best_iou"].value < 0.1
-    halves = localise({"map": maps}, annotated(masks), size=SIDE, draws=0)
+    halves = localize({"map": maps}, annotated(masks), size=SIDE, draws=0)
     assert len(halves.thresholds["map"]) == 2
 
 
@@ -337,7 +337,7 @@ def test_a_function_may_stand_for_the_maps_and_gives_the_same(scenes, generator)
         asked.append(len(rows))
         return maps[rows]
 
-    report = localise({"held": maps, "asked": of}, annotations_of(scenes), size=32, draws=30, images=scenes)
+    report = localize({"held": maps, "asked": of}, annotations_of(scenes), size=32, draws=30, images=scenes)
     assert sum(asked) == 24
     assert report.scores["held"] == report.scores["asked"]
     assert list(report.scores) == ["held", "asked", *report.baselines]
@@ -347,19 +347,19 @@ def test_a_function_may_stand_for_the_maps_and_gives_the_same(scenes, generator)
 def test_chunks_keep_their_order_and_a_function_may_fill_the_same_memory_again(generator, monkeypatch):
     masks = squares(100, generator)
     maps = masks[:, None].float()
-    maps[::3] = maps[::3].flip(0)  # every third map is another picture's
-    whole = localise({"m": maps}, annotated(masks), size=SIDE, draws=10)
-    monkeypatch.setattr("heedmap.evaluation.localisation.CHUNK", 7)
+    maps[::3] = maps[::3].flip(0)  # every third map is another image's
+    whole = localize({"m": maps}, annotated(masks), size=SIDE, draws=10)
+    monkeypatch.setattr("heedmap.metrics.localization.localize.CHUNK", 7)
     held = torch.empty(7, 1, SIDE, SIDE)
 
     def refilled(rows):
         return torch.index_select(maps, 0, rows, out=held[: len(rows)])
 
     for source in (maps, refilled):
-        found = localise({"m": source}, annotated(masks), size=SIDE, draws=10)
+        found = localize({"m": source}, annotated(masks), size=SIDE, draws=10)
         assert found.scores == whole.scores
-        for name, values in found.per_picture["m"].items():
-            np.testing.assert_array_equal(values, whole.per_picture["m"][name])
+        for name, values in found.per_image["m"].items():
+            np.testing.assert_array_equal(values, whole.per_image["m"][name])
     assert 0.2 < whole.scores["m"]["otsu_iou"].value < 0.9
 
 
@@ -367,15 +367,15 @@ def test_boxes_alone_serve_where_there_are_no_masks(scenes):
     annotations = annotations_of(scenes)
     boxes = Annotations(annotations.names, annotations.boxes, (None,) * 24, annotations.known, annotations.objects)
     maps = torch.stack([boxes.region(row, 64) for row in range(24)])[:, None].float()
-    report = localise({"boxes": maps}, boxes, size=64, draws=0)
+    report = localize({"boxes": maps}, boxes, size=64, draws=0)
     assert report.outlined == 0
     assert report.scores["boxes"]["otsu_iou"].value == 1.0
     assert report.scores["boxes"]["max_box_acc_v2"].value == 1.0
-    from heedmap.evaluation.localisation import pointing_table
+    from heedmap.metrics.localization.localize import pointing_table
 
     points = torch.rand(24, 1, 8, 8)
     expected = pointing_table({"map": points}, scenes.boxes)["map"]
-    assert localise({"map": points}, boxes, size=64, draws=0).scores["map"]["pointing"].value == pytest.approx(expected)
+    assert localize({"map": points}, boxes, size=64, draws=0).scores["map"]["pointing"].value == pytest.approx(expected)
 
 
 def test_a_point_may_miss_by_the_tolerance():
@@ -411,13 +411,13 @@ def test_pixels_where_nobody_may_judge_count_for_nothing(generator):
         annotations.objects,
     ).subset(kept)
     maps = (regions[kept] >= 1).float()[:, None]
-    report = localise({"both": maps}, annotations, size=SIDE, draws=0) if len(kept) > 1 else None
+    report = localize({"both": maps}, annotations, size=SIDE, draws=0) if len(kept) > 1 else None
     assert report is not None
     for metric in ("energy", "otsu_iou", "best_iou", "pxap"):
         assert report.scores["both"][metric].value == 1.0, metric
 
 
-def test_intervals_narrow_with_pictures_and_agree_with_the_normal_one():
+def test_intervals_narrow_with_images_and_agree_with_the_normal_one():
     values = np.random.default_rng(0).random((400, 1)).astype(np.float32)
     bootstrap = Bootstrap(400, draws=2000, seed=3)
     low, high = bootstrap.interval(bootstrap.means(values)[:, 0])
@@ -427,12 +427,12 @@ def test_intervals_narrow_with_pictures_and_agree_with_the_normal_one():
     assert bootstrap.interval(bootstrap.means(values)[:, 0]) == (low, high)
 
 
-def test_a_report_ranks_pictures_and_can_be_written_down(scenes, generator):
+def test_a_report_ranks_images_and_can_be_written_down(scenes, generator):
     import json
 
-    report = localise({"map": torch.rand(24, 1, 8, 8, generator=generator)}, annotations_of(scenes), size=32, draws=10)
+    report = localize({"map": torch.rand(24, 1, 8, 8, generator=generator)}, annotations_of(scenes), size=32, draws=10)
     ranked = report.ranked("map", count=5)
-    figures = report.per_picture["map"]["otsu_iou"]
+    figures = report.per_image["map"]["otsu_iou"]
     assert figures[ranked["best"][0]] == figures.max()
     assert figures[ranked["worst"][-1]] == figures.min()
     assert len(ranked["median"]) == 5
@@ -467,10 +467,10 @@ def test_masks_come_by_otsu_a_fixed_share_or_a_percentile():
         masks_of(maps, "fixed", 2)
 
 
-def test_the_edge_baseline_is_steep_where_the_picture_is():
-    picture = torch.zeros(1, 3, 8, 8)
-    picture[..., 4:] = 1
-    steep = edges(picture)
+def test_the_edge_baseline_is_steep_where_the_image_is():
+    image = torch.zeros(1, 3, 8, 8)
+    image[..., 4:] = 1
+    steep = edges(image)
     assert steep.shape == (1, 1, 8, 8)
     assert (steep[0, 0, :, 3:5] == 4.0).all()
     assert steep.sum() == pytest.approx(4.0 * 16)
@@ -486,11 +486,11 @@ def test_the_edge_baseline_is_steep_where_the_picture_is():
         ({"map": torch.ones(4, 1, 2, 2)}, {"size": 4}, "size"),
         ({"map": torch.ones(4, 1, 2, 2)}, {"tolerance": 2}, "tolerance"),
         ({"map": torch.ones(4, 1, 2, 2)}, {"chosen_on": torch.tensor([9])}, "outside"),
-        ({"map": torch.ones(4, 1, 2, 2)}, {"images": torch.ones(3, 3, 4, 4)}, "3 pictures"),
+        ({"map": torch.ones(4, 1, 2, 2)}, {"images": torch.ones(3, 3, 4, 4)}, "3 images"),
         ({"map": lambda rows: torch.ones(1, 1, 2, 2)}, {}, "function"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(maps, options, word, generator):
     with pytest.raises((DataError, OptionError), match=word) as caught:
-        localise(maps, annotated(squares(4, generator)), **{"size": SIDE, "draws": 0, **options})
+        localize(maps, annotated(squares(4, generator)), **{"size": SIDE, "draws": 0, **options})
     assert "\n" not in str(caught.value)

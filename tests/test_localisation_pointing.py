@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heedmap.evaluation.localisation import (
+from heedmap.metrics.localization.localize import (
     centre_pointing,
     hottest_points,
     pointing,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from heedmap import machine
-from heedmap.data.loading import memory_to_use
+from heedmap import system as machine
+from heedmap.data.loader import memory_to_use
 
 needs_glibc = pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc"
 )
 PROGRAM = """
 import resource
-from heedmap.machine import keep_freed_memory
+from heedmap.system import keep_freed_memory
 
 print(keep_freed_memory())
 for turn in range(9):
@@ -42,7 +42,7 @@ def run(**variables: str) -> tuple[str, int]:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
 def test_cores_are_those_that_the_process_may_use() -> None:
-    program = "import os; from heedmap.machine import cores; os.sched_setaffinity(0, [0]); print(cores())"
+    program = "import os; from heedmap.system import cores; os.sched_setaffinity(0, [0]); print(cores())"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert found.stdout == "1\n"
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from heedmap.classifier import Architecture, build_classifier, combined_map
-from heedmap.data.augmentation import Augmentation, apply_to_masks
+from heedmap.config import TrainOptions
+from heedmap.data.dataset import TensorDataset
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.data.loading import Store, TrainingBatches
-from heedmap.data.pictures import TensorPictures
+from heedmap.data.loader import Store, TrainingBatches
+from heedmap.data.transforms import Augmentation, apply_to_masks
 from heedmap.errors import DataError
-from heedmap.options import TrainOptions
-from heedmap.records import Output
-from heedmap.training.fit import fit
-from heedmap.training.map_terms import (
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import combined_map
+from heedmap.models.factory import build_classifier
+from heedmap.training.losses import (
     LEAST_SIDE,
     WHOLE,
     Window,
@@ -29,6 +29,8 @@ from heedmap.training.map_terms import (
     mismatch,
     second_view,
 )
+from heedmap.training.trainer import fit
+from heedmap.types import Output
 
 
 def grid(*rows: list[float]) -> Tensor:
@@ -81,7 +83,7 @@ def test_a_map_that_follows_the_window_does_not_disagree_and_one_that_stays_does
     assert float(disagreement({"a": whole}, {"a": whole}, window)) > 0.5
 
 
-def test_a_window_lies_within_the_picture_and_has_at_least_its_side() -> None:
+def test_a_window_lies_within_the_image_and_has_at_least_its_side() -> None:
     for numbers in torch.cat((torch.rand(200, 3, generator=torch.Generator().manual_seed(0)), torch.ones(1, 3))):
         left, top, side = drawn_window(numbers)
         assert LEAST_SIDE - 1e-6 <= side <= 1
@@ -125,13 +127,13 @@ def test_a_step_down_each_term_lowers_it(term: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "shift", "crop"])
-def test_masks_go_the_way_of_their_pictures(kind: str) -> None:
+def test_masks_go_the_way_of_their_images(kind: str) -> None:
     drawn = digit_scenes("train", 8, size=48)
     assert drawn.masks is not None
-    white = drawn.masks[:, None].expand(-1, 3, -1, -1).to(torch.uint8) * 255  # pictures that are their own masks
-    pictures = TensorPictures(white, drawn.labels, drawn.classes, drawn.names, drawn.boxes, drawn.masks)
+    white = drawn.masks[:, None].expand(-1, 3, -1, -1).to(torch.uint8) * 255  # images that are their own masks
+    images = TensorDataset(white, drawn.labels, drawn.classes, drawn.names, drawn.boxes, drawn.masks)
     augmentation = Augmentation(kind, True, colour=0.0)
-    batches = TrainingBatches(Store(pictures, 48, 1, 1e9), 48, 8, augmentation, 0, with_masks=True)
+    batches = TrainingBatches(Store(images, 48, 1, 1e9), 48, 8, augmentation, 0, with_masks=True)
     for epoch in range(2):
         (batch,) = batches.epoch(epoch)
         assert batch.masks is not None
@@ -139,7 +141,7 @@ def test_masks_go_the_way_of_their_pictures(kind: str) -> None:
         torch.testing.assert_close(batch.masks, batch.images[:, 0] >= 0.5)
 
 
-def test_masks_of_another_size_are_brought_to_the_pictures() -> None:
+def test_masks_of_another_size_are_brought_to_the_images() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, 0, 0] = True
     still = apply_to_masks(masks, 8, torch.zeros(1, 7), torch.tensor([False]), Augmentation("none", False), 8)
@@ -148,19 +150,19 @@ def test_masks_of_another_size_are_brought_to_the_pictures() -> None:
 
 def test_masks_that_are_not_there_are_told() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    pictures = TensorPictures(images, torch.zeros(4, dtype=torch.long), ("a",), tuple("wxyz"))
+    dataset = TensorDataset(images, torch.zeros(4, dtype=torch.long), ("a",), tuple("wxyz"))
     with pytest.raises(DataError, match="map_supervision"):
-        TrainingBatches(Store(pictures, 8, 1, 1e9), 8, 4, Augmentation("none", False), 0, with_masks=True)
+        TrainingBatches(Store(dataset, 8, 1, 1e9), 8, 4, Augmentation("none", False), 0, with_masks=True)
 
 
 @functools.cache
 def after_training(**asked: float) -> dict[str, float]:
-    """What each term comes to on the pictures learned from, after a few steps."""
+    """What each term comes to on the images learned from, after a few steps."""
     scenes = digit_scenes("train", 64, size=48)
     assert scenes.masks is not None
     torch.manual_seed(0)
     classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 48, scenes.classes))
-    for attention in classifier.attentions:  # even maps, with which training begins, leave entropy no slope
+    for attention in classifier.attentions:  # uniform maps, with which training begins, leave entropy no slope
         torch.nn.init.normal_(attention.scorer.weight, std=0.1)
     options = TrainOptions(epochs=3, learning_rate=0.003, weight_decay=0.0, precision="float32", **asked)  # type: ignore[arg-type]
     batches = TrainingBatches(
@@ -236,22 +238,22 @@ def test_a_step_without_masks_still_gives_the_shares_a_gradient() -> None:
     assert [slope is not None and float(slope.abs().max()) == 0 for slope in seen] == [True, True]
 
 
-def test_pictures_and_maps_are_cut_alike_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures: list[Window] = []
+def test_images_and_maps_are_cut_alike_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset: list[Window] = []
     maps: list[Window] = []
 
     def seen(images: Tensor, window: Window) -> Tensor:
-        pictures.append(window)
+        dataset.append(window)
         return second_view(images, window)
 
-    def judged(found: dict[str, Tensor], others: dict[str, Tensor], window: Window) -> Tensor:
+    def evaluated(found: dict[str, Tensor], others: dict[str, Tensor], window: Window) -> Tensor:
         maps.append(window)
         return disagreement(found, others, window)
 
-    monkeypatch.setattr("heedmap.training.fit.map_terms.second_view", seen)
-    monkeypatch.setattr("heedmap.training.fit.map_terms.disagreement", judged)
+    monkeypatch.setattr("heedmap.training.trainer.map_terms.second_view", seen)
+    monkeypatch.setattr("heedmap.training.trainer.map_terms.disagreement", evaluated)
     after_training.__wrapped__(map_consistency=1.0)
-    cut = [window for window in pictures if window != WHOLE]
+    cut = [window for window in dataset if window != WHOLE]
     assert len(set(maps)) == len(maps) == 12
     assert set(cut) == set(maps)
 
@@ -305,12 +307,12 @@ def test_cells_where_nobody_may_judge_are_in_neither_sum() -> None:
     maps = {"a": grid([0.4, 0.4], [0.1, 0.1])}
     regions[0, :2, 2:] = 2  # the right upper: what lies there is neither right nor wrong
     assert float(mismatch(maps, regions)) == pytest.approx(math.log(0.6 / 0.4), abs=1e-6)
-    regions[0, 0, 2:] = 0  # half of it may be judged again, and the whole cell with it
+    regions[0, 0, 2:] = 0  # half of it may be evaluated again, and the whole cell with it
     assert float(mismatch(maps, regions)) == pytest.approx(-math.log(0.4), abs=1e-6)
-    regions[0, :2, :2] = torch.tensor([[1, 2], [2, 2]])  # hardly any of the object may be judged
+    regions[0, :2, :2] = torch.tensor([[1, 2], [2, 2]])  # hardly any of the object may be evaluated
     both = torch.cat((regions, torch.where(torch.arange(16).view(1, 4, 4) < 8, 1, 0).to(torch.uint8)))
     even = {"a": torch.full((2, 1, 2, 2), 0.25)}
-    assert float(mismatch(even, both)) == pytest.approx(math.log(2), abs=1e-6)  # of the second picture alone
+    assert float(mismatch(even, both)) == pytest.approx(math.log(2), abs=1e-6)  # of the second image alone
 
 
 def test_a_mask_of_two_values_and_its_region_cost_the_same() -> None:
@@ -322,7 +324,7 @@ def test_a_mask_of_two_values_and_its_region_cost_the_same() -> None:
 
 @pytest.mark.parametrize("kind", ["none", "shift", "crop"])
 def test_regions_go_the_way_of_masks(kind: str) -> None:
-    from heedmap.data.augmentation import draw
+    from heedmap.data.transforms import draw
 
     generator = torch.Generator().manual_seed(0)
     regions = torch.randint(0, 3, (8, 6, 6), generator=generator).to(torch.uint8).repeat_interleave(8, 1)
@@ -337,8 +339,8 @@ def test_regions_go_the_way_of_masks(kind: str) -> None:
 
 
 def test_packed_regions_come_back_as_they_were_in_a_quarter_of_the_bytes(tmp_path: Any) -> None:
-    from heedmap.data.object_masks import PackedRegions
-    from heedmap.data.pictures import FolderPictures
+    from heedmap.data.dataset import FolderDataset
+    from heedmap.data.masks import PackedRegions
 
     regions = torch.randint(0, 3, (5, 12, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     regions[3] = 2
@@ -347,8 +349,8 @@ def test_packed_regions_come_back_as_they_were_in_a_quarter_of_the_bytes(tmp_pat
     assert packed.marked == 4
     torch.testing.assert_close(packed[torch.tensor([4, 0, 0])], regions[[4, 0, 0]])
     torch.testing.assert_close(torch.stack(list(packed)), regions)
-    pictures = FolderPictures(tmp_path, [f"{row}.png" for row in range(5)], torch.zeros(5).long(), ("a",))
-    kept = pictures.outlined(packed).subset([2, 1]).masks
+    images = FolderDataset(tmp_path, [f"{row}.png" for row in range(5)], torch.zeros(5).long(), ("a",))
+    kept = images.outlined(packed).subset([2, 1]).masks
     assert isinstance(kept, PackedRegions)
     torch.testing.assert_close(kept[torch.arange(2)], regions[[2, 1]])
 
@@ -358,8 +360,8 @@ def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
 
     from PIL import Image
 
-    from heedmap.data.pictures import FolderPictures
-    from heedmap.preparation import _outlined
+    from heedmap.data.dataset import FolderDataset
+    from heedmap.workflows.train.setup import _outlined
 
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
     boxes = [{"bbox": [0, 0, 8, 8], "iscrowd": 0}, {"bbox": [8, 8, 8, 8], "iscrowd": 1}]
@@ -368,9 +370,9 @@ def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
         "annotations": [{"image_id": 1, **box} for box in boxes],
     }
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    pictures = FolderPictures(tmp_path, ["1.png"], torch.tensor([0]), ("a",))
-    found, notes = _outlined(pictures, TrainOptions(annotations=str(tmp_path / "coco.json")), 4)
-    assert notes[-1] == "1 of 1 training pictures have objects for map_supervision."
+    images = FolderDataset(tmp_path, ["1.png"], torch.tensor([0]), ("a",))
+    found, notes = _outlined(images, TrainOptions(annotations=str(tmp_path / "coco.json")), 4)
+    assert notes[-1] == "1 of 1 training images have objects for map_supervision."
     batches = TrainingBatches(Store(found, 4, 1, 1e9), 4, 1, Augmentation("none", False), 0, with_masks=True)
     (batch,) = batches.epoch(0)
     assert batch.masks is not None

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import heedmap
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap.attribution import METHODS, Explanation, explain
 from heedmap.errors import HeedmapError, ModelError, OptionError
-from heedmap.maps import METHODS, Explanation, explain
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
 
 SIDES = (16, 24)
 QUICK: dict[str, dict[str, Any]] = {
@@ -99,7 +101,7 @@ def ask(model: nn.Module, images: Tensor, method: str, target: Any = None, **set
 
 
 @pytest.fixture
-def pictures(generator: torch.Generator) -> Tensor:
+def images(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 3, *SIDES, generator=generator)
 
 
@@ -120,8 +122,8 @@ def assert_same_state(before: list[Any], after: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_map_has_the_promised_shapes_and_types(method: str, pictures: Tensor) -> None:
-    found = ask(model_for(method), pictures, method, target=[[0, 1], [2, 3], [4, 0]])
+def test_a_map_has_the_promised_shapes_and_types(method: str, images: Tensor) -> None:
+    found = ask(model_for(method), images, method, target=[[0, 1], [2, 3], [4, 0]])
 
     assert found.values.shape[:2] == found.targets.shape == (3, 2)
     assert 1 <= found.values.shape[2] <= SIDES[0]
@@ -140,40 +142,40 @@ def test_a_map_has_the_promised_shapes_and_types(method: str, pictures: Tensor) 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_left_behind(method: str, pictures: Tensor) -> None:
+def test_nothing_is_left_behind(method: str, images: Tensor) -> None:
     model = model_for(method)
     model.get_submodule("linear" if not isinstance(model, AttentionClassifier) else "head").eval()  # flags may be mixed
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     list(model.parameters())[1].requires_grad_(False)
-    before, given, dice = state_of(model), pictures.clone(), torch.get_rng_state()
+    before, given, dice = state_of(model), images.clone(), torch.get_rng_state()
 
-    ask(model, pictures, method)
+    ask(model, images, method)
 
     assert_same_state(before, state_of(model))
-    assert torch.equal(pictures, given)
-    assert not pictures.requires_grad
+    assert torch.equal(images, given)
+    assert not images.requires_grad
     assert torch.equal(dice, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"attention"}))
-def test_nothing_is_left_behind_when_the_model_raises(method: str, pictures: Tensor) -> None:
+def test_nothing_is_left_behind_when_the_model_raises(method: str, images: Tensor) -> None:
     model = model_for(method)
-    ask(model, pictures, method)  # so that the layer is known, and the failure comes while its hook is on
+    ask(model, images, method)  # so that the layer is known, and the failure comes while its hook is on
     model.fails = True
     before, dice = state_of(model), torch.get_rng_state()
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        ask(model, pictures, method)
+        ask(model, images, method)
 
     assert_same_state(before, state_of(model))
     assert torch.equal(dice, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_frozen_model_gives_the_same_maps(method: str, pictures: Tensor) -> None:
+def test_a_frozen_model_gives_the_same_maps(method: str, images: Tensor) -> None:
     model = model_for(method)
-    free = ask(model, pictures, method).values
-    frozen = ask(model.requires_grad_(False), pictures, method).values
+    free = ask(model, images, method).values
+    frozen = ask(model.requires_grad_(False), images, method).values
 
     assert torch.equal(free, frozen)
     assert not any(each.requires_grad for each in model.parameters())
@@ -181,10 +183,10 @@ def test_a_frozen_model_gives_the_same_maps(method: str, pictures: Tensor) -> No
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_callers_gradient_mode_changes_nothing(method: str, mode: Any, pictures: Tensor) -> None:
-    plain = ask(model_for(method), pictures, method).values
+def test_the_callers_gradient_mode_changes_nothing(method: str, mode: Any, images: Tensor) -> None:
+    plain = ask(model_for(method), images, method).values
     with mode():
-        made_here, copied = model_for(method), pictures.clone()  # weights and pictures that autograd cannot save
+        made_here, copied = model_for(method), images.clone()  # weights and images that autograd cannot save
         found = ask(made_here, copied, method)
         assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
 
@@ -193,79 +195,79 @@ def test_the_callers_gradient_mode_changes_nothing(method: str, mode: Any, pictu
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_model_in_bfloat16_gives_nearly_the_same_maps(method: str, pictures: Tensor) -> None:
+def test_a_model_in_bfloat16_gives_nearly_the_same_maps(method: str, images: Tensor) -> None:
     model = model_for(method)
     target = [0, 1, 2]
-    exact = ask(model, pictures, method, target).values
-    rough = ask(copy.deepcopy(model).bfloat16(), pictures, method, target).values
+    exact = ask(model, images, method, target).values
+    rough = ask(copy.deepcopy(model).bfloat16(), images, method, target).values
 
     assert rough.dtype == torch.float32
     assert (exact - rough).abs().mean() <= 0.15 * exact.abs().mean() + 1e-6
 
 
 @pytest.mark.parametrize("method", ["attention", "grad-cam", "saliency", "score-cam"])
-def test_our_own_classifier_can_be_asked_under_autocast(method: str, pictures: Tensor) -> None:
+def test_our_own_classifier_can_be_asked_under_autocast(method: str, images: Tensor) -> None:
     model = ours()
-    exact = ask(model, pictures, method, 1).values
+    exact = ask(model, images, method, 1).values
     with torch.autocast("cpu", torch.bfloat16):
-        rough = ask(model, pictures, method, 1).values
+        rough = ask(model, images, method, 1).values
 
     assert rough.dtype == torch.float32
     assert (exact - rough).abs().mean() <= 0.1 * exact.abs().mean() + 1e-6
 
 
 @pytest.mark.parametrize("method", BY_CLASS)
-def test_all_classes_at_once_equal_one_by_one(method: str, pictures: Tensor) -> None:
-    model, pictures = model_for(method).double(), pictures.double()  # so that what is left is no rounding
-    together = ask(model, pictures, method, "all").values
+def test_all_classes_at_once_equal_one_by_one(method: str, images: Tensor) -> None:
+    model, images = model_for(method).double(), images.double()  # so that what is left is no rounding
+    together = ask(model, images, method, "all").values
 
     assert together.shape[1] == 5
     for target in range(5):
-        alone = ask(model, pictures, method, target).values[:, 0]
+        alone = ask(model, images, method, target).values[:, 0]
         torch.testing.assert_close(together[:, target], alone, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_equals_its_rows(method: str, pictures: Tensor) -> None:
+def test_a_batch_equals_its_rows(method: str, images: Tensor) -> None:
     model = model_for(method)
-    together = ask(model, pictures, method, [0, 3, 2]).values
+    together = ask(model, images, method, [0, 3, 2]).values
 
     for row, target in enumerate((0, 3, 2)):
-        alone = ask(model, pictures[row : row + 1], method, target).values
+        alone = ask(model, images[row : row + 1], method, target).values
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_predicted_class_is_asked_about_where_none_is_named(method: str, pictures: Tensor) -> None:
+def test_the_predicted_class_is_asked_about_where_none_is_named(method: str, images: Tensor) -> None:
     model = model_for(method)
-    found = ask(model, pictures, method)
+    found = ask(model, images, method)
 
     assert torch.equal(found.targets[:, 0], found.logits.argmax(1))
-    assert torch.equal(found.values, ask(model, pictures, method, found.targets[:, 0]).values)
+    assert torch.equal(found.values, ask(model, images, method, found.targets[:, 0]).values)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_even_picture_gives_a_finite_map(method: str, value: float) -> None:
+def test_an_even_image_gives_a_finite_map(method: str, value: float) -> None:
     found = ask(model_for(method), torch.full((1, 3, *SIDES), value), method)
 
     assert found.values.isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twice_the_same_question_has_the_same_answer(method: str, pictures: Tensor) -> None:
+def test_twice_the_same_question_has_the_same_answer(method: str, images: Tensor) -> None:
     model = model_for(method)
 
-    assert torch.equal(ask(model, pictures, method).values, ask(model, pictures, method).values)
+    assert torch.equal(ask(model, images, method).values, ask(model, images, method).values)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_wrapped_and_compiled_models_are_unwrapped(method: str, pictures: Tensor) -> None:
+def test_wrapped_and_compiled_models_are_unwrapped(method: str, images: Tensor) -> None:
     model = model_for(method)
-    plain = ask(model, pictures, method).values
+    plain = ask(model, images, method).values
 
-    assert torch.equal(ask(nn.DataParallel(model), pictures, method).values, plain)
-    assert torch.equal(ask(torch.compile(model, backend="eager"), pictures, method).values, plain)
+    assert torch.equal(ask(nn.DataParallel(model), images, method).values, plain)
+    assert torch.equal(ask(torch.compile(model, backend="eager"), images, method).values, plain)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -280,15 +282,15 @@ def test_a_line_of_the_table_says_what_is_to_know(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_map_differs_from_class_to_class_where_the_table_says_so(method: str, pictures: Tensor) -> None:
-    found = ask(model_for(method), pictures, method, "all").values
+def test_a_map_differs_from_class_to_class_where_the_table_says_so(method: str, images: Tensor) -> None:
+    found = ask(model_for(method), images, method, "all").values
     assert torch.allclose(found[:, 0], found[:, 1]) != METHODS[method].per_class
 
 
-def test_our_own_classifier_takes_every_method_that_reads_features(pictures: Tensor) -> None:
+def test_our_own_classifier_takes_every_method_that_reads_features(images: Tensor) -> None:
     model = ours()
     for method in sorted(set(METHODS) - {"cam", "attention-rollout", "relevance", "deep-lift"}):
-        found = ask(model, pictures, method)
+        found = ask(model, images, method)
         assert found.values.shape[:2] == (3, 1), method
 
 
@@ -296,7 +298,7 @@ def test_the_name_is_in_the_front_room() -> None:
     assert heedmap.explain is explain
 
 
-def test_pictures_that_the_model_does_not_take_are_told_in_one_line() -> None:
+def test_images_that_the_model_does_not_take_are_told_in_one_line() -> None:
     for shape, words in (((2, 16, 24, 3), "take images.permute(0, 3, 1, 2)"), ((2, 1, 16, 24), "(2, 1, 16, 24)")):
         with pytest.raises(OptionError) as refusal:
             explain(model_for("grad-cam"), torch.rand(shape), "grad-cam")
@@ -315,20 +317,20 @@ def test_pictures_that_the_model_does_not_take_are_told_in_one_line() -> None:
         ({"settings": {"score": "logits"}}, "Did you mean 'logit'?"),
         ({"target": 5}, "target 5 is no class; the model has 5, 0 to 4"),
         ({"target": -1}, "target -1 is no class"),
-        ({"target": [0, 1]}, "for 3 pictures"),
+        ({"target": [0, 1]}, "for 3 images"),
         ({"target": 1.5}, "class indices are integers"),
         ({"target": "every"}, "'all'"),
         ({"images": torch.zeros(3, 16, 24)}, "must be a tensor"),
-        ({"images": torch.zeros(0, 3, 16, 24)}, "at least one picture"),
+        ({"images": torch.zeros(0, 3, 16, 24)}, "at least one image"),
         ({"images": torch.zeros(1, 3, 16, 24, dtype=torch.uint8)}, "floating point"),
         ({"images": torch.full((1, 3, 16, 24), torch.nan)}, "NaN"),
         ({"images": torch.zeros(1, 3, 16, 24).index_fill(3, torch.tensor([7]), -torch.inf)}, "NaN"),
     ],
 )
-def test_a_wrong_question_is_refused_in_one_line(change: dict[str, Any], words: str, pictures: Tensor) -> None:
-    question: dict[str, Any] = {"images": pictures, "method": "grad-cam"} | change
+def test_a_wrong_question_is_refused_in_one_line(change: dict[str, Any], words: str, images: Tensor) -> None:
+    request: dict[str, Any] = {"images": images, "method": "grad-cam"} | change
     with pytest.raises(OptionError) as refusal:
-        explain(model_for("grad-cam"), **question)
+        explain(model_for("grad-cam"), **request)
 
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -349,12 +351,12 @@ def test_a_wrong_question_is_refused_in_one_line(change: dict[str, Any], words: 
         ("kernel-shap", {"cells": 99}),
     ],
 )
-def test_a_setting_out_of_range_is_refused(method: str, settings: dict[str, Any], pictures: Tensor) -> None:
+def test_a_setting_out_of_range_is_refused(method: str, settings: dict[str, Any], images: Tensor) -> None:
     with pytest.raises(OptionError):
-        explain(model_for(method), pictures, method, settings=settings)
+        explain(model_for(method), images, method, settings=settings)
 
 
-def test_a_map_that_cannot_be_had_is_refused_with_the_way_out(pictures: Tensor) -> None:
+def test_a_map_that_cannot_be_had_is_refused_with_the_way_out(images: Tensor) -> None:
     for method, model, words in (
         ("attention", Cnn(), "heedmap.attach"),
         ("cam", ours(), "take grad-cam"),
@@ -367,7 +369,7 @@ def test_a_map_that_cannot_be_had_is_refused_with_the_way_out(pictures: Tensor) 
         ("saliency", nn.Conv2d(3, 2, 3), "needs logits (B, K)"),
     ):
         with pytest.raises(ModelError) as refusal:
-            explain(model, pictures, method)
+            explain(model, images, method)
         assert words in str(refusal.value)
         assert "\n" not in str(refusal.value)
     assert issubclass(ModelError, HeedmapError)

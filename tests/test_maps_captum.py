@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heedmap.classifier import Architecture, build_classifier
+from heedmap.attribution import explain
 from heedmap.errors import ModelError, OptionError
-from heedmap.maps import explain
+from heedmap.models.architecture import Architecture
+from heedmap.models.factory import build_classifier
 
 pytest.importorskip("captum")
 TARGETS = [1, 0, 2]
@@ -65,14 +66,14 @@ def net() -> Small:
 
 
 @pytest.fixture
-def pictures(generator: torch.Generator) -> Tensor:
+def images(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 3, 8, 6, generator=generator, dtype=torch.float64)
 
 
-def slow_deep_lift(net: Small, picture: Tensor, target: int) -> Tensor:
+def slow_deep_lift(net: Small, image: Tensor, target: int) -> Tensor:
     """The rescale rule as written: multipliers of linear parts are weights, of a ReLU the ratio of differences."""
-    even = torch.full_like(picture, BASELINE)
-    before = [net.conv1(each[None]) for each in (picture, even)]
+    even = torch.full_like(image, BASELINE)
+    before = [net.conv1(each[None]) for each in (image, even)]
     after = [net.conv2(each.relu()) for each in before]
     count = after[0].shape[2] * after[0].shape[3]
     multiplier = (net.linear.weight[target] / count)[None, :, None, None].expand_as(after[0])
@@ -80,22 +81,22 @@ def slow_deep_lift(net: Small, picture: Tensor, target: int) -> Tensor:
     multiplier = F.conv_transpose2d(multiplier, net.conv2.weight, stride=2, output_padding=(1, 1))
     multiplier = multiplier * (before[0].relu() - before[1].relu()) / (before[0] - before[1])
     multiplier = F.conv_transpose2d(multiplier, net.conv1.weight, padding=1)
-    return (multiplier[0] * (picture - even)).sum(0).detach()
+    return (multiplier[0] * (image - even)).sum(0).detach()
 
 
-def test_deep_lift_is_the_rescale_rule(net: Small, pictures: Tensor) -> None:
-    maps = explain(net, pictures, "deep-lift", TARGETS, settings={"baseline": BASELINE}).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        torch.testing.assert_close(found, slow_deep_lift(net, picture, target).float(), rtol=1e-5, atol=1e-7)
+def test_deep_lift_is_the_rescale_rule(net: Small, images: Tensor) -> None:
+    maps = explain(net, images, "deep-lift", TARGETS, settings={"baseline": BASELINE}).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, slow_deep_lift(net, image, target).float(), rtol=1e-5, atol=1e-7)
 
 
-def test_gradient_shap_is_the_mean_of_gradients_at_random_points_on_the_way(net: Small, pictures: Tensor) -> None:
+def test_gradient_shap_is_the_mean_of_gradients_at_random_points_on_the_way(net: Small, images: Tensor) -> None:
     count, noise = 4000, 0.1
     settings = {"count": count, "noise": noise, "baseline": BASELINE, "seed": 3}
-    found = explain(net, pictures[:1], "gradient-shap", 1, settings=settings).values[0, 0].double()
+    found = explain(net, images[:1], "gradient-shap", 1, settings=settings).values[0, 0].double()
 
     source = torch.Generator().manual_seed(11)  # draws of its own: only the expectation is the same
-    noisy = pictures[0] + noise * torch.randn(count, 3, 8, 6, generator=source, dtype=torch.float64)
+    noisy = images[0] + noise * torch.randn(count, 3, 8, 6, generator=source, dtype=torch.float64)
     place = torch.rand(count, 1, 1, 1, generator=source, dtype=torch.float64)
     points = (BASELINE + place * (noisy - BASELINE)).requires_grad_()
     (gradients,) = torch.autograd.grad(net(points)[:, 1].sum(), points)
@@ -107,22 +108,22 @@ def test_gradient_shap_is_the_mean_of_gradients_at_random_points_on_the_way(net:
     assert distance.mean() > 0.4  # the spread is not overestimated
 
 
-def test_gradient_shap_without_noise_of_a_linear_net_is_exact(pictures: Tensor) -> None:
+def test_gradient_shap_without_noise_of_a_linear_net_is_exact(images: Tensor) -> None:
     net = seeded(Linear).double()
     settings = {"count": 2, "noise": 0.0, "baseline": BASELINE}
-    maps = explain(net, pictures, "gradient-shap", TARGETS, settings=settings).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+    maps = explain(net, images, "gradient-shap", TARGETS, settings=settings).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
         weight = net.linear.weight[target].detach().view(3, 8, 6)
-        torch.testing.assert_close(found, (weight * (picture - BASELINE)).sum(0).float())
+        torch.testing.assert_close(found, (weight * (image - BASELINE)).sum(0).float())
 
 
-def shapley(net: nn.Module, picture: Tensor, target: int, cells: list[tuple[slice, slice]]) -> list[float]:
+def shapley(net: nn.Module, image: Tensor, target: int, cells: list[tuple[slice, slice]]) -> list[float]:
     """Shapley values by all orders of the cells."""
 
     def worth(shown: tuple[int, ...]) -> float:
-        seen = torch.full_like(picture, BASELINE)
+        seen = torch.full_like(image, BASELINE)
         for number in shown:
-            seen[:, *cells[number]] = picture[:, *cells[number]]
+            seen[:, *cells[number]] = image[:, *cells[number]]
         return float(net(seen[None])[0, target].item())
 
     total, orders = [0.0] * len(cells), list(itertools.permutations(range(len(cells))))
@@ -132,25 +133,25 @@ def shapley(net: nn.Module, picture: Tensor, target: int, cells: list[tuple[slic
     return [each / len(orders) for each in total]
 
 
-def test_kernel_shap_gives_each_cell_its_shapley_value(pictures: Tensor) -> None:
+def test_kernel_shap_gives_each_cell_its_shapley_value(images: Tensor) -> None:
     net = Squared().double()
     cells = [(slice(y, y + 4), slice(x, x + 3)) for y in (0, 4) for x in (0, 3)]
     settings = {"cells": 2, "count": 1500, "baseline": BASELINE}
-    maps = explain(net, pictures[:2], "kernel-shap", TARGETS[:2], settings=settings).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=False):
-        wanted = shapley(net, picture, target, cells)
+    maps = explain(net, images[:2], "kernel-shap", TARGETS[:2], settings=settings).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=False):
+        wanted = shapley(net, image, target, cells)
         for (rows, columns), value in zip(cells, wanted, strict=True):
             assert found[rows, columns].unique().numel() == 1
             # What is left is the noise of 1,500 draws.
             assert found[rows, columns][0, 0].item() == pytest.approx(value, abs=0.05 * max(map(abs, wanted)))
 
 
-def test_kernel_shap_of_a_linear_net_is_exact(pictures: Tensor) -> None:
+def test_kernel_shap_of_a_linear_net_is_exact(images: Tensor) -> None:
     net = seeded(Linear).double()
     settings = {"cells": 2, "count": 40, "baseline": BASELINE}
-    maps = explain(net, pictures, "kernel-shap", TARGETS, settings=settings).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        each = (net.linear.weight[target].detach().view(3, 8, 6) * (picture - BASELINE)).sum(0)
+    maps = explain(net, images, "kernel-shap", TARGETS, settings=settings).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        each = (net.linear.weight[target].detach().view(3, 8, 6) * (image - BASELINE)).sum(0)
         wanted = each.view(2, 4, 2, 3).sum((1, 3)).repeat_interleave(4, 0).repeat_interleave(3, 1)
         torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-5)
 
@@ -199,9 +200,9 @@ def test_deep_lift_is_refused_where_captum_cannot_follow(
     build: type[nn.Module], settings: tuple[str, ...], side: int | tuple[int, int], generator: torch.Generator
 ) -> None:
     height, width = (side, side) if isinstance(side, int) else side
-    pictures = torch.rand(2, 3, height, width, generator=generator)
+    images = torch.rand(2, 3, height, width, generator=generator)
     with pytest.raises(ModelError) as refusal:
-        explain(seeded(build, *settings), pictures, "deep-lift", "all")
+        explain(seeded(build, *settings), images, "deep-lift", "all")
     assert "integrated-gradients" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -211,14 +212,14 @@ def test_deep_lift_of_a_network_that_captum_can_follow_adds_up(generator: torch.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = timm.create_model("resnet18", num_classes=3).eval()
-    pictures = torch.rand(2, 3, 32, 32, generator=generator)
-    found = explain(net, pictures, "deep-lift", "all")
+    images = torch.rand(2, 3, 32, 32, generator=generator)
+    found = explain(net, images, "deep-lift", "all")
     with torch.no_grad():
-        change = net(pictures) - net(torch.zeros_like(pictures))
+        change = net(images) - net(torch.zeros_like(images))
     torch.testing.assert_close(found.values.sum((2, 3)), change, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"cells": 1}, {"cells": 2, "count": 1}])
-def test_kernel_shap_with_nothing_to_tell_apart_is_refused(settings: dict[str, int], pictures: Tensor) -> None:
+def test_kernel_shap_with_nothing_to_tell_apart_is_refused(settings: dict[str, int], images: Tensor) -> None:
     with pytest.raises(OptionError, match="2 or more"):
-        explain(Squared().double(), pictures, "kernel-shap", settings=settings)
+        explain(Squared().double(), images, "kernel-shap", settings=settings)

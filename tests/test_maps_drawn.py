@@ -11,30 +11,30 @@ import pytest
 import torch
 from PIL import Image
 
-from heedmap.cli import main
+from heedmap.attribution import METHODS, explain, method_of
+from heedmap.cli.main import main
 from heedmap.errors import OptionError
-from heedmap.maps import METHODS, explain, method_of
-from heedmap.records import Output
+from heedmap.inference.attributions import attribution_options, computed_lines, with_computed
+from heedmap.inference.reading import read_item
+from heedmap.inference.sources import Item
+from heedmap.inference.torch_predictor import prediction_of
 from heedmap.runs import Run
-from heedmap.visualize import visualize
-from heedmap.visualize.computed import asked_of, computed_lines, with_computed
-from heedmap.visualize.network import answer_of
-from heedmap.visualize.reading import read
-from heedmap.visualize.sources import Item
+from heedmap.types import Output
+from heedmap.workflows.visualize import visualize
 
 
 def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     finished_run: Path, cue_folder: Path, tmp_path: Path
 ) -> None:
-    picture, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
-    main(["visualize", str(finished_run), str(picture), "--method", "grad-cam,", "layer-cam", "--out", str(out)])
-    main(["visualize", str(finished_run), str(picture), "--out", str(tmp_path / "plain")])
+    image, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
+    main(["visualize", str(finished_run), str(image), "--method", "grad-cam,", "layer-cam", "--out", str(out)])
+    main(["visualize", str(finished_run), str(image), "--out", str(tmp_path / "plain")])
 
     panels = [folder / "panels" / "000.png" for folder in (out, tmp_path / "plain")]
     wide, narrow = (Image.open(io.BytesIO(panel.read_bytes())).width for panel in panels)
     assert wide - narrow == 2 * (256 + 16)
     classifier = Run.open(finished_run).classifier()
-    one = read(Item(str(picture)), "000", classifier.image_size)
+    one = read_item(Item(str(image)), "000", classifier.image_size)
     assert not isinstance(one, tuple)
     with np.load(out / "maps" / "000.npz") as arrays:
         for method in ("grad-cam", "layer-cam"):
@@ -45,15 +45,15 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     assert {"grad-cam_x", "grad-cam_y", "layer-cam_x"} <= set(row)
 
 
-def test_the_class_asked_about_is_named_under_the_picture(finished_run: Path, cue_folder: Path) -> None:
+def test_the_class_asked_about_is_named_under_the_image(finished_run: Path, cue_folder: Path) -> None:
     classifier = Run.open(finished_run).classifier().eval()
-    one = read(Item(str(cue_folder / "test" / "red" / "000.png")), "000", classifier.image_size)
+    one = read_item(Item(str(cue_folder / "test" / "red" / "000.png")), "000", classifier.image_size)
     assert not isinstance(one, tuple)
     images = torch.from_numpy(one.image)[None].float() / 255
     with torch.inference_mode():
         output: Output = classifier(images)
-        asked = asked_of(classifier.classes, ("grad-cam", "guided-backprop", "rise"), "green")
-        (answer,) = with_computed(classifier, images, [answer_of(classifier, output, 0)], asked)
+        asked = attribution_options(classifier.classes, ("grad-cam", "guided-backprop", "rise"), "green")
+        (answer,) = with_computed(classifier, images, [prediction_of(classifier, output, 0)], asked)
 
     lines = list(computed_lines(answer))
     assert len(lines) == 3
@@ -71,11 +71,9 @@ def test_the_class_asked_about_is_named_under_the_picture(finished_run: Path, cu
 def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
     scale: str, finished_run: Path, cue_folder: Path, tmp_path: Path
 ) -> None:
-    pictures = sorted((cue_folder / "test" / "red").iterdir())[:3]
+    images = sorted((cue_folder / "test" / "red").iterdir())[:3]
     classifier = Run.open(finished_run).classifier()
-    done = visualize(
-        classifier, pictures, tmp_path / "out", methods=["input-x-gradient"], scale=scale, query=pictures[0]
-    )
+    done = visualize(classifier, images, tmp_path / "out", methods=["input-x-gradient"], scale=scale, query=images[0])
     assert done.count == 3
 
 
@@ -109,10 +107,10 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_left(
 
 
 def test_a_class_may_be_given_by_its_index() -> None:
-    assert asked_of(("a", "b"), ("grad-cam", "grad-cam"), 1).target == 1
-    assert asked_of(("a", "b"), ("grad-cam", "grad-cam"), 1).methods == ("grad-cam",)
+    assert attribution_options(("a", "b"), ("grad-cam", "grad-cam"), 1).target == 1
+    assert attribution_options(("a", "b"), ("grad-cam", "grad-cam"), 1).methods == ("grad-cam",)
     with pytest.raises(OptionError, match="Class 2 does not exist"):
-        asked_of(("a", "b"), ("grad-cam",), 2)
+        attribution_options(("a", "b"), ("grad-cam",), 2)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +128,9 @@ def test_settings_stand_behind_the_name(words: str, expected: tuple[str, dict[st
 
 
 def test_one_method_may_be_drawn_with_several_settings(finished_run: Path, cue_folder: Path, tmp_path: Path) -> None:
-    picture, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
+    image, out = cue_folder / "test" / "red" / "000.png", tmp_path / "maps"
     words = "input-x-gradient,integrated-gradients:steps=3,integrated-gradients:steps=1"
-    main(["visualize", str(finished_run), str(picture), "--method", words, "--out", str(out)])
+    main(["visualize", str(finished_run), str(image), "--method", words, "--out", str(out)])
     with np.load(out / "maps" / "000.npz") as arrays:
         coarse, fine = (arrays[f"map_integrated-gradients:steps={steps}"] for steps in (1, 3))
     assert not np.allclose(coarse, fine)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heedmap.classifier import Architecture, build_classifier
+from heedmap.attribution import activations, explain
+from heedmap.attribution.layers import as_grid, token_grid
 from heedmap.errors import ModelError
-from heedmap.maps import activations, explain
-from heedmap.maps.layers import as_grid, token_grid
+from heedmap.models.architecture import Architecture
+from heedmap.models.factory import build_classifier
 
 
 def torchvision_model(name: str) -> nn.Module:
@@ -44,16 +45,16 @@ def timm_model(name: str) -> nn.Module:
 def test_the_last_spatial_layer_is_found(model: str, layer: str, closed: bool, generator: torch.Generator) -> None:
     house, _, name = model.partition("/")
     net = torchvision_model(name) if house == "torchvision" else timm_model(name)
-    pictures = torch.rand(1, 3, 96, 64, generator=generator)
+    images = torch.rand(1, 3, 96, 64, generator=generator)
 
     with mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as backward:
-        found = explain(net, pictures, target="all")
+        found = explain(net, images, target="all")
 
     assert found.layer == layer
     assert found.values.shape[2] > found.values.shape[3] > 1
     assert backward.call_count == (0 if closed else 7)
-    with mock.patch("heedmap.maps.cams.pooled_weights", return_value=None):
-        by_autograd = explain(net, pictures, target="all")
+    with mock.patch("heedmap.attribution.cam.pooled_weights", return_value=None):
+        by_autograd = explain(net, images, target="all")
     torch.testing.assert_close(found.values, by_autograd.values, rtol=1e-4, atol=1e-7)
 
 
@@ -71,11 +72,11 @@ class Pooled(nn.Module):
 
 
 def test_a_pooling_over_the_whole_map_is_a_mean(generator: torch.Generator) -> None:
-    net, pictures = Pooled(8), torch.rand(2, 3, 8, 8, generator=generator)
+    net, images = Pooled(8), torch.rand(2, 3, 8, 8, generator=generator)
     with mock.patch.object(torch.autograd, "grad", wraps=torch.autograd.grad) as backward:
-        found = explain(net, pictures, "cam", "all")
+        found = explain(net, images, "cam", "all")
     assert backward.call_count == 0
-    features = net.features(pictures)
+    features = net.features(images)
     wanted = torch.einsum("kc,bchw->bkhw", net.linear.weight, features).detach()
     torch.testing.assert_close(found.values, wanted)
 
@@ -85,17 +86,17 @@ def test_a_pooling_over_a_part_of_the_map_is_not_taken_for_a_mean(generator: tor
         def forward(self, images: Tensor) -> Tensor:
             return self.linear(nn.functional.avg_pool2d(self.features(images), 5).flatten(1))  # the last rows are lost
 
-    net, pictures = Corner(5), torch.rand(2, 3, 8, 8, generator=generator)
+    net, some = Corner(5), torch.rand(2, 3, 8, 8, generator=generator)
     with torch.no_grad():
         net.features[0].weight.zero_()
         net.features[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # even features have the same mean everywhere
     with pytest.raises(ModelError, match="could not be recognised in Corner"):
-        explain(net, pictures, "cam")
-    leaf = net.features(pictures).detach().requires_grad_()
+        explain(net, some, "cam")
+    leaf = net.features(some).detach().requires_grad_()
     logits = net.linear(nn.functional.avg_pool2d(leaf, 5).flatten(1))
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), leaf)
     wanted = (gradient * leaf).sum(1).relu().detach()
-    torch.testing.assert_close(explain(net, pictures, "hires-cam", 1).values[:, 0], wanted)
+    torch.testing.assert_close(explain(net, some, "hires-cam", 1).values[:, 0], wanted)
 
 
 def test_a_relu_between_layer_and_mean_is_no_closed_form_though_the_numbers_agree(generator: torch.Generator) -> None:
@@ -109,14 +110,14 @@ def test_a_relu_between_layer_and_mean_is_no_closed_form_though_the_numbers_agre
         def forward(self, images: Tensor) -> Tensor:
             return self.linear(self.features(images).relu().mean((2, 3)))
 
-    net, pictures = Twice(), torch.rand(2, 3, 8, 8, generator=generator)
-    features = net.features(pictures).detach().requires_grad_()
+    net, some = Twice(), torch.rand(2, 3, 8, 8, generator=generator)
+    features = net.features(some).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(net.linear(features.relu().mean((2, 3)))[:, 1].sum(), features)
     wanted = (gradient.mean((2, 3), keepdim=True) * features).sum(1).relu()
 
-    torch.testing.assert_close(explain(net, pictures, target=1).values[:, 0], wanted.detach())
+    torch.testing.assert_close(explain(net, some, target=1).values[:, 0], wanted.detach())
     with pytest.raises(ModelError, match="CAM needs a head"):
-        explain(net, pictures, "cam")
+        explain(net, some, "cam")
 
 
 def test_a_learned_readout_is_left_to_autograd(images: Tensor) -> None:
@@ -138,44 +139,44 @@ def test_a_learned_readout_is_left_to_autograd(images: Tensor) -> None:
 def test_a_tapped_foreign_network_is_read_at_its_features(generator: torch.Generator) -> None:
     pytest.importorskip("timm")
     net = build_classifier(Architecture("timm/resnet18", "parametrised", None, "concat", ("layer3",), 64, ("a", "b")))
-    pictures = torch.rand(2, 3, 64, 64, generator=generator)
+    images = torch.rand(2, 3, 64, 64, generator=generator)
 
-    found = explain(net, pictures)
+    found = explain(net, images)
     assert found.layer == "backbone.net.layer3"  # layer4 runs too, but nothing depends on it
     assert found.values.shape == (2, 1, 4, 4)
     with pytest.raises(ModelError, match="do not depend on layer"):
-        explain(net, pictures, layer="backbone.net.layer4")
-    assert explain(net, pictures, layer="layer3").layer == "backbone.net.layer3"  # by the tap's name
-    assert explain(net, pictures, "attention").layer == "layer3"
+        explain(net, images, layer="backbone.net.layer4")
+    assert explain(net, images, layer="layer3").layer == "backbone.net.layer3"  # by the tap's name
+    assert explain(net, images, "attention").layer == "layer3"
     with pytest.raises(ModelError, match="Did you mean 'layer3'"):
-        explain(net, pictures, "attention", layer="layer33")
+        explain(net, images, "attention", layer="layer33")
 
 
 def test_a_wrong_layer_is_an_error_that_names_the_nearest(generator: torch.Generator) -> None:
-    net, pictures = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
+    net, images = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
 
     with pytest.raises(ModelError, match="Did you mean 'layer4'"):
-        explain(net, pictures, layer="layer5")
+        explain(net, images, layer="layer5")
     with pytest.raises(ModelError, match="no grid of positions"):
-        explain(net, pictures, layer="fc")
+        explain(net, images, layer="fc")
     net.spare = nn.Conv2d(3, 3, 1)
     with pytest.raises(ModelError, match="does not run"):
-        explain(net, pictures, layer="spare")
-    assert explain(nn.DataParallel(net), pictures, layer="module.layer3").values.shape == (1, 1, 4, 4)
+        explain(net, images, layer="spare")
+    assert explain(nn.DataParallel(net), images, layer="module.layer3").values.shape == (1, 1, 4, 4)
 
 
 def test_the_layer_is_found_again_when_the_network_changes(generator: torch.Generator) -> None:
-    net, pictures = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
-    assert explain(net, pictures).layer == "layer4"
-    assert explain(net, pictures[..., :32, :32]).layer == "layer3"  # a grid of one position says nothing
+    net, images = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
+    assert explain(net, images).layer == "layer4"
+    assert explain(net, images[..., :32, :32]).layer == "layer3"  # a grid of one position says nothing
     net.layer4, net.fc = nn.Identity(), nn.Linear(256, 7)
 
-    assert explain(net, pictures).layer == "layer3"
+    assert explain(net, images).layer == "layer3"
 
 
 def test_a_layer_used_twice_is_read_where_it_runs_last(generator: torch.Generator) -> None:
-    net, pictures = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
-    torch.testing.assert_close(explain(net, pictures, layer="layer4.1.relu").values, explain(net, pictures).values)
+    net, images = torchvision_model("resnet18"), torch.rand(1, 3, 64, 64, generator=generator)
+    torch.testing.assert_close(explain(net, images, layer="layer4.1.relu").values, explain(net, images).values)
 
 
 def test_features_behind_no_grad_are_read_all_the_same(generator: torch.Generator) -> None:
@@ -190,21 +191,21 @@ def test_features_behind_no_grad_are_read_all_the_same(generator: torch.Generato
                 features = self.features(images)
             return self.linear(features.mean((2, 3)))
 
-    net, pictures = FrozenBackbone(), torch.rand(1, 3, 8, 8, generator=generator)
-    assert explain(net, pictures).values.shape == (1, 1, 6, 6)
+    net, some = FrozenBackbone(), torch.rand(1, 3, 8, 8, generator=generator)
+    assert explain(net, some).values.shape == (1, 1, 6, 6)
     with pytest.raises(ModelError, match="take a method without, such as rise"):
-        explain(net, pictures, "saliency")
+        explain(net, some, "saliency")
 
 
 def test_a_network_compiled_in_place_and_run_before_is_read_as_it_was_written(generator: torch.Generator) -> None:
-    net, pictures = torchvision_model("resnet18").eval(), torch.rand(1, 3, 64, 64, generator=generator)
-    plain = explain(net, pictures).values
+    net, images = torchvision_model("resnet18").eval(), torch.rand(1, 3, 64, 64, generator=generator)
+    plain = explain(net, images).values
     net.compile(backend="eager")
     net.layer4 = torch.compile(net.layer4, backend="eager")
     with torch.no_grad():
-        net(pictures)
+        net(images)
 
-    assert torch.equal(explain(net, pictures, layer="layer4").values, plain)
+    assert torch.equal(explain(net, images, layer="layer4").values, plain)
     assert net._compiled_call_impl is not None
 
 
@@ -219,13 +220,13 @@ def test_a_network_compiled_in_place_and_run_before_is_read_as_it_was_written(ge
         ((2, 5), None),
     ],
 )
-def test_outputs_are_laid_on_the_picture(shape: tuple[int, ...], grid: tuple[int, ...] | None) -> None:
+def test_outputs_are_laid_on_the_image(shape: tuple[int, ...], grid: tuple[int, ...] | None) -> None:
     found = as_grid(torch.zeros(shape), torch.zeros(2, 3, 70, 90))
     assert (found is None) == (grid is None)
     assert found is None or tuple(found.shape) == grid
 
 
-def test_tokens_are_split_by_the_picture_s_proportions() -> None:
+def test_tokens_are_split_by_the_image_s_proportions() -> None:
     assert token_grid(197, 224, 224) == (1, 14, 14)
     assert token_grid(196, 224, 224) == (0, 14, 14)
     assert token_grid(201, 224, 224, prefix=5) == (5, 14, 14)

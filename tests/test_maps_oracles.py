@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from heedmap.attribution import explain
 from heedmap.errors import ModelError
-from heedmap.maps import explain
 
 
 class Small(nn.Module):
@@ -41,13 +41,13 @@ def net(request: pytest.FixtureRequest) -> Small:
 
 
 @pytest.fixture
-def pictures(generator: torch.Generator) -> Tensor:
+def images(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 3, 12, 8, generator=generator, dtype=torch.float64)
 
 
-def slow_activation_and_gradient(net: Small, picture: Tensor, target: int) -> tuple[Tensor, Tensor]:
-    """Activation and gradient (C, h, w) of one picture, from the plain definition."""
-    features = net.relu2(net.conv2(net.relu1(net.conv1(picture[None])))).detach().requires_grad_()
+def slow_activation_and_gradient(net: Small, image: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """Activation and gradient (C, h, w) of one image, from the plain definition."""
+    features = net.relu2(net.conv2(net.relu1(net.conv1(image[None])))).detach().requires_grad_()
     logits = net.linear(net.between(features.mean((2, 3))))
     (gradient,) = torch.autograd.grad(logits[0, target], features)
     return features[0].detach(), gradient[0]
@@ -76,30 +76,30 @@ def slow_cam(method: str, activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "hires-cam", "layer-cam"])
-def test_each_cam_equals_its_definition_for_every_class(net: Small, pictures: Tensor, method: str) -> None:
-    maps = explain(net, pictures, method, target="all").values
+def test_each_cam_equals_its_definition_for_every_class(net: Small, images: Tensor, method: str) -> None:
+    maps = explain(net, images, method, target="all").values
 
-    for row, picture in enumerate(pictures):
+    for row, image in enumerate(images):
         for target in range(4):
-            wanted = slow_cam(method, *slow_activation_and_gradient(net, picture, target))
+            wanted = slow_cam(method, *slow_activation_and_gradient(net, image, target))
             torch.testing.assert_close(maps[row, target], wanted.float(), rtol=1e-5, atol=1e-7)
 
 
-def test_cam_is_the_weighted_sum_of_features(pictures: Tensor) -> None:
+def test_cam_is_the_weighted_sum_of_features(images: Tensor) -> None:
     net = Small().double()
-    found = explain(net, pictures, "cam", target=2)
+    found = explain(net, images, "cam", target=2)
 
-    features = net.relu2(net.conv2(net.relu1(net.conv1(pictures)))).detach()
+    features = net.relu2(net.conv2(net.relu1(net.conv1(images)))).detach()
     wanted = torch.einsum("c,bchw->bhw", net.linear.weight[2].detach(), features)
     torch.testing.assert_close(found.values[:, 0], wanted.float())
 
 
-def test_saliency_is_the_largest_absolute_gradient(net: Small, pictures: Tensor) -> None:
-    found = explain(net, pictures, "saliency", target=[1, 0, 3])
-    signed = explain(net, pictures, "saliency", target=[1, 0, 3], settings={"channels": "signed"})
+def test_saliency_is_the_largest_absolute_gradient(net: Small, images: Tensor) -> None:
+    found = explain(net, images, "saliency", target=[1, 0, 3])
+    signed = explain(net, images, "saliency", target=[1, 0, 3], settings={"channels": "signed"})
 
     for row, target in enumerate((1, 0, 3)):
-        gradient = torch.autograd.functional.jacobian(lambda one: net(one[None])[0], pictures[row])[target]
+        gradient = torch.autograd.functional.jacobian(lambda one: net(one[None])[0], images[row])[target]
         torch.testing.assert_close(found.values[row, 0], gradient.abs().amax(0).float())
         torch.testing.assert_close(signed.values[row, 0].abs(), found.values[row, 0])
         largest = gradient.flatten(1).gather(0, gradient.flatten(1).abs().argmax(0)[None])[0]
@@ -107,7 +107,7 @@ def test_saliency_is_the_largest_absolute_gradient(net: Small, pictures: Tensor)
 
 
 def test_grad_cam_of_a_net_set_by_hand_is_what_a_pencil_says() -> None:
-    # One picture 4 x 4 holding 0 to 15 in its first channel. The convolution sums the red of each 2 x 2 block into
+    # One image 4 x 4 holding 0 to 15 in its first channel. The convolution sums the red of each 2 x 2 block into
     # channel 0 and gives half of that to channel 1: A0 = (10, 18, 42, 50), A1 = (5, 9, 21, 25).
     # Logit 0 = 3 mean(A0) - 2 mean(A1): gradients 3/4 and -2/4 everywhere, so the map is 0.75 A0 - 0.5 A1.
     # Logit 1 = -mean(A0): the map would be negative, and its positive part is nothing.
@@ -116,10 +116,10 @@ def test_grad_cam_of_a_net_set_by_hand_is_what_a_pencil_says() -> None:
     with torch.no_grad():
         conv.weight.zero_()[:, 0] = torch.tensor([1.0, 0.5])[:, None, None]
         linear.weight.copy_(torch.tensor([[3.0, -2.0], [-1.0, 0.0]]))
-    picture = torch.zeros(1, 3, 4, 4)
-    picture[0, 0] = torch.arange(16.0).view(4, 4)
+    image = torch.zeros(1, 3, 4, 4)
+    image[0, 0] = torch.arange(16.0).view(4, 4)
 
-    maps = explain(net, picture, "grad-cam", target="all").values
+    maps = explain(net, image, "grad-cam", target="all").values
 
     torch.testing.assert_close(maps[0, 0], torch.tensor([[5.0, 9.0], [21.0, 25.0]]))
     torch.testing.assert_close(maps[0, 1], torch.zeros(2, 2))
@@ -128,54 +128,54 @@ def test_grad_cam_of_a_net_set_by_hand_is_what_a_pencil_says() -> None:
 TARGETS = [1, 0, 3]
 
 
-def pixel_gradient(net: nn.Module, picture: Tensor, target: int) -> Tensor:
-    leaf = picture.clone().requires_grad_()
+def pixel_gradient(net: nn.Module, image: Tensor, target: int) -> Tensor:
+    leaf = image.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(net(leaf[None])[0, target], leaf)
     return gradient
 
 
-def test_input_x_gradient_adds_up_the_channels(net: Small, pictures: Tensor) -> None:
-    maps = explain(net, pictures, "input-x-gradient", TARGETS).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        torch.testing.assert_close(found, (picture * pixel_gradient(net, picture, target)).sum(0).float())
+def test_input_x_gradient_adds_up_the_channels(net: Small, images: Tensor) -> None:
+    maps = explain(net, images, "input-x-gradient", TARGETS).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, (image * pixel_gradient(net, image, target)).sum(0).float())
 
 
-def test_the_score_may_be_the_probability(net: Small, pictures: Tensor) -> None:
-    maps = explain(net, pictures, "saliency", TARGETS, settings={"score": "probability"}).values[:, 0]
+def test_the_score_may_be_the_probability(net: Small, images: Tensor) -> None:
+    maps = explain(net, images, "saliency", TARGETS, settings={"score": "probability"}).values[:, 0]
     softened = nn.Sequential(net, nn.Softmax(1))
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        torch.testing.assert_close(found, pixel_gradient(softened, picture, target).abs().amax(0).float())
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, pixel_gradient(softened, image, target).abs().amax(0).float())
 
 
-def test_smoothgrad_is_the_mean_over_its_noisy_copies(net: Small, pictures: Tensor) -> None:
+def test_smoothgrad_is_the_mean_over_its_noisy_copies(net: Small, images: Tensor) -> None:
     settings = {"count": 4, "noise": 0.2, "seed": 7}
-    maps = explain(net, pictures, "smoothgrad", TARGETS, settings=settings).values[:, 0]
+    maps = explain(net, images, "smoothgrad", TARGETS, settings=settings).values[:, 0]
     source = torch.Generator().manual_seed(7)
     draws = [torch.randn(1, 3, 12, 8, generator=source)[0].double() for _ in range(4)]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        spread = 0.2 * (picture.max() - picture.min())
-        mean = sum(pixel_gradient(net, picture + spread * draw, target) for draw in draws) / 4
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        spread = 0.2 * (image.max() - image.min())
+        mean = sum(pixel_gradient(net, image + spread * draw, target) for draw in draws) / 4
         assert isinstance(mean, Tensor)
         torch.testing.assert_close(found, mean.abs().amax(0).float())
 
 
-def test_integrated_gradients_add_up_to_the_change_of_the_score(net: Small, pictures: Tensor) -> None:
-    maps = explain(net, pictures, "integrated-gradients", TARGETS, settings={"steps": 400, "baseline": 0.5}).values
-    start = net(torch.full_like(pictures, 0.5))
+def test_integrated_gradients_add_up_to_the_change_of_the_score(net: Small, images: Tensor) -> None:
+    maps = explain(net, images, "integrated-gradients", TARGETS, settings={"steps": 400, "baseline": 0.5}).values
+    start = net(torch.full_like(images, 0.5))
     for row, target in enumerate(TARGETS):
-        wanted = (net(pictures)[row, target] - start[row, target]).item()
+        wanted = (net(images)[row, target] - start[row, target]).item()
         assert maps[row].sum().item() == pytest.approx(wanted, abs=2e-4)
 
 
 @pytest.mark.parametrize("method", ["smoothgrad", "integrated-gradients", "input-x-gradient", "saliency"])
-def test_many_targets_keep_no_gradients_by_colour(method: str, pictures: Tensor) -> None:
+def test_many_targets_keep_no_gradients_by_colour(method: str, images: Tensor) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 300)
 
-        def forward(self, images: Tensor) -> Tensor:
-            return self.linear(self.conv(images).sigmoid().mean((2, 3)))
+        def forward(self, inner: Tensor) -> Tensor:
+            return self.linear(self.conv(inner).sigmoid().mean((2, 3)))
 
     net, settings = Wide().double(), {"smoothgrad": {"count": 2}, "integrated-gradients": {"steps": 2}}.get(method, {})
     largest = 0
@@ -189,37 +189,37 @@ def test_many_targets_keep_no_gradients_by_colour(method: str, pictures: Tensor)
             return done
 
     with Watch():
-        together = explain(net, pictures, method, "all", settings=settings).values
+        together = explain(net, images, method, "all", settings=settings).values
     assert largest <= 3 * 300 * 12 * 8  # one value a pixel and target
-    alone = explain(net, pictures, method, 299, settings=settings).values[:, 0]
+    alone = explain(net, images, method, 299, settings=settings).values[:, 0]
     torch.testing.assert_close(together[:, 299], alone, rtol=1e-6, atol=0)
 
 
-def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(net: Small, pictures: Tensor) -> None:
+def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(net: Small, images: Tensor) -> None:
     settings = {"window": 5, "stride": 3, "fill": 0.25, "chunk": 4}
-    maps = explain(net, pictures, "occlusion", TARGETS, settings=settings).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+    maps = explain(net, images, "occlusion", TARGETS, settings=settings).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
         falls, times = torch.zeros(12, 8).double(), torch.zeros(12, 8).double()
         for top in (0, 3, 6, 9):
             for left in (0, 3):
-                covered = picture.clone()
+                covered = image.clone()
                 covered[:, top : top + 5, left : left + 5] = 0.25
-                fall = (net(picture[None]) - net(covered[None]))[0, target].detach()
+                fall = (net(image[None]) - net(covered[None]))[0, target].detach()
                 falls[top : top + 5, left : left + 5] += fall
                 times[top : top + 5, left : left + 5] += 1
         torch.testing.assert_close(found, (falls / times).float())
 
 
-def test_score_cam_is_what_the_paper_s_algorithm_says(net: Small, pictures: Tensor) -> None:
-    maps = explain(net, pictures, "score-cam", TARGETS, settings={"chunk": 4}).values[:, 0]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        activation, _ = slow_activation_and_gradient(net, picture, target)
+def test_score_cam_is_what_the_paper_s_algorithm_says(net: Small, images: Tensor) -> None:
+    maps = explain(net, images, "score-cam", TARGETS, settings={"chunk": 4}).values[:, 0]
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        activation, _ = slow_activation_and_gradient(net, image, target)
         rises = []
         for channel in activation:
             even = channel.max() == channel.min()
             mask = torch.zeros_like(channel) if even else (channel - channel.min()) / (channel.max() - channel.min())
             large = nn.functional.interpolate(mask[None, None], (12, 8), mode="bilinear", align_corners=False)[0]
-            rises.append((net((picture * large)[None]) - net(picture[None]))[0, target].detach())
+            rises.append((net((image * large)[None]) - net(image[None]))[0, target].detach())
         weights = torch.stack(rises).softmax(0)
         wanted = sum(weight * channel for weight, channel in zip(weights, activation, strict=True))
         assert isinstance(wanted, Tensor)
@@ -246,18 +246,18 @@ def slow_mask(grid: Tensor, shift: tuple[int, int], height: int, width: int) -> 
     return mask
 
 
-def test_rise_is_the_weighed_mean_of_its_masks(net: Small, pictures: Tensor) -> None:
+def test_rise_is_the_weighed_mean_of_its_masks(net: Small, images: Tensor) -> None:
     count, cells, keep, seed = 12, 3, 0.4, 5
     settings = {"count": count, "cells": cells, "keep": keep, "seed": seed, "chunk": 4}
-    maps = explain(net, pictures, "rise", TARGETS, settings=settings).values[:, 0]
+    maps = explain(net, images, "rise", TARGETS, settings=settings).values[:, 0]
     source = torch.Generator().manual_seed(seed)
     grids = (torch.rand(count, 1, cells, cells, generator=source) < keep)[:, 0].double()
     shifts = [torch.randint(0, side, (count,), generator=source).tolist() for side in (4, 3)]  # 12 / 3, 8 / 3 upwards
     masks = [slow_mask(grids[n], (shifts[0][n], shifts[1][n]), 12, 8) for n in range(count)]
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
         total = torch.zeros(12, 8, dtype=torch.float64)
         for mask in masks:
-            total += net((picture * mask)[None]).softmax(1)[0, target].detach() * mask
+            total += net((image * mask)[None]).softmax(1)[0, target].detach() * mask
         torch.testing.assert_close(found, (total / (count * keep)).float(), rtol=1e-5, atol=1e-6)
 
 
@@ -274,21 +274,21 @@ def test_rise_finds_the_one_pixel_that_is_read() -> None:
     assert (maps[0].sum(0) - maps[0].sum(0).mean()).abs().max() < 0.1  # both classes together: the masks' own mean
 
 
-def test_rise_s_masks_do_not_depend_on_how_many_are_drawn_at_a_time(net: Small, pictures: Tensor) -> None:
+def test_rise_s_masks_do_not_depend_on_how_many_are_drawn_at_a_time(net: Small, images: Tensor) -> None:
     small, large = (
-        explain(net, pictures, "rise", settings={"count": 40, "cells": 4, "chunk": chunk}).values for chunk in (3, 100)
+        explain(net, images, "rise", settings={"count": 40, "cells": 4, "chunk": chunk}).values for chunk in (3, 100)
     )
     torch.testing.assert_close(small, large)
 
 
-def test_an_in_place_relu_after_the_layer_does_not_reach_the_map(pictures: Tensor) -> None:
+def test_an_in_place_relu_after_the_layer_does_not_reach_the_map(images: Tensor) -> None:
     net = Small().double()
-    before = explain(net, pictures, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
+    before = explain(net, images, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
     net.relu2.inplace = True
-    after = explain(net, pictures, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
+    after = explain(net, images, "hires-cam", target=1, layer="conv2", settings={"relu": False}).values
 
     torch.testing.assert_close(after, before)
-    features = net.conv2(net.relu1(net.conv1(pictures))).detach()
+    features = net.conv2(net.relu1(net.conv1(images))).detach()
     gradient = net.linear.weight[1].detach()[:, None, None] / 24 * (features > 0)
     torch.testing.assert_close(before[:, 0], (features * gradient).sum(1).float())
 
@@ -344,62 +344,62 @@ RELUS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 
 @pytest.mark.parametrize("second", RELUS)
 @pytest.mark.parametrize("first", ["nn.ReLU", "nn.ReLU6"])
-def test_guided_backprop_guides_at_every_kind_of_relu(first: str, second: str, pictures: Tensor) -> None:
+def test_guided_backprop_guides_at_every_kind_of_relu(first: str, second: str, images: Tensor) -> None:
     (low, one), (high, two) = RELUS[first], RELUS[second]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Steps(one, two).double()
-    maps = explain(net, pictures, "guided-backprop", TARGETS).values[:, 0]
+    maps = explain(net, images, "guided-backprop", TARGETS).values[:, 0]
     slow = Steps(lambda features: Guided.apply(features, low), lambda features: Guided.apply(features, high)).double()
     slow.load_state_dict(net.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(slow(pictures), net(pictures))
-    for picture, target, found in zip(pictures, TARGETS, maps, strict=True):
-        torch.testing.assert_close(found, pixel_gradient(slow, picture, target).abs().amax(0).float())
+        torch.testing.assert_close(slow(images), net(images))
+    for image, target, found in zip(images, TARGETS, maps, strict=True):
+        torch.testing.assert_close(found, pixel_gradient(slow, image, target).abs().amax(0).float())
 
 
 @pytest.mark.parametrize("step", [lambda x: x.clamp(0, 1), lambda x: x.clamp(min=1e-6), F.hardtanh, F.elu])
-def test_what_is_no_relu_is_not_guided(step: Callable[[Tensor], Tensor], pictures: Tensor) -> None:
+def test_what_is_no_relu_is_not_guided(step: Callable[[Tensor], Tensor], images: Tensor) -> None:
     with pytest.raises(ModelError, match="uses no ReLU"):
-        explain(Steps(step, F.gelu).double(), pictures, "guided-backprop")
+        explain(Steps(step, F.gelu).double(), images, "guided-backprop")
 
 
 # What other libraries say, in float64.
 
 
 @pytest.mark.parametrize("ours", ["saliency", "input-x-gradient", "integrated-gradients", "guided-backprop"])
-def test_pixel_methods_equal_captum(net: Small, pictures: Tensor, ours: str) -> None:
+def test_pixel_methods_equal_captum(net: Small, images: Tensor, ours: str) -> None:
     attr = pytest.importorskip("captum.attr")
     theirs = {
-        "saliency": lambda: attr.Saliency(net).attribute(pictures, TARGETS).amax(1),
-        "input-x-gradient": lambda: attr.InputXGradient(net).attribute(pictures, TARGETS).sum(1),
-        "integrated-gradients": lambda: attr.IntegratedGradients(net).attribute(pictures, target=TARGETS).sum(1),
-        "guided-backprop": lambda: attr.GuidedBackprop(net).attribute(pictures, TARGETS).abs().amax(1),
+        "saliency": lambda: attr.Saliency(net).attribute(images, TARGETS).amax(1),
+        "input-x-gradient": lambda: attr.InputXGradient(net).attribute(images, TARGETS).sum(1),
+        "integrated-gradients": lambda: attr.IntegratedGradients(net).attribute(images, target=TARGETS).sum(1),
+        "guided-backprop": lambda: attr.GuidedBackprop(net).attribute(images, TARGETS).abs().amax(1),
     }
-    found = explain(net, pictures, ours, TARGETS).values[:, 0]
+    found = explain(net, images, ours, TARGETS).values[:, 0]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it marks the pictures, or hangs hooks
+        warnings.simplefilter("ignore")  # that it marks the images, or hangs hooks
         wanted = theirs[ours]().detach()
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("window", [(5, 3), (4, 4), (8, 2)])
-def test_occlusion_equals_captum(net: Small, pictures: Tensor, window: tuple[int, int]) -> None:
+def test_occlusion_equals_captum(net: Small, images: Tensor, window: tuple[int, int]) -> None:
     attr = pytest.importorskip("captum.attr")
     side, stride = window
     wanted = attr.Occlusion(net).attribute(
-        pictures, (3, side, side), strides=(3, stride, stride), baselines=0.25, target=TARGETS
+        images, (3, side, side), strides=(3, stride, stride), baselines=0.25, target=TARGETS
     )[:, 0]
     settings = {"window": side, "stride": stride, "fill": 0.25}
-    found = explain(net, pictures, "occlusion", TARGETS, settings=settings).values[:, 0]
+    found = explain(net, images, "occlusion", TARGETS, settings=settings).values[:, 0]
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "relu2"])
-def test_grad_cam_equals_captum_at_any_layer(net: Small, pictures: Tensor, layer: str) -> None:
+def test_grad_cam_equals_captum_at_any_layer(net: Small, images: Tensor, layer: str) -> None:
     attr = pytest.importorskip("captum.attr")
-    wanted = attr.LayerGradCam(net, getattr(net, layer)).attribute(pictures, TARGETS).detach()[:, 0]
-    found = explain(net, pictures, "grad-cam", TARGETS, layer, {"relu": False}).values[:, 0]
+    wanted = attr.LayerGradCam(net, getattr(net, layer)).attribute(images, TARGETS).detach()[:, 0]
+    found = explain(net, images, "grad-cam", TARGETS, layer, {"relu": False}).values[:, 0]
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-7)
 
 
@@ -408,32 +408,32 @@ def test_grad_cam_equals_captum_at_any_layer(net: Small, pictures: Tensor, layer
     ("ours", "theirs"),
     [("grad-cam", "GradCAM"), ("layer-cam", "LayerCAM"), ("score-cam", "ScoreCAM")],
 )
-def test_cams_equal_torchcam(net: Small, pictures: Tensor, ours: str, theirs: str, layer: str) -> None:
+def test_cams_equal_torchcam(net: Small, images: Tensor, ours: str, theirs: str, layer: str) -> None:
     methods = pytest.importorskip("torchcam.methods")
     with getattr(methods, theirs)(net, layer, input_shape=(3, 12, 8)) as extractor:
-        logits = net(pictures)
+        logits = net(images)
         wanted = extractor(TARGETS, logits, normalized=False)[0].detach()
-    found = explain(net, pictures, ours, TARGETS, layer).values[:, 0]
+    found = explain(net, images, ours, TARGETS, layer).values[:, 0]
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_cam_equals_torchcam_up_to_its_relu(pictures: Tensor) -> None:
+def test_cam_equals_torchcam_up_to_its_relu(images: Tensor) -> None:
     methods = pytest.importorskip("torchcam.methods")
     net = Small().double().eval()
     with methods.CAM(net, "relu2", "linear", input_shape=(3, 12, 8)) as extractor, torch.no_grad():
-        net(pictures)
+        net(images)
         wanted = extractor(TARGETS, normalized=False)[0]
-    torch.testing.assert_close(explain(net, pictures, "cam", TARGETS).values[:, 0], wanted.float())
+    torch.testing.assert_close(explain(net, images, "cam", TARGETS).values[:, 0], wanted.float())
 
 
-def test_grad_cam_plus_plus_equals_pytorch_grad_cam(net: Small, pictures: Tensor) -> None:
+def test_grad_cam_plus_plus_equals_pytorch_grad_cam(net: Small, images: Tensor) -> None:
     # Not torchcam: in 0.5.0 its shares are not divided (an in-place division of a copy), see GradCAMpp._get_weights.
     theirs = pytest.importorskip("pytorch_grad_cam").GradCAMPlusPlus
     with torch.no_grad():  # large gradients: it adds 1e-6 to a square of them
         net.linear.weight.mul_(1e5)
-    found = explain(net, pictures, "grad-cam++", TARGETS).values[:, 0]
-    for picture, target, ours in zip(pictures, TARGETS, found, strict=True):
-        activation, gradient = slow_activation_and_gradient(net, picture, target)
+    found = explain(net, images, "grad-cam++", TARGETS).values[:, 0]
+    for image, target, ours in zip(images, TARGETS, found, strict=True):
+        activation, gradient = slow_activation_and_gradient(net, image, target)
         weights = theirs.get_cam_weights(None, None, None, None, activation[None].numpy(), gradient[None].numpy())[0]
         wanted = torch.einsum("c,chw->hw", torch.from_numpy(weights), activation).clamp_min(0)
         torch.testing.assert_close(ours, wanted.float(), rtol=1e-5, atol=1e-5)

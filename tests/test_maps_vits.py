@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from heedmap.attribution import explain
+from heedmap.attribution.transformer import rollout
 from heedmap.errors import ModelError
-from heedmap.maps import explain
-from heedmap.maps.transformers import rollout
 
 HEIGHT, WIDTH = 32, 48
 
@@ -36,18 +36,18 @@ def torchvision_vit() -> nn.Module:
 
 
 @pytest.fixture
-def pictures(generator: torch.Generator) -> Tensor:
+def images(generator: torch.Generator) -> Tensor:
     return torch.rand(2, 3, HEIGHT, WIDTH, generator=generator)
 
 
-def unfused(model: nn.Module, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+def unfused(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits and attention matrices of a timm ViT, caught the classic way: fusing off, a hook on each dropout."""
     caught: list[Tensor] = []
     handles = []
     for block in model.blocks:
         block.attn.fused_attn = False
         handles.append(block.attn.attn_drop.register_forward_hook(lambda _part, given, _out: caught.append(given[0])))
-    logits = model(pictures)
+    logits = model(images)
     for handle in handles:
         handle.remove()
     for block in model.blocks:
@@ -71,22 +71,22 @@ def test_rollout_s_rows_sum_to_one_and_it_equals_the_numpy_original(generator: t
 
 
 @pytest.mark.parametrize("heads", ["mean", "max", "min"])
-def test_rollout_of_a_fused_network_equals_that_of_its_caught_matrices(pictures: Tensor, heads: str) -> None:
+def test_rollout_of_a_fused_network_equals_that_of_its_caught_matrices(images: Tensor, heads: str) -> None:
     model = timm_vit()
-    found = explain(model, pictures, "attention-rollout", settings={"heads": heads}).values[:, 0]
+    found = explain(model, images, "attention-rollout", settings={"heads": heads}).values[:, 0]
 
-    _, matrices = unfused(model, pictures)
+    _, matrices = unfused(model, images)
     joined = [getattr(m, {"mean": "mean", "max": "amax", "min": "amin"}[heads])(1) for m in matrices]
     wanted = rollout(joined)[:, 0, 1:].view(2, HEIGHT // 8, WIDTH // 8)
     torch.testing.assert_close(found, wanted)
 
 
-def test_relevance_equals_its_definition_on_caught_matrices(pictures: Tensor) -> None:
+def test_relevance_equals_its_definition_on_caught_matrices(images: Tensor) -> None:
     model = timm_vit()
-    found = explain(model, pictures, "relevance", "all").values
+    found = explain(model, images, "relevance", "all").values
 
     for target in range(4):
-        logits, matrices = unfused(model, pictures)
+        logits, matrices = unfused(model, images)
         gradients = torch.autograd.grad(logits[:, target].sum(), matrices)
         for row in range(2):
             total = torch.eye(25)
@@ -97,49 +97,49 @@ def test_relevance_equals_its_definition_on_caught_matrices(pictures: Tensor) ->
 
 
 @pytest.mark.parametrize("method", ["attention-rollout", "relevance"])
-def test_a_fused_network_and_the_same_one_unfused_have_the_same_maps(pictures: Tensor, method: str) -> None:
+def test_a_fused_network_and_the_same_one_unfused_have_the_same_maps(images: Tensor, method: str) -> None:
     model = timm_vit()
-    fused = explain(model, pictures, method, 1)
+    fused = explain(model, images, method, 1)
     for block in model.blocks:
         block.attn.fused_attn = False
-    written = explain(model, pictures, method, 1)
+    written = explain(model, images, method, 1)
 
     torch.testing.assert_close(fused.values, written.values, rtol=1e-3, atol=1e-7)
-    torch.testing.assert_close(fused.logits, model(pictures).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.logits, model(images).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_torchvision_s_attention_is_written_out_exactly(generator: torch.Generator) -> None:
-    model, pictures = torchvision_vit(), torch.rand(2, 3, 32, 32, generator=generator)
+    model, images = torchvision_vit(), torch.rand(2, 3, 32, 32, generator=generator)
     matrices: list[Tensor] = []
     tokens: dict[int, Tensor] = {}
     for number, block in enumerate(model.encoder.layers):
         block.ln_1.register_forward_hook(lambda _part, _given, out, number=number: tokens.update({number: out}))
     with torch.no_grad():
-        logits = model(pictures)
+        logits = model(images)
         for number, block in enumerate(model.encoder.layers):
             x = tokens[number]
             matrices.append(block.self_attention(x, x, x, need_weights=True)[1])  # mean over heads
 
-    found = explain(model, pictures, "attention-rollout")
+    found = explain(model, images, "attention-rollout")
 
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.values[:, 0], rollout(matrices)[:, 0, 1:].view(2, 4, 4), rtol=1e-4, atol=1e-6)
-    assert explain(model, pictures, "relevance", "all").values.shape == (2, 4, 4, 4)
+    assert explain(model, images, "relevance", "all").values.shape == (2, 4, 4, 4)
 
 
-def test_registers_and_a_mean_over_places_are_read_as_the_head_reads_them(pictures: Tensor) -> None:
+def test_registers_and_a_mean_over_places_are_read_as_the_head_reads_them(images: Tensor) -> None:
     registers = timm_vit(reg_tokens=2)
-    assert explain(registers, pictures, "relevance").values.shape == (2, 1, 4, 6)
+    assert explain(registers, images, "relevance").values.shape == (2, 1, 4, 6)
     averaged = timm_vit(class_token=False, global_pool="avg")
-    found = explain(averaged, pictures, "attention-rollout").values[:, 0]
+    found = explain(averaged, images, "attention-rollout").values[:, 0]
 
-    _, matrices = unfused(averaged, pictures)
+    _, matrices = unfused(averaged, images)
     wanted = rollout([matrix.mean(1) for matrix in matrices]).mean(1).view(2, 4, 6)
     torch.testing.assert_close(found, wanted.detach())
 
 
 @pytest.mark.parametrize("method", ["attention-rollout", "relevance"])
-def test_a_distilled_network_is_read_at_both_tokens(pictures: Tensor, method: str) -> None:
+def test_a_distilled_network_is_read_at_both_tokens(images: Tensor, method: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -150,9 +150,9 @@ def test_a_distilled_network_is_read_at_both_tokens(pictures: Tensor, method: st
             nn.init.normal_(block.attn.qkv.weight, std=0.2)
         nn.init.normal_(model.head.weight)
         nn.init.normal_(model.head_dist.weight)
-    found = explain(model, pictures, method, 1).values[:, 0]
+    found = explain(model, images, method, 1).values[:, 0]
 
-    logits, matrices = unfused(model, pictures)
+    logits, matrices = unfused(model, images)
     if method == "attention-rollout":
         total = rollout([matrix.mean(1) for matrix in matrices])
     else:
@@ -164,13 +164,13 @@ def test_a_distilled_network_is_read_at_both_tokens(pictures: Tensor, method: st
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_grad_cam_reads_tokens_where_a_layer_is_named(pictures: Tensor) -> None:
+def test_grad_cam_reads_tokens_where_a_layer_is_named(images: Tensor) -> None:
     model = timm_vit()
-    found = explain(model, pictures, "grad-cam", 2, "blocks.2.norm1", {"relu": False})
+    found = explain(model, images, "grad-cam", 2, "blocks.2.norm1", {"relu": False})
 
     tokens: list[Tensor] = []
     handle = model.blocks[2].norm1.register_forward_hook(lambda _part, _given, out: tokens.append(out))
-    logits = model(pictures)
+    logits = model(images)
     handle.remove()
     (gradient,) = torch.autograd.grad(logits[:, 2].sum(), tokens[0])
     weights = gradient[:, 1:].mean(1, keepdim=True)

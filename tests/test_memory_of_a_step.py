@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.listener import Listener
-from heedmap.options import TrainOptions
-from heedmap.train import train
-from heedmap.training import memory
-from heedmap.training.memory import fitting_batch, free_bytes, kept_by_picture, most_that_fit
+from heedmap.config import TrainOptions
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.progress import Progress
+from heedmap.training import batch_size as memory
+from heedmap.training.batch_size import fitting_batch, free_bytes, kept_by_image, most_that_fit
+from heedmap.workflows.train.train import train
 
 CPU = torch.device("cpu")
 
@@ -29,7 +31,7 @@ def compact(size: int = 32) -> AttentionClassifier:
 
 
 class TwoLayers(nn.Module):
-    """Keeps for the backward pass: the pictures, what the first layer gives, and what the ReLU gives."""
+    """Keeps for the backward pass: the images, what the first layer gives, and what the ReLU gives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,18 +41,18 @@ class TwoLayers(nn.Module):
         return SimpleNamespace(logits=self.last(self.first(images).relu().mean((2, 3))))
 
 
-def test_what_is_kept_by_picture_is_counted_by_hand() -> None:
+def test_what_is_kept_by_image_is_counted_by_hand() -> None:
     model: Any = TwoLayers()
     # Float32: 3 x 64 pixels into the convolution, 5 x 64 out of the ReLU, 5 into the linear layer, 2 log-probabilities;
     # the label is an integer of 8 bytes.
     expected = 4 * (3 * 64 + 5 * 64 + 5 + 2) + 8
-    assert kept_by_picture(model, 8, "float32", CPU) == expected
+    assert kept_by_image(model, 8, "float32", CPU) == expected
 
 
 def test_what_is_kept_grows_with_the_pixels_and_halves_in_bfloat16() -> None:
-    small, large = (kept_by_picture(compact(), size, "float32", CPU) for size in (32, 64))
+    small, large = (kept_by_image(compact(), size, "float32", CPU) for size in (32, 64))
     assert 3.5 < large / small < 4.5
-    assert 0.4 < kept_by_picture(compact(), 64, "bf16", CPU) / large < 0.7
+    assert 0.4 < kept_by_image(compact(), 64, "bf16", CPU) / large < 0.7
 
 
 def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
@@ -59,7 +61,7 @@ def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    kept_by_picture(classifier, 32, "float32", CPU)
+    kept_by_image(classifier, 32, "float32", CPU)
     assert torch.equal(torch.rand(3), expected)
     assert not classifier.training
     for name, value in classifier.state_dict().items():
@@ -78,8 +80,8 @@ def test_a_batch_is_left_as_it_is_where_memory_is_plenty(monkeypatch: pytest.Mon
     accelerator: Any = SimpleNamespace(device=CPU, num_processes=2, gather=lambda values: values)
     options = TrainOptions(image_size=32, batch_size=64, precision="float32")
     assert fitting_batch(compact(), options, accelerator) == 64
-    a_picture = kept_by_picture(compact(), 32, "float32", CPU)
-    room = 32 / 2 * a_picture * memory.WHOLE / memory.LEFT  # for 32 pictures, shared by two processes
+    a_image = kept_by_image(compact(), 32, "float32", CPU)
+    room = 32 / 2 * a_image * memory.WHOLE / memory.LEFT  # for 32 images, shared by two processes
     monkeypatch.setattr(memory, "free_bytes", lambda device, processes: room)
     assert fitting_batch(compact(), options, accelerator) == 32
     twice = TrainOptions(image_size=32, batch_size=64, precision="float32", map_consistency=1.0)
@@ -91,16 +93,16 @@ def test_a_run_trains_with_the_batches_that_fit_and_says_so(
 ) -> None:
     told: list[str] = []
 
-    class Said(Listener):
+    class Said(Progress):
         def message(self, text: str) -> None:
             told.append(text)
 
-    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 0.0)  # three pictures, the least there is
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 0.0)  # three images, the least there is
     options = TrainOptions(data=str(cue_folder), out=str(tmp_path / "run"), image_size=16, epochs=1, workers=0)
-    run = train(options, listener=Said())
+    run = train(options, progress=Said())
     assert run.options.batch_size is not None
     assert 2 <= run.options.batch_size < 4
-    assert any(re.fullmatch(r"Batches of \d pictures, not of \d+: memory is short\.", text) for text in told)
+    assert any(re.fullmatch(r"Batches of \d images, not of \d+: memory is short\.", text) for text in told)
     steps = [record for record in run.read_metrics() if record["kind"] == "epoch"][-1]["step"]
     assert steps == run.config["sizes"]["train"] // run.options.batch_size
     told_so = replace(options, out=str(tmp_path / "other"), batch_size=9)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from heedmap.classifier import Architecture, build_classifier
+from heedmap.config import TrainOptions
 from heedmap.errors import OptionError
-from heedmap.options import TrainOptions
+from heedmap.models.architecture import Architecture
+from heedmap.models.factory import build_classifier
 from heedmap.training import muon
 from heedmap.training.muon import KERNEL_MOMENTUM, MOMENTUM, Muon, orthogonal
-from heedmap.training.optimizer import ADAPTIVE_SHARE, make_optimizer
+from heedmap.training.optimizers import ADAPTIVE_SHARE, make_optimizer
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

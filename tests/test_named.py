@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from heedmap.data import NAMED, TensorPictures, open_data, open_named
+from heedmap.data import NAMED, TensorDataset, open_data, open_named
 from heedmap.errors import DataError
 
 datasets = pytest.importorskip("torchvision.datasets")
@@ -21,7 +21,7 @@ COUNTS = {"train": 6, "test": 4}
 
 
 def planes(count: int, side: int) -> np.ndarray:
-    """(count, 3, side, side): every plane of every picture has its own value, so that a mixed-up axis shows."""
+    """(count, 3, side, side): every plane of every image has its own value, so that a mixed-up axis shows."""
     values = np.arange(count * 3, dtype=np.uint8).reshape(count, 3, 1, 1)
     return np.broadcast_to(values, (count, 3, side, side)).copy()
 
@@ -51,7 +51,7 @@ def write_cifar10(root: Path) -> None:
     folder = root / "cifar-10-batches-py"
     write_pickle(folder / "batches.meta", {"label_names": [f"thing {label}" for label in range(10)]})
     train = planes(COUNTS["train"], 32).reshape(-1, 3072)
-    for number in range(1, 6):  # five batches: 1, 1, 1, 1 and 2 pictures
+    for number in range(1, 6):  # five batches: 1, 1, 1, 1 and 2 images
         rows = slice(number - 1, number if number < 5 else None)
         labels = list(range(COUNTS["train"]))[rows]
         write_pickle(folder / f"data_batch_{number}", {"data": train[rows], "labels": labels})
@@ -111,13 +111,13 @@ def test_every_named_set_is_read_from_its_own_file_format(name: str, tmp_path: P
     grey = "mnist" in name
     side = 96 if name == "stl10" else 28 if grey else 32
     for part, count in COUNTS.items():
-        pictures = splits.parts[part]
-        assert isinstance(pictures, TensorPictures)
-        assert pictures.images.shape == (count, 3, side, side)
-        assert pictures.labels.tolist() == list(range(count))
-        assert pictures.names[1] == f"{part}/000001"
-        assert pictures.load(1, side)[:, 3, 5].tolist() == ([3, 3, 3] if grey else [3, 4, 5])
-        assert pictures.load(1, 16).shape == (3, 16, 16)
+        images = splits.parts[part]
+        assert isinstance(images, TensorDataset)
+        assert images.images.shape == (count, 3, side, side)
+        assert images.labels.tolist() == list(range(count))
+        assert images.names[1] == f"{part}/000001"
+        assert images.load(1, side)[:, 3, 5].tolist() == ([3, 3, 3] if grey else [3, 4, 5])
+        assert images.load(1, 16).shape == (3, 16, 16)
     assert len(splits.classes) == (100 if name == "cifar100" else 10)
     assert splits.validation is None
 
@@ -143,10 +143,10 @@ def test_digits_are_not_flippable_and_clothing_is(tmp_path: Path) -> None:
     assert open_named("fashion-mnist", tmp_path, download=False).flippable
 
 
-def test_grey_pictures_take_no_threefold_memory(tmp_path: Path) -> None:
+def test_grey_images_take_no_threefold_memory(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     train = open_named("mnist", tmp_path, download=False).train
-    assert isinstance(train, TensorPictures)
+    assert isinstance(train, TensorDataset)
     assert train.images.untyped_storage().nbytes() == COUNTS["train"] * 28 * 28
 
 
@@ -190,9 +190,7 @@ def test_a_broken_torchvision_is_a_clear_message(monkeypatch: pytest.MonkeyPatch
             raise trouble
 
     monkeypatch.setitem(sys.modules, "torchvision", Broken("torchvision"))
-    with pytest.raises(
-        DataError, match=r"read by torchvision, which cannot be imported .* or use a folder of pictures"
-    ):
+    with pytest.raises(DataError, match=r"read by torchvision, which cannot be imported .* or use a folder of images"):
         open_named("cifar10", "data", download=False)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from heedmap.commands.train import Train
+from heedmap.cli.commands.train import Train
+from heedmap.cli.parser import parse
+from heedmap.config import TrainOptions, known_options, plan_sentence, read_config
 from heedmap.errors import OptionError
-from heedmap.options import TrainOptions, known_options, plan_sentence, read_config
-from heedmap.usage import parse
 
 ODD = TrainOptions(
-    data="my pictures",
+    data="my images",
     out="a run",
     root="r",
     download=False,
@@ -23,7 +23,7 @@ ODD = TrainOptions(
     allow_unreadable=True,
     model="paper-vgg",
     attention="additive",
-    weights="sigmoid",
+    attention_weights="sigmoid",
     head="indep",
     taps=("conv10", "conv13"),
     pretrained="weights.pt",
@@ -84,13 +84,13 @@ def test_the_odd_options_leave_no_default_as_it_is() -> None:
 
 
 def test_the_made_up_command_means_the_same_options() -> None:
-    from heedmap.train import made_up_command
+    from heedmap.workflows.train.train import command_line
 
-    words = shlex.split(made_up_command(ODD))
+    words = shlex.split(command_line(ODD))
     assert words[:2] == ["heedmap", "train"]
     assert parsed(words[2:]) == ODD
     turned = dataclasses.replace(ODD, flip=True, download=True)
-    assert parsed(shlex.split(made_up_command(turned))[2:]) == turned
+    assert parsed(shlex.split(command_line(turned))[2:]) == turned
 
 
 def test_a_config_file_means_the_same_as_flags(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_wrong_key_or_kind_is_refused_by_name(values: dict[object, object], sa
         ("epochs", "3", "'epochs' cannot be '3'; give a whole number"),
         ("augment", "flip", "^[^,]*shift, crop, none.$"),
         ("attention", "dott", "Did you mean 'dot'"),
-        ("weights", "soft-max", "Did you mean 'softmax'"),
+        ("attention_weights", "soft-max", "Did you mean 'softmax'"),
         ("augment", "flip", "not one of shift, crop, none"),
         ("epochs", 0, "from 1 to 100000"),
         ("image_size", 4, "from 8 to 2048"),
@@ -167,8 +167,8 @@ def test_a_value_out_of_its_range_is_refused_by_name(name: str, value: object, s
 def test_the_plan_says_what_will_be_done() -> None:
     plan = plan_sentence(ODD, {"train": 1200, "test": 300}, ("conv10", "conv13"), 2_345_678)
     assert plan == (
-        "paper-vgg, 2.35 M parameters, additive attention at conv10, conv13; 96 px, 3 epochs of 7 pictures a step, "
-        "adamw up to learning rate 0.001; pictures: train 1,200, test 300."
+        "paper-vgg, 2.35 M parameters, additive attention at conv10, conv13; 96 px, 3 epochs, batch size 7, "
+        "adamw up to learning rate 0.001; images: train 1,200, test 300."
     )
     single = plan_sentence(dataclasses.replace(ODD, epochs=1, batch_size=1), {}, (), 1)
-    assert "1 epoch of 1 picture a step" in single
+    assert "1 epoch, batch size 1," in single

@@ -1,4 +1,4 @@
-"""A run's pictures are those it was trained on; a run's folder is one process's."""
+"""A run's images are those it was trained on; a run's folder is one process's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from heedmap import Run, TrainOptions, evaluate, train
-from heedmap.cli import main
+from heedmap.cli.main import main
 from heedmap.errors import DataError, ModelError, OptionError, RunError, Stopped, TrainingError
-from heedmap.listener import Listener
-from heedmap.runs import CHECKPOINT, MANIFEST, only_one
+from heedmap.files import only_one
+from heedmap.progress import Progress
+from heedmap.runs import CHECKPOINT, MANIFEST
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 8, "validation": 0.2, "workers": 0}
 
@@ -31,8 +32,8 @@ def drawn_run(flat: Path, tmp_path: Path) -> Run:
 
 
 def double(folder: Path) -> None:
-    for picture in list(folder.rglob("*.png")):
-        shutil.copy(picture, picture.with_name(f"a-{picture.name}"))
+    for image in list(folder.rglob("*.png")):
+        shutil.copy(image, image.with_name(f"a-{image.name}"))
 
 
 def test_a_test_part_that_would_be_drawn_anew_from_a_changed_folder_is_refused(
@@ -41,7 +42,7 @@ def test_a_test_part_that_would_be_drawn_anew_from_a_changed_folder_is_refused(
     assert evaluate(drawn_run).learned == 0
     double(flat)
     for data in (None, str(flat)):
-        with pytest.raises(DataError, match=r"has changed since .* with pictures that the run has learned from"):
+        with pytest.raises(DataError, match=r"has changed since .* with images that the run has learned from"):
             evaluate(drawn_run, data)
     with pytest.raises(DataError, match="has changed since"):  # how many of these were learned from cannot be told
         evaluate(drawn_run, str(Path(shutil.copytree(flat, flat / "0" / "copies"))))
@@ -57,24 +58,24 @@ def test_a_test_folder_of_its_own_may_grow(make_cue_folder: Callable[..., Path],
     assert evaluate(run).report.count == 24
 
 
-def test_a_run_is_not_taken_up_with_as_many_other_pictures(flat: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_taken_up_with_as_many_other_images(flat: Path, tmp_path: Path) -> None:
     out = begun(flat, tmp_path)
-    picture = next(flat.rglob("*.png"))
-    picture.rename(picture.with_name("other.png"))
-    with pytest.raises(RunError, match=r"began with other pictures of .*, though as many"):
+    image = next(flat.rglob("*.png"))
+    image.rename(image.with_name("other.png"))
+    with pytest.raises(RunError, match=r"began with other images of .*, though as many"):
         train(TrainOptions(), resume=out)
 
 
 def begun(folder: Path, where: Path) -> Path:
     """A run that stopped after its first checkpoint."""
 
-    class Stopping(Listener):
+    class Stopping(Progress):
         def epoch(self, report: Any) -> None:
             raise Stopped("enough")
 
     options = TrainOptions(data=str(folder), out=str(where / "begun"), save_every=0, **{**SMALL, "epochs": 2})
     with pytest.raises(Stopped):
-        train(options, listener=Stopping())
+        train(options, progress=Stopping())
     return where / "begun"
 
 
@@ -111,11 +112,11 @@ def test_a_folder_of_the_users_stays_when_training_fails(flat: Path, tmp_path: P
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_one_picture_a_class_is_refused_before_training_and_by_the_audit(
+def test_one_image_a_class_is_refused_before_training_and_by_the_audit(
     make_cue_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = make_cue_folder(train=1, test=0) / "train"
-    with pytest.raises(DataError, match="no class has two pictures, so there is none to test on"):
+    with pytest.raises(DataError, match="no class has two images, so there is none to test on"):
         train(TrainOptions(data=str(folder), out=str(tmp_path / "run"), **SMALL))
     assert not (tmp_path / "run").exists()
     main(["audit", str(folder)])
@@ -125,9 +126,9 @@ def test_one_picture_a_class_is_refused_before_training_and_by_the_audit(
 
 
 def test_names_that_are_no_text_are_kept_as_they_are(flat: Path, tmp_path: Path) -> None:
-    for picture in list(flat.rglob("*.png")):  # so that some are in the test part, and in its answers
+    for image in list(flat.rglob("*.png")):  # so that some are in the test part, and in its answers
         try:
-            picture.rename(picture.with_name(f"caf\udce9-{picture.name}"))  # as a file system gives Latin-1
+            image.rename(image.with_name(f"caf\udce9-{image.name}"))  # as a file system gives Latin-1
         except OSError:
             pytest.skip("the file system takes names in UTF-8 only")
     main(["audit", str(flat), "--json", str(tmp_path / "found.json")])
@@ -147,7 +148,7 @@ def test_a_link_to_the_data_is_no_class(flat: Path) -> None:
 
     (flat / "loop").symlink_to(".")
     (flat / "up").symlink_to("..")
-    with pytest.raises(DataError, match="no pictures of class 'loop', 'up'"):
+    with pytest.raises(DataError, match="no images of class 'loop', 'up'"):
         open_data(str(flat))
 
 
@@ -186,7 +187,7 @@ def test_what_is_told_beside_resume_is_not_passed_over(
 @pytest.mark.parametrize(("changed", "said"), [({"taps": ()}, "taps names none"), ({"out": "a\0b"}, "a zero byte")])
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        TrainOptions(data="pictures", **changed)
+        TrainOptions(data="images", **changed)
 
 
 def test_a_name_that_is_too_long_is_one_line(refusal: Callable[..., str], cue_folder: Path) -> None:
@@ -194,17 +195,17 @@ def test_a_name_that_is_too_long_is_one_line(refusal: Callable[..., str], cue_fo
     assert "too long" in refusal("train", cue_folder, "--out", "a" * 300)
 
 
-def test_bytes_are_no_pictures(finished_run: Path) -> None:
+def test_bytes_are_no_images(finished_run: Path) -> None:
     import torch
 
     with pytest.raises(ModelError, match="divide bytes by 255"):
         Run.open(finished_run).classifier()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("scale", ["pictures", (0.0, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize("scale", ["images", (0.0, 0.0), (1.0, 0.0)])
 def test_a_scale_that_is_none_is_refused(finished_run: Path, cue_folder: Path, tmp_path: Path, scale: Any) -> None:
     from heedmap import visualize
 
-    with pytest.raises(OptionError, match="is none of picture, range, set"):
+    with pytest.raises(OptionError, match="is none of image, range, set"):
         visualize(Run.open(finished_run).classifier(), [cue_folder], tmp_path / "maps", scale=scale)
     assert not (tmp_path / "maps").exists()

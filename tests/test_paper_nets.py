@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from heedmap.attention import MeanReadout
-from heedmap.backbones.chain import Backbone
-from heedmap.backbones.paper_resnet import PaperResNet
-from heedmap.backbones.paper_vgg import LEVELS, PaperVGG, PlainVGG
+from heedmap.backbones.base import Backbone
+from heedmap.backbones.resnet import PaperResNet
+from heedmap.backbones.vgg import LEVELS, PaperVGG, PlainVGG
 from heedmap.errors import ModelError
-from heedmap.paper import PaperPieces, paper_resnet_att, paper_vgg_att
+from heedmap.models.learn_to_pay_attention import PaperPieces, paper_resnet_att, paper_vgg_att
 
 # Parameters of the published code at T = 10 and T = 100 classes.
 PUBLISHED = {
@@ -86,7 +86,7 @@ def test_every_stage_can_be_tapped_and_has_the_channels_and_stride_it_claims(mak
 
 
 @pytest.mark.parametrize("make", [PaperVGG, lambda: PaperResNet(11)])
-def test_the_smallest_picture_it_claims_to_take_works(make):
+def test_the_smallest_image_it_claims_to_take_works(make):
     network = make().eval()
     side = network.least_size
     with torch.no_grad():

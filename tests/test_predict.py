@@ -1,4 +1,4 @@
-"""Tables for any number of pictures: right, each picture once whoever is killed when, and memory that stays flat."""
+"""Tables for any number of images: right, each image once whoever is killed when, and memory that stays flat."""
 
 import json
 import math
@@ -20,25 +20,25 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from conftest import Refusal
-from heedmap.classifier import AttentionClassifier, attention_maps
-from heedmap.cli import main
-from heedmap.data.decoding import read_picture, square, to_tensor
-from heedmap.data.loading import Share
+from heedmap.cli.main import main
+from heedmap.data.decoding import read_image, square, to_tensor
+from heedmap.data.loader import Share
 from heedmap.errors import DataError, OptionError
-from heedmap.predict import Question, find_sources, predict
-from heedmap.predict.reading import Picture, read
-from heedmap.predict.rows import map_columns, rows_of
-from heedmap.records import Output
-from heedmap.render import hottest
+from heedmap.inference.boxes import boxes_of, resized
+from heedmap.inference.sources import Item
+from heedmap.models.classifier import AttentionClassifier, attention_maps
 from heedmap.runs import Run
-from heedmap.visualize.boxes import boxes_of, resized
-from heedmap.visualize.sources import Item
+from heedmap.types import Output
+from heedmap.visualization.heatmap import hottest
+from heedmap.workflows.predict import TableOptions, find_sources, predict
+from heedmap.workflows.predict.reading import DecodedImage, read
+from heedmap.workflows.predict.table import map_columns, rows_of
 
 SIDE = 24
 
 
 def draw_digits(folder: Path, count: int) -> list[Path]:
-    """Write ``count`` different pictures of handwritten digits."""
+    """Write ``count`` different images of handwritten digits."""
     digits = load_digits().images
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -83,12 +83,12 @@ def names(out: Path) -> list[str]:
 
 
 def test_a_row_says_what_the_network_says(classifier: AttentionClassifier, tmp_path: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
-    picture.save(tmp_path / "wide.png")
-    question = Question(threshold=0.6, probabilities=True, maps="float32")
-    predict(classifier, tmp_path / "wide.png", tmp_path / "out", question=question, precision="float32")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
+    image.save(tmp_path / "wide.png")
+    request = TableOptions(threshold=0.6, probabilities=True, maps="float32")
+    predict(classifier, tmp_path / "wide.png", tmp_path / "out", request=request, precision="float32")
     (row,) = table(tmp_path / "out")
-    view = to_tensor(square(read_picture(tmp_path / "wide.png"), classifier.image_size)).float()[None] / 255
+    view = to_tensor(square(read_image(tmp_path / "wide.png"), classifier.image_size)).float()[None] / 255
     with torch.inference_mode():
         output = classifier(view)
     maps = attention_maps(classifier, output, 0)
@@ -146,12 +146,12 @@ def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassi
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (1600, 800), "white").save(tmp_path / "turned.jpg", exif=exif)
-    picture = read(Item(str(tmp_path / "turned.jpg")), classifier.image_size)
-    assert isinstance(picture, Picture)
-    assert picture.size == (800, 1600)  # although it was decoded at an eighth
+    image = read(Item(str(tmp_path / "turned.jpg")), classifier.image_size)
+    assert isinstance(image, DecodedImage)
+    assert image.size == (800, 1600)  # although it was decoded at an eighth
     attention = torch.zeros(1, 1, 8, 8)
     attention[0, 0, :4, 6:] = 1 / 8
-    (row,) = rows_of(classifier, Output(torch.zeros(1, 3), {"tap": attention}), [picture], Question(0.75))
+    (row,) = rows_of(classifier, Output(torch.zeros(1, 3), {"tap": attention}), [image], TableOptions(0.75))
     (box,) = row["boxes"]
     step = 800 / classifier.image_size
     assert (box["left"], box["top"], box["right"], box["bottom"]) == pytest.approx((600, 400, 800, 800), abs=step)
@@ -162,7 +162,7 @@ def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassi
 def test_maps_are_arrays_of_their_shape(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path, kind: Any
 ) -> None:
-    predict(classifier, digits / "00001.png", tmp_path / "out", question=Question(maps=kind))
+    predict(classifier, digits / "00001.png", tmp_path / "out", request=TableOptions(maps=kind))
     column = pq.read_table(tmp_path / "out" / "predictions").column("combined_map")
     array = column.combine_chunks().to_numpy_ndarray()
     assert array.dtype == kind
@@ -186,11 +186,11 @@ def test_what_cannot_be_read_has_a_table_of_its_own(classifier: AttentionClassif
     assert "damaged after byte" in told[("short.tar", None)]
     assert "not a plain tar file" in told[("no.tar", None)]
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert counts["pictures"] == len(table(tmp_path / "out"))
+    assert counts["images"] == len(table(tmp_path / "out"))
     assert counts["unreadable"] == 4
 
 
-# ---- which pictures
+# ---- which images
 
 
 def test_files_folders_patterns_lists_and_shards_are_found(digits: Path, tmp_path: Path) -> None:
@@ -218,11 +218,11 @@ def test_files_folders_patterns_lists_and_shards_are_found(digits: Path, tmp_pat
 
 @pytest.mark.parametrize("words", [["@absent.txt"], ["absent.png"], ["absent.tar"], ["-"]])
 def test_what_is_not_there_is_refused(words: list[str]) -> None:
-    with pytest.raises(DataError, match=r"absent|No pictures"):
+    with pytest.raises(DataError, match=r"absent|No images"):
         find_sources(words)
 
 
-def test_pictures_in_a_shard_get_the_answers_of_the_files_that_were_packed(
+def test_images_in_a_shard_get_the_answers_of_the_files_that_were_packed(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path
 ) -> None:
     files = sorted(digits.iterdir())[:20]
@@ -240,7 +240,7 @@ def test_pictures_in_a_shard_get_the_answers_of_the_files_that_were_packed(
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_shares_of_all_processes_are_the_pictures_each_once(
+def test_the_shares_of_all_processes_are_the_images_each_once(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path, world: int
 ) -> None:
     shard = pack(tmp_path / "s.tar", sorted(digits.iterdir())[:50])
@@ -261,14 +261,14 @@ def test_a_finished_table_is_not_made_again(classifier: AttentionClassifier, dig
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()} == before
 
 
-def test_another_question_other_pictures_or_a_strange_folder_are_refused(
+def test_another_question_other_images_or_a_strange_folder_are_refused(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path
 ) -> None:
     predict(classifier, digits / "00001.png", tmp_path / "out")
-    with pytest.raises(DataError, match="another pictures"):
+    with pytest.raises(DataError, match="another images"):
         predict(classifier, digits / "00002.png", tmp_path / "out")
     with pytest.raises(DataError, match="another threshold"):
-        predict(classifier, digits / "00001.png", tmp_path / "out", question=Question(threshold=0.2))
+        predict(classifier, digits / "00001.png", tmp_path / "out", request=TableOptions(threshold=0.2))
     with torch.no_grad():
         next(classifier.parameters()).add_(1)
     with pytest.raises(DataError, match="another model"):
@@ -277,14 +277,14 @@ def test_another_question_other_pictures_or_a_strange_folder_are_refused(
         predict(classifier, digits / "00001.png", digits)
 
 
-def test_a_picture_that_has_changed_since_is_another_picture(
+def test_a_image_that_has_changed_since_is_another_image(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept.png"
     shutil.copy(digits / "00001.png", kept)
     predict(classifier, kept, tmp_path / "out")
     shutil.copy(digits / "00002.png", kept)
-    with pytest.raises(DataError, match="another pictures"):
+    with pytest.raises(DataError, match="another images"):
         predict(classifier, kept, tmp_path / "out")
 
 
@@ -315,7 +315,7 @@ def test_names_that_are_no_utf8_stay_different(classifier: AttentionClassifier, 
 
 
 def test_values_out_of_range_are_refused(classifier: AttentionClassifier, digits: Path, tmp_path: Path) -> None:
-    for wrong in ({"batch_size": 0}, {"part_size": 0}, {"question": Question(threshold=0.0)}):
+    for wrong in ({"batch_size": 0}, {"part_size": 0}, {"request": TableOptions(threshold=0.0)}):
         with pytest.raises(OptionError):
             predict(classifier, digits, tmp_path / "out", **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
@@ -330,14 +330,16 @@ def process(rank: int, world: int, words: list[str]) -> None:
 
 def started(words: list[str], world: int) -> list[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["heedmap.predict", "heedmap.cli", "pyarrow.parquet", "scipy.ndimage"])
+    context.set_forkserver_preload(
+        ["heedmap.workflows.predict", "heedmap.cli.main", "pyarrow.parquet", "scipy.ndimage"]
+    )
     made: list[BaseProcess] = [context.Process(target=process, args=(rank, world, words)) for rank in range(world)]
     for each in made:
         each.start()
     return made
 
 
-def test_killed_at_random_and_started_again_each_picture_is_there_once(
+def test_killed_at_random_and_started_again_each_image_is_there_once(
     finished_run: Path, digits: Path, tmp_path: Path
 ) -> None:
     shard = pack(tmp_path / "s.tar", sorted(digits.iterdir())[:90])
@@ -364,7 +366,7 @@ def test_killed_at_random_and_started_again_each_picture_is_there_once(
     assert [each.exitcode for each in last] == [0, 0]
     found = names(out)
     assert len(found) == len(set(found)) == 240
-    assert json.loads((out / "manifest.json").read_text())["pictures"] == 240
+    assert json.loads((out / "manifest.json").read_text())["images"] == 240
 
 
 def test_an_interrupted_part_leaves_nothing_that_could_be_taken_for_it(
@@ -391,7 +393,7 @@ def test_an_interrupted_part_leaves_nothing_that_could_be_taken_for_it(
 def test_the_command_says_what_it_did(finished_run: Path, digits: Path, tmp_path: Path, capsys: Any) -> None:
     main(["predict", str(finished_run), str(digits), "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
-    assert "150 pictures answered" in text
+    assert "150 images answered" in text
     assert text.splitlines()[-1].startswith("Next: python -c \"import pyarrow.parquet as p; print(p.read_table('")
 
 

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import heedmap
-from heedmap.cli import COMMANDS
-from heedmap.options import TrainOptions
+from heedmap.cli.main import COMMANDS
+from heedmap.config import TrainOptions
 
 NAMES = [
     "Architecture",
@@ -38,22 +38,22 @@ NAMES = [
 ]
 
 OPTIONS = (
-    "data out root download image_size validation test allow_unreadable model attention weights head taps pretrained "
-    "recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging augment shift "
-    "flip cutmix combine annotations annotation_format same_class mask_kind class_values parts map_supervision "
+    "data out root download image_size validation test allow_unreadable model attention attention_weights head taps "
+    "pretrained recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging "
+    "augment shift flip cutmix combine annotations annotation_format same_class mask_kind class_values parts map_supervision "
     "map_consistency map_entropy patience precision workers memory cache cache_size seed tensorboard save_every"
 )
 FIELDS = {
     "demo": "out seed",
     "train": f"{OPTIONS} config resume",
-    "visualize": "run pictures out query method target layer scale batch_size device overwrite",
-    "predict": "run pictures out threshold probabilities maps batch_size part_size workers device precision",
+    "visualize": "run images out query method target layer scale batch_size device overwrite",
+    "predict": "run images out threshold probabilities maps batch_size part_size workers device precision",
     "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
     "control flips limit deletion_baseline independent out device precision workers cache root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume background",
-    "export": "run to out include int8 pictures overwrite",
+    "export": "run to out include int8 images overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
-    "explore": "run pictures with_ host port browser device",
+    "explore": "run images with_ host port browser device",
     "audit": "data depth json show root download seed test",
     "pack": "data out shard_size test allow_unreadable seed",
     "list": "what match",
@@ -91,7 +91,7 @@ def test_train_takes_every_option_there_is() -> None:
 def test_importing_heedmap_and_asking_for_help_load_nothing_heavy() -> None:
     script = (
         "import sys, heedmap\n"
-        "from heedmap.cli import COMMANDS, main\n"
+        "from heedmap.cli.main import COMMANDS, main\n"
         "main([])\n"
         "for name in COMMANDS: main([name, '--help'])\n"
         "heavy = {'torch', 'numpy', 'PIL', 'torchvision', 'timm', 'accelerate', 'sklearn'} & set(sys.modules)\n"
@@ -104,9 +104,9 @@ def test_importing_heedmap_and_asking_for_help_load_nothing_heavy() -> None:
 
 def test_the_names_are_functions_whatever_was_imported_before() -> None:
     script = (
-        "import heedmap.train, heedmap.evaluate, heedmap.visualize\n"
+        "import heedmap.workflows.train.train, heedmap.workflows.visualize, heedmap.workflows.evaluate.evaluate\n"
         "from heedmap import evaluate, train, visualize\n"
-        "from heedmap.evaluate import Evaluation\n"
+        "from heedmap.workflows.evaluate.evaluate import Evaluation\n"
         "assert callable(evaluate) and callable(train) and callable(visualize) and callable(heedmap.train)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Randomising weights: likeness against slow definitions, weights put back, and verdicts that are known beforehand."""
+"""Randomizing weights: likeness against slow definitions, weights put back, and verdicts that are known beforehand."""
 
 import math
 
@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from heedmap.errors import DataError, ModelError, OptionError
-from heedmap.evaluation.asking import edge_map, learned_map
-from heedmap.evaluation.randomisation import (
+from heedmap.metrics.faithfulness.sanity_checks import (
     is_constant,
-    randomisation,
-    randomise,
+    randomization,
+    randomize,
     ranks,
     restored,
     spearman,
     ssim,
     unit,
 )
+from heedmap.metrics.maps import edge_map, learned_map
 
 
 class OwnScale(nn.Module):
@@ -141,7 +141,7 @@ def assert_same(model, before):
 
 def test_the_named_layer_is_drawn_anew_and_no_other(model):
     before = state(model)
-    randomise(model, ["0"], seed=1)
+    randomize(model, ["0"], seed=1)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"0.weight", "0.bias"}
 
@@ -149,7 +149,7 @@ def test_the_named_layer_is_drawn_anew_and_no_other(model):
 def test_a_batch_norm_forgets_its_statistics_too(model):
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([0.5, 0.6, 0.7, 0.8]))
-    randomise(model, ["1"], seed=1)
+    randomize(model, ["1"], seed=1)
     assert model[1].running_var.eq(1).all()
     assert model[1].running_mean.eq(0).all()
     assert model[1].weight.unique().numel() == 4  # fresh ones are even, so they are drawn around what was learned
@@ -193,13 +193,13 @@ def test_every_kind_of_batch_norm_forgets_its_statistics(norm, images):
     before = state(norm)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.LazyLinear(3))
     net.eval()(images) if not isinstance(norm, nn.SyncBatchNorm | FrozenNorm) else net[3](torch.zeros(1, 784))
-    randomise(net, ["1"], seed=1)
+    randomize(net, ["1"], seed=1)
     assert norm.running_mean.eq(0).all()
     assert norm.running_var.eq(1).all()
     for name in {"weight", "bias"} & set(before):
         assert not torch.equal(getattr(norm, name), before[name])
         assert getattr(norm, name).unique().numel() == 4  # around what was learned, not even
-    stages = randomisation(nn.Sequential(*net[:2]), images, edge_map, torch.zeros(len(images)).long()).cascading
+    stages = randomization(nn.Sequential(*net[:2]), images, edge_map, torch.zeros(len(images)).long()).cascading
     assert [stage.layers for stage in stages] == [("1",), ("0",)]
 
 
@@ -207,7 +207,7 @@ def test_timms_batch_norm_forgets_its_statistics():
     layers = pytest.importorskip("timm.layers")
     for kind in (layers.BatchNormAct2d, layers.FrozenBatchNormAct2d):
         norm = moved(kind(4))
-        randomise(nn.Sequential(norm), ["0"], seed=1)
+        randomize(nn.Sequential(norm), ["0"], seed=1)
         assert norm.running_mean.eq(0).all(), kind
         assert norm.running_var.eq(1).all(), kind
         assert norm.weight.unique().numel() == 4, kind
@@ -217,7 +217,7 @@ def test_a_layer_made_of_torchs_that_draws_in_its_own_way_is_drawn_around_what_i
     layer = OwnLinear(400, 10)
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(2, 4, 4000).view(10, 400))
-    randomise(nn.Sequential(layer), ["0"], seed=0)
+    randomize(nn.Sequential(layer), ["0"], seed=0)
     assert layer.weight.mean().item() == pytest.approx(3, abs=0.05)
     assert layer.weight.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.05)
 
@@ -225,7 +225,7 @@ def test_a_layer_made_of_torchs_that_draws_in_its_own_way_is_drawn_around_what_i
 def test_a_layer_that_is_not_torchs_keeps_its_mean_and_spread():
     layer = OwnScale()
     layer.scale = nn.Parameter(torch.linspace(2, 4, 4000)[:, None, None])
-    randomise(nn.Sequential(layer), ["0"], seed=0)
+    randomize(nn.Sequential(layer), ["0"], seed=0)
     assert layer.scale.mean().item() == pytest.approx(3, abs=0.05)
     assert layer.scale.std().item() == pytest.approx(2 / math.sqrt(12), rel=0.05)
     assert not layer.scale.flatten().equal(torch.linspace(2, 4, 4000))
@@ -236,10 +236,10 @@ def test_new_weights_are_a_function_of_the_seed_and_the_global_random_state_stay
     expected = torch.rand(3)
     torch.manual_seed(5)
     with restored(model):
-        randomise(model, ["0", "6"], seed=3)
+        randomize(model, ["0", "6"], seed=3)
         first = state(model)
     with restored(model):
-        randomise(model, ["0", "6"], seed=3)
+        randomize(model, ["0", "6"], seed=3)
         assert_same(model, first)
     assert torch.equal(torch.rand(3), expected)
 
@@ -249,7 +249,7 @@ def test_weights_and_statistics_come_back_bit_by_bit(model, images):
     model.train()
     model[1].eval()
     before = state(model)
-    randomisation(model, images, grad_cam)
+    randomization(model, images, grad_cam)
     assert_same(model, before)
     assert [module.training for module in model][:2] == [True, False]
     assert not model[0].weight.requires_grad
@@ -267,19 +267,19 @@ def test_weights_come_back_when_the_map_fails_half_way(model, images):
         return grad_cam(model, images, targets)
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        randomisation(model, images, failing)
+        randomization(model, images, failing)
     assert_same(model, before)
 
 
 # ---- verdicts
 
 
-def test_an_edge_filter_stays_at_one_and_is_told_to_show_the_picture(model, images):
-    report = randomisation(model, images, edge_map)
+def test_an_edge_filter_stays_at_one_and_is_told_to_show_the_image(model, images):
+    report = randomization(model, images, edge_map)
     for stage in report.cascading + report.independent:
         assert (stage.absolute, stage.signed, stage.ssim, stage.constant) == pytest.approx((1, 1, 1, 0))
     assert report.depends is False
-    assert "No: with all weights randomised its rank correlation with itself is 1.00" in report.verdict
+    assert "No: with all weights randomized its rank correlation with itself is 1.00" in report.verdict
     assert "nearer to zero than 0.5: yes; from 0.9 on, of either sign: no" in report.verdict
 
 
@@ -307,24 +307,24 @@ def cues(generator):
 def test_cam_of_a_trained_net_falls_below_a_half_where_the_edge_filter_does_not(model, cues):
     images, labels = cues
     trained(model, images, labels)
-    report = randomisation(model, images, cam, labels)
+    report = randomization(model, images, cam, labels)
     assert report.cascading[-1].absolute < 0.5
     assert report.depends is True
     assert "Yes: " in report.verdict
-    assert randomisation(model, images, edge_map, labels).depends is False
+    assert randomization(model, images, edge_map, labels).depends is False
 
 
 def test_the_cascade_begins_at_the_top_and_ends_with_every_layer(model, images):
-    report = randomisation(model, images, gradient)
+    report = randomization(model, images, gradient)
     assert [stage.layers for stage in report.cascading] == [("6",), ("3",), ("1",), ("0",)]
     assert report.independent[0] == report.cascading[0]
     assert report.independent[-1] != report.cascading[-1]
-    assert randomisation(model, images, gradient, independent=False).independent == ()
-    assert randomisation(model, images, gradient, layers=["0", "6"]).cascading[0].layers == ("6",)
+    assert randomization(model, images, gradient, independent=False).independent == ()
+    assert randomization(model, images, gradient, layers=["0", "6"]).cascading[0].layers == ("6",)
 
 
 def test_many_layers_are_joined_with_their_neighbours(model, images):
-    report = randomisation(model, images, edge_map, most=3)
+    report = randomization(model, images, edge_map, most=3)
     assert [stage.layers for stage in report.cascading] == [("6",), ("3", "1"), ("0",)]
 
 
@@ -335,15 +335,15 @@ def test_constant_maps_are_left_out_and_too_many_of_them_leave_no_verdict(model,
     def mostly_even(model, images, targets):
         return even(model, images, targets) * images[:, 0, :4, :4] * (torch.arange(len(images)) == 0)[:, None, None]
 
-    report = randomisation(model, images, mostly_even)
+    report = randomization(model, images, mostly_even)
     assert (report.count, report.left_out, report.depends) == (1, 3, None)
     assert "3 of 4 maps are constant" in report.verdict
     assert report.cascading[0].absolute == pytest.approx(1)
-    assert math.isnan(randomisation(model, images, even).cascading[0].absolute)
+    assert math.isnan(randomization(model, images, even).cascading[0].absolute)
 
 
 def going_blank(count):
-    """The picture's edges, but from the first randomisation on the last ``count`` maps are blank."""
+    """The image's edges, but from the first randomization on the last ``count`` maps are blank."""
     calls = []
 
     def method(model, images, targets):
@@ -355,7 +355,7 @@ def going_blank(count):
 
 
 def test_maps_that_go_blank_are_left_out_and_counted(model, images):
-    report = randomisation(model, images, going_blank(2))
+    report = randomization(model, images, going_blank(2))
     last = report.cascading[-1]
     assert (last.absolute, last.signed, last.ssim, last.constant) == pytest.approx((1, 1, 1, 0.5))
     assert report.depends is False
@@ -364,21 +364,21 @@ def test_maps_that_go_blank_are_left_out_and_counted(model, images):
 
 @pytest.mark.parametrize("count", [3, 4])
 def test_there_is_no_verdict_when_most_maps_go_blank(model, images, count):
-    report = randomisation(model, images, going_blank(count))
+    report = randomization(model, images, going_blank(count))
     assert report.depends is None
-    assert f"with all weights randomised {count} of 4 maps are constant" in report.verdict
+    assert f"with all weights randomized {count} of 4 maps are constant" in report.verdict
     assert report.cascading[-1].constant == count / 4
     assert math.isnan(report.cascading[-1].absolute) == (count == 4)
 
 
 def test_a_report_of_maps_that_all_went_blank_can_be_written_and_drawn_again(model, images):
+    from heedmap.files import finite
     from heedmap.report.sections import sections
-    from heedmap.runs import finite
 
     found = {
         "rows": [],
-        "sample": {"judged": 4, "of": 4},
-        "randomisation": {"grad-cam": randomisation(model, images, going_blank(4)).as_dict()},
+        "sample": {"evaluated": 4, "of": 4},
+        "randomization": {"grad-cam": randomization(model, images, going_blank(4)).as_dict()},
     }
     for content in (found, finite(found)):
         table = sections({"faithfulness": content})[0].tables[1]
@@ -390,7 +390,7 @@ def test_what_maps_have_in_common_stands_beside(model, images):
         row = torch.arange(16.0)
         return (row * (15 - row)).expand(len(images), 16, 16)
 
-    report = randomisation(model, images, middle)
+    report = randomization(model, images, middle)
     assert report.between == pytest.approx(1)
     assert report.as_dict()["between"] == report.between
 
@@ -402,7 +402,7 @@ def test_the_sign_counts_only_where_it_is_asked_for(model, images):
         calls.append(1)
         return (images[:, 0] - 0.5) * (1 if len(calls) == 1 else -1)
 
-    stage = randomisation(model, images, turning).cascading[-1]
+    stage = randomization(model, images, turning).cascading[-1]
     assert (stage.absolute, stage.signed) == pytest.approx((1, -1))
 
 
@@ -414,7 +414,7 @@ def test_learned_attention_of_heedmaps_own_net_is_judged_like_any_map(images):
     for parameter in own.attentions.parameters():
         nn.init.normal_(parameter)  # away from the even start
     before = state(own)
-    report = randomisation(own.eval(), images, learned_map, most=4, independent=False)
+    report = randomization(own.eval(), images, learned_map, most=4, independent=False)
     assert_same(own, before)
     assert report.left_out == 0
     assert len(report.cascading) == 4
@@ -433,4 +433,4 @@ def test_learned_attention_of_heedmaps_own_net_is_judged_like_any_map(images):
 )
 def test_what_cannot_be_randomised_is_refused(model, images, change, error, word):
     with pytest.raises(error, match=word):
-        randomisation(**({"model": model, "images": images, "method": edge_map} | change))
+        randomization(**({"model": model, "images": images, "method": edge_map} | change))

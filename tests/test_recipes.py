@@ -1,4 +1,4 @@
-"""Recipes: what is derived from the pictures, and that what the user said stays."""
+"""Recipes: what is derived from the images, and that what the user said stays."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from heedmap.classifier import Architecture, build_classifier
-from heedmap.data import Splits, TensorPictures
+from heedmap.config import TrainOptions
+from heedmap.data import Splits, TensorDataset
 from heedmap.errors import OptionError
-from heedmap.options import TrainOptions
+from heedmap.models.architecture import Architecture
+from heedmap.models.factory import build_classifier
 from heedmap.training.recipes import FAST, NORMALISED, derive, early_views
 
 
 def splits(count: int, size: int, flippable: bool = True) -> Splits:
-    images = torch.zeros(1, 3, size, size, dtype=torch.uint8).expand(count, -1, -1, -1)  # one picture's memory
+    images = torch.zeros(1, 3, size, size, dtype=torch.uint8).expand(count, -1, -1, -1)  # one image's memory
     labels = torch.arange(count) % 2
-    part = TensorPictures(images, labels, ("a", "b"), tuple(map(str, range(count))))
+    part = TensorDataset(images, labels, ("a", "b"), tuple(map(str, range(count))))
     return Splits("drawn", ("a", "b"), part, None, None, (), (), flippable)
 
 
@@ -27,7 +28,7 @@ def splits(count: int, size: int, flippable: bool = True) -> Splits:
     ("count", "size", "model"),
     [(10_000, 32, "whitened"), (9_999, 32, "compact"), (10_000, 48, "whitened"), (10_000, 64, "compact")],
 )
-def test_many_small_pictures_take_the_whitened_net(count: int, size: int, model: str) -> None:
+def test_many_small_images_take_the_whitened_net(count: int, size: int, model: str) -> None:
     assert derive(TrainOptions(), splits(count, size)).model == model
 
 
@@ -40,7 +41,7 @@ def test_the_fast_recipe_takes_fewer_passes_and_changes_nothing_else() -> None:
     assert differing == {"recipe", "epochs"}
 
 
-def test_the_fast_recipe_shows_photographs_smaller_at_first_and_small_pictures_never() -> None:
+def test_the_fast_recipe_shows_photographs_smaller_at_first_and_small_images_never() -> None:
     fast = TrainOptions(recipe="fast", augment="crop", epochs=10)
     assert early_views(fast, 128) == (6, 96)
     assert early_views(replace(fast, epochs=1), 128) == (1, 96)
@@ -76,7 +77,7 @@ def test_the_shift_follows_the_side_and_the_net_and_must_leave_something() -> No
     assert derive(TrainOptions(), splits(12_000, 32)).shift == 2
     assert derive(TrainOptions(shift=0), splits(12_000, 32)).shift == 0
     assert derive(TrainOptions(), splits(200, 150)).shift is None
-    with pytest.raises(OptionError, match="shift = 32 leaves nothing of pictures of 32 pixels"):
+    with pytest.raises(OptionError, match="shift = 32 leaves nothing of images of 32 pixels"):
         derive(TrainOptions(shift=32), splits(12_000, 32))
     with pytest.raises(OptionError, match="shift = 5 is for augment = shift; here augment is crop"):
         derive(TrainOptions(shift=5), splits(200, 150))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from heedmap.records import AttentionMap
-from heedmap.render import (
+from heedmap.types import AttentionMap
+from heedmap.visualization.heatmap import (
     COLOURS,
     PAPER,
     RIGHT,
@@ -28,9 +28,9 @@ from heedmap.render import (
 )
 
 
-def luminance(picture: Image.Image) -> np.ndarray:
+def luminance(image: Image.Image) -> np.ndarray:
     """Relative luminance: light, so the sRGB curve is undone first (IEC 61966-2-1)."""
-    coded = np.asarray(picture, np.float64) / 255
+    coded = np.asarray(image, np.float64) / 255
     light = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
     return light @ (0.2126, 0.7152, 0.0722)
 
@@ -39,8 +39,8 @@ def drawn_map(values: torch.Tensor, tap: str = "stage3") -> AttentionMap:
     return AttentionMap(values, tap, "parametrised, softmax", *scale_of(values))
 
 
-def has_colour(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
-    return bool((np.asarray(picture) == colour).all(-1).any())
+def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(image) == colour).all(-1).any())
 
 
 def test_ones_are_drawn_in_the_last_colour_and_zeros_in_the_first() -> None:
@@ -117,14 +117,14 @@ def test_cold_places_of_an_overlay_stay_the_photograph_and_the_hottest_shows_its
 
 
 def test_an_overlay_is_the_mixture_of_its_definition(generator: torch.Generator) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     values = torch.rand(5, 5, generator=generator)
     wide = np.asarray(Image.fromarray(values.numpy()).resize((40, 40), Image.Resampling.BILINEAR), np.float64)
     heat = (wide / 0.8).clip(0, 1)
-    ground = np.asarray(ImageEnhance.Color(picture).enhance(0.25), np.float64)
+    ground = np.asarray(ImageEnhance.Color(image).enhance(0.25), np.float64)
     opaque = 0.6 * np.sqrt(heat)[..., None]
     expected = opaque * COLOURS[(heat * 255).round().astype(int)] + (1 - opaque) * ground
-    drawn = np.asarray(overlay(picture, values, 0, 0.8, 0.6), np.float64)
+    drawn = np.asarray(overlay(image, values, 0, 0.8, 0.6), np.float64)
     assert np.abs(drawn - expected).max() <= 2  # of 255: opacity and mixture are rounded to bytes
 
 
@@ -162,10 +162,10 @@ def test_a_legend_runs_from_the_first_colour_to_the_last() -> None:
     assert (bar[12:26] != PAPER).any()
 
 
-def test_a_panel_has_a_column_for_the_picture_and_one_for_each_map() -> None:
-    picture = Image.new("RGB", (90, 90), (30, 90, 160))
+def test_a_panel_has_a_column_for_the_image_and_one_for_each_map() -> None:
+    image = Image.new("RGB", (90, 90), (30, 90, 160))
     one, three = (
-        panel([Row(picture, "picture", (drawn_map(torch.eye(4)),) * count)], Caption("sea", 0.9), tile=100)
+        panel([Row(image, "image", (drawn_map(torch.eye(4)),) * count)], Caption("sea", 0.9), tile=100)
         for count in (1, 3)
     )
     assert three.width - one.width == 2 * (100 + 16)
@@ -174,7 +174,7 @@ def test_a_panel_has_a_column_for_the_picture_and_one_for_each_map() -> None:
 
 def test_a_map_that_is_flat_to_rounding_gets_no_ring() -> None:
     def ringed(values: torch.Tensor) -> bool:
-        row = Row(Image.new("RGB", (64, 64)), "picture", (AttentionMap(values, "a", "", 0.0, 1e9),))
+        row = Row(Image.new("RGB", (64, 64)), "image", (AttentionMap(values, "a", "", 0.0, 1e9),))
         return has_colour(panel([row], Caption("sea", 0.5)).crop((294, 92, 550, 348)), (255, 255, 255))
 
     even = torch.full((4, 4), 1 / 16)
@@ -189,7 +189,7 @@ def test_a_map_that_is_flat_to_rounding_gets_no_ring() -> None:
 
 
 def test_a_second_row_and_a_note_make_the_panel_taller() -> None:
-    row = Row(Image.new("RGB", (90, 90)), "picture", (drawn_map(torch.eye(4)),), top=(("sea", 0.9), ("ice", 0.1)))
+    row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),), top=(("sea", 0.9), ("ice", 0.1)))
     heights = [
         panel(rows, Caption("sea", 0.9), note).height for rows, note in (([row], ""), ([row], "a\nb"), ([row] * 2, ""))
     ]
@@ -197,7 +197,7 @@ def test_a_second_row_and_a_note_make_the_panel_taller() -> None:
 
 
 def test_right_and_wrong_have_their_colour_and_an_unknown_truth_has_none() -> None:
-    row = Row(Image.new("RGB", (90, 90)), "picture", (drawn_map(torch.eye(4)),))
+    row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),))
     found = {}
     for label in ("sea", "ice", None):
         drawn = panel([row], Caption("sea", 0.9, label)).crop((0, 0, 560, 60))
@@ -206,7 +206,7 @@ def test_right_and_wrong_have_their_colour_and_an_unknown_truth_has_none() -> No
 
 
 def test_a_box_is_outlined_where_it_is_given() -> None:
-    row = Row(Image.new("RGB", (90, 90), (30, 90, 160)), "picture", (drawn_map(torch.eye(4)),))
+    row = Row(Image.new("RGB", (90, 90), (30, 90, 160)), "image", (drawn_map(torch.eye(4)),))
     one, other = (0.25, 0.25, 0.75, 0.75), (0.1, 0.4, 0.2, 0.9)
     plain, boxed, both, alone = (
         np.asarray(panel([row], Caption("sea", 0.9), boxes=boxes, tile=100))
@@ -214,13 +214,13 @@ def test_a_box_is_outlined_where_it_is_given() -> None:
     )
     assert ((both != plain) == ((boxed != plain) | (alone != plain))).all()
     rows, columns = (plain != boxed).any(-1).nonzero()
-    picture = columns < 22 + 100
-    assert (columns[picture].min() - 22, columns[picture].max() - 22) == (24, 75)
-    assert rows[picture].max() - rows[picture].min() == 51
+    image = columns < 22 + 100
+    assert (columns[image].min() - 22, columns[image].max() - 22) == (24, 75)
+    assert rows[image].max() - rows[image].min() == 51
 
 
 def test_long_names_are_cut_in_the_middle_and_fit() -> None:
-    name = "a/very/long/path/that/never/seems/to/come/to/its/end/picture.png"
+    name = "a/very/long/path/that/never/seems/to/come/to/its/end/image.png"
     cut = _fit(name, 12, 150)
     assert _font(cut, 12).getlength(cut) <= 150
     assert cut.startswith("a/very")
@@ -238,8 +238,8 @@ def test_a_name_that_holds_the_end_of_a_line_is_drawn_on_one(end: str) -> None:
 
 
 def test_other_writing_than_ascii_can_always_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heedmap.render._other_font", lambda size: None)
+    monkeypatch.setattr("heedmap.visualization.heatmap._other_font", lambda size: None)
     assert _drawable("café") == "cafe"
     assert _drawable("猫") == "?"
-    row = Row(Image.new("RGB", (90, 90)), "picture", (drawn_map(torch.eye(4)),))
+    row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),))
     panel([row], Caption("Ägypten 猫", 0.9))

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from heedmap.errors import DataError
-from heedmap.evaluation.classification import classification_report, wilson_interval
-from heedmap.records import Audit, EpochReport, Finding
+from heedmap.metrics.classification import classification_report, wilson_interval
 from heedmap.report import TEST_ONCE, ReportData, ReportPanel, most_confused, report_page, write_report
-from heedmap.report.charts import Series, line_chart, matrix, nice_ticks
+from heedmap.types import Audit, EpochReport, Finding
+from heedmap.visualization.charts import Series, line_chart, matrix, nice_ticks
 
 CLASSES = ("sea", "ice <&> snow")
 
@@ -115,7 +115,7 @@ def test_the_page_tells_result_interval_command_and_that_the_test_part_was_touch
     assert f"{100 * high:.1f}\u202f%" in text
     assert TEST_ONCE in text
     assert "heedmap train scenes --seed 0" in text
-    assert "kept epoch 2" in text
+    assert "best epoch 2" in text
     for sentence in ("A note.", "A warning.", "The same bytes twice."):
         assert sentence in text
 
@@ -152,7 +152,7 @@ def test_a_suspected_leak_stands_before_the_result() -> None:
 def test_baselines_stand_below_the_taps() -> None:
     text = report_page(data(pointing={"centre": 0.3, "stage3": 0.9, "random": 0.1}))
     order = [
-        text.index(f'scope="row">{name}<') for name in ("stage3", "always the picture&#39;s centre", "a random point")
+        text.index(f'scope="row">{name}<') for name in ("stage3", "always the image&#39;s centre", "a random point")
     ]
     assert order == sorted(order)
 

@@ -40,18 +40,18 @@ def page(browser: Browser, _finished_run: Path) -> Iterator[Page]:
     )
     made.set_default_timeout(15_000)
     made.goto((_finished_run / "report.html").resolve().as_uri())
-    expect(made.locator("#count")).to_contain_text("pictures")
+    expect(made.locator("#count")).to_contain_text("images")
     yield made
     context.close()
     assert troubles == []
 
 
-def pictures(page: Page) -> list[dict]:
-    return json.loads(page.locator("#heedmap-pictures").text_content() or "")["pictures"]
+def images(page: Page) -> list[dict]:
+    return json.loads(page.locator("#heedmap-images").text_content() or "")["images"]
 
 
-def test_pictures_are_filtered_by_class_answer_probability_and_name(page: Page) -> None:
-    everything = pictures(page)
+def test_images_are_filtered_by_class_answer_probability_and_name(page: Page) -> None:
+    everything = images(page)
     cards = page.locator("#cards li")
     expect(cards).to_have_count(len(everything))
     page.select_option("[name=truth]", "1")
@@ -68,12 +68,12 @@ def test_pictures_are_filtered_by_class_answer_probability_and_name(page: Page) 
     expect(cards).to_have_count(sum(word.lower() in one["n"].lower() for one in everything))
 
 
-def test_pictures_are_sorted_by_loss_and_by_probability(page: Page) -> None:
+def test_images_are_sorted_by_loss_and_by_probability(page: Page) -> None:
     def sure() -> list[float]:
         told = page.locator("#cards .what").all_inner_texts()
         return [float(re.search(r"([\d.]+) %", text)[1]) for text in told]
 
-    losses = sorted((one["l"] for one in pictures(page)), reverse=True)
+    losses = sorted((one["l"] for one in images(page)), reverse=True)
     page.locator("#cards button").first.click()
     assert f"loss {losses[0]:.3f}" in page.inner_text("#said")
     page.click("#shut")
@@ -83,7 +83,7 @@ def test_pictures_are_sorted_by_loss_and_by_probability(page: Page) -> None:
     assert sure() == sorted(sure())
 
 
-def test_opacity_moves_the_map_and_resting_on_a_picture_takes_it_away(page: Page) -> None:
+def test_opacity_moves_the_map_and_resting_on_a_image_takes_it_away(page: Page) -> None:
     canvas = page.locator("#cards canvas").first
     canvas.scroll_into_view_if_needed()
     page.mouse.move(1, 1)
@@ -104,8 +104,8 @@ def test_another_tap_draws_another_map(page: Page) -> None:
     page.wait_for_function("before => document.querySelector('#cards canvas').toDataURL() !== before", arg=before)
 
 
-def test_a_cell_of_the_confusions_opens_the_pictures_behind_it(page: Page) -> None:
-    everything = pictures(page)
+def test_a_cell_of_the_confusions_opens_the_images_behind_it(page: Page) -> None:
+    everything = images(page)
     cells = page.locator(".confusion td[tabindex]")
     for number in range(cells.count()):
         cell = cells.nth(number)
@@ -120,8 +120,8 @@ def test_a_cell_of_the_confusions_opens_the_pictures_behind_it(page: Page) -> No
     expect(page.locator("#cards li").first).to_be_visible()
 
 
-def test_a_picture_opens_large_and_the_arrow_keys_walk(page: Page) -> None:
-    names = [one["n"] for one in sorted(pictures(page), key=lambda one: -one["l"])]
+def test_a_image_opens_large_and_the_arrow_keys_walk(page: Page) -> None:
+    names = [one["n"] for one in sorted(images(page), key=lambda one: -one["l"])]
     page.locator("#cards button").first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#view")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The pictures inside the report: all there, true to their maps, small, and safe with odd names."""
+"""The images inside the report: all there, true to their maps, small, and safe with odd names."""
 
 import base64
 import dataclasses
@@ -11,31 +11,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heedmap.render import COLOURS
 from heedmap.report import report_page
-from heedmap.report.viewer import MOST_PICTURES, ViewerPicture, choose_rows, viewer_json
+from heedmap.report.viewer import MOST_IMAGES, ViewerImage, choose_rows, viewer_json
+from heedmap.visualization.heatmap import COLOURS
 from test_report import CLASSES, data
 
 GRID = np.array([[0.0, 0.1], [0.2, 0.4]], np.float32)
 
 
-def picture(name: str = "a.png", truth: int = 0, predicted: int = 0, side: int = 144, seed: int = 0) -> ViewerPicture:
+def image(name: str = "a.png", truth: int = 0, predicted: int = 0, side: int = 144, seed: int = 0) -> ViewerImage:
     rough = np.random.default_rng(seed).integers(0, 256, (side // 3, side // 3, 3), dtype=np.uint8)
     view = np.asarray(Image.fromarray(rough).resize((side, side), Image.Resampling.BICUBIC))
-    return ViewerPicture(name, truth, predicted, 0.75, 0.3, view, {"stage3": GRID}, {"stage3": 0.4})
+    return ViewerImage(name, truth, predicted, 0.75, 0.3, view, {"stage3": GRID}, {"stage3": 0.4})
 
 
 def content(page: str) -> dict:
-    found = re.search(r'<script type="application/json" id="heedmap-pictures">(.*?)</script>', page, re.DOTALL)
+    found = re.search(r'<script type="application/json" id="heedmap-images">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])
 
 
-def test_a_picture_comes_with_its_answer_its_thumbnail_and_its_map() -> None:
-    told = json.loads(viewer_json([picture(predicted=1)], CLASSES)[0])
+def test_a_image_comes_with_its_answer_its_thumbnail_and_its_map() -> None:
+    told = json.loads(viewer_json([image(predicted=1)], CLASSES)[0])
     assert told["classes"] == list(CLASSES)
     assert base64.b64decode(told["colours"]) == COLOURS.tobytes()
-    (one,) = told["pictures"]
+    (one,) = told["images"]
     assert (one["n"], one["t"], one["p"], one["q"], one["l"]) == ("a.png", 0, 1, 0.75, 0.3)
     assert Image.open(io.BytesIO(base64.b64decode(one["i"]))).size == (144, 144)
     height, width, high, cells = one["m"][0]
@@ -44,20 +44,20 @@ def test_a_picture_comes_with_its_answer_its_thumbnail_and_its_map() -> None:
 
 
 def test_a_name_cannot_end_the_script() -> None:
-    page = report_page(data(viewer=[picture("</script><b>.png")]))
-    assert content(page)["pictures"][0]["n"] == "</script><b>.png"
+    page = report_page(data(viewer=[image("</script><b>.png")]))
+    assert content(page)["images"][0]["n"] == "</script><b>.png"
 
 
-def test_the_page_loads_nothing_with_pictures_either() -> None:
-    page = report_page(data(viewer=[picture()]))
+def test_the_page_loads_nothing_with_images_either() -> None:
+    page = report_page(data(viewer=[image()]))
     assert "http" not in page
     assert "url(" not in page
     assert not re.search(r"<script[^>]*src", page)
     assert "fetch(" not in page
 
 
-def test_a_page_without_pictures_has_no_viewer() -> None:
-    assert "heedmap-pictures" not in report_page(data())
+def test_a_page_without_images_has_no_viewer() -> None:
+    assert "heedmap-images" not in report_page(data())
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,25 @@ def test_mistakes_come_before_right_answers_where_there_is_no_room_for_all(right
 
 
 @pytest.mark.parametrize(("side", "least"), [(16, 1000), (56, 300)])
-def test_a_thousand_pictures_stay_below_ten_megabytes_whatever_their_maps(side, least) -> None:
+def test_a_thousand_images_stay_below_ten_megabytes_whatever_their_maps(side, least) -> None:
     maps = {name: np.random.default_rng(0).random((side, side), np.float32) for name in ("a", "b", "combined")}
     shown = [
         dataclasses.replace(
-            picture(f"test/class/{seed:05d}.jpg", side=128, seed=seed), maps=maps, ends=dict.fromkeys(maps, 1.0)
+            image(f"test/class/{seed:05d}.jpg", side=128, seed=seed), maps=maps, ends=dict.fromkeys(maps, 1.0)
         )
         for seed in range(20)
     ]
-    page = report_page(data(viewer=shown * (MOST_PICTURES // 20)))
-    assert len(content(page)["pictures"]) >= least
+    page = report_page(data(viewer=shown * (MOST_IMAGES // 20)))
+    assert len(content(page)["images"]) >= least
     assert len(page.encode()) < 10_000_000
 
 
-def test_the_report_of_a_run_shows_every_picture_of_its_test_part(finished_run: Path) -> None:
+def test_the_report_of_a_run_shows_every_image_of_its_test_part(finished_run: Path) -> None:
     told = content((finished_run / "report.html").read_text(encoding="utf-8"))
     evaluation = json.loads((finished_run / "evaluation.json").read_text(encoding="utf-8"))
-    assert len(told["pictures"]) == evaluation["count"]
+    assert len(told["images"]) == evaluation["count"]
     assert told["taps"][-1] == "combined"
     confusion = np.zeros((3, 3), int)
-    for one in told["pictures"]:
+    for one in told["images"]:
         confusion[one["t"], one["p"]] += 1
     assert confusion.tolist() == evaluation["confusion"]

@@ -24,20 +24,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import CUE_CLASSES, cue_picture
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.data.augmentation import Augmentation
+from conftest import CUE_CLASSES, cue_image
+from heedmap.config import TrainOptions
+from heedmap.data.dataset import TensorDataset
 from heedmap.data.decoding import to_tensor
-from heedmap.data.loading import Store, TrainingBatches, plain_batches
-from heedmap.data.pictures import TensorPictures
+from heedmap.data.loader import Store, TrainingBatches, plain_batches
+from heedmap.data.transforms import Augmentation
 from heedmap.errors import ModelError, RunError, Stopped
-from heedmap.keeper import Keeper
-from heedmap.listener import Listener
-from heedmap.options import TrainOptions
-from heedmap.records import EpochReport, StepReport
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.progress import Progress
 from heedmap.runs import CHECKPOINT, METRICS, MODEL, Run
-from heedmap.train import train
-from heedmap.training.fit import Fitting, fit
+from heedmap.training.trainer import Fitting, fit
+from heedmap.types import EpochReport, StepReport
+from heedmap.workflows.train.checkpointing import Checkpointer
+from heedmap.workflows.train.train import train
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -53,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",
     "attention": "dot",
 }
-STEPS = 40  # 36 training pictures, 3 of which are held out
+STEPS = 40  # 36 training images, 3 of which are held out
 
 
 def test_attention_is_not_added_to_the_answer_of_a_network_with_random_weights(
@@ -70,9 +72,9 @@ def test_attention_is_not_added_to_the_answer_of_a_network_with_random_weights(
 # --- in one process -------------------------------------------------------------------------------------------------
 
 
-def drawn(count: int, first_seed: int) -> TensorPictures:
-    pictures = torch.stack([to_tensor(cue_picture(CUE_CLASSES[i % 3], first_seed + i)[0]) for i in range(count)])
-    return TensorPictures(pictures, torch.arange(count) % 3, CUE_CLASSES, [str(i) for i in range(count)])
+def drawn(count: int, first_seed: int) -> TensorDataset:
+    images = torch.stack([to_tensor(cue_image(CUE_CLASSES[i % 3], first_seed + i)[0]) for i in range(count)])
+    return TensorDataset(images, torch.arange(count) % 3, CUE_CLASSES, [str(i) for i in range(count)])
 
 
 def dropping(model: str = "compact") -> AttentionClassifier:
@@ -150,7 +152,7 @@ def test_a_state_of_another_model_or_another_length_is_refused() -> None:
 # --- runs in this process -------------------------------------------------------------------------------------------
 
 
-class StopsAt(Listener):
+class StopsAt(Progress):
     """Asks for a stop at a step, as a signal does, or dies there without a word."""
 
     def __init__(self, step: int, action: Callable[[], None]) -> None:
@@ -202,7 +204,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again_without_lines_
     monkeypatch.setattr(Run, "save_checkpoint", lambda *_: None)  # it never comes to one
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a dead process removes nothing
     with pytest.raises(Death):
-        train(options, listener=StopsAt(23, die))
+        train(options, progress=StopsAt(23, die))
     assert ("step", 20) in lines(out)
     monkeypatch.undo()
     train(options, resume=out)
@@ -217,7 +219,7 @@ def test_lines_after_the_checkpoint_are_written_once(
     original = Run.save_checkpoint
 
     def dies_at_the_epochs_checkpoint(run: Run, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        if progress["judged"] == 5:  # the line of epoch 5 is written, its step is saved, its judgement is not
+        if progress["evaluated"] == 5:  # the line of epoch 5 is written, its step is saved, its judgement is not
             raise Death
         original(run, tensors, progress)
 
@@ -242,17 +244,17 @@ def test_an_epoch_gets_a_checkpoint_where_that_costs_a_hundredth_of_the_time(
             now[0] += 2.0
             written.append(now[0])
 
-    monkeypatch.setattr("heedmap.keeper.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("heedmap.workflows.train.checkpointing.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     alone: Any = types.SimpleNamespace(is_main_process=True, num_processes=1)
-    keeper = Keeper(Slow(tmp_path, {}), TrainOptions(data="x"), alone, Listener(), 0.0)
+    checkpointer = Checkpointer(Slow(tmp_path, {}), TrainOptions(data="x"), alone, Progress(), 0.0)
     fitting: Any = types.SimpleNamespace(step=0, state=lambda: ({}, {}))
-    keeper.fitting = fitting
+    checkpointer.fitting = fitting
     for epoch, ends in enumerate((1, 100, 202, 204, 300), start=1):  # the first costs nobody knows what
         now[0] = float(ends)
-        keeper.on_epoch(EpochReport(epoch, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+        checkpointer.on_epoch(EpochReport(epoch, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
     assert written == [3, 206]  # 199 seconds after the first are too few, 201 are enough
-    keeper.on_epoch(EpochReport(6, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
-    assert len(written) == 3  # the last, for the test part is judged next
+    checkpointer.on_epoch(EpochReport(6, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+    assert len(written) == 3  # the last, for the test part is evaluated next
 
 
 def test_the_time_since_the_start_goes_on_where_it_was(cue_folder: Path, tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_the_time_since_the_start_goes_on_where_it_was(cue_folder: Path, tmp_pat
     with pytest.raises(Stopped):
         train(
             options_for(cue_folder, out, epochs=3),
-            listener=StopsAt(9, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            progress=StopsAt(9, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         )
     before = times()
     assert 0 < before[0] < before[1]
@@ -279,32 +281,32 @@ def test_a_signal_during_the_judging_of_an_epoch_stops_after_it(
     out = tmp_path / "run"
     options = options_for(cue_folder, out, epochs=1)
 
-    class Signals(Listener):
+    class Signals(Progress):
         def epoch(self, report: EpochReport) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match=f"epoch 1 of 1; go on with `heedmap train --resume {out}`"):
-        train(options, listener=Signals())
+        train(options, progress=Signals())
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (out / MODEL).exists()
     assert train(options, resume=out).is_finished
 
 
-def test_a_run_is_not_taken_up_with_other_pictures(make_cue_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_is_not_taken_up_with_other_images(make_cue_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder, out = make_cue_folder(), tmp_path / "run"
     options = options_for(folder, out, epochs=2)
     with pytest.raises(Stopped):
-        train(options, listener=StopsAt(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        train(options, progress=StopsAt(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     (folder / "train" / "red" / "000.png").unlink()
-    with pytest.raises(RunError, match=r"began with .*put the pictures back"):
+    with pytest.raises(RunError, match=r"began with .*put the images back"):
         train(options, resume=out)
 
 
 def test_the_command_that_goes_on_is_quoted(tmp_path: Path) -> None:
-    keeper: Any = types.SimpleNamespace(run=Run(tmp_path / "my run", {}))
+    checkpointer: Any = types.SimpleNamespace(run=Run(tmp_path / "my run", {}))
     report: Any = types.SimpleNamespace(epoch=1, epochs=2)
-    assert f"`heedmap train --resume '{tmp_path / 'my run'}'`" in str(Keeper._stopped(keeper, report))
+    assert f"`heedmap train --resume '{tmp_path / 'my run'}'`" in str(Checkpointer._stopped(checkpointer, report))
 
 
 def test_a_run_goes_on_from_another_folder(
@@ -313,8 +315,8 @@ def test_a_run_goes_on_from_another_folder(
     monkeypatch.chdir(make_cue_folder(4, 2).parent)
     with pytest.raises(Stopped):
         train(
-            options_for(Path("pictures"), Path("run"), epochs=1),
-            listener=StopsAt(1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            options_for(Path("images"), Path("run"), epochs=1),
+            progress=StopsAt(1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -326,7 +328,7 @@ def test_a_new_run_that_fails_before_its_first_checkpoint_leaves_no_folder(cue_f
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        train(options_for(cue_folder, tmp_path / "run"), listener=StopsAt(2, fail))
+        train(options_for(cue_folder, tmp_path / "run"), progress=StopsAt(2, fail))
     assert not (tmp_path / "run").exists()
 
 
@@ -334,7 +336,7 @@ def test_a_run_whose_audit_was_never_written_can_be_taken_up(cue_folder: Path, t
     out = tmp_path / "run"
     options = options_for(cue_folder, out, epochs=1)
     with pytest.raises(Stopped):
-        train(options, listener=StopsAt(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        train(options, progress=StopsAt(1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     (out / "audit.json").unlink()
     assert train(options, resume=out).is_finished
 
@@ -345,9 +347,9 @@ def test_tensorboard_has_every_step_once_after_a_death(
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
     options = options_for(cue_folder, out, epochs=6, tensorboard=True)
-    monkeypatch.setattr("heedmap.keeper.RECORD_STEPS", 1)
+    monkeypatch.setattr("heedmap.workflows.train.checkpointing.RECORD_STEPS", 1)
     with pytest.raises(Death):
-        train(options, listener=StopsAt(15, die))  # its last checkpoint is that of epoch 3
+        train(options, progress=StopsAt(15, die))  # its last checkpoint is that of epoch 3
     train(options, resume=out)
     events = accumulators.EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 25))
@@ -367,8 +369,8 @@ def words_of(folder: Path, out: Path) -> list[str]:
 
 def command(words: list[str], log: str, signal_at: tuple[int, int] | None = None) -> None:
     """What a process does: the command line, its words to a file; a signal comes while a step is shown."""
-    from heedmap.cli import main
-    from heedmap.terminal import Shown
+    from heedmap.cli.console import Shown
+    from heedmap.cli.main import main
 
     torch.set_num_threads(1)
     if signal_at is not None:
@@ -384,7 +386,7 @@ def command(words: list[str], log: str, signal_at: tuple[int, int] | None = None
 
 def start(words: list[str], log: Path, signal_at: tuple[int, int] | None = None) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["heedmap.train", "heedmap.cli", "accelerate", "test_resume"])
+    context.set_forkserver_preload(["heedmap.workflows.train.train", "heedmap.cli.main", "accelerate", "test_resume"])
     process = context.Process(target=command, args=(words, str(log), signal_at))
     process.start()
     return process
@@ -437,11 +439,11 @@ def test_asked_to_stop_while_it_judges_it_says_how_to_go_on_and_does(
 ) -> None:
     out = tmp_path / "run"
     options = options_for(cue_folder, out, epochs=1)
-    module = sys.modules["heedmap.train"]  # the package's attribute of that name is the function
+    module = sys.modules["heedmap.workflows.train.train"]  # the package's attribute of that name is the function
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it in the background
     with monkeypatch.context() as patched:
         patched.setattr(module, "complete", lambda *_, **__: os.kill(os.getpid(), number))
-        with pytest.raises(Stopped, match=f"judged; go on with `.* --resume {out}`"):
+        with pytest.raises(Stopped, match=f"evaluated; go on with `.* --resume {out}`"):
             train(options)
     signal.signal(signal.SIGINT, before)
     assert (out / CHECKPOINT).is_file()

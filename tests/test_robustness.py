@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from heedmap.errors import DataError, OptionError
-from heedmap.evaluation.asking import learned_map
-from heedmap.evaluation.robustness import (
+from heedmap.metrics.maps import learned_map
+from heedmap.metrics.robustness import (
     RobustnessRow,
     fgsm,
     masking,
@@ -17,7 +17,7 @@ from heedmap.evaluation.robustness import (
     robustness,
     stability,
 )
-from heedmap.records import Output
+from heedmap.types import Output
 
 SIZE = 8 / 255
 
@@ -164,7 +164,7 @@ def test_weights_in_bfloat16_are_attacked_in_float32(net, images):
 
 
 def test_accuracy_and_fooling_are_those_of_a_model_known_by_hand():
-    """Brightness above the bar is class 1. Four pictures, right by 0.5, 2.5 and 100 grey levels, one of them wrong."""
+    """Brightness above the bar is class 1. Four images, right by 0.5, 2.5 and 100 grey levels, one of them wrong."""
     weight = torch.full((3, 4, 4), 25.5 / 48)  # a tenth of a logit for each grey level
     levels = torch.tensor([100.5, 102.5, 200.0, 50.0])
     images = (levels / 255)[:, None, None, None].expand(4, 3, 4, 4).contiguous()
@@ -189,7 +189,7 @@ def test_fooling_is_undefined_where_nothing_was_right(weight, small):
 
 
 class Attending(nn.Module):
-    """A map that is the picture's first channel, and a control that gives no map."""
+    """A map that is the image's first channel, and a control that gives no map."""
 
     def __init__(self):
         super().__init__()
@@ -255,7 +255,7 @@ def row(attack, level, accuracy):
         ([row("fgsm", 4, 0.3), row("pgd", 4, 0.5)], 0.0, "pgd at 4/255 leaves 50.0% right, fgsm only 30.0%"),
         ([row("noise", 4, 0.3), row("fgsm", 4, 0.5)], 0.0, "noise does more than the gradient"),
         ([row("pgd", 0, 0.9), row("pgd", 16, 0.6)], 0.0, "more than half of the clean accuracy"),
-        ([row("fgsm", 4, 0.3)], 0.4, "The gradient of 40% of the pictures is zero"),
+        ([row("fgsm", 4, 0.3)], 0.4, "The gradient of 40% of the images is zero"),
         ([row("fgsm", 4, 0.3), row("pgd", 4, 0.31)], 0.01, None),
         ([row("pgd", 0, 0.9), row("pgd", 8, 0.6), row("pgd", 16, 0.1)], 0.0, None),
     ],
@@ -269,7 +269,7 @@ def test_a_saturated_model_is_warned_of(small):
     """Logits so far apart that the cross-entropy's gradient is zero in float32."""
     model = Sum(torch.full((3, 4, 4), 1e6))
     report = robustness({"sure": model}, small, torch.ones(5).long(), epsilons=(16 / 255,))
-    assert "100% of the pictures is zero in every pixel" in report.warnings["sure"][0]
+    assert "100% of the images is zero in every pixel" in report.warnings["sure"][0]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
+from heedmap.config import TrainOptions, free_name
 from heedmap.errors import RunError
-from heedmap.options import TrainOptions, free_name
-from heedmap.runs import CHECKPOINT, CONFIG, MANIFEST, METRICS, MODEL, Run, refuse_pickle, write_whole
+from heedmap.files import refuse_pickle, write_whole
+from heedmap.runs import CHECKPOINT, CONFIG, MANIFEST, METRICS, MODEL, Run
 
 Break = Callable[[Path], None]
 
@@ -47,7 +48,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> No
 
 
 def test_a_finished_run_answers_as_it_did_when_it_was_judged(finished_run: Path, cue_folder: Path) -> None:
-    from heedmap.evaluate import evaluate
+    from heedmap.workflows.evaluate.evaluate import evaluate
 
     run = Run.open(finished_run)
     classifier = run.classifier()

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Refusal, cue_picture
+from conftest import Refusal, cue_image
 from heedmap import AttentionMap, Run, visualize
+from heedmap.apps.server import Limits, build_app, open_predictor
+from heedmap.apps.server.images import MOST_SCANS
+from heedmap.apps.server.predictors import Served
+from heedmap.apps.server.replies import chosen_form
 from heedmap.errors import OptionError
-from heedmap.serving import Limits, build_app, open_predictor
-from heedmap.serving.pictures import MOST_SCANS
-from heedmap.serving.predictors import Predictor
-from heedmap.serving.replies import chosen_form
-from heedmap.visualize import Answer
+from heedmap.workflows.visualize import Prediction
 
 httpx = pytest.importorskip("httpx")
 
@@ -39,7 +39,7 @@ class Still:
         self.sizes: list[int] = []
         self.error: Exception | None = None
 
-    def __call__(self, views: np.ndarray) -> list[Answer]:
+    def __call__(self, views: np.ndarray) -> list[Prediction]:
         assert views.dtype == np.uint8
         assert views.shape[1:] == (3, 8, 8)
         assert self.wait.wait(10)
@@ -50,10 +50,10 @@ class Still:
             "stage3": AttentionMap(torch.full((2, 2), 0.25), "stage3", "dot, softmax", 0.0, 0.25),
             "combined": AttentionMap(GRID, "combined", "dot, softmax", 0.0, 0.4),
         }
-        return [Answer(np.array([0.2, 0.7, 0.1], np.float32), maps, {})] * len(views)
+        return [Prediction(np.array([0.2, 0.7, 0.1], np.float32), maps, {})] * len(views)
 
 
-def picture(width: int = 40, height: int = 40, kind: str = "PNG", **options: Any) -> bytes:
+def image(width: int = 40, height: int = 40, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, kind, **options)
@@ -68,14 +68,14 @@ def bomb(side: int) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def client(predictor: Predictor, **limits: Any) -> AsyncIterator[Any]:
+async def client(predictor: Served, **limits: Any) -> AsyncIterator[Any]:
     app = build_app(predictor, Limits(**limits))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://here") as made:
         yield made
 
 
-def asked(talk: Callable[[Any], Awaitable[Any]], predictor: Predictor | None = None, **limits: Any) -> Any:
+def asked(talk: Callable[[Any], Awaitable[Any]], predictor: Served | None = None, **limits: Any) -> Any:
     """Run ``talk(client)`` against the application."""
 
     async def whole() -> Any:
@@ -107,20 +107,20 @@ def refused(answer: Any, status: int) -> str:
 # The answer
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Files of the kinds that tell ways of decoding apart: a large JPEG, one that lies on its side, a PNG."""
-    large = cue_picture("red", 1, side=400)[0].resize((700, 400))
+    large = cue_image("red", 1, side=400)[0].resize((700, 400))
     turned = Image.Exif()
     turned[0x0112] = 6
     large.save(folder / "large.jpg", quality=90)
     large.save(folder / "turned.jpg", quality=90, exif=turned)
-    cue_picture("blue", 2)[0].save(folder / "small.png")
+    cue_image("blue", 2)[0].save(folder / "small.png")
     return sorted(folder.iterdir())
 
 
 def test_class_probabilities_maps_and_points_are_those_of_visualize(finished_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    files = pictures_in(tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    files = images_in(tmp_path / "images")
     visualize(Run.open(finished_run).classifier(), files, tmp_path / "maps")
 
     async def talk(made: Any) -> list[Any]:
@@ -143,11 +143,11 @@ def test_class_probabilities_maps_and_points_are_those_of_visualize(finished_run
 def test_an_exported_file_is_served_with_the_answers_of_its_run(finished_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from heedmap.export import export
+    from heedmap.exporters import export
 
-    views = [cue_picture(name, 3)[0] for name in ("red", "blue", "green")]
-    file = export(Run.open(finished_run), tmp_path / "model.onnx", pictures=views).path
-    content = (pictures_in(tmp_path)[0]).read_bytes()
+    views = [cue_image(name, 3)[0] for name in ("red", "blue", "green")]
+    file = export(Run.open(finished_run), tmp_path / "model.onnx", images=views).path
+    content = (images_in(tmp_path)[0]).read_bytes()
 
     async def talk(made: Any) -> list[Any]:
         ways = [post(content, params={"values": True}), post(content, params={"format": "grey"})]
@@ -165,7 +165,7 @@ def test_an_exported_file_is_served_with_the_answers_of_its_run(finished_run: Pa
 
 
 def test_a_batch_changes_no_answer_beyond_a_millionth(finished_run: Path) -> None:
-    contents = [picture(40 + number, 50) for number in range(24)]
+    contents = [image(40 + number, 50) for number in range(24)]
     predictor = open_predictor(finished_run)
 
     async def talk(made: Any) -> tuple[list[Any], list[Any], Any]:
@@ -186,7 +186,7 @@ def test_a_batch_changes_no_answer_beyond_a_millionth(finished_run: Path) -> Non
 
 def test_points_and_boxes_are_pixels_of_the_original_derived_by_hand() -> None:
     said = asked(
-        post(picture(80, 40), params={"threshold": 0.6})
+        post(image(80, 40), params={"threshold": 0.6})
     ).json()  # the square seen begins at x = 20; a cell is 10 pixels
     assert said["size"] == {"width": 80, "height": 40}
     assert said["seen"] == {"left": 20, "top": 0, "right": 60, "bottom": 40}
@@ -205,25 +205,25 @@ def test_points_and_boxes_are_pixels_of_the_original_derived_by_hand() -> None:
 
 
 def test_the_likeliest_classes_come_first_and_no_more_than_asked() -> None:
-    top = asked(post(picture(), params={"top": 2})).json()["top"]
+    top = asked(post(image(), params={"top": 2})).json()["top"]
     assert [one["name"] for one in top] == ["dög", "cat"]
 
 
 def test_a_form_and_the_bare_bytes_get_the_same_answer() -> None:
-    content = picture()
+    content = image()
 
     async def talk(made: Any) -> list[Any]:
-        form = await made.post("/predict", files={"picture": ("a.png", content, "image/png")})
+        form = await made.post("/predict", files={"image": ("a.png", content, "image/png")})
         return [form.json(), (await post(content)(made)).json()]
 
     first, second = asked(talk)
     assert first == second
 
 
-def test_the_map_comes_as_overlay_grey_picture_or_array() -> None:
+def test_the_map_comes_as_overlay_grey_image_or_array() -> None:
     async def talk(made: Any) -> list[Any]:
         wanted = [{"format": "overlay", "size": 64}, {"format": "grey"}, {"format": "npy", "tap": "stage3"}]
-        return [await post(picture(80, 40), params=one)(made) for one in wanted]
+        return [await post(image(80, 40), params=one)(made) for one in wanted]
 
     overlay, grey, array = asked(talk)
     assert [one.headers["content-type"] for one in (overlay, grey, array)] == [
@@ -266,7 +266,7 @@ def test_health_classes_and_the_page_tell_what_there_is() -> None:
     assert "http://" not in page.text  # nothing from elsewhere
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "#result[hidden] { display: none; }" in page.text  # or its grid shows a broken picture before the first
+    assert "#result[hidden] { display: none; }" in page.text  # or its grid shows a broken image before the first
 
 
 # What is refused
@@ -275,33 +275,33 @@ def test_health_classes_and_the_page_tell_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "status", "words"),
     [
-        (b"Dear Sir or Madam", "image/png", 415, "not a picture that heedmap reads"),
+        (b"Dear Sir or Madam", "image/png", 415, "not an image that heedmap reads"),
         (b"", "image/png", 422, "empty"),
-        (picture(200, 200, "JPEG")[:2000], "image/jpeg", 422, "damaged"),
-        (picture()[:300], "image/png", 422, "damaged"),
+        (image(200, 200, "JPEG")[:2000], "image/jpeg", 422, "damaged"),
+        (image()[:300], "image/png", 422, "damaged"),
         (bomb(6000), "image/png", 413, "6000 x 6000 pixels, above the guard of 25 million"),
         (bomb(20_000), "image/png", 413, "pixels, above the guard of 100 million"),
         (b"\xff\xd8" + b"\xff\xda" * (MOST_SCANS + 1), "image/jpeg", 422, "scans"),
-        (picture(), "text/plain", 415, "text/plain is not taken"),
-        (picture(), "application/x-www-form-urlencoded", 415, "image/jpeg"),
-        (picture(), "multipart/form-data", 422, "exactly one file"),
+        (image(), "text/plain", 415, "text/plain is not taken"),
+        (image(), "application/x-www-form-urlencoded", 415, "image/jpeg"),
+        (image(), "multipart/form-data", 422, "exactly one file"),
         (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 422, "exactly one file"),
     ],
 )
-def test_what_is_no_usable_picture_is_refused_in_one_sentence(content, kind, status, words) -> None:
+def test_what_is_no_usable_image_is_refused_in_one_sentence(content, kind, status, words) -> None:
     assert words in refused(asked(post(content, kind)), status)
 
 
 def test_a_form_needs_one_file_in_its_field() -> None:
-    one = ("a.png", picture(), "image/png")
+    one = ("a.png", image(), "image/png")
 
     async def talk(made: Any) -> list[Any]:
-        forms: list[Any] = [{"file": one}, [("picture", one), ("picture", one)]]
+        forms: list[Any] = [{"file": one}, [("image", one), ("image", one)]]
         wrong = [await made.post("/predict", files=form) for form in forms]
-        return [*wrong, await made.post("/predict", files={"picture": one}, data={"note": "hello"})]
+        return [*wrong, await made.post("/predict", files={"image": one}, data={"note": "hello"})]
 
     for answer in asked(talk):
-        assert "field 'picture'" in refused(answer, 422)
+        assert "field 'image'" in refused(answer, 422)
 
 
 @pytest.mark.parametrize(
@@ -315,12 +315,12 @@ def test_a_form_needs_one_file_in_its_field() -> None:
     ],
 )
 def test_a_parameter_that_does_not_exist_or_fit_is_named(parameters, words) -> None:
-    assert words in refused(asked(post(picture(), params=parameters)), 422)
+    assert words in refused(asked(post(image(), params=parameters)), 422)
 
 
 def test_wrong_addresses_methods_and_wishes_get_a_sentence() -> None:
     async def talk(made: Any) -> list[Any]:
-        impossible = post(picture(), headers={"Accept": "video/mp4"})
+        impossible = post(image(), headers={"Accept": "video/mp4"})
         return [await made.get("/predikt"), await made.get("/predict"), await impossible(made)]
 
     lost, method, wish = asked(talk)
@@ -354,8 +354,8 @@ def test_a_declared_length_beyond_the_bound_is_refused_before_anything_is_read()
 
 def test_all_bodies_together_are_bounded_and_forgotten_afterwards() -> None:
     async def talk(made: Any) -> list[Any]:
-        first = await post(picture(200, 200))(made)  # about 120 kB
-        return [first, await post(picture())(made)]
+        first = await post(image(200, 200))(made)  # about 120 kB
+        return [first, await post(image())(made)]
 
     large, small = asked(talk, reading_bytes=50_000)
     refused(large, 503)
@@ -379,10 +379,10 @@ def test_beyond_the_waiting_room_a_request_is_told_when_to_come_back() -> None:
     still.wait.clear()
 
     async def talk(made: Any) -> tuple[Any, list[Any]]:
-        inside = [asyncio.create_task(post(picture())(made)) for _ in range(3)]
+        inside = [asyncio.create_task(post(image())(made)) for _ in range(3)]
         while (await made.get("/health")).json()["waiting"] < 3:
             await asyncio.sleep(0.01)
-        outside = await post(picture())(made)
+        outside = await post(image())(made)
         still.wait.set()
         return outside, await asyncio.gather(*inside)
 
@@ -397,9 +397,9 @@ def test_an_answer_that_takes_too_long_is_given_up_and_the_service_goes_on() -> 
     still.wait.clear()
 
     async def talk(made: Any) -> list[Any]:
-        late = await post(picture())(made)
+        late = await post(image())(made)
         still.wait.set()
-        return [late, await post(picture())(made), await made.get("/health")]
+        return [late, await post(image())(made), await made.get("/health")]
 
     late, after, health = asked(talk, still, timeout=0.3)
     assert "0.3 s" in refused(late, 503)
@@ -412,21 +412,21 @@ def test_a_classifier_that_fails_gives_a_sentence_and_the_service_goes_on() -> N
     still.error = RuntimeError("secret detail")
 
     async def talk(made: Any) -> list[Any]:
-        failed = await post(picture())(made)
+        failed = await post(image())(made)
         still.error = None
-        return [failed, await post(picture())(made)]
+        return [failed, await post(image())(made)]
 
     failed, after = asked(talk, still)
     assert "secret" not in refused(failed, 500)
     assert after.status_code == 200
 
 
-def test_pictures_that_come_while_the_classifier_works_share_the_next_batches() -> None:
+def test_images_that_come_while_the_classifier_works_share_the_next_batches() -> None:
     still = Still()
 
     async def talk(made: Any) -> list[Any]:
         still.wait.clear()
-        waiting = [asyncio.create_task(post(picture())(made)) for _ in range(11)]
+        waiting = [asyncio.create_task(post(image())(made)) for _ in range(11)]
         while (await made.get("/health")).json()["waiting"] < 11:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # all are decoded
@@ -457,7 +457,7 @@ def test_the_command_refuses_a_missing_run_a_taken_port_and_a_port_that_cannot_b
 
 
 def test_the_socket_is_one_that_asyncio_sends_from_without_delay() -> None:
-    from heedmap.serving import _listen
+    from heedmap.apps.server import _listen
 
     with _listen("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
@@ -475,10 +475,10 @@ def test_a_missing_package_says_what_to_install(
 
 def test_the_schema_describes_the_answers_that_are_given() -> None:
     async def talk(made: Any) -> tuple[Any, Any]:
-        return (await made.get("/openapi.json")).json(), (await post(picture())(made)).json()
+        return (await made.get("/openapi.json")).json(), (await post(image())(made)).json()
 
     schema, said = asked(talk)
-    shape = schema["components"]["schemas"]["Prediction"]
+    shape = schema["components"]["schemas"]["PredictionReply"]
     assert set(shape["required"]) == set(shape["properties"]) == set(said)
     parameters = {one["name"]: one for one in schema["paths"]["/predict"]["post"]["parameters"]}
     assert set(parameters) == {"format", "tap", "top", "threshold", "values", "size", "opacity"}

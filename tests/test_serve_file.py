@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Refusal, cue_picture
+from conftest import Refusal, cue_image
 from heedmap import OnnxClassifier, Run, export
-from heedmap.visualize.boxes import boxes_of
+from heedmap.inference.boxes import boxes_of
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("onnxruntime")
@@ -25,8 +25,8 @@ from test_visualize_file import WITHOUT_TORCH  # noqa: E402  needs the packages 
 
 @pytest.fixture(scope="module")
 def file(_finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    views = [cue_picture(name, 3)[0] for name in ("red", "blue", "green")]
-    return export(Run.open(_finished_run), tmp_path_factory.mktemp("file") / "model.onnx", pictures=views).path
+    views = [cue_image(name, 3)[0] for name in ("red", "blue", "green")]
+    return export(Run.open(_finished_run), tmp_path_factory.mktemp("file") / "model.onnx", images=views).path
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def address(file: Path) -> Iterator[str]:
 @pytest.fixture
 def content(file: Path) -> bytes:
     stream = io.BytesIO()
-    cue_picture("green", 4)[0].resize((OnnxClassifier(file).image_size,) * 2).save(stream, "PNG")
+    cue_image("green", 4)[0].resize((OnnxClassifier(file).image_size,) * 2).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -79,7 +79,7 @@ def test_the_answer_is_the_file_s_own(address, content, file) -> None:
         assert [box["share"] for box in told["boxes"]] == pytest.approx([box["share"] for box in boxes])
 
 
-def test_the_map_comes_as_an_array_and_as_a_picture(address, content) -> None:
+def test_the_map_comes_as_an_array_and_as_a_image(address, content) -> None:
     values = np.load(io.BytesIO(post(address, content, "?format=npy&tap=combined").content))
     assert values.dtype == np.float32
     assert values.max() > 0
@@ -88,7 +88,7 @@ def test_the_map_comes_as_an_array_and_as_a_picture(address, content) -> None:
     assert np.ptp(np.asarray(drawn)) > 50
 
 
-def test_a_damaged_picture_and_the_page_are_answered_too(address) -> None:
+def test_a_damaged_image_and_the_page_are_answered_too(address) -> None:
     reply = httpx.post(f"{address}/predict", content=b"\x89PNG and no more", headers={"Content-Type": "image/png"})
     assert reply.status_code in (415, 422)
     assert "<html" in httpx.get(address).text

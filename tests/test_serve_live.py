@@ -69,7 +69,7 @@ def server(_finished_run: Path) -> Iterator[Server]:
         yield running
 
 
-def picture(seed: int = 0) -> bytes:
+def image(seed: int = 0) -> bytes:
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "JPEG")
@@ -81,13 +81,13 @@ def post(server: Server, content: bytes, kind: str = "image/jpeg", path: str = "
 
 
 def test_two_hundred_at_once_are_all_answered_and_each_gets_its_own(server: Server) -> None:
-    alone = [post(server, picture(seed)).json()["top"] for seed in range(5)]
+    alone = [post(server, image(seed)).json()["top"] for seed in range(5)]
 
     async def crowd() -> list["httpx.Response"]:
         limits = httpx.Limits(max_connections=200)
         async with httpx.AsyncClient(base_url=server.address, limits=limits, timeout=60) as client:
             headers = {"Content-Type": "image/jpeg"}
-            sent = (client.post("/predict", content=picture(number % 5), headers=headers) for number in range(200))
+            sent = (client.post("/predict", content=image(number % 5), headers=headers) for number in range(200))
             return list(await asyncio.gather(*sent))
 
     answers = asyncio.run(crowd())
@@ -104,7 +104,7 @@ def test_two_hundred_at_once_are_all_answered_and_each_gets_its_own(server: Serv
 def test_a_hundred_megabytes_are_refused_and_memory_stays_flat(server: Server) -> None:
     block = b"\xff" * 1_000_000
     for seed in range(5):
-        post(server, picture(seed))  # what the service needs anyway is there
+        post(server, image(seed))  # what the service needs anyway is there
     before, most = server.megabytes, 0.0
 
     async def giant() -> "httpx.Response":
@@ -127,14 +127,14 @@ def test_a_hundred_megabytes_are_refused_and_memory_stays_flat(server: Server) -
         assert "20,000,000 bytes" in answer.json()["error"]
     assert most - before < 120  # one body of 20 MB, its copies on the way, and nothing of the other 80
     assert server.megabytes - before < 80
-    assert post(server, picture()).status_code == 200
+    assert post(server, image()).status_code == 200
 
 
-def test_a_declared_giant_a_bomb_a_text_and_a_cut_picture_get_their_sentence(server: Server) -> None:
+def test_a_declared_giant_a_bomb_a_text_and_a_cut_image_get_their_sentence(server: Server) -> None:
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
     before = server.megabytes
-    for content, status in ((file.getvalue(), 413), (b"text", 415), (picture()[:700], 422), (b"", 422)):
+    for content, status in ((file.getvalue(), 413), (b"text", 415), (image()[:700], 422), (b"", 422)):
         answer = post(server, content)
         assert answer.status_code == status
         assert list(answer.json()) == ["error"]
@@ -147,7 +147,7 @@ def test_a_declared_giant_a_bomb_a_text_and_a_cut_picture_get_their_sentence(ser
 
 def test_a_stop_answers_what_is_under_way_and_ends_with_status_zero(finished_run: Path) -> None:
     with serving(finished_run) as server:
-        content = picture()
+        content = image()
         head = (
             f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
         )
@@ -174,7 +174,7 @@ def test_what_openapi_promises_holds_whatever_schemathesis_sends(server: Server,
         text=True,
         check=False,
         cwd=tmp_path,  # it keeps a cache where it works
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_pictures", "PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_images", "PYTHONPATH": str(Path(__file__).parent)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No issues found" in done.stdout

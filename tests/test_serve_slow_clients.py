@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from test_serve import Still, picture
+from test_serve import Still, image
 
 pytest.importorskip("uvicorn")
 
-from heedmap.serving import Limits, build_app
+from heedmap.apps.server import Limits, build_app
 
 TIMEOUT = 0.8
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
@@ -21,7 +21,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[str, int]]:
     """Where a server with little patience listens, in a thread of this process."""
-    from heedmap.serving.server import make_server
+    from heedmap.apps.server.server import make_server
 
     limits = Limits(timeout=TIMEOUT, connections=130)
     server = make_server(build_app(Still(), limits), limits)
@@ -49,7 +49,7 @@ def reply(line: socket.socket) -> bytes:
 
 def is_served(place: tuple[str, int]) -> bool:
     with socket.create_connection(place, timeout=10) as line:
-        content = picture()
+        content = image()
         line.sendall(HEAD % len(content) + content)
         return reply(line).startswith(b"HTTP/1.1 200")
 

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import CUE_CLASSES, cue_picture
-from heedmap.cli import main
-from heedmap.data import FolderPictures, Splits, TensorPictures, open_data
-from heedmap.data.audit import audit
-from heedmap.data.augmentation import Augmentation
-from heedmap.data.decoding import read_picture, square, to_tensor
-from heedmap.data.loading import Share, Store, TrainingBatches
-from heedmap.data.packing import pack
-from heedmap.data.sharded import ShardPictures, open_shards
-from heedmap.data.shards import expand_braces, expand_shards, index_shard, is_sharded, read_member, split_key
-from heedmap.errors import DataError, PictureError
+from conftest import CUE_CLASSES, cue_image
+from heedmap.cli.main import main
+from heedmap.data import FolderDataset, Splits, TensorDataset, open_data
+from heedmap.data.audit.audit import audit
+from heedmap.data.decoding import read_image, square, to_tensor
+from heedmap.data.loader import Share, Store, TrainingBatches
+from heedmap.data.transforms import Augmentation
+from heedmap.data.webdataset.dataset import ShardDataset, open_shards
+from heedmap.data.webdataset.index import expand_braces, expand_shards, index_shard, is_sharded, read_member, split_key
+from heedmap.data.webdataset.writer import pack
+from heedmap.errors import DataError, ImageError
 from heedmap.runs import Run
 
 
 def png(name: str, seed: int) -> bytes:
     content = io.BytesIO()
-    cue_picture(name, seed)[0].save(content, "PNG", compress_level=1)
+    cue_image(name, seed)[0].save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
@@ -41,7 +41,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def cue_members(count: int, first: int = 0, label: str = "folder") -> list[tuple[str, bytes]]:
-    """Cue pictures of all classes in turn, each labelled in one of the ways there are."""
+    """Cue images of all classes in turn, each labelled in one of the ways there are."""
     members = []
     for number in range(first, first + count):
         place = number % 3
@@ -56,7 +56,7 @@ def cue_members(count: int, first: int = 0, label: str = "folder") -> list[tuple
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """A folder with three shards of eight pictures to learn from and one of nine to test on."""
+    """A folder with three shards of eight images to learn from and one of nine to test on."""
     for number in range(3):
         write_tar(tmp_path / "set" / "train" / f"{number:03d}.tar", cue_members(8, 8 * number))
     write_tar(tmp_path / "set" / "test" / "000.tar", cue_members(9, 1000))
@@ -95,12 +95,12 @@ def test_braces_that_stand_for_too_many_names_are_refused() -> None:
             expand_braces(pattern)
 
 
-def test_a_picture_from_a_shard_is_the_picture_that_was_packed(sharded: Path) -> None:
+def test_a_image_from_a_shard_is_the_image_that_was_packed(sharded: Path) -> None:
     train = open_shards(sharded).train
-    assert isinstance(train, ShardPictures)
+    assert isinstance(train, ShardDataset)
     for place, name in enumerate(train.names):
         number = int(name.rpartition("/")[2].partition(".")[0])
-        whole = read_picture(io.BytesIO(png(CUE_CLASSES[number % 3], number)))
+        whole = read_image(io.BytesIO(png(CUE_CLASSES[number % 3], number)))
         assert torch.equal(train.load(place, 24), to_tensor(square(whole, 24)))
         assert train.classes[train.labels[place]] == CUE_CLASSES[number % 3]
         assert train.length(place) == len(train.data(place))
@@ -130,7 +130,7 @@ def test_numbers_without_names_are_classes_by_number(tmp_path: Path) -> None:
     assert (len(splits.train), len(splits.test)) == (24, 6)
 
 
-def test_a_companion_is_no_picture_but_a_dotted_name_is(tmp_path: Path) -> None:
+def test_a_companion_is_no_image_but_a_dotted_name_is(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.seg.png", b"22"), ("a.cls", b"0"), ("b.v2.jpg", b"333"), ("._c.jpg", b"4")]
     index = index_shard(write_tar(tmp_path / "a.tar", members))
     assert index.names == ("a.jpg", "b.v2.jpg")
@@ -146,7 +146,7 @@ def test_a_leading_dot_slash_is_no_part_of_the_key(tmp_path: Path) -> None:
 
 
 def test_an_epoch_over_shards_is_a_permutation_shared_by_processes(sharded: Path) -> None:
-    store = Store(open_shards(sharded).train, 20, 0, 0)  # nothing in memory: every picture is read when it is asked for
+    store = Store(open_shards(sharded).train, 20, 0, 0)  # nothing in memory: every image is read when it is asked for
     shares = [TrainingBatches(store, 16, 8, Augmentation("crop", True), 5, Share(rank, 2)) for rank in range(2)]
     for epoch in (0, 3):
         seen = [index for share in shares for batch in share.epoch(epoch) for index in batch.indices.tolist()]
@@ -180,15 +180,15 @@ def test_parts_without_train_beside_them_are_drawn_the_same_way_again(sharded: P
 def test_what_was_packed_is_the_folder_again(cue_folder: Path, tmp_path: Path) -> None:
     folder, out = open_data(str(cue_folder)), tmp_path / "packed"
     packed = pack(folder, out, shard_bytes=20_000)
-    assert packed.pictures == {"train": 36, "test": 36}
+    assert packed.images == {"train": 36, "test": 36}
     assert packed.shards["train"] > 2
     shards = open_data(str(out))
     assert shards.classes == folder.classes
-    for part, pictures in folder.parts.items():
+    for part, images in folder.parts.items():
         again = shards.parts[part]
-        assert isinstance(pictures, FolderPictures)
-        assert isinstance(again, ShardPictures)
-        before = sorted((pictures.path(i).read_bytes(), int(pictures.labels[i])) for i in range(36))
+        assert isinstance(images, FolderDataset)
+        assert isinstance(again, ShardDataset)
+        before = sorted((images.path(i).read_bytes(), int(images.labels[i])) for i in range(36))
         assert sorted((again.data(i), int(again.labels[i])) for i in range(36)) == before
         assert again.labels.tolist() != sorted(again.labels.tolist())  # all classes everywhere
 
@@ -220,9 +220,9 @@ def test_names_that_would_not_survive_as_keys_are_made_to(tmp_path: Path) -> Non
 def test_a_full_folder_and_a_set_without_files_are_refused(cue_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not empty"):
         pack(open_data(str(cue_folder)), cue_folder)
-    pictures = TensorPictures(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), ("a", "b"), ("1", "2"))
-    with pytest.raises(DataError, match="no picture files to pack"):
-        pack(Splits("in-memory", ("a", "b"), pictures, None, None), tmp_path / "out")
+    images = TensorDataset(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), ("a", "b"), ("1", "2"))
+    with pytest.raises(DataError, match="no image files to pack"):
+        pack(Splits("in-memory", ("a", "b"), images, None, None), tmp_path / "out")
 
 
 def test_a_run_learns_from_packed_shards_what_it_learns_from_the_folder(cue_folder: Path, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_run_learns_from_packed_shards_what_it_learns_from_the_folder(cue_fold
 
 
 def test_the_audit_finds_copies_in_shards(tmp_path: Path) -> None:
-    twin = png("red", 7)
-    members = [*cue_members(9), ("red/twin.png", twin), ("blue/twin.png", twin)]
+    duplicate = png("red", 7)
+    members = [*cue_members(9), ("red/duplicate.png", duplicate), ("blue/duplicate.png", duplicate)]
     found = audit(open_shards(write_tar(tmp_path / "a.tar", members), test=0.1), depth="full")
     assert "conflicting-labels" in {finding.kind for finding in found.findings}
 
@@ -255,7 +255,7 @@ def test_the_index_is_kept_and_made_anew_when_the_shard_changes(
         assert index_shard(shard, cache) == first
     write_tar(shard, cue_members(5))
     assert len(index_shard(shard, cache)) == 5
-    for damaged in ("", "{}", "[1, 2]", '{"stamp": null}'):
+    for damaged in ("", "{}", "[1, 2]", '{"fingerprint": null}'):
         next(cache.iterdir()).write_text(damaged)
         assert len(index_shard(shard, cache)) == 5
 
@@ -297,7 +297,7 @@ def test_links_devices_and_paths_that_lead_out_are_refused(tmp_path: Path, info:
 
 
 @pytest.mark.parametrize("cut", [100, 700, 3000])
-def test_a_shard_that_was_cut_short_is_told_of_and_keeps_its_whole_pictures(tmp_path: Path, cut: int) -> None:
+def test_a_shard_that_was_cut_short_is_told_of_and_keeps_its_whole_images(tmp_path: Path, cut: int) -> None:
     whole = write_tar(tmp_path / "whole.tar", cue_members(6))
     index = index_shard(whole)
     shard = tmp_path / "cut.tar"
@@ -338,18 +338,18 @@ def test_a_compressed_shard_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 def test_a_member_above_the_guard_or_beyond_the_end_is_not_read(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", cue_members(1))
-    with pytest.raises(PictureError, match=r"^n: .*above the guard"):
+    with pytest.raises(ImageError, match=r"^n: .*above the guard"):
         read_member(shard, 0, 2**40, "n")
-    with pytest.raises(PictureError, match="ends before it does"):
+    with pytest.raises(ImageError, match="ends before it does"):
         read_member(shard, shard.stat().st_size - 5, 6, "n")
-    with pytest.raises(PictureError, match="cannot be read"):
+    with pytest.raises(ImageError, match="cannot be read"):
         read_member(tmp_path / "gone.tar", 0, 1, "n")
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: Path) -> None:
-    splits = open_shards(write_tar(tmp_path / "a.tar", [*cue_members(6), ("red/x.jpg", b"no picture")]), test=0.5)
+def test_a_image_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: Path) -> None:
+    splits = open_shards(write_tar(tmp_path / "a.tar", [*cue_members(6), ("red/x.jpg", b"no image")]), test=0.5)
     parts = [part for part in splits.parts.values() if "a.tar/red/x.jpg" in part.names]
-    with pytest.raises(PictureError, match=r"^a\.tar/red/x\.jpg: it is not a picture that heedmap reads"):
+    with pytest.raises(ImageError, match=r"^a\.tar/red/x\.jpg: it is not an image that heedmap reads"):
         parts[0].load(parts[0].names.index("a.tar/red/x.jpg"), 16)
 
 
@@ -358,7 +358,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path:
     [
         ([("1.jpg", b"")], "has no label"),
         ([("a/1.jpg", b"")], "one class only"),
-        ([("readme.md", b"")], "hold no pictures"),
+        ([("readme.md", b"")], "hold no images"),
     ],
 )
 def test_shards_that_cannot_be_learned_from_are_refused(

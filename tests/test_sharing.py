@@ -14,8 +14,10 @@ import yaml
 from torch import nn
 
 from heedmap import Run, attach, from_pretrained, push_to_hub, save_pretrained
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
 from heedmap.errors import HeedmapError, ModelError
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
 from hub_standin import COMMIT, hub_standin
 
 huggingface_hub = pytest.importorskip("huggingface_hub")

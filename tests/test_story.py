@@ -17,7 +17,7 @@ def test_the_story_is_kept_without_outputs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the messaging between notebook and kernel are not ours
-def test_the_story_runs_and_shows_pictures() -> None:
+def test_the_story_runs_and_shows_images() -> None:
     pytest.importorskip("ipykernel")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -29,5 +29,5 @@ def test_the_story_runs_and_shows_pictures() -> None:
         for output in cell.get("outputs", ())
         if "data" in output
     )
-    assert shown.count("data:image/png;base64,") >= 5  # two pictures' maps, the combined one, the switched ones
+    assert shown.count("data:image/png;base64,") >= 5  # two images' maps, the combined one, the switched ones
     assert "test accuracy" in shown

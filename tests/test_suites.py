@@ -1,4 +1,4 @@
-"""The suites: who is asked about what, on which pictures, and where it is written."""
+"""The suites: who is asked about what, on which images, and where it is written."""
 
 import json
 import re
@@ -11,14 +11,22 @@ import pytest
 import torch
 
 from conftest import Refusal
-from heedmap.cli import main
+from heedmap.cli.console import abreast
+from heedmap.cli.main import main
 from heedmap.errors import ModelError, OptionError
-from heedmap.evaluate import evaluate
-from heedmap.listener import Listener
+from heedmap.progress import Progress
 from heedmap.report.sections import sections
 from heedmap.runs import Run
-from heedmap.suites import SUITES, Subject, Wanted, control_of, map_functions, ready_suites, spread_rows
-from heedmap.terminal import abreast
+from heedmap.workflows.evaluate.evaluate import evaluate
+from heedmap.workflows.evaluate.suites import (
+    SUITES,
+    Subject,
+    Wanted,
+    control_of,
+    map_functions,
+    ready_suites,
+    spread_rows,
+)
 
 
 def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
@@ -38,10 +46,10 @@ def test_each_class_keeps_its_share_and_its_rows_are_spread() -> None:
         ({"suites": ("robustnes",)}, "There is no suite 'robustnes'; it can be accuracy, .* Did you mean 'robustness'"),
         ({"methods": ("gradcam",)}, "No map method 'gradcam'; .* Did you mean 'grad-cam'"),
         ({"suites": ("transfer",)}, "needs data sets: --suite transfer --transfer DIR"),
-        ({"transfer": ("pictures",)}, "needs data sets: --suite transfer"),
-        ({"annotations": "masks"}, "--annotations is heeded by localisation alone: add --suite localisation"),
-        ({"limit": 5}, "--limit is heeded by localisation and faithfulness and robustness alone"),
-        ({"suites": ("robustness",), "methods": ("grad-cam",)}, "--method is heeded by localisation and faithfulness"),
+        ({"transfer": ("images",)}, "needs data sets: --suite transfer"),
+        ({"annotations": "masks"}, "--annotations is heeded by localization alone: add --suite localization"),
+        ({"limit": 5}, "--limit is heeded by localization and faithfulness and robustness alone"),
+        ({"suites": ("robustness",), "methods": ("grad-cam",)}, "--method is heeded by localization and faithfulness"),
         ({"suites": ("robustness",), "limit": 1}, "limit = 1 is out of range"),
     ],
 )
@@ -55,7 +63,7 @@ def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_ha
     functions = map_functions(Wanted(), classifier, "parametrised")
     assert list(functions) == ["attention stage2", "attention stage3", "attention combined", "grad-cam"]
     assert list(map_functions(Wanted(), classifier, "none")) == ["grad-cam"]
-    with pytest.raises(ModelError, match="The control has no attention to judge"):
+    with pytest.raises(ModelError, match="The control has no attention to evaluate"):
         map_functions(Wanted(suites=("faithfulness",), methods=("attention",)), classifier, "none")
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
     for function in functions.values():
@@ -64,7 +72,7 @@ def test_learned_attention_is_judged_at_each_tap_and_combined_and_the_control_ha
 
 def test_a_method_is_judged_with_its_settings(finished_run: Path) -> None:
     classifier = Run.open(finished_run).classifier()
-    wanted = Wanted(suites=("localisation",), methods=("grad-cam", "grad-cam:relu=false"))
+    wanted = Wanted(suites=("localization",), methods=("grad-cam", "grad-cam:relu=false"))
     images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
     functions = map_functions(wanted, classifier, "parametrised")
     cut, whole = (function(classifier, images, targets) for function in functions.values())
@@ -72,7 +80,7 @@ def test_a_method_is_judged_with_its_settings(finished_run: Path) -> None:
     assert whole.min() < 0
 
 
-def test_a_control_must_see_the_same_pictures(finished_run: Path, copied_run: Path) -> None:
+def test_a_control_must_see_the_same_images(finished_run: Path, copied_run: Path) -> None:
     from heedmap.errors import RunError
 
     run, other = Run.open(finished_run), Run.open(copied_run)
@@ -83,14 +91,14 @@ def test_a_control_must_see_the_same_pictures(finished_run: Path, copied_run: Pa
 
 
 @pytest.fixture(scope="module")
-def judged(_finished_run: Path, _cue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def evaluated(_finished_run: Path, _cue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run in whose report the quick suites were put, and what the command printed."""
     import contextlib
     import io
 
-    from heedmap.terminal import console
+    from heedmap.cli.console import console
 
-    run = Path(shutil.copytree(_finished_run, tmp_path_factory.mktemp("judged") / "run"))
+    run = Path(shutil.copytree(_finished_run, tmp_path_factory.mktemp("evaluated") / "run"))
     said = io.StringIO()
     words = ["--suite", "faithfulness,robustness,transfer", "--transfer", str(_cue_folder), "--limit", "4"]
     with contextlib.redirect_stdout(said):
@@ -102,17 +110,17 @@ def judged(_finished_run: Path, _cue_folder: Path, tmp_path_factory: pytest.Temp
     return run, said.getvalue()
 
 
-def test_suites_are_printed_kept_and_shown_in_the_report(judged: tuple[Path, str]) -> None:
-    path, said = judged
+def test_suites_are_printed_kept_and_shown_in_the_report(evaluated: tuple[Path, str]) -> None:
+    path, said = evaluated
     run = Run.open(path)
     kept = run.read_json("evaluation.json")
     assert set(kept["suites"]) == {"faithfulness", "robustness", "transfer"}
-    assert kept["suites"]["faithfulness"]["sample"] == {"judged": 4, "of": 36}
+    assert kept["suites"]["faithfulness"]["sample"] == {"evaluated": 4, "of": 36}
     assert {"this run", "control"} == set(kept["suites"]["robustness"]["models"])
     assert "NaN" not in (path / "evaluation.json").read_text()
     page = (path / "report.html").read_text()
     for text in (said.replace("\n", " "), page):
-        assert "4 of 36 pictures" in text
+        assert "4 of 36 images" in text
         assert "Does this map depend on what the network learned?" in text
         assert "Do its features serve elsewhere?" in text
         assert "Does it lie on the object?" not in text  # not asked for
@@ -122,8 +130,8 @@ def test_suites_are_printed_kept_and_shown_in_the_report(judged: tuple[Path, str
     assert top1 == Run.open(path).read_json("evaluation.json")["top1"]
 
 
-def test_a_run_that_was_judged_again_is_still_whole(judged: tuple[Path, str], finished_run: Path) -> None:
-    before, after = (Run.open(path).read_json("evaluation.json") for path in (finished_run, judged[0]))
+def test_a_run_that_was_judged_again_is_still_whole(evaluated: tuple[Path, str], finished_run: Path) -> None:
+    before, after = (Run.open(path).read_json("evaluation.json") for path in (finished_run, evaluated[0]))
     suites = after.pop("suites")
     assert before == after
     assert {section.key for section in sections(suites)} == set(suites)
@@ -131,15 +139,15 @@ def test_a_run_that_was_judged_again_is_still_whole(judged: tuple[Path, str], fi
     assert {"attention stage2", "grad-cam", "centre"} <= shown
 
 
-def test_later_suites_stand_beside_earlier_ones(judged: tuple[Path, str], tmp_path: Path) -> None:
-    from heedmap.refresh import refresh
+def test_later_suites_stand_beside_earlier_ones(evaluated: tuple[Path, str], tmp_path: Path) -> None:
+    from heedmap.workflows.evaluate.refresh import refresh
 
-    run = Run.open(Path(shutil.copytree(judged[0], tmp_path / "run")))
+    run = Run.open(Path(shutil.copytree(evaluated[0], tmp_path / "run")))
     found = evaluate(run, wanted=Wanted(suites=("robustness",), limit=3))
     refresh(run, found)
     kept = run.read_json("evaluation.json")["suites"]
     assert set(kept) == {"faithfulness", "robustness", "transfer"}
-    assert kept["robustness"]["sample"]["judged"] == 3
+    assert kept["robustness"]["sample"]["evaluated"] == 3
     assert "control" not in kept["robustness"]["models"]
 
 
@@ -169,7 +177,9 @@ def test_slips_of_the_pen_are_told(finished_run: Path, refusal: Refusal) -> None
 def test_a_folder_with_something_in_it_is_left_alone_and_told_before_any_work(
     finished_run: Path, copied_run: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    monkeypatch.setattr(
+        sys.modules["heedmap.workflows.evaluate.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work")
+    )
     before = {path: path.stat().st_mtime_ns for path in copied_run.iterdir()}
     line = refusal("evaluate", finished_run, "--suite", "robustness", "--out", copied_run)
     assert f"Output folder {copied_run} is not empty; name another one." in line
@@ -181,12 +191,14 @@ def test_a_folder_with_something_in_it_is_left_alone_and_told_before_any_work(
 def test_every_input_is_checked_before_the_first_suite_works(
     finished_run: Path, cue_folder: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work"))
+    monkeypatch.setattr(
+        sys.modules["heedmap.workflows.evaluate.evaluate"], "run_over", lambda *_: pytest.fail("it has begun to work")
+    )
     told = refusal("evaluate", finished_run, "--suite", "faithfulness,transfer", "--transfer", "nothere")
     assert "nothere" in told
     told = refusal("evaluate", finished_run, "--suite", "transfer", "--transfer", cue_folder, "--limit", 5)
     assert "--limit is heeded by" in told
-    told = refusal("evaluate", finished_run, "--suite", "robustness,localisation", "--annotations", "nothere")
+    told = refusal("evaluate", finished_run, "--suite", "robustness,localization", "--annotations", "nothere")
     assert "nothere" in told
     assert "--control is heeded by robustness and transfer" in refusal(
         "evaluate", finished_run, "--control", finished_run
@@ -200,7 +212,7 @@ def test_what_earlier_suites_found_outlives_a_later_one(
     def fails(*_: object, **__: object) -> None:
         raise fault
 
-    monkeypatch.setattr("heedmap.evaluation.faithfulness.faithfulness", fails)
+    monkeypatch.setattr("heedmap.metrics.faithfulness.faithfulness.faithfulness", fails)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", str(copied_run), "--suite", "robustness,faithfulness", "--limit", "3"])
     assert ended.value.code == (130 if isinstance(fault, KeyboardInterrupt) else 2)
@@ -212,9 +224,9 @@ def test_what_earlier_suites_found_outlives_a_later_one(
 
 
 def test_every_suite_has_a_judge_and_a_section() -> None:
-    from heedmap import suites
+    from heedmap.workflows.evaluate import suites
 
-    assert {"accuracy", *suites._JUDGES} == set(SUITES)
+    assert {"accuracy", *suites._SUITES} == set(SUITES)
 
 
 def test_a_wide_table_is_parted_and_each_part_says_which_lines_it_has() -> None:
@@ -224,41 +236,41 @@ def test_a_wide_table_is_parted_and_each_part_says_which_lines_it_has() -> None:
     assert abreast([10, 90, 8], 1, 20) == [[0, 1], [0, 2]]
 
 
-def test_the_terminal_shows_intervals_and_repeats_attack_and_epsilon(judged: tuple[Path, str]) -> None:
-    lines = judged[1].splitlines()
+def test_the_terminal_shows_intervals_and_repeats_attack_and_epsilon(evaluated: tuple[Path, str]) -> None:
+    lines = evaluated[1].splitlines()
     assert max(map(len, (line for line in lines if line.startswith(("this run", "attention", "random"))))) <= 80
     heads = [line.split()[:3] for line in lines if line.startswith("classifier")]
     assert heads == [["classifier", "attack", "epsilon"]] * 2
     assert sum(bool(re.match(r"this run +pgd +8/255 ", line)) for line in lines) == 2
-    assert re.search(r"^this run +noise +0/255 +[\d.]+ \([\d.]+ - [\d.]+\)", judged[1], re.MULTILINE)
-    assert re.search(r"^grad-cam +[\d.]+ \(-?[\d.]+ - [\d.]+\)", judged[1], re.MULTILINE)
+    assert re.search(r"^this run +noise +0/255 +[\d.]+ \([\d.]+ - [\d.]+\)", evaluated[1], re.MULTILINE)
+    assert re.search(r"^grad-cam +[\d.]+ \(-?[\d.]+ - [\d.]+\)", evaluated[1], re.MULTILINE)
 
 
-def test_maps_are_held_against_the_boxes_that_the_pictures_bring(finished_run: Path) -> None:
-    from heedmap.data.pictures import TensorPictures
+def test_maps_are_held_against_the_boxes_that_the_images_bring(finished_run: Path) -> None:
+    from heedmap.data.dataset import TensorDataset
 
     classifier = Run.open(finished_run).classifier()
     images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, boxes = torch.arange(8) % 3, torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(8, 4)
-    pictures = TensorPictures(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
-    subject = Subject(classifier, pictures, labels, "parametrised", "this run")
-    found = ready_suites(Wanted(suites=("localisation",), limit=6), subject)["localisation"](Listener())
-    assert found["sample"] == {"judged": 6, "of": 8}
+    dataset = TensorDataset(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
+    subject = Subject(classifier, dataset, labels, "parametrised", "this run")
+    found = ready_suites(Wanted(suites=("localization",), limit=6), subject)["localization"](Progress())
+    assert found["sample"] == {"evaluated": 6, "of": 8}
     assert {"attention stage2", "grad-cam", "centre", "edges"} <= set(found["scores"])
-    (section,) = sections({"localisation": found})
+    (section,) = sections({"localization": found})
     assert section.tables[0].grey == frozenset(found["baselines"])
 
 
 @pytest.fixture
 def corner_scenes(finished_run: Path) -> Subject:
-    """Eight pictures with an object in the left upper quarter."""
-    from heedmap.data.pictures import TensorPictures
+    """Eight images with an object in the left upper quarter."""
+    from heedmap.data.dataset import TensorDataset
 
     classifier = Run.open(finished_run).classifier()
     images = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, boxes = torch.arange(8) % 3, torch.tensor([[0.0, 0.0, 0.5, 0.5]]).expand(8, 4)
-    pictures = TensorPictures(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
-    return Subject(classifier, pictures, labels, "parametrised", "this run")
+    dataset = TensorDataset(images, labels, classifier.classes, [str(row) for row in range(8)], boxes=boxes)
+    return Subject(classifier, dataset, labels, "parametrised", "this run")
 
 
 @pytest.mark.parametrize(
@@ -269,11 +281,11 @@ def corner_scenes(finished_run: Path) -> Subject:
         (("layer-cam", "grad-cam"), "layer-cam"),
     ],
 )
-def test_pictures_are_ranked_by_the_combined_attention_or_the_first_map_asked_for(
+def test_images_are_ranked_by_the_combined_attention_or_the_first_map_asked_for(
     methods: tuple[str, ...], ranked: str, corner_scenes: Subject
 ) -> None:
-    wanted = Wanted(suites=("localisation",), methods=methods)
-    found = ready_suites(wanted, corner_scenes)["localisation"](Listener())["ranked"]
+    wanted = Wanted(suites=("localization",), methods=methods)
+    found = ready_suites(wanted, corner_scenes)["localization"](Progress())["ranked"]
     assert found["map"] == ranked
     assert {kind: len(rows) for kind, rows in found["rows"].items()} == {"best": 3, "median": 3, "worst": 3}
     figures = [found["figures"][row] for row in found["rows"]["best"] + found["rows"]["worst"]]
@@ -283,28 +295,28 @@ def test_pictures_are_ranked_by_the_combined_attention_or_the_first_map_asked_fo
 def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
     corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heedmap.panels import ranked_panels
-    from heedmap.visualize import answer_panel
+    from heedmap.workflows.evaluate.panels import ranked_panels
+    from heedmap.workflows.visualize import prediction_panel
 
     drawn = []
 
     def seen(*args: Any, **kept: Any) -> Any:
         drawn.append((args[1], kept))
-        return answer_panel(*args, **kept)
+        return prediction_panel(*args, **kept)
 
-    monkeypatch.setattr("heedmap.panels.answer_panel", seen)
+    monkeypatch.setattr("heedmap.workflows.evaluate.panels.prediction_panel", seen)
     boxes = [[0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]]
     for name, tile in (("attention combined", "combined"), ("attention stage2", "stage2"), ("grad-cam", "grad-cam")):
         drawn.clear()
         kept = {"map": name, "rows": {"best": [4]}, "boxes": {"4": boxes}, "figures": {"4": 0.345}}
-        panels = ranked_panels({"ranked": kept}, corner_scenes.classifier, corner_scenes.pictures, torch.device("cpu"))
+        panels = ranked_panels({"ranked": kept}, corner_scenes.classifier, corner_scenes.images, torch.device("cpu"))
         ((answer, words),) = drawn
         assert tile in answer.maps
         assert words["boxes"] == [tuple(box) for box in boxes]
         assert words["remark"] == f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold."
         assert [panel.path for panel in panels["best"]] == ["4"]
     assert answer.maps["grad-cam"].target == 1  # the truth, about which the suite asked
-    assert ranked_panels(None, corner_scenes.classifier, corner_scenes.pictures, torch.device("cpu")) == {}
+    assert ranked_panels(None, corner_scenes.classifier, corner_scenes.images, torch.device("cpu")) == {}
 
 
 @pytest.fixture
@@ -320,7 +332,7 @@ def boxes_of_cues(cue_folder: Path, tmp_path: Path) -> Path:
 def test_best_and_worst_are_shown_for_other_data_too(
     finished_run: Path, cue_folder: Path, boxes_of_cues: Path, tmp_path: Path
 ) -> None:
-    words = ["--suite", "localisation", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "grad-cam"]
+    words = ["--suite", "localization", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "grad-cam"]
     main(["evaluate", str(finished_run), str(cue_folder / "test"), *words, "--out", str(tmp_path / "out")])
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('<figure class="panel">') == 9
@@ -330,7 +342,7 @@ def test_best_and_worst_are_shown_for_other_data_too(
 
 
 def test_best_and_worst_of_an_earlier_suite_stay_in_the_report(copied_run: Path, boxes_of_cues: Path) -> None:
-    words = ["--suite", "localisation", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "attention"]
+    words = ["--suite", "localization", "--annotations", str(boxes_of_cues), "--limit", "10", "--method", "attention"]
     main(["evaluate", str(copied_run), *words])
     main(["evaluate", str(copied_run), "--suite", "robustness", "--limit", "2"])
     page = (copied_run / "report.html").read_text()
@@ -343,31 +355,35 @@ def test_how_annotations_are_read_can_be_said_on_the_command_line(
     one_class = next(iter(sorted(path.name for path in (cue_folder / "test").iterdir())))
     lines = boxes_of_cues.read_text().splitlines()
     boxes_of_cues.write_text("\n".join([lines[0], *(f"{line.rpartition(',')[0]},{one_class}" for line in lines[1:])]))
-    asked = [finished_run, cue_folder / "test", "--suite", "localisation", "--annotations", boxes_of_cues]
-    judged = {}
+    asked = [finished_run, cue_folder / "test", "--suite", "localization", "--annotations", boxes_of_cues]
+    evaluated = {}
     for flag in ("--same-class", "--no-same-class"):
         out = tmp_path / flag
         main([*map(str, ["evaluate", *asked, flag, "--method", "grad-cam", "--out", out])])
-        found = json.loads((out / "evaluation.json").read_text())["suites"]["localisation"]
-        judged[flag] = found["pictures"], any("same_class takes only" in note for note in found["notes"])
-    assert judged == {"--same-class": (12, False), "--no-same-class": (36, True)}
+        found = json.loads((out / "evaluation.json").read_text())["suites"]["localization"]
+        evaluated[flag] = found["images"], any("same_class takes only" in note for note in found["notes"])
+    assert evaluated == {"--same-class": (12, False), "--no-same-class": (36, True)}
     assert "mask_kind, class_values and parts are about masks, not csv" in refusal(
         "evaluate", *asked, "--mask-kind", "grey"
     )
     assert "boxes.csv" in refusal("evaluate", *asked, "--annotation-format", "coco")
     assert "such as cat=1" in refusal("evaluate", *asked, "--class-values", "red")
-    told = refusal("evaluate", finished_run, "--suite", "localisation", "--same-class")
+    told = refusal("evaluate", finished_run, "--suite", "localization", "--same-class")
     assert "same_class says how annotations are read, and none are named: give --annotations too." in told
 
 
 def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
     finished_run: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["heedmap.evaluate"], "open_own", lambda *_, **__: pytest.fail("it opens the data"))
+    monkeypatch.setattr(
+        sys.modules["heedmap.workflows.evaluate.evaluate"],
+        "open_run_data",
+        lambda *_, **__: pytest.fail("it opens the data"),
+    )
     told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "grad-cam,attention-rollout")
-    assert "--method attention-rollout cannot be judged on this run:" in told
+    assert "--method attention-rollout cannot be evaluated on this run:" in told
     told = refusal("evaluate", finished_run, "--suite", "faithfulness", "--method", "rise:keep=2")
-    assert "--method rise:keep=2 cannot be judged on this run:" in told
+    assert "--method rise:keep=2 cannot be evaluated on this run:" in told
     for option in ("--suite", "--method"):
         assert f"{option} names nothing" in refusal("evaluate", finished_run, option, " , ")
 
@@ -375,7 +391,7 @@ def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
 def test_what_deletion_leaves_and_each_layer_alone_can_be_asked_for(
     finished_run: Path, corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heedmap.evaluation import faithfulness as room
+    from heedmap.metrics.faithfulness import faithfulness as room
 
     given, real = [], room.faithfulness
 
@@ -383,24 +399,24 @@ def test_what_deletion_leaves_and_each_layer_alone_can_be_asked_for(
         given.append(kept["deletion_baseline"])
         return real(*args, **kept)
 
-    monkeypatch.setattr("heedmap.evaluation.faithfulness.faithfulness", seen)
+    monkeypatch.setattr("heedmap.metrics.faithfulness.faithfulness.faithfulness", seen)
     asked = {"suites": ("faithfulness",), "methods": ("attention",), "limit": 2}
-    plain = ready_suites(Wanted(**asked), corner_scenes)["faithfulness"](Listener())
+    plain = ready_suites(Wanted(**asked), corner_scenes)["faithfulness"](Progress())
     wanted = Wanted(**asked, deletion_baseline="dataset", independent=True)
-    found = ready_suites(wanted, corner_scenes)["faithfulness"](Listener())
+    found = ready_suites(wanted, corner_scenes)["faithfulness"](Progress())
     assert given[0] == "mean"
     torch.testing.assert_close(given[1], corner_scenes.classifier.mean.flatten())
     (section,), (before,) = sections({"faithfulness": found}), sections({"faithfulness": plain})
     assert "Deletion leaves the mean colour of the data set, zero to the network." in section.notes
-    assert "Deletion leaves each picture's own mean colour." in before.notes
+    assert "Deletion leaves each image's own mean colour." in before.notes
     cascade, alone = section.tables[2:]
     assert len(before.tables) == 3
     assert "from the top down to" in cascade.head[0]
-    assert cascade.head[1:] == tuple(found["randomisation"])
-    stages = found["randomisation"]["edges"]["cascading"]
+    assert cascade.head[1:] == tuple(found["randomization"])
+    stages = found["randomization"]["edges"]["cascading"]
     assert len(cascade.rows) == len(stages) == len(alone.rows)
     assert [row[1] for row in cascade.rows] == [
-        f"{stage['absolute']:.2f}" for stage in found["randomisation"]["attention stage2"]["cascading"]
+        f"{stage['absolute']:.2f}" for stage in found["randomization"]["attention stage2"]["cascading"]
     ]
 
 

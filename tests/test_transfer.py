@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from heedmap import Architecture, build_classifier, open_data
-from heedmap.data.pictures import Splits, TensorPictures
+from heedmap.data.dataset import Splits, TensorDataset
 from heedmap.errors import DataError, ModelError, OptionError
-from heedmap.evaluation import transfer as room
-from heedmap.evaluation.transfer import features_of, probe, transfer
+from heedmap.metrics import linear_probe as room
+from heedmap.metrics.linear_probe import features_of, probe, transfer
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """Scikit-learn's digits: 8 x 8 pixels as features, 1000 to learn from and 797 to judge by."""
+    """Scikit-learn's digits: 8 x 8 pixels as features, 1000 to learn from and 797 to evaluate by."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -189,7 +189,7 @@ def test_several_models_on_several_sets_make_one_table(cue_folder):
 
 def tiny_set(test=True, validation=False):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (12, 3, 32, 32), dtype=np.uint8))
-    part = TensorPictures(pixels, torch.arange(12) % 2, ("x", "y"), [str(number) for number in range(12)])
+    part = TensorDataset(pixels, torch.arange(12) % 2, ("x", "y"), [str(number) for number in range(12)])
     return Splits("tiny", ("x", "y"), part, part if validation else None, part if test else None, (), (), True)
 
 

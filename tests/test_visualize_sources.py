@@ -1,4 +1,4 @@
-"""Pictures in tar shards are drawn as the files that were packed, and no drawing takes another one's name."""
+"""Images in tar shards are drawn as the files that were packed, and no drawing takes another one's name."""
 
 import io
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heedmap.cli import main
+from heedmap.cli.main import main
 from heedmap.data import open_data
-from heedmap.data.packing import pack
+from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError, Stopped
-from heedmap.visualize import find_sources, visualize
-from heedmap.visualize.listing import DRAWN, DrawingNames
-from heedmap.visualize.sources import Sources
+from heedmap.inference.listing import DRAWN, DrawingNames
+from heedmap.inference.sources import Sources
+from heedmap.workflows.visualize import find_sources, visualize
 from test_predict import pack as tar
 from test_visualize import Fake, Impatient, red_spot, table
 
@@ -30,8 +30,8 @@ def drawn(out: Path) -> list[str]:
     return found[0]
 
 
-@pytest.mark.parametrize("scale", ["picture", "set"])
-def test_pictures_in_a_shard_are_drawn_as_the_files_that_were_packed(tmp_path, files, scale) -> None:
+@pytest.mark.parametrize("scale", ["image", "set"])
+def test_images_in_a_shard_are_drawn_as_the_files_that_were_packed(tmp_path, files, scale) -> None:
     visualize(Fake(), files, tmp_path / "files", scale=scale, batch_size=2)
     shard = tar(tmp_path / "s.tar", files)
     result = visualize(Fake(), shard, tmp_path / "shard", scale=scale, batch_size=2)
@@ -55,8 +55,8 @@ def test_pictures_in_a_shard_are_drawn_as_the_files_that_were_packed(tmp_path, f
 
 def test_equal_names_in_files_and_shards_get_drawings_of_their_own(tmp_path, files) -> None:
     shards = [tar(tmp_path / part / "0.tar", files) for part in ("a", "b") if (tmp_path / part).mkdir() is None]
-    twin = red_spot(tmp_path / "other" / "0_digits_0.png")
-    visualize(Fake(), [twin, *files, *shards, *files], tmp_path / "out", batch_size=4)
+    duplicate = red_spot(tmp_path / "other" / "0_digits_0.png")
+    visualize(Fake(), [duplicate, *files, *shards, *files], tmp_path / "out", batch_size=4)
     assert len(drawn(tmp_path / "out")) == len(table(tmp_path / "out")) == 10
     assert {"0_digits_0", "0_digits_0-2", "0_digits_0-3", "0"} < set(drawn(tmp_path / "out"))
 
@@ -102,13 +102,13 @@ def test_what_cannot_be_read_of_a_shard_is_told_by_its_name(tmp_path, files) -> 
     assert told["s.tar/digits/broken.png"] == "the file is empty (0 bytes)"
     assert "damaged after byte" in told["short.tar"]
     assert result.count == 5
-    with pytest.raises(DataError, match=r"The only picture, \S+none.tar, cannot be read: .*in place\.$"):
+    with pytest.raises(DataError, match=r"The only image, \S+none.tar, cannot be read: .*in place\.$"):
         visualize(Fake(), none, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
 def test_an_interruption_amid_shards_tells_what_was_drawn(tmp_path, files) -> None:
-    with pytest.raises(Stopped, match=r"^Stopped after 2 pictures; "):
+    with pytest.raises(Stopped, match=r"^Stopped after 2 images; "):
         visualize(Impatient(2), tar(tmp_path / "s.tar", files), tmp_path / "out", batch_size=2)
     assert drawn(tmp_path / "out") == ["s_digits_0", "s_digits_1"]
 

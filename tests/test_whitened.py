@@ -10,13 +10,15 @@ from torch import Tensor
 
 from heedmap.backbones import Whitened
 from heedmap.backbones.whitened import FILTERS
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
-from heedmap.options import TrainOptions
-from heedmap.training.optimizer import SHARES, make_optimizer
+from heedmap.config import TrainOptions
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.training.optimizers import SHARES, make_optimizer
 
 
-def pictures(count: int = 64, size: int = 16) -> Tensor:
-    """Smooth pictures, whose neighbouring pixels are alike, as those of photographs are."""
+def images(count: int = 64, size: int = 16) -> Tensor:
+    """Smooth images, whose neighbouring pixels are alike, as those of photographs are."""
     noise = torch.rand(count, 3, size // 4, size // 4, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(noise, (size, size), mode="bilinear") - 0.5
 
@@ -27,9 +29,9 @@ def small(attention: str = "parametrised") -> AttentionClassifier:
 
 
 def test_the_first_layer_makes_patches_uncorrelated_and_of_one_variance() -> None:
-    images, backbone = pictures(), Whitened((4, 8, 8))
-    backbone.whiten([images])
-    answers = backbone.first(images).detach().double()[:, : FILTERS // 2].transpose(0, 1).flatten(1)
+    pixels, backbone = images(), Whitened((4, 8, 8))
+    backbone.whiten([pixels])
+    answers = backbone.first(pixels).detach().double()[:, : FILTERS // 2].transpose(0, 1).flatten(1)
     moments = answers @ answers.T / answers.shape[1]
     off = moments - moments.diag().diag()
     assert off.abs().max() < 1e-3
@@ -40,7 +42,7 @@ def test_the_first_layer_makes_patches_uncorrelated_and_of_one_variance() -> Non
 
 def test_the_second_half_of_the_filters_is_the_opposite_of_the_first() -> None:
     backbone = Whitened((4, 8, 8))
-    backbone.whiten([pictures()])
+    backbone.whiten([images()])
     first, second = backbone.first.weight.chunk(2)
     torch.testing.assert_close(first, -second, rtol=0, atol=0)
     assert first.abs().max() > 0.1
@@ -60,7 +62,7 @@ def test_all_stages_but_the_last_halve_the_grid_and_a_rest_counts_as_a_position(
     backbone = Whitened((4, 8, 8))
     taps = ("stage1", "stage2", "stage3")
     with torch.no_grad():
-        trunk = backbone(pictures(2, 64)[..., :size, :size], taps, need_query=True)
+        trunk = backbone(images(2, 64)[..., :size, :size], taps, need_query=True)
     assert [tuple(trunk.features[tap].shape[2:]) for tap in taps] == [(grid, grid) for grid in grids]
     assert [backbone.grid_side(tap, size) for tap in taps] == list(grids)
     assert trunk.query is not None

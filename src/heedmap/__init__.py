@@ -1,61 +1,64 @@
-"""Trainable visual attention for image classifiers: train on a folder, see where it looks, judge whether that is right.
+"""Visual attention: train an image classifier on a folder, see where it looks, and measure whether it is right.
 
 The names below are imported when they are first used, so that ``import heedmap`` and ``heedmap --help`` cost nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from heedmap.classifier import Architecture, AttentionClassifier, attach, build_classifier, combined_map
-    from heedmap.compare import compare
-    from heedmap.data import open_data
-    from heedmap.data.audit import audit
-    from heedmap.errors import HeedmapError
-    from heedmap.evaluate import evaluate
-    from heedmap.export import export
-    from heedmap.maps import explain
-    from heedmap.onnx_classifier import OnnxClassifier
-    from heedmap.options import TrainOptions
-    from heedmap.predict import predict
-    from heedmap.records import AttentionMap, Output
-    from heedmap.runs import Run
-    from heedmap.sharing import from_pretrained, push_to_hub, save_pretrained
-    from heedmap.train import train
-    from heedmap.training.fit import fit
-    from heedmap.visualize import visualize
+from heedmap._version import __version__
+from heedmap.types import HTML
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from heedmap.attribution import explain
+    from heedmap.config import TrainOptions
+    from heedmap.data import open_data
+    from heedmap.data.audit.audit import audit
+    from heedmap.errors import HeedmapError
+    from heedmap.exporters import export
+    from heedmap.hub import from_pretrained, push_to_hub, save_pretrained
+    from heedmap.inference.onnx import OnnxClassifier
+    from heedmap.models.architecture import Architecture
+    from heedmap.models.classifier import AttentionClassifier, combined_map
+    from heedmap.models.factory import attach, build_classifier
+    from heedmap.runs import Run
+    from heedmap.training.trainer import fit
+    from heedmap.types import AttentionMap, Output
+    from heedmap.workflows.compare import compare
+    from heedmap.workflows.evaluate.evaluate import evaluate
+    from heedmap.workflows.predict import predict
+    from heedmap.workflows.train.train import train
+    from heedmap.workflows.visualize import visualize
+
 
 _HOMES = {
-    "Architecture": "heedmap.classifier",
-    "AttentionClassifier": "heedmap.classifier",
-    "AttentionMap": "heedmap.records",
+    "Architecture": "heedmap.models.architecture",
+    "AttentionClassifier": "heedmap.models.classifier",
+    "AttentionMap": "heedmap.types",
     "HeedmapError": "heedmap.errors",
-    "OnnxClassifier": "heedmap.onnx_classifier",
-    "Output": "heedmap.records",
+    "OnnxClassifier": "heedmap.inference.onnx",
+    "Output": "heedmap.types",
     "Run": "heedmap.runs",
-    "TrainOptions": "heedmap.options",
-    "attach": "heedmap.classifier",
-    "audit": "heedmap.data.audit",
-    "build_classifier": "heedmap.classifier",
-    "combined_map": "heedmap.classifier",
-    "compare": "heedmap.compare",
-    "evaluate": "heedmap.evaluate",
-    "explain": "heedmap.maps",
-    "export": "heedmap.export",
-    "fit": "heedmap.training.fit",
-    "from_pretrained": "heedmap.sharing",
+    "TrainOptions": "heedmap.config",
+    "attach": "heedmap.models.factory",
+    "audit": "heedmap.data.audit.audit",
+    "build_classifier": "heedmap.models.factory",
+    "combined_map": "heedmap.models.classifier",
+    "compare": "heedmap.workflows.compare",
+    "evaluate": "heedmap.workflows.evaluate.evaluate",
+    "explain": "heedmap.attribution",
+    "export": "heedmap.exporters",
+    "fit": "heedmap.training.trainer",
+    "from_pretrained": "heedmap.hub",
     "open_data": "heedmap.data",
-    "predict": "heedmap.predict",
-    "push_to_hub": "heedmap.sharing",
-    "save_pretrained": "heedmap.sharing",
-    "train": "heedmap.train",
-    "visualize": "heedmap.visualize",
+    "predict": "heedmap.workflows.predict",
+    "push_to_hub": "heedmap.hub",
+    "save_pretrained": "heedmap.hub",
+    "train": "heedmap.workflows.train.train",
+    "visualize": "heedmap.workflows.visualize",
 }
 
 __all__ = [
@@ -87,21 +90,6 @@ __all__ = [
 ]
 
 
-class _Door(types.ModuleType):
-    """This module, where ``train``, ``evaluate`` and others are functions although rooms have these names.
-
-    Python puts each submodule under its name into the package as soon as anything imports it. Without this class
-    ``heedmap.evaluate`` would be a function or a module, depending on what was imported before.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Door
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'heedmap' has no attribute {name!r}")
@@ -112,3 +100,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _shown(formatter: str, value: object) -> str:
+    """What a notebook shows of a value; the drawing is imported with the first one."""
+    make = getattr(importlib.import_module("heedmap.visualization.notebook"), formatter)
+    return str(make(value))
+
+
+HTML.update(
+    AttentionMap=functools.partial(_shown, "map_html"),
+    Output=functools.partial(_shown, "output_html"),
+    Run=functools.partial(_shown, "run_html"),
+)

@@ -1,8 +1,8 @@
 """Every way heedmap says no.
 
     HeedmapError
-    ├── DataError        a folder, a named set or a picture that cannot be used
-    │   └── PictureError     one picture file that cannot be decoded
+    ├── DataError        a folder, a named set or an image that cannot be used
+    │   └── ImageError     one image file that cannot be decoded
     ├── ModelError       a model, tap, attention or weights file that cannot be built or loaded
     ├── OptionError      an option or a config key that is unknown or out of range
     ├── RunError         a run folder that is missing, incomplete, newer, or changed by another hand
@@ -22,11 +22,11 @@ class HeedmapError(Exception):
 
 
 class DataError(HeedmapError):
-    """A folder, a named set or a picture that cannot be used."""
+    """A folder, a named set or an image that cannot be used."""
 
 
-class PictureError(DataError):
-    """One picture file that cannot be decoded; the message names the file and the reason."""
+class ImageError(DataError):
+    """One image file that cannot be decoded; the message names the file and the reason."""
 
 
 class ModelError(HeedmapError):

@@ -4,7 +4,7 @@
     metrics.jsonl           one line a record: steps now and then, every epoch
     checkpoint.safetensors  all that is needed to go on; removed when the run is finished
     audit.json  evaluation.json  panels/  tensorboard/
-    answers.csv             the answer to each picture of the test part
+    answers.csv             the answer to each image of the test part
     model.safetensors       the chosen weights
     report.html             the page to look at
     manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
@@ -16,12 +16,8 @@ unpickled.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,15 +27,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from heedmap.classifier import Architecture, AttentionClassifier, build_classifier
+from heedmap._version import __version__
+from heedmap.config import TrainOptions, known_options
 from heedmap.errors import RunError
-from heedmap.onnx_classifier import what_file
-from heedmap.options import TrainOptions, known_options
+from heedmap.files import _read_mapping, _sha256, as_utf8, disk, finite, refuse_pickle, what_file, write_whole
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import build_classifier
+from heedmap.types import as_html
 
 SCHEMA = 1
 CONFIG, METRICS, CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 MODEL, REPORT, MANIFEST = "model.safetensors", "report.html", "manifest.json"
-AUDIT, EVALUATION, ANSWERS = "audit.json", "evaluation.json", "answers.csv"
+AUDIT, EVALUATION, PREDICTIONS = "audit.json", "evaluation.json", "answers.csv"
 
 
 class Run:
@@ -54,9 +54,7 @@ class Run:
         self.path, self.config = path, config
 
     def _repr_html_(self) -> str:
-        from heedmap.notebook import run_html
-
-        return run_html(self)
+        return as_html(self)
 
     @classmethod
     def create(cls, path: str | Path) -> Run:
@@ -81,7 +79,7 @@ class Run:
         folder = Path(path)
         with disk(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                # Only an unfinished run can go on; a folder of pictures may stand there by mistake.
+                # Only an unfinished run can go on; a folder of images may stand there by mistake.
                 begun, ended = (folder / CONFIG).is_file(), (folder / MANIFEST).is_file()
                 what = " as a finished run" if ended else ""
                 way = f", or go on with `heedmap train --resume {shlex.quote(str(folder))}`" if begun > ended else ""
@@ -173,8 +171,6 @@ class Run:
 
     def write_config(self, options: TrainOptions, architecture: Architecture, **more: Any) -> None:
         """Write config.yaml."""
-        from heedmap import __version__
-
         self.config = {"heedmap": __version__, "schema": SCHEMA, **more}
         self.config |= {"options": _plain(asdict(options)), "architecture": _plain(asdict(architecture))}
         self.write(CONFIG, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
@@ -214,7 +210,7 @@ class Run:
         self._save(MODEL, {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}, {})
 
     def save_checkpoint(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Write what :meth:`heedmap.training.fit.Fitting.state` gave, replacing the last one."""
+        """Write what :meth:`heedmap.training.trainer.Fitting.state` gave, replacing the last one."""
         self._save(CHECKPOINT, tensors, progress)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -258,7 +254,7 @@ class Run:
 
     def finish(self) -> None:
         """Write the manifest; the run is finished from then on, and the checkpoint is removed."""
-        kept = (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION, ANSWERS)
+        kept = (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION, PREDICTIONS)
         names = [name for name in kept if (self.path / name).is_file()]
         files = {
             name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names
@@ -311,119 +307,8 @@ class Run:
             raise RunError(f"{path} is damaged: {error}.") from None
 
 
-def refuse_pickle(path: Path) -> None:
-    """Look at the first bytes of a file of weights.
-
-    Raises:
-        RunError: it is missing, or a pickle (bare, or in PyTorch's zip file).
-    """
-    try:
-        with path.open("rb") as content:
-            start = content.read(9)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    # A safetensors file starts with the length of its header in eight bytes, and any byte may come first there; what
-    # tells is the header's brace behind them.
-    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
-        raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
-
-
-def as_utf8(text: str) -> bytes:
-    r"""Encode a text. Bytes of a file's name that are no letters become ``\udcff``, which JSON reads back as it was."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[int | None]:
-    """Hold a folder for this process and those that inherit the lock; yields it, or None where the system has none.
-
-    Raises:
-        RunError: another process holds the folder.
-    """
-    if os.name != "posix":
-        yield None
-        return
-    import fcntl
-
-    with disk(folder):
-        lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is being worked on by another process; wait for its end, or stop it.") from None
-        except OSError:  # some network drives lock no folders, and that must keep nobody from training
-            pass
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def write_whole(target: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it into its place."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-_AGAIN = "start again; a training goes on with --resume"
-
-
-@contextlib.contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turn what a disk can answer into one line.
-
-    Raises:
-        RunError: full, read-only, or not permitted.
-    """
-    reasons = {
-        errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",
-        errno.EDQUOT: f"the disk quota is used up; free some space and {_AGAIN}",
-        errno.EACCES: "no permission to write there; name another --out",
-        errno.EPERM: "no permission to write there; name another --out",
-        errno.EROFS: "the disk is read-only; name another --out",
-        errno.ENAMETOOLONG: "the name is too long; give a shorter one",
-        errno.ENOTDIR: "a part of the path is a file, not a folder; name another --out",
-    }
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.") from None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged: it holds no 'name: value' lines.")
-    return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _plain(value: Any) -> Any:
     """Tuples as lists, so that YAML stays readable."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def finite(value: Any) -> Any:
-    """The same with null for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not -1e308 < value < 1e308 else value

@@ -2,15 +2,15 @@
 
 Two kinds, not forced through one meaning. A *readout* turns features (and a query) into a vector; its map is
 (B, 1, H, W). A *gate* multiplies the features; its map is the factor, (B, C, H, W). Both return
-:class:`heedmap.records.Attended`. :data:`ATTENTIONS` lists all that the command line knows by name.
+:class:`heedmap.types.Attended`. :data:`ATTENTIONS` lists all that the command line knows by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heedmap.attention.compatibility import SCORES, WEIGHTS, CompatibilityReadout, MeanReadout, Readout
-from heedmap.attention.feature import FeatureAttention
+from heedmap.attention.feature_gate import FeatureAttention
+from heedmap.attention.readouts import SCORES, WEIGHTS, CompatibilityReadout, MeanReadout, Readout
 from heedmap.errors import ModelError, nearest
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "Readout",
     "attention_kind",
     "build_attention",
-    "check_weights",
+    "check_attention_weights",
 ]
 
 
@@ -48,7 +48,7 @@ GATE_WEIGHTS = ("sigmoid", "softmax")
 
 ATTENTIONS: dict[str, AttentionKind] = {
     "parametrised": AttentionKind("score <u, l + g> with a learned u (Learn to Pay Attention, pc)"),
-    "dot": AttentionKind("score <l, g>: how well a place agrees with the whole picture (Learn to Pay Attention, dp)"),
+    "dot": AttentionKind("score <l, g>: how well a place agrees with the whole image (Learn to Pay Attention, dp)"),
     "additive": AttentionKind("score <v, tanh(W l + U g)>: learned, and aware of the query under softmax too"),
     "feature": AttentionKind(
         "soft feature attention: a gate on every feature, scored by a 1x1 convolution", True, GATE_WEIGHTS
@@ -71,7 +71,7 @@ def attention_kind(name: str) -> AttentionKind:
     return ATTENTIONS[name]
 
 
-def check_weights(name: str, weights: str | None) -> None:
+def check_attention_weights(name: str, weights: str | None) -> None:
     """Check that the attention can make such weights of its scores; None is its default.
 
     Raises:
@@ -106,7 +106,7 @@ def build_attention(
     Raises:
         ModelError: an unknown name, weights that this attention does not have, or a dense matrix that does not fit.
     """
-    check_weights(name, weights)
+    check_attention_weights(name, weights)
     weights = weights or attention_kind(name).weights[0]
     if name == "none":
         return MeanReadout(channels)

@@ -4,7 +4,7 @@
 looked up in timm and torchvision (``foreign``).
 """
 
-from heedmap.backbones.chain import Backbone, Trunk
+from heedmap.backbones.base import Backbone, Trunk
 from heedmap.backbones.compact import Compact
 from heedmap.backbones.whitened import Whitened
 
@@ -12,7 +12,7 @@ __all__ = ["OWN_BACKBONES", "Backbone", "Compact", "Trunk", "Whitened"]
 
 OWN_BACKBONES: dict[str, str] = {
     "compact": "small residual net for training from scratch, the default",
-    "whitened": "plain net behind a whitened first layer, the default for many small pictures (CIFAR-10)",
-    "paper-vgg": "the VGG of Learn to Pay Attention for 32 x 32 pictures (taps conv7, conv10, conv13)",
+    "whitened": "plain net behind a whitened first layer, the default for many small images (CIFAR-10)",
+    "paper-vgg": "the VGG of Learn to Pay Attention for 32 x 32 images (taps conv7, conv10, conv13)",
     "paper-resnet": "the pre-activation ResNet-164 of Learn to Pay Attention (taps stage2, stage3)",
 }

@@ -1,7 +1,7 @@
 """The default backbone: a small residual net for training from scratch, quick on two cores.
 
-Four stages of residual blocks. The stem's stride follows the picture, so that the deepest tap keeps about 8 x 8
-positions whether the pictures are 32 or 160 pixels wide: a map with fewer positions says little, one with more costs
+Four stages of residual blocks. The stem's stride follows the image, so that the deepest tap keeps about 8 x 8
+positions whether the images are 32 or 160 pixels wide: a map with fewer positions says little, one with more costs
 more than it tells.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from heedmap.backbones.chain import Backbone, Trunk
+from heedmap.backbones.base import Backbone, Trunk
 from heedmap.errors import ModelError
-from heedmap.records import Stage
+from heedmap.types import Stage
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -55,7 +55,7 @@ class Compact(Backbone):
     """Stem, then three stages of residual blocks; query: the mean of the last stage's features.
 
     Args:
-        stem_stride: 1, 2 or 4: how much the stem shrinks the picture before the first stage.
+        stem_stride: 1, 2 or 4: how much the stem shrinks the image before the first stage.
         widths: channels of the stem and of the three stages.
         blocks: residual blocks in each stage.
         strides: how much each stage shrinks its input, 1 or 2.
@@ -93,7 +93,7 @@ class Compact(Backbone):
 
     @classmethod
     def for_size(cls, size: int) -> Compact:
-        """The net for pictures ``size`` pixels wide: the deepest tap has 8 x 8 positions at 32 and 64, 9 x 9 at 144."""
+        """The net for images ``size`` pixels wide: the deepest tap has 8 x 8 positions at 32 and 64, 9 x 9 at 144."""
         if size <= 48:
             return cls(1, strides=(2, 2, 1))
         if size <= 80:
@@ -101,7 +101,7 @@ class Compact(Backbone):
         return cls(2 if size <= 176 else 4)
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
-        """See :class:`heedmap.backbones.chain.Backbone`."""
+        """See :class:`heedmap.backbones.base.Backbone`."""
         x = self.stem(images)
         features: dict[str, Tensor] = {}
         for stage in self.stages:

@@ -1,11 +1,11 @@
-"""A plain net behind a whitened first layer: the quickest way to a good answer on many small pictures.
+"""A plain net behind a whitened first layer: the quickest way to a good answer on many small images.
 
 The shape is that of airbench94 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498), whose
-first layer is due to D. Page (2018): 2x2 patches of the training pictures are decorrelated and brought to one variance
+first layer is due to D. Page (2018): 2x2 patches of the training images are decorrelated and brought to one variance
 by a layer that is computed, not learned; every 3x3 kernel starts as the identity on its first channels, so that the net
 starts as a pyramid of pooled patches; normalisations have no scale to learn. Where this one differs: ReLU in place of
-GELU, which costs a CPU as much as a convolution; the picture is extended by one row and column, so that a map lies
-exactly on its picture; the last stage does not shrink, so that its map has 8 x 8 positions for 32 pixels, and the
+GELU, which costs a CPU as much as a convolution; the image is extended by one row and column, so that a map lies
+exactly on its image; the last stage does not shrink, so that its map has 8 x 8 positions for 32 pixels, and the
 middle one is narrower to pay for that; and the attention reads the last two stages, where that net takes the maximum
 over the last.
 """
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heedmap.backbones.chain import Backbone, Trunk
-from heedmap.records import Stage
+from heedmap.backbones.base import Backbone, Trunk
+from heedmap.types import Stage
 
 WIDTHS = (64, 192, 256)
 PATCH = 2  # pixels, each way
@@ -30,7 +30,7 @@ SMALLEST_VARIANCE = 5e-4  # directions that hardly vary are noise; they are not 
 class Whitened(Backbone):
     """First layer, then three stages of two 3x3 convolutions; all but the last halve the grid; query: mean of the last.
 
-    Before training, :meth:`whiten` sets the first layer from pictures.
+    Before training, :meth:`whiten` sets the first layer from images.
 
     Args:
         widths: channels of the three stages.
@@ -61,10 +61,10 @@ class Whitened(Backbone):
 
     @torch.no_grad()
     def whiten(self, batches: Iterable[Tensor]) -> None:
-        """Set the first layer so that its answers to these pictures are uncorrelated and of variance one.
+        """Set the first layer so that its answers to these images are uncorrelated and of variance one.
 
         Args:
-            batches: (B, 3, H, W) each, normalised by ``mean`` and ``std``; a few thousand pictures are plenty.
+            batches: (B, 3, H, W) each, normalised by ``mean`` and ``std``; a few thousand images are plenty.
         """
         count, products = 0, torch.zeros(3 * PATCH * PATCH, 3 * PATCH * PATCH, dtype=torch.float64)
         for images in batches:
@@ -76,7 +76,7 @@ class Whitened(Backbone):
         self.first.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
-        """See :class:`heedmap.backbones.chain.Backbone`."""
+        """See :class:`heedmap.backbones.base.Backbone`."""
         x = F.relu(self.first(F.pad(images, (0, PATCH - 1, 0, PATCH - 1), mode="replicate")), inplace=True)
         features: dict[str, Tensor] = {}
         for stage in self.stages:

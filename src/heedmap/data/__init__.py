@@ -1,7 +1,7 @@
-"""Pictures: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit.
+"""Images: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit.
 
 `open_data` is the door: whatever the data is, out come :class:`Splits`. Names are imported when they are first used, so
-that decoding a picture needs no torch: an exported file is run without it.
+that decoding an image needs no torch: an exported file is run without it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heedmap.data.decoding import crop_box, read_picture, square, to_tensor
+    from heedmap.data.dataset import FileDataset, FolderDataset, ImageDataset, Splits, TensorDataset, load_many
+    from heedmap.data.decoding import crop_box, read_image, square, to_tensor
     from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
-    from heedmap.data.named import NAMED, open_named
-    from heedmap.data.opening import DIGIT_SCENES, open_data
-    from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, TensorPictures, load_many
-    from heedmap.data.sharded import open_shards
-    from heedmap.data.shards import is_sharded
+    from heedmap.data.open import DIGIT_SCENES, open_data
+    from heedmap.data.torchvision_sets import NAMED, open_named
+    from heedmap.data.webdataset.dataset import open_shards
+    from heedmap.data.webdataset.index import is_sharded
 
 __all__ = [
     "DIGIT_SCENES",
     "NAMED",
-    "FilePictures",
-    "FolderPictures",
-    "Pictures",
+    "FileDataset",
+    "FolderDataset",
+    "ImageDataset",
     "Splits",
-    "TensorPictures",
+    "TensorDataset",
     "check_splits",
     "crop_box",
     "drop_unreadable",
@@ -35,30 +35,30 @@ __all__ = [
     "open_folder",
     "open_named",
     "open_shards",
-    "read_picture",
+    "read_image",
     "split_by_class",
     "square",
     "to_tensor",
 ]
 
 _HOMES = {
-    "DIGIT_SCENES": "opening",
-    "FilePictures": "pictures",
-    "FolderPictures": "pictures",
-    "NAMED": "named",
-    "Pictures": "pictures",
-    "Splits": "pictures",
-    "TensorPictures": "pictures",
+    "DIGIT_SCENES": "open",
+    "FileDataset": "dataset",
+    "FolderDataset": "dataset",
+    "NAMED": "torchvision_sets",
+    "ImageDataset": "dataset",
+    "Splits": "dataset",
+    "TensorDataset": "dataset",
     "check_splits": "folders",
     "crop_box": "decoding",
     "drop_unreadable": "folders",
-    "is_sharded": "shards",
-    "load_many": "pictures",
-    "open_data": "opening",
+    "is_sharded": "webdataset.index",
+    "load_many": "dataset",
+    "open_data": "open",
     "open_folder": "folders",
-    "open_named": "named",
-    "open_shards": "sharded",
-    "read_picture": "decoding",
+    "open_named": "torchvision_sets",
+    "open_shards": "webdataset.dataset",
+    "read_image": "decoding",
     "split_by_class": "folders",
     "square": "decoding",
     "to_tensor": "decoding",

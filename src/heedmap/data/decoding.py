@@ -1,4 +1,4 @@
-"""One picture file in, RGB as a person sees it out; and the square view that every classifier gets.
+"""One image file in, RGB as a person sees it out; and the square view that every classifier gets.
 
 Only formats that Pillow decodes by itself are tried. In particular EPS, which would start Ghostscript on a file that
 somebody downloaded, is not. Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formula.
@@ -18,25 +18,25 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from heedmap.errors import PictureError
+from heedmap.errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "crop_box", "read_picture", "square", "to_tensor"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "crop_box", "read_image", "square", "to_tensor"]
 
 MAX_PIXELS = 100_000_000
-"""Pictures whose header promises more pixels than this are refused before anything is decoded."""
+"""Images whose header promises more pixels than this are refused before anything is decoded."""
 
-PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Endings, in lower case, of the files that are taken for pictures."""
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
+"""Endings, in lower case, of the files that are taken for images."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION_TAG = 0x0112
 _WHITE_IS_ZERO = 0
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 
-# EXIF orientation -> what turns the stored picture into the upright one (EXIF 2.32, section 4.6.4, tag 274).
+# EXIF orientation -> what turns the stored image into the upright one (EXIF 2.32, section 4.6.4, tag 274).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,10 +48,10 @@ _UPRIGHT = {
 }
 
 
-def read_picture(
+def read_image(
     path: str | Path | IO[bytes], *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode one picture to RGB as a person sees it.
+    """Decode one image to RGB as a person sees it.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK is
     converted (Adobe's inverted CMYK too), and of an animation the first frame is taken.
@@ -63,14 +63,14 @@ def read_picture(
         max_pixels: refuse more than this; above ``MAX_PIXELS`` it changes nothing.
 
     Returns:
-        An ``RGB`` picture, detached from the file.
+        An ``RGB`` image, detached from the file.
 
     Raises:
-        PictureError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no picture, one
+        ImageError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no image, one
             above ``max_pixels``, or one whose samples have no agreed black and white (32-bit and floating point).
     """
     if isinstance(path, str | Path) and _is_special(path):
-        raise PictureError(f"{path}: it is a pipe, a socket or a device, not a file")
+        raise ImageError(f"{path}: it is a pipe, a socket or a device, not a file")
     try:
         with _pillow_quiet(), Image.open(path, formats=_FORMATS) as opened:
             _check_size(opened, min(max_pixels, MAX_PIXELS))
@@ -81,7 +81,7 @@ def read_picture(
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow raise anything: struct.error, IndexError, zlib.error ...
-        raise PictureError(f"{_name(path)}: {_reason(error, path)}") from error
+        raise ImageError(f"{_name(path)}: {_reason(error, path)}") from error
 
 
 def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
@@ -91,25 +91,25 @@ def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def square(picture: Image.Image, size: int) -> Image.Image:
-    """Return the centred square of a picture at ``size`` x ``size`` pixels (bilinear, antialiased).
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Return the centred square of an image at ``size`` x ``size`` pixels (bilinear, antialiased).
 
     The same as resizing the short side to ``size`` and cropping the centre, in one pass.
     """
-    side = min(picture.size)
+    side = min(image.size)
     if side == size:
-        return picture.crop(crop_box(*picture.size))
+        return image.crop(crop_box(*image.size))
     # Half pixels count here: in a JPEG decoded at an eighth, half a pixel is four of the original.
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """Return an RGB picture as uint8 (3, H, W)."""
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as uint8 (3, H, W)."""
     import torch  # the rest of this file is used where there is none
 
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _is_special(path: str | Path) -> bool:
@@ -121,71 +121,71 @@ def _is_special(path: str | Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def _check_size(picture: Image.Image, most: int) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image, most: int) -> None:
+    width, height = image.size
     if width * height > most:
         raise Image.DecompressionBombError(f"{width} x {height} pixels, above the guard of {_millions(most)} million")
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return _from_16_bit(picture)
-    if picture.mode in ("I", "F"):
-        return _from_wide(picture)
-    if not _has_transparency(picture):
-        return picture.convert("RGB")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if image.mode in ("I", "F"):
+        return _from_wide(image)
+    if not _has_transparency(image):
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _has_transparency(picture: Image.Image) -> bool:
-    if picture.mode == "P" and picture.palette is not None and picture.palette.mode.endswith("A"):
+def _has_transparency(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
         return True
-    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _from_16_bit(picture: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image) -> Image.Image:
     """Pillow's own conversion clips or cuts bits, depending on its version; 65535 must become 255, 257 become 1."""
-    samples = np.asarray(picture).astype(np.float32)
-    tags = getattr(picture, "tag_v2", {})
+    samples = np.asarray(image).astype(np.float32)
+    tags = getattr(image, "tag_v2", {})
     grey = samples * (255.0 / (2 ** tags.get(_BITS_TAG, (16,))[0] - 1))
     if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
         grey = 255.0 - grey
-    if "transparency" in picture.info:
-        grey = np.where(samples == picture.info["transparency"], 255.0, grey)
+    if "transparency" in image.info:
+        grey = np.where(samples == image.info["transparency"], 255.0, grey)
     return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _from_wide(picture: Image.Image) -> Image.Image:
+def _from_wide(image: Image.Image) -> Image.Image:
     # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
-    if picture.mode == "I" and picture.format in ("PNG", "PPM"):
-        grey = np.rint(np.asarray(picture) / 257.0).clip(0, 255).astype(np.uint8)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
+        grey = np.rint(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     # Read after loading: Pillow has turned a TIFF upright by then, and a PNG's EXIF may follow its pixels.
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF block: every viewer shows the picture as stored
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block: every viewer shows the image as stored
         return 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     turn = _UPRIGHT.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)
 
 
 def _name(path: str | Path | IO[bytes]) -> str:
-    return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "picture"))
+    return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "image"))
 
 
 def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it claims {_claimed(error)}; shrink it"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty (0 bytes)" if _is_empty(path) else "it is not a picture that heedmap reads"
+        return "the file is empty (0 bytes)" if _is_empty(path) else "it is not an image that heedmap reads"
     for kind, reason in _FILE_TROUBLE.items():
         if isinstance(error, kind):
             return reason
@@ -224,7 +224,7 @@ _quiet_filters = warnings.catch_warnings()
 
 @contextmanager
 def _pillow_quiet() -> Iterator[None]:
-    """Keep Pillow's warnings (corrupt EXIF, large picture ...) from leaking, or from becoming errors half way.
+    """Keep Pillow's warnings (corrupt EXIF, large image ...) from leaking, or from becoming errors half way.
 
     ``catch_warnings`` swaps a global and is not safe between threads, so all decoding threads share one: the first in
     installs the filter and the last out takes it away.

@@ -4,10 +4,10 @@ The embedded data set: it is drawn from the real digits that come with scikit-le
 Handwritten Digits", 1,797 digits of 8x8 cells), so it needs no download, and because the digit's mask is known it
 is also the measure of whether a map looks at the right thing.
 
-A scene is a 64x64 RGB picture. Its ground is smooth coloured noise with fine grain; on it lie fragments cut from
+A scene is a 64x64 RGB image. Its ground is smooth coloured noise with fine grain; on it lie fragments cut from
 other digits, all smaller than half a digit, rotated and mirrored, in inks of the same range of contrast as the digit's
 (about half of them in the very ink of the digit), so that neither brightness nor colour gives the digit away. One whole
-digit is painted over them, wholly inside the picture.
+digit is painted over them, wholly inside the image.
 
 Train and test share nothing: the file stands in the order of writing, and it is cut where a writer begins, so that
 digits, fragments and, as far as the file lets one tell, writers differ.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, max_pool2d
 
-from heedmap.data.pictures import Splits, TensorPictures
+from heedmap.data.dataset import Splits, TensorDataset
 from heedmap.errors import DataError
 
 Part = Literal["train", "test"]
@@ -143,7 +143,7 @@ def _paint(canvas: Floats, ink: Floats, colour: Floats, left: Places, top: Place
 def _scatter_fragments(
     rng: np.random.Generator, canvas: Floats, rim: int, digits: _Digits, inks: Floats, side: Floats
 ) -> None:
-    """Paint clutter onto the canvases, which reach ``rim`` pixels over the picture on every side."""
+    """Paint clutter onto the canvases, which reach ``rim`` pixels over the image on every side."""
     scenes, size = len(canvas), canvas.shape[-1] - 2 * rim
     axis = np.arange(FRAGMENT_TILE, dtype=np.float32) - (FRAGMENT_TILE - 1) / 2
     for place in range(inks.shape[1] - 1):  # the last ink is the digit's
@@ -207,7 +207,7 @@ def _corner(rng: np.random.Generator, inked: NDArray[np.bool_], size: int) -> Pl
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (N, 4) [left, top, right, bottom] in shares of the picture for masks (N, H, W)."""
+    """Tight boxes (N, 4) [left, top, right, bottom] in shares of the image for masks (N, H, W)."""
     columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
     left, top = columns.argmax(1), rows.argmax(1)
     right = columns.shape[1] - columns.flip(1).argmax(1)
@@ -216,7 +216,7 @@ def _boxes(masks: Tensor) -> Tensor:
     return torch.stack([left / width, top / height, right / width, bottom / height], dim=1)
 
 
-def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS) -> TensorPictures:
+def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS) -> TensorDataset:
     """Draw ``count`` scenes of one part; the same split, seed, size and index give the same scene, whatever the count.
 
     Args:
@@ -227,7 +227,7 @@ def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragmen
         fragments: pieces of clutter a scene at most, 0 to 12; each is there with a probability of 0.85.
 
     Returns:
-        Pictures with classes ``0`` to ``9``, with boxes (tight around the mask, in shares of the picture) and masks
+        Images with classes ``0`` to ``9``, with boxes (tight around the mask, in shares of the image) and masks
         (where the ink covers more than half). About 14 MB of uint8 for each 1,000 scenes of 64 px, masks included.
 
     Raises:
@@ -242,7 +242,7 @@ def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragmen
     chunks = [_draw_chunk(split, seed, chunk, size, fragments) for chunk in range(-(-count // CHUNK))]
     images, labels, masks = (torch.cat(parts)[:count] for parts in zip(*chunks, strict=True))
     names = tuple(f"{split}/{index:06d}" for index in range(count))
-    return TensorPictures(images, labels, CLASSES, names, boxes=_boxes(masks), masks=masks)
+    return TensorDataset(images, labels, CLASSES, names, boxes=_boxes(masks), masks=masks)
 
 
 def open_digit_scenes(

@@ -1,8 +1,8 @@
-"""A folder of pictures as people have it, turned into parts and classes.
+"""A folder of images as people have it, turned into parts and classes.
 
 Two layouts are understood: ``DIR/train/CLASS/*`` with ``test``, ``val``, ``valid`` or ``validation`` beside ``train``
 (upper or lower case), and ``DIR/CLASS/*``, from which a test part is drawn by class. Class folders are searched
-recursively. Nothing is decoded here except in :func:`check_pictures` and :func:`check_splits`.
+recursively. Nothing is decoded here except in :func:`check_images` and :func:`check_splits`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from heedmap.data.decoding import PICTURE_SUFFIXES
+from heedmap.config import counted
+from heedmap.data.dataset import FileDataset, FolderDataset, ImageDataset, Splits, load_many
+from heedmap.data.decoding import IMAGE_SUFFIXES
 from heedmap.data.parts import PARTS, natural
-from heedmap.data.pictures import FilePictures, FolderPictures, Pictures, Splits, load_many
 from heedmap.errors import DataError, OptionError, nearest
-from heedmap.options import counted
 
 __all__ = [
-    "check_pictures",
+    "check_files",
     "check_splits",
     "drop_unreadable",
     "find_splits",
@@ -38,7 +38,7 @@ __all__ = [
 UNREADABLE_SHARE = 0.02
 
 _DEBRIS = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
-_LAYOUT = "expected DIR/train/CLASS/pictures with DIR/test beside it, or DIR/CLASS/pictures"
+_LAYOUT = "expected DIR/train/CLASS/images with DIR/test beside it, or DIR/CLASS/images"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits
         The parts; ``notes`` says what was done.
 
     Raises:
-        DataError: the folder is missing, a file or empty; pictures lie in no class folder; there is one class only, a
-            class without pictures, or a class in test or validation that train does not know.
+        DataError: the folder is missing, a file or empty; images lie in no class folder; there is one class only, a
+            class without images, or a class in test or validation that train does not know.
     """
     root = _existing(path)
     layout = find_splits(root)
@@ -83,21 +83,21 @@ def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits
     if "test" not in layout and "validation" in layout:
         layout = {"train": layout["train"], "test": layout["validation"]}
         notes.append(f"There is no test folder, so {layout['test'].name!r} is the test part.")
-    parts: dict[str, Pictures] = {}
+    parts: dict[str, ImageDataset] = {}
     for part in ("validation", "test"):
         if part in layout:
             listing = _listing(root, layout[part])
             _check_part(listing, classes)
             notes += _listing_notes(listing) + _missing_notes(listing, classes)
-            parts[part] = _pictures(root, listing, classes)
-    pictures: Pictures = _pictures(root, train, classes)
+            parts[part] = _images(root, listing, classes)
+    images: ImageDataset = _images(root, train, classes)
     drawn = "test" not in parts
     if drawn:
-        kept, taken = split_by_class(pictures.labels, test, seed)
-        notes += _split_notes(pictures, kept, taken, test, seed)
-        pictures, parts["test"] = pictures.subset(kept), pictures.subset(taken)
+        kept, taken = split_by_class(images.labels, test, seed)
+        notes += _split_notes(images, kept, taken, test, seed)
+        images, parts["test"] = images.subset(kept), images.subset(taken)
     held_out = (parts.get("validation"), parts["test"])
-    return Splits(str(path), classes, pictures, *held_out, notes=tuple(notes), drawn=drawn)
+    return Splits(str(path), classes, images, *held_out, notes=tuple(notes), drawn=drawn)
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
@@ -105,7 +105,7 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
 
     Returns:
         ``train``, ``validation``, ``test`` -> folder, those that exist; empty for ``DIR/CLASS/*``. A folder called
-        ``train`` or ``valid`` that holds pictures itself and stands among other class folders is a class (a train is
+        ``train`` or ``valid`` that holds images itself and stands among other class folders is a class (a train is
         also a vehicle, and ``valid`` the opposite of ``invalid``).
 
     Raises:
@@ -138,8 +138,8 @@ def split_by_class(labels: Tensor, share: float, seed: int, most: int | None = N
 
     Args:
         labels: (N,) int64.
-        share: in (0, 1); of each class that many pictures are taken, rounded, but at least one and never all. A class
-            with a single picture keeps it.
+        share: in (0, 1); of each class that many images are taken, rounded, but at least one and never all. A class
+            with a single image keeps it.
         seed: of the draw.
         most: lower the share so that about this many are taken in all (the one of each class still is).
 
@@ -162,45 +162,45 @@ def split_by_class(labels: Tensor, share: float, seed: int, most: int | None = N
     return (~is_taken).nonzero().flatten(), is_taken.nonzero().flatten()
 
 
-def check_pictures(pictures: FolderPictures, workers: int) -> tuple[tuple[str, str], ...]:
+def check_files(images: FolderDataset, workers: int) -> tuple[tuple[str, str], ...]:
     """Decode every file once (JPEGs at an eighth of their size, which still reads every byte).
 
     Args:
-        pictures: the files.
+        images: the files.
         workers: threads; 0 is taken for one.
 
     Returns:
         (name, reason) of each that cannot be decoded.
     """
-    return tuple((pictures.names[index], reason) for index, reason in _failures(pictures, workers))
+    return tuple((images.names[index], reason) for index, reason in _failures(images, workers))
 
 
 def check_splits(splits: Splits, workers: int) -> Splits:
     """Decode every file of every part once and leave out those that fail; see :func:`drop_unreadable`."""
     parts = splits.parts.items()
-    return drop_unreadable(splits, {n: _failures(p, workers) for n, p in parts if isinstance(p, FilePictures)})
+    return drop_unreadable(splits, {n: _failures(p, workers) for n, p in parts if isinstance(p, FileDataset)})
 
 
 def drop_unreadable(splits: Splits, failures: Mapping[str, Sequence[tuple[int, str]]]) -> Splits:
-    """Leave out pictures that cannot be decoded and record them in ``unreadable``.
+    """Leave out images that cannot be decoded and record them in ``unreadable``.
 
     Args:
         splits: the parts as they were opened.
-        failures: part -> (index, reason), as :func:`heedmap.data.pictures.load_many` returns them.
+        failures: part -> (index, reason), as :func:`heedmap.data.dataset.load_many` returns them.
 
     Returns:
-        The parts without these pictures.
+        The parts without these images.
 
     Raises:
-        DataError: a class of train, or the whole of another part, has no readable picture left.
+        DataError: a class of train, or the whole of another part, has no readable image left.
     """
     parts = dict(splits.parts)
     unreadable = list(splits.unreadable)
     for name, failed in failures.items():
-        pictures = parts[name]
-        unreadable += [(pictures.names[index], reason) for index, reason in failed]
+        images = parts[name]
+        unreadable += [(images.names[index], reason) for index, reason in failed]
         bad = {index for index, _ in failed}
-        parts[name] = pictures.subset([index for index in range(len(pictures)) if index not in bad])
+        parts[name] = images.subset([index for index in range(len(images)) if index not in bad])
         if failed:
             _check_readable(name, splits, parts[name], failed[0][1])
     others = (parts.get("validation"), parts.get("test"))
@@ -214,7 +214,7 @@ def drop_unreadable(splits: Splits, failures: Mapping[str, Sequence[tuple[int, s
 
 
 def refuse_unreadable(splits: Splits) -> None:
-    """Check that no more than one picture in fifty was left out.
+    """Check that no more than one image in fifty was left out.
 
     Raises:
         DataError: more were.
@@ -223,7 +223,7 @@ def refuse_unreadable(splits: Splits) -> None:
     if lost > UNREADABLE_SHARE * (total + lost):
         path, reason = splits.unreadable[0]
         raise DataError(
-            f"{lost} of {total + lost} pictures cannot be read, the first is {path} ({reason}). `heedmap audit "
+            f"{lost} of {total + lost} images cannot be read, the first is {path} ({reason}). `heedmap audit "
             f"{shlex.quote(splits.name)}` lists them; --allow-unreadable goes on without them."
         )
 
@@ -232,26 +232,26 @@ def refuse_untestable(splits: Splits) -> None:
     """Check that a test part that was drawn holds something.
 
     Raises:
-        DataError: every class has a single picture, which is learned from.
+        DataError: every class has a single image, which is learned from.
     """
     if splits.test is not None and not len(splits.test):
         raise DataError(
-            f"{splits.name}: no class has two pictures, so there is none to test on; add some, or a folder 'test' "
+            f"{splits.name}: no class has two images, so there is none to test on; add some, or a folder 'test' "
             "beside 'train'."
         )
 
 
-def _failures(pictures: FilePictures, workers: int) -> list[tuple[int, str]]:
-    return load_many(pictures, range(len(pictures)), 1, max(1, workers))[1]
+def _failures(images: FileDataset, workers: int) -> list[tuple[int, str]]:
+    return load_many(images, range(len(images)), 1, max(1, workers))[1]
 
 
-def _check_readable(part: str, splits: Splits, pictures: Pictures, reason: str) -> None:
-    if part != "train" and len(pictures) == 0:
-        raise DataError(f"{splits.name}: no picture of the {part} part can be read; the first says: {reason}.")
-    counts = torch.bincount(pictures.labels, minlength=len(splits.classes)).tolist()
+def _check_readable(part: str, splits: Splits, images: ImageDataset, reason: str) -> None:
+    if part != "train" and len(images) == 0:
+        raise DataError(f"{splits.name}: no image of the {part} part can be read; the first says: {reason}.")
+    counts = torch.bincount(images.labels, minlength=len(splits.classes)).tolist()
     for name, count in zip(splits.classes, counts, strict=True):
         if part == "train" and count == 0:
-            raise DataError(f"{splits.name}: no picture of class {name!r} can be read; mend its files or leave it out.")
+            raise DataError(f"{splits.name}: no image of class {name!r} can be read; mend its files or leave it out.")
 
 
 def _existing(path: str | Path) -> Path:
@@ -259,7 +259,7 @@ def _existing(path: str | Path) -> Path:
     if root.is_dir():
         return root
     if root.exists():
-        raise DataError(f"{path} is a file, not a folder of pictures; {_LAYOUT}.")
+        raise DataError(f"{path} is a file, not a folder of images; {_LAYOUT}.")
     beside = [child.name for child in _subfolders(root.parent)] if root.parent.is_dir() else []
     raise DataError(f"There is no folder {str(path)!r}.{nearest(root.name, beside, cutoff=0.7)}")
 
@@ -292,11 +292,11 @@ def _listing(root: Path, folder: Path) -> _Listing:
             raise DataError(f"{folder}: {child.name!a} cannot be shown as the name of a class; rename the folder.")
         name = unicodedata.normalize("NFC", child.name)  # macOS stores é as two characters, and zips keep that
         files = _files_under(child)
-        taken = [file for file in files if _suffix(file) in PICTURE_SUFFIXES]
+        taken = [file for file in files if _suffix(file) in IMAGE_SUFFIXES]
         classes.setdefault(name, []).extend(sorted(Path(file).relative_to(root).as_posix() for file in taken))
-        others.setdefault(name, Counter()).update(_suffix(f) for f in files if _suffix(f) not in PICTURE_SUFFIXES)
+        others.setdefault(name, Counter()).update(_suffix(f) for f in files if _suffix(f) not in IMAGE_SUFFIXES)
         subfolders[name] = frozenset(inner.name for inner in _subfolders(child))
-    stray = sum(_suffix(entry.name) in PICTURE_SUFFIXES for entry in _entries(folder) if not entry.is_dir())
+    stray = sum(_suffix(entry.name) in IMAGE_SUFFIXES for entry in _entries(folder) if not entry.is_dir())
     return _Listing(folder, classes, subfolders, stray, others)
 
 
@@ -308,7 +308,7 @@ def _files_under(folder: Path) -> list[str]:
     """All files below a folder. Links are followed, but no folder is entered twice, and none that contains this one."""
     found: list[str] = []
     todo = [str(folder)]
-    around = folder.parent.resolve()  # a link to it would be a class of all pictures there are
+    around = folder.parent.resolve()  # a link to it would be a class of all images there are
     seen = {str(above) for above in (around, *around.parents, *folder.resolve().parents)}
     while todo:
         here = todo.pop()
@@ -320,24 +320,24 @@ def _files_under(folder: Path) -> list[str]:
     return found
 
 
-def _pictures(root: Path, listing: _Listing, classes: tuple[str, ...]) -> FolderPictures:
+def _images(root: Path, listing: _Listing, classes: tuple[str, ...]) -> FolderDataset:
     names = [name for one in classes for name in listing.classes.get(one, [])]
     labels = [label for label, one in enumerate(classes) for _ in listing.classes.get(one, [])]
-    return FolderPictures(root, names, torch.tensor(labels, dtype=torch.int64), classes)
+    return FolderDataset(root, names, torch.tensor(labels, dtype=torch.int64), classes)
 
 
 def _check_train(listing: _Listing, root: Path) -> None:
     folder = listing.folder
     if listing.count == 0 and listing.stray:
-        raise DataError(f"{folder}: {listing.stray} pictures lie in it without class folders; sort them into CLASS/.")
+        raise DataError(f"{folder}: {listing.stray} images lie in it without class folders; sort them into CLASS/.")
     if not listing.classes:
         raise DataError(f"{folder} is empty; {_LAYOUT}.")
     if listing.count == 0:
-        raise DataError(f"{folder} holds no pictures{_instead(listing)}; {_LAYOUT}.")
+        raise DataError(f"{folder} holds no images{_instead(listing)}; {_LAYOUT}.")
     if len(listing.classes) == 1:
         (name,) = listing.classes
         if (folder / "manifest.json").is_file():
-            raise DataError(f"{folder} is a run, not a folder of pictures; name the pictures.")
+            raise DataError(f"{folder} is a run, not a folder of images; name the images.")
         inside = listing.subfolders[name]
         hint = f" Did you mean {folder / name}?" if folder == root and len(inside) > 1 else ""
         raise DataError(f"{folder} holds one class only, {name!r}; a classifier needs two or more.{hint}")
@@ -345,12 +345,12 @@ def _check_train(listing: _Listing, root: Path) -> None:
     if empty:
         names = ", ".join(map(repr, empty))
         raise DataError(
-            f"{folder}: no pictures of class {names}{_instead(listing, empty)}; add some or remove the folder."
+            f"{folder}: no images of class {names}{_instead(listing, empty)}; add some or remove the folder."
         )
 
 
 def _instead(listing: _Listing, classes: Sequence[str] | None = None) -> str:
-    """Say what lies there instead of pictures, such as ``(but 30 .heic)``."""
+    """Say what lies there instead of images, such as ``(but 30 .heic)``."""
     totals: Counter[str] = Counter()
     for name in listing.others if classes is None else classes:
         totals.update(listing.others[name])
@@ -369,7 +369,7 @@ def _check_part(listing: _Listing, classes: tuple[str, ...]) -> None:
         hints = "".join(nearest(name, classes) for name in unknown)
         raise DataError(f"{listing.folder}: train has no class {names}; name the folders as in train.{hints}")
     if listing.count == 0:
-        where = f"{listing.stray} pictures lie in it without class folders" if listing.stray else "holds no pictures"
+        where = f"{listing.stray} images lie in it without class folders" if listing.stray else "holds no images"
         raise DataError(f"{listing.folder}: {where}; sort them into CLASS/ as in train, or move the folder away.")
 
 
@@ -384,13 +384,13 @@ def _listing_notes(listing: _Listing) -> list[str]:
     notes = []
     if listing.stray:
         notes.append(
-            f"{listing.stray} pictures lie directly in {listing.folder.name!r}, without class, and are passed over."
+            f"{listing.stray} images lie directly in {listing.folder.name!r}, without class, and are passed over."
         )
     totals: Counter[str] = Counter()
     for endings in listing.others.values():
         totals.update(endings)
     if totals:
-        notes.append(f"Files in {listing.folder.name!r} that are not pictures by their ending: {_tally(totals)}.")
+        notes.append(f"Files in {listing.folder.name!r} that are not images by their ending: {_tally(totals)}.")
     kinds = set(listing.subfolders.values())
     if len(kinds) == 1 and len(inner := next(iter(kinds))) > 1:
         few = ", ".join(sorted(inner, key=natural)[:4])
@@ -402,18 +402,18 @@ def _listing_notes(listing: _Listing) -> list[str]:
 
 def _missing_notes(listing: _Listing, classes: tuple[str, ...]) -> list[str]:
     missing = ", ".join(name for name in classes if not listing.classes.get(name))
-    return [f"{listing.folder.name!r} has no pictures of class {missing}."] if missing else []
+    return [f"{listing.folder.name!r} has no images of class {missing}."] if missing else []
 
 
 def _drawn(train: int, test: int) -> str:
-    return f"{counted(train, 'picture')} to learn from, {test:,} to test on."
+    return f"{counted(train, 'image')} to learn from, {test:,} to test on."
 
 
-def _split_notes(pictures: Pictures, kept: Tensor, taken: Tensor, share: float, seed: int) -> list[str]:
+def _split_notes(images: ImageDataset, kept: Tensor, taken: Tensor, share: float, seed: int) -> list[str]:
     notes = [
         f"There is no test part, so {share:.0%} of each class was set apart as one with seed {seed}: "
         + _drawn(len(kept), len(taken))
     ]
-    counts = torch.bincount(pictures.labels, minlength=len(pictures.classes)).tolist()
-    single = ", ".join(name for name, count in zip(pictures.classes, counts, strict=True) if count == 1)
-    return [*notes, f"One picture only, so none to test on: class {single}."] if single else notes
+    counts = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    single = ", ".join(name for name, count in zip(images.classes, counts, strict=True) if count == 1)
+    return [*notes, f"One image only, so none to test on: class {single}."] if single else notes

@@ -1,7 +1,7 @@
 """One self-contained page about a run: result, maps, curves, tables, audit, and how it was made.
 
-The page loads nothing: style, charts (SVG) and pictures are inside it, and so is the one script, of the viewer of
-pictures. It can be mailed.
+The page loads nothing: style, charts (SVG) and images are inside it, and so is the one script, of the viewer of
+images. It can be mailed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from heedmap.errors import DataError
-from heedmap.evaluation.classification import wilson_interval
-from heedmap.records import Audit, EpochReport
-from heedmap.report.charts import Series, line_chart, matrix
+from heedmap.metrics.classification import wilson_interval
 from heedmap.report.sections import Section
-from heedmap.report.viewer import ViewerPicture, viewer_json
+from heedmap.report.viewer import ViewerImage, viewer_json
+from heedmap.types import Audit, EpochReport
+from heedmap.visualization.charts import Series, line_chart, matrix
 
 if TYPE_CHECKING:
     import jinja2
@@ -30,11 +30,11 @@ __all__ = ["TEST_AGAIN", "TEST_ONCE", "ReportData", "ReportPanel", "write_report
 
 TEST_ONCE = (
     "The test part was touched once, after training; "
-    "the weights were chosen on pictures set apart from the training part."
+    "the weights were chosen on images set apart from the training part."
 )
 
 TEST_AGAIN = (
-    "The weights were chosen on pictures set apart from the training part. The test part was judged once after "
+    "The weights were chosen on images set apart from the training part. The test part was evaluated once after "
     "training, and looked at again for the measures below; nothing was chosen by it."
 )
 
@@ -47,7 +47,7 @@ class ReportPanel:
     """A panel of maps on the page.
 
     Attributes:
-        path: the picture's name.
+        path: the image's name.
         label: the truth.
         predicted: the answer.
         probability: of the answer, 0 to 1.
@@ -62,7 +62,7 @@ class ReportPanel:
 
     @property
     def source(self) -> str:
-        """The picture as a ``data:`` address."""
+        """The image as a ``data:`` address."""
         kind = "png" if self.image.startswith(b"\x89PNG") else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(self.image).decode('ascii')}"
 
@@ -81,7 +81,7 @@ class ReportData:
         title: such as ``intel_scenes, compact with parametrised attention``.
         command: the exact command line of the run.
         classes: class names, in the order of the logits.
-        splits: part -> number of pictures.
+        splits: part -> number of images.
         options: option -> value, as used.
         versions: package or machine -> version.
         epochs: one report an epoch; may be empty.
@@ -89,10 +89,10 @@ class ReportData:
         evaluation: what ``ClassificationReport.as_dict()`` gives (count, classes, top1, top5, nll, ece, per_class,
             confusion), with ``split`` (which part) and optionally ``images_per_second``; None before evaluation.
         audit: None where none was made.
-        pointing: tap -> share of pictures whose hottest point lies in the object's box, with the baselines ``centre``
+        pointing: tap -> share of images whose hottest point lies in the object's box, with the baselines ``centre``
             and ``random``; None where there are no boxes.
         right, wrong: panels of right and wrong answers.
-        viewer: the pictures behind the figures, to sort and filter on the page; may be empty.
+        viewer: the images behind the figures, to sort and filter on the page; may be empty.
         notes: sentences, such as how the data was split.
         warnings: sentences that should be seen first.
         test_sentence: what was done with the test part.
@@ -114,7 +114,7 @@ class ReportData:
     pointing: Mapping[str, float] | None = None
     right: Sequence[ReportPanel] = ()
     wrong: Sequence[ReportPanel] = ()
-    viewer: Sequence[ViewerPicture] = ()
+    viewer: Sequence[ViewerImage] = ()
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     test_sentence: str = TEST_ONCE
@@ -150,7 +150,7 @@ def report_page(data: ReportData) -> str:
         viewer=viewer,
         viewer_count=viewer_count,
         pointing=_pointing_rows(data.pointing),
-        kept=_kept_epoch(data.epochs),
+        kept=_best_epoch(data.epochs),
         seconds=sum(epoch.seconds for epoch in data.epochs),
         findings=_findings(data.audit),
         most_findings=MOST_FINDINGS,
@@ -203,7 +203,7 @@ def _shown(value: object) -> str:
 
 def _charts(data: ReportData) -> list[dict[str, Any]]:
     """The curves that have something to show: title, sentence, names for the key, SVG."""
-    epochs, kept = data.epochs, _kept_epoch(data.epochs)
+    epochs, kept = data.epochs, _best_epoch(data.epochs)
     taps = list(dict.fromkeys(tap for epoch in epochs for tap in epoch.attention_peak))
     loss = [_course(epochs, "training", "train_loss"), _course(epochs, "validation", "validation_loss")]
     accuracy = [_course(epochs, "validation", "validation_accuracy")]
@@ -213,7 +213,7 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
         ("Accuracy", "On the validation part.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=kept)),
         (
             "Attention peak",
-            "The largest weight of a map, mean over pictures. Of shares (softmax) 1 is a single point, and a flat low "
+            "The largest weight of a map, mean over images. Of shares (softmax) 1 is a single point, and a flat low "
             "line stayed uniform; of gates 1 is open and 0 is shut.",
             peaks,
             line_chart("Attention peak by epoch", peaks, from_zero=True, mark=kept),
@@ -233,7 +233,7 @@ def _course(epochs: Sequence[EpochReport], name: str, attribute: str) -> Series:
     return Series(name, tuple((epoch.epoch, float(getattr(epoch, attribute))) for epoch in epochs))
 
 
-def _kept_epoch(epochs: Sequence[EpochReport]) -> int | None:
+def _best_epoch(epochs: Sequence[EpochReport]) -> int | None:
     """The epoch whose weights were kept: the last of those that were the best so far."""
     return max((epoch.epoch for epoch in epochs if epoch.is_best), default=None)
 
@@ -246,7 +246,7 @@ def _big_matrix(data: ReportData) -> str:
 
 def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]:
     """Taps first, then the two baselines that any map must beat."""
-    words = {"centre": "always the picture's centre", "random": "a random point"}
+    words = {"centre": "always the image's centre", "random": "a random point"}
     rows = [
         {"name": words.get(key, key), "share": share, "base": key in words} for key, share in (pointing or {}).items()
     ]

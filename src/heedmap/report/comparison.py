@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from heedmap.report import page_template
-from heedmap.report.charts import DotRow, dot_chart
+from heedmap.visualization.charts import DotRow, dot_chart
 
 GROUPS = ("answers", "pointing", "overlap", "boxes", "cost")
 PLOT_STYLE = (

@@ -21,12 +21,12 @@ WORDS = {
 
 
 _LEFT = {
-    "mean": "each picture's own mean colour",
+    "mean": "each image's own mean colour",
     "dataset": "the mean colour of the data set, zero to the network",
     "black": "black",
     "blur": "a blur",
 }
-"""Deletion baseline -> what it leaves of a picture."""
+"""Deletion baseline -> what it leaves of an image."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Section:
 def sections(suites: Mapping[str, Any]) -> list[Section]:
     """The sections of the suites that were run, in the order of the page."""
     writers = {
-        "localisation": _localisation,
+        "localization": _localization,
         "faithfulness": _faithfulness,
         "robustness": _robustness,
         "transfer": _transfer,
@@ -76,7 +76,7 @@ def sections(suites: Mapping[str, Any]) -> list[Section]:
     return [write(suites[key]) for key, write in writers.items() if key in suites]
 
 
-def _localisation(found: Mapping[str, Any]) -> Section:
+def _localization(found: Mapping[str, Any]) -> Section:
     metrics = list(found["metrics"])
     rows = [(name, *(_score(scores[metric]) for metric in metrics)) for name, scores in found["scores"].items()]
     table = Table(
@@ -87,15 +87,15 @@ def _localisation(found: Mapping[str, Any]) -> Section:
         _sample(found),
         found["asked"],
         *([f"Left out: {left}."] if left else []),
-        *(f"{name}: {kind} in {count:,} pictures." for name, kinds in found["unjudgeable"].items()
+        *(f"{name}: {kind} in {count:,} images." for name, kinds in found["unjudgeable"].items()
           for kind, count in kinds.items()),
         *found["notes"],
     ]  # fmt: skip
     sentence = (
-        "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over pictures; a "
+        "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over images; a "
         "map that does not beat the lines of centre and edges says little."
     )
-    return Section("localisation", "Does it lie on the object?", sentence, (table,), tuple(notes))
+    return Section("localization", "Does it lie on the object?", sentence, (table,), tuple(notes))
 
 
 def _faithfulness(found: Mapping[str, Any]) -> Section:
@@ -104,13 +104,13 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
     baselines = frozenset(row["name"] for row in found["rows"] if row["chance"] is None or row["name"] == "centre")
     checks = tuple(
         (name, *(_likeness(check["cascading"][-1][key]) for key in ("absolute", "ssim")))
-        for name, check in found["randomisation"].items()
+        for name, check in found["randomization"].items()
     )
-    randomised = Table(("map, all weights randomised", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
+    randomized = Table(("map, all weights randomized", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
     stages = [
         table
-        for check, said in (("cascading", "weights randomised, from the top down to"), ("independent", "this alone"))
-        if (table := _stages(found["randomisation"], check, f"rank correlation; {said}")) is not None
+        for check, said in (("cascading", "weights randomized, from the top down to"), ("independent", "this alone"))
+        if (table := _stages(found["randomization"], check, f"rank correlation; {said}")) is not None
     ]
     baseline = found.get("deletion_baseline", "mean")
     notes = [
@@ -118,19 +118,19 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
         _sample(found),
         *(row["sentence"] for row in found["rows"] if row["name"] not in baselines),
     ]
-    notes += [f"{name}: {check['verdict']}" for name, check in found["randomisation"].items()]
+    notes += [f"{name}: {check['verdict']}" for name, check in found["randomization"].items()]
     sentence = (
         "Does the answer suffer when a map's hot places are taken away? Deletion and average drop: less is better; "
         "insertion, ROAD and increase: more. Random maps of the same grid stand beside."
     )
     table = Table(("map", *(key.replace("_", " ") for key in measures)), rows, baselines)
     return Section(
-        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomised, *stages), tuple(notes)
+        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomized, *stages), tuple(notes)
     )
 
 
 def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
-    """Each stage of a randomisation, a column for each map; None where it was not made."""
+    """Each stage of a randomization, a column for each map; None where it was not made."""
     if not all(found[check] for found in checks.values()):
         return None
     rows = []
@@ -193,10 +193,10 @@ def _transfer(found: Mapping[str, Any]) -> Section:
 
 
 def _sample(found: Mapping[str, Any]) -> str:
-    judged, count = found["sample"]["judged"], found["sample"]["of"]
-    if judged == count:
-        return f"All {count:,} pictures of the part."
-    return f"{judged:,} of {count:,} pictures, each class with its share (--limit N takes others)."
+    evaluated, count = found["sample"]["evaluated"], found["sample"]["of"]
+    if evaluated == count:
+        return f"All {count:,} images of the part."
+    return f"{evaluated:,} of {count:,} images, each class with its share (--limit N takes others)."
 
 
 def _score(score: Mapping[str, float]) -> str:

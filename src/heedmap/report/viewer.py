@@ -1,7 +1,7 @@
-"""The pictures behind the figures, small enough that a thousand of them fit into a page of a few megabytes.
+"""The images behind the figures, small enough that a thousand of them fit into a page of a few megabytes.
 
-A picture is a WebP thumbnail, and each of its maps one byte a cell; the browser draws the maps over it, with the
-colours and the interpolation of :mod:`heedmap.render`.
+An image is a WebP thumbnail, and each of its maps one byte a cell; the browser draws the maps over it, with the
+colours and the interpolation of :mod:`heedmap.visualization.heatmap`.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from heedmap.classifier import AttentionClassifier, attention_maps
-from heedmap.data.augmentation import plain
-from heedmap.data.pictures import Pictures
-from heedmap.evaluation.judging import Judged
-from heedmap.render import COLOURS, grid_of
+from heedmap.data.dataset import ImageDataset
+from heedmap.data.transforms import plain
+from heedmap.metrics.prediction import Predictions
+from heedmap.models.classifier import AttentionClassifier, attention_maps
+from heedmap.visualization.heatmap import COLOURS, grid_of
 
-__all__ = ["MOST_PICTURES", "THUMBNAIL", "ViewerPicture", "choose_rows", "viewer_json", "viewer_pictures"]
+__all__ = ["MOST_IMAGES", "THUMBNAIL", "ViewerImage", "choose_rows", "viewer_images", "viewer_json"]
 
-MOST_PICTURES = 1000
-"""The page shows no more pictures than this."""
+MOST_IMAGES = 1000
+"""The page shows no more images than this."""
 
 THUMBNAIL = 128
-"""Side of a picture on the page in pixels."""
+"""Side of an image on the page in pixels."""
 
 MOST_BYTES = 9_000_000
-"""Of all pictures with their maps together; where fine maps or busy pictures need more, fewer are shown."""
+"""Of all images with their maps together; where fine maps or busy images need more, fewer are shown."""
 
 _QUALITY = 60
 _BATCH = 50
 
 
 @dataclass(frozen=True)
-class ViewerPicture:
-    """One picture with its answer and its maps.
+class ViewerImage:
+    """One image with its answer and its maps.
 
     Attributes:
-        name: the picture's name.
+        name: the image's name.
         truth, predicted: places among the class names.
         probability: of the answer, 0 to 1.
         loss: negative log-likelihood of the truth, in nats.
         view: uint8 RGB (S, S, 3), the square that the classifier sees.
-        maps: tap -> (h, w), not negative, the same taps for all pictures; drawn from zero to ``ends``.
+        maps: tap -> (h, w), not negative, the same taps for all images; drawn from zero to ``ends``.
         ends: tap -> the value that is drawn hottest.
     """
 
@@ -64,11 +64,11 @@ class ViewerPicture:
     ends: Mapping[str, float]
 
 
-def choose_rows(is_right: Sequence[bool], most: int = MOST_PICTURES) -> list[int]:
-    """Choose which pictures the page shows: all where there is room, else the wrong ones first, evenly spread.
+def choose_rows(is_right: Sequence[bool], most: int = MOST_IMAGES) -> list[int]:
+    """Choose which images the page shows: all where there is room, else the wrong ones first, evenly spread.
 
     Returns:
-        Places in the order of the pictures.
+        Places in the order of the images.
     """
     wrong = [row for row, right in enumerate(is_right) if not right]
     right = [row for row, right in enumerate(is_right) if right]
@@ -84,33 +84,33 @@ def _spread(rows: list[int], most: int) -> list[int]:
 
 
 @torch.no_grad()
-def viewer_pictures(
-    classifier: AttentionClassifier, pictures: Pictures, judged: Judged, device: torch.device
-) -> list[ViewerPicture]:
-    """Gather what the page shows of a judged part: its pictures as thumbnails, each with its maps.
+def viewer_images(
+    classifier: AttentionClassifier, images: ImageDataset, evaluated: Predictions, device: torch.device
+) -> list[ViewerImage]:
+    """Gather what the page shows of a evaluated part: its images as thumbnails, each with its maps.
 
     Args:
-        classifier: in eval mode, on ``device``; asked again for the maps, since judging forgets them.
-        pictures: the part.
-        judged: the answers to it.
+        classifier: in eval mode, on ``device``; asked again for the maps, since evaluating forgets them.
+        images: the part.
+        evaluated: the answers to it.
         device: where the classifier is.
     """
-    predicted = judged.logits.argmax(1)
-    probabilities = judged.logits.softmax(1).amax(1)
-    losses = F.cross_entropy(judged.logits, judged.labels, reduction="none")
+    predicted = evaluated.logits.argmax(1)
+    probabilities = evaluated.logits.softmax(1).amax(1)
+    losses = F.cross_entropy(evaluated.logits, evaluated.labels, reduction="none")
     side, shown = min(THUMBNAIL, classifier.image_size), []
-    rows = choose_rows((predicted == judged.labels).tolist())
+    rows = choose_rows((predicted == evaluated.labels).tolist())
     for start in range(0, len(rows), _BATCH):
         chosen = rows[start : start + _BATCH]
-        views = torch.stack([pictures.load(row, classifier.image_size) for row in chosen])
+        views = torch.stack([images.load(row, classifier.image_size) for row in chosen])
         output = classifier(plain(views).to(device))
         for place, row in enumerate(chosen):
             maps = attention_maps(classifier, output, place)
             view = Image.fromarray(views[place].permute(1, 2, 0).numpy())
             shown.append(
-                ViewerPicture(
-                    name=pictures.names[row],
-                    truth=int(judged.labels[row]),
+                ViewerImage(
+                    name=images.names[row],
+                    truth=int(evaluated.labels[row]),
                     predicted=int(predicted[row]),
                     probability=float(probabilities[row]),
                     loss=float(losses[row]),
@@ -122,34 +122,34 @@ def viewer_pictures(
     return shown
 
 
-def viewer_json(pictures: Sequence[ViewerPicture], classes: Sequence[str]) -> tuple[str, int]:
-    """Return what the page's script reads, safe inside a ``script`` element, and how many pictures are in it."""
-    taps = list(pictures[0].maps)
-    entries = [_entry(picture, taps) for picture in pictures]
+def viewer_json(images: Sequence[ViewerImage], classes: Sequence[str]) -> tuple[str, int]:
+    """Return what the page's script reads, safe inside a ``script`` element, and how many images are in it."""
+    taps = list(images[0].maps)
+    entries = [_entry(image, taps) for image in images]
     size = sum(len(json.dumps(entry)) for entry in entries)
     if size > MOST_BYTES:
-        is_right = [picture.truth == picture.predicted for picture in pictures]
+        is_right = [image.truth == image.predicted for image in images]
         entries = [entries[row] for row in choose_rows(is_right, max(1, len(entries) * MOST_BYTES // size))]
     content = {
         "classes": list(classes),
         "taps": taps,
         "colours": _text(COLOURS.tobytes()),
-        "pictures": entries,
+        "images": entries,
     }
     return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"), len(entries)
 
 
-def _entry(picture: ViewerPicture, taps: Sequence[str]) -> dict[str, Any]:
+def _entry(image: ViewerImage, taps: Sequence[str]) -> dict[str, Any]:
     file = io.BytesIO()
-    Image.fromarray(picture.view).save(file, "WEBP", quality=_QUALITY, method=4)
+    Image.fromarray(image.view).save(file, "WEBP", quality=_QUALITY, method=4)
     return {
-        "n": picture.name.encode("utf-8", "replace").decode(),  # a file's name may hold bytes that are no letters
-        "t": picture.truth,
-        "p": picture.predicted,
-        "q": round(picture.probability, 4),
-        "l": round(min(picture.loss, 1e6), 4),
+        "n": image.name.encode("utf-8", "replace").decode(),  # a file's name may hold bytes that are no letters
+        "t": image.truth,
+        "p": image.predicted,
+        "q": round(image.probability, 4),
+        "l": round(min(image.loss, 1e6), 4),
         "i": _text(file.getvalue()),
-        "m": [_packed(picture.maps[tap], picture.ends[tap]) for tap in taps],
+        "m": [_packed(image.maps[tap], image.ends[tap]) for tap in taps],
     }
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what the options leave open, filled in from the pictures and their number.
+"""Recipes: what the options leave open, filled in from the images and their number.
 
 The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (LOG.md).
 """
@@ -13,23 +13,23 @@ from typing import Any
 
 from PIL import Image
 
-from heedmap.data import FilePictures, Pictures, Splits, TensorPictures
-from heedmap.data import augmentation as views
+from heedmap.config import TrainOptions
+from heedmap.data import FileDataset, ImageDataset, Splits, TensorDataset
+from heedmap.data import transforms as views
 from heedmap.errors import OptionError
-from heedmap.options import TrainOptions
 from heedmap.training.muon import FOR_NORMALISED
 
 NORMALISED = ("compact", "whitened")  # what Muon can train
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
-MANY, SMALL = 10_000, 48  # from so many pictures of up to so many pixels on, the whitened net learns faster
-PASSES = {"pretrained": 1000, "whitened": 2650}  # over one picture; the root of their number divides it. Others: 3400
+MANY, SMALL = 10_000, 48  # from so many images of up to so many pixels on, the whitened net learns faster
+PASSES = {"pretrained": 1000, "whitened": 2650}  # over one image; the root of their number divides it. Others: 3400
 FAST = 2 / 3  # passes of the fast recipe, as a share of the standard one's
 EARLY, SMALLER = 0.6, 0.75  # share of its passes in which photographs are seen smaller, and their side then
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Highest learning rate at 48 pictures a step (it goes with the root of the batch), weight decay, smoothing."""
+    """Highest learning rate at 48 images per step (it goes with the root of the batch), weight decay, smoothing."""
 
     learning_rate: float
     weight_decay: float
@@ -43,11 +43,11 @@ WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2), "muon": Rates(0.037
 def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     """Fill in every option that was left open.
 
-    Small pictures get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
+    Small images get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
     more often than a large one.
 
     Raises:
-        OptionError: a shift as wide as the picture, or where pictures are not shifted; Muon, and kernels without
+        OptionError: a shift as wide as the image, or where images are not shifted; Muon, and kernels without
             normalisation.
     """
     count = len(splits.train)
@@ -84,7 +84,7 @@ def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
     """For how many epochs the fast recipe shows views of another side than ``size`` at first, and of which.
 
     What a network learns first it sees at a lower resolution too, at half the cost (progressive resizing, of fast.ai's
-    entry to DAWNBench, 2018). Small pictures gained nothing by it (LOG.md), so this is for photographs.
+    entry to DAWNBench, 2018). Small images gained nothing by it (LOG.md), so this is for photographs.
     """
     if options.recipe != "fast" or options.augment != "crop":
         return 0, size
@@ -92,12 +92,12 @@ def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
 
 
 def _shift(options: TrainOptions, model: str, size: int, kind: str) -> int | None:
-    if options.shift is None:  # the fewer passes, the less a picture has to vary
+    if options.shift is None:  # the fewer passes, the less an image has to vary
         return size // (16 if model == "whitened" else 8) if kind == "shift" else None
     if kind != "shift":
         raise OptionError(f"shift = {options.shift} is for augment = shift; here augment is {kind}.")
     if options.shift >= size:
-        raise OptionError(f"shift = {options.shift} leaves nothing of pictures of {size} pixels; give fewer pixels.")
+        raise OptionError(f"shift = {options.shift} leaves nothing of images of {size} pixels; give fewer pixels.")
     return options.shift
 
 
@@ -106,14 +106,12 @@ def _epochs(options: TrainOptions, model: str, count: int) -> int:
     return round(min(max(passes, 4), 200) * (FAST if options.recipe == "fast" else 1))
 
 
-def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
-    """The side of the square that suits most pictures of the set."""
-    if isinstance(pictures, TensorPictures):
-        side = float(min(pictures.images.shape[-2:]))
-    elif isinstance(pictures, FilePictures):
-        side = statistics.median(
-            _short_side(pictures.data(i)) for i in range(0, len(pictures), len(pictures) // 50 + 1)
-        )
+def _usual_size(options: TrainOptions, images: ImageDataset) -> int:
+    """The side of the square that suits most images of the set."""
+    if isinstance(images, TensorDataset):
+        side = float(min(images.images.shape[-2:]))
+    elif isinstance(images, FileDataset):
+        side = statistics.median(_short_side(images.data(i)) for i in range(0, len(images), len(images) // 50 + 1))
     else:
         side = 128
     if options.model not in (None, "compact", "whitened"):  # timm and torchvision networks are made for photographs
@@ -122,5 +120,5 @@ def _usual_size(options: TrainOptions, pictures: Pictures) -> int:
 
 
 def _short_side(data: bytes) -> int:
-    with Image.open(io.BytesIO(data)) as picture:
-        return min(picture.size)
+    with Image.open(io.BytesIO(data)) as image:
+        return min(image.size)

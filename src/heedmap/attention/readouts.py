@@ -1,0 +1,256 @@
+"""Readouts: local features and a query in, one vector and the map that made it out.
+
+"Learn To Pay Attention" (Jetley, Lord, Lee, Torr, ICLR 2018, arXiv 1804.02391). With l_i the local features of a tap
+at position i of N, and g the query (the global feature of the image), a score c_i says how well the two go together:
+
+    parametrised   c_i = <u, l_i + g>             one learned u per tap
+    dot            c_i = <l_i, g>
+    additive       c_i = <v, tanh(W l_i + U g)>   not in the paper; the query-aware sibling of parametrised
+
+    softmax        a_i = exp(c_i) / sum_j exp(c_j)     vector = sum_i a_i l_i
+    sigmoid        a_i = 1 / (1 + exp(-c_i))           vector = sum_i a_i l_i / N
+
+Softmax weights sum to one over positions. Sigmoid weights are gates in (0, 1), each by itself; dividing by N keeps the
+vector on the scale of a local feature whatever the image's size. Two choices that the sources leave open:
+
+*Which side is projected where C and D differ.* ``project="query"`` brings g down to l and leaves l alone, as the
+published weights do. ``project="features"`` brings l up to g and sums the lifted l. The lifted map is never built:
+<s, P l_i> = <P^T s, l_i> and sum_i a_i P l_i = P sum_i a_i l_i hold exactly, and save 134 million multiplications a
+image in the paper's net.
+
+*Parametrised and softmax never look at the query.* <u, l_i + g> = <u, l_i> + <u, g>, and the second term is the same
+at every position, so the softmax cancels it. It is left out, and ``uses_query`` says so. A bias of u cancels likewise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heedmap.errors import ModelError, nearest
+from heedmap.types import Attended
+
+SCORES = ("parametrised", "dot", "additive")
+WEIGHTS = ("softmax", "sigmoid")
+PROJECTS = ("query", "features")
+
+
+class Readout(nn.Module):
+    """Base of all readouts.
+
+    Attributes:
+        channels: width of the vector that :meth:`forward` returns.
+        uses_query: whether the map depends on the query; where it does not, the query may be None and is not looked at.
+    """
+
+    channels: int
+    uses_query: bool = False
+
+    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
+        """Read the features.
+
+        Args:
+            features: (B, C, H, W) local features.
+            query: (B, D) global features, or (1, D) to attend to every image with the same one.
+
+        Returns:
+            The vector (B, channels), and the weights used (B, 1, H, W), float32 also under autocast.
+        """
+        raise NotImplementedError
+
+
+class MeanReadout(Readout):
+    """The matched control: every position weighs 1 / N, and nothing is learned."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
+        """Average over positions; see :meth:`Readout.forward`."""
+        batch, _, height, width = features.shape
+        precise = at_least_float32(features.dtype)
+        attention = features.new_full((batch, 1, height, width), 1 / (height * width), dtype=precise)
+        # A product as attention's: the gradient of mean() has another layout than channels_last features, and cost the
+        # control of the paper's VGG 8 % of a training step. Ones, since 1 / N is not exact in bfloat16.
+        summed = torch.bmm(features.new_ones(batch, 1, height * width), features.flatten(2).transpose(1, 2))[:, 0]
+        return Attended(summed.to(precise) / (height * width), attention)
+
+
+class CompatibilityReadout(Readout):
+    """Attention by the compatibility of each local feature with a query; see the module's text for the equations.
+
+    Every score starts at exactly zero (u, v and the dot's query map start at zero), so the first map is uniform and the
+    network starts as its matched control; the gradient of u, v and the query map is not zero there, so they leave at
+    the first step. The published code draws u from N(0, 1.4), which makes the first maps nearly one-hot. The dot's
+    query map is there even where C equals D, and its score is divided by the root of the width, as every score under a
+    sigmoid is: these only change how fast the score learns. What all positions have in common cancels in a softmax, but
+    shuts gates: without the division all of them shut on the digit scenes (LOG.md).
+
+    ``paper=True`` takes the published code's form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) followed by
+    Linear(D, C) for ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and
+    P of ``project="features"`` has one. What softmax makes inert there (u's bias, and the query's projection of a
+    parametrised score) is kept for the parameter count, frozen and never run.
+
+    Args:
+        channels: C of the features.
+        query_channels: D of the query.
+        score: ``parametrised``, ``dot`` or ``additive``.
+        weights: ``softmax`` or ``sigmoid``.
+        project: ``query`` or ``features``, the side that is projected. The additive score projects both itself.
+        paper: take the published form rather than ours.
+        level: divide the features by their root mean square over the image before they are scored, and a dot product
+            by the root of the width. For backbones whose features come on any scale: with features of ten instead of
+            one, a few steps of the optimiser narrow the map to one point (LOG.md).
+
+    Raises:
+        ModelError: an unknown word, or ``project="features"`` with the additive score.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        query_channels: int,
+        score: str = "parametrised",
+        weights: str = "softmax",
+        project: str = "query",
+        *,
+        paper: bool = False,
+        level: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("score", score, SCORES)
+        _check("weights", weights, WEIGHTS)
+        _check("project", project, PROJECTS)
+        if score == "additive" and project == "features":
+            raise ModelError("The additive score projects features and query itself; leave project at 'query'.")
+        self.score, self.weights, self.level = score, weights, level
+        self.channels = channels if project == "query" else query_channels
+        self.uses_query = score != "parametrised" or weights == "sigmoid"
+        self.scale = self.channels**-0.5 if (score == "dot" or weights == "sigmoid") and not paper else 1.0
+        self.lift = nn.Linear(channels, self.channels, bias=paper) if self.channels != channels else None
+        self.query_map = self._query_map(query_channels, paper)
+        self.scorer: nn.Linear | None = None
+        self.feature_map: nn.Linear | None = None
+        if score == "additive":
+            self.feature_map = nn.Linear(channels, channels, bias=False)
+        if score != "dot":
+            self.scorer = nn.Linear(self.channels, 1, bias=paper or weights == "sigmoid")
+            nn.init.zeros_(self.scorer.weight)
+            if self.scorer.bias is not None:
+                nn.init.zeros_(self.scorer.bias).requires_grad_(weights == "sigmoid")
+
+    def _query_map(self, query_channels: int, paper: bool) -> nn.Module | None:
+        """What the query passes through before it meets the features; None where ours would be inert."""
+        if self.score == "additive":
+            return nn.Linear(query_channels, self.channels)
+        if paper:
+            lifted = self.lift is not None
+            module = _paper_query_map(query_channels, self.channels, lifted)
+            return module if self.uses_query else module.requires_grad_(False)
+        if self.score == "dot":
+            zeroed = nn.Linear(query_channels, self.channels, bias=False)
+            nn.init.zeros_(zeroed.weight)
+            return zeroed
+        if not self.uses_query:
+            return None
+        same = query_channels == self.channels
+        return nn.Identity() if same else nn.Linear(query_channels, self.channels, bias=False)
+
+    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
+        """Attend; see :meth:`Readout.forward`.
+
+        Raises:
+            ModelError: the score needs a query and there is none.
+        """
+        batch, _, height, width = features.shape
+        flat = features.flatten(2)
+        scores = self._scores(flat, self._mapped(query, batch))
+        scores = scores.to(at_least_float32(scores.dtype))  # a softmax in bfloat16 does not sum to one
+        attention = scores.softmax(1) if self.weights == "softmax" else scores.sigmoid()
+        used = attention if self.weights == "softmax" else attention / attention.shape[1]
+        # Weights first: with channels_last features this order reads memory in a row, and is 4 x faster on a CPU.
+        vector = torch.bmm(used.to(flat.dtype)[:, None], flat.transpose(1, 2))[:, 0].to(attention.dtype)
+        return Attended(self._lifted(vector, used), attention.view(batch, 1, height, width))
+
+    def _mapped(self, query: Tensor | None, batch: int) -> Tensor | None:
+        """The query (B, channels) as the score sees it; None where the score does not see it."""
+        if not self.uses_query:
+            return None
+        if query is None or self.query_map is None:
+            raise ModelError(f"The {self.score} score with {self.weights} weights needs a query; give it one.")
+        mapped: Tensor = self.query_map(query)
+        return mapped.expand(batch, -1)
+
+    def _scores(self, flat: Tensor, query: Tensor | None) -> Tensor:
+        """(B, N) scores of the features (B, C, N)."""
+        if self.feature_map is not None and self.scorer is not None and query is not None:
+            hidden = functional.linear(flat.transpose(1, 2), self.feature_map.weight)
+            if self.level:
+                hidden = (hidden / rms(flat)[:, :, None]).to(hidden.dtype)
+            hidden += query[:, None]  # in place: each copy of it is as large as the features
+            return self._scored(hidden.tanh_())[:, :, 0]
+        if self.scorer is None:
+            assert query is not None  # a dot always uses the query
+            return self._compared(flat, query * self.scale)
+        scores = self._compared(flat, self.scorer.weight * self.scale)
+        return scores if query is None else scores + self._scored(query)
+
+    def _scored(self, vectors: Tensor) -> Tensor:
+        """(..., 1) scores of vectors (..., channels)."""
+        assert self.scorer is not None
+        return functional.linear(vectors, self.scorer.weight * self.scale, self.scorer.bias)
+
+    def _compared(self, flat: Tensor, direction: Tensor) -> Tensor:
+        """(B, N) dot products of the (lifted) features with a direction: (1, channels) for all, or (B, channels)."""
+        offset = None
+        if self.lift is not None:
+            if self.lift.bias is not None:
+                offset = direction @ self.lift.bias
+            direction = direction @ self.lift.weight
+        if self.scorer is not None:
+            # One product for the whole batch: its gradient has the layout of channels_last features. That of a product
+            # an image has not, and was 1.4 % of a training step of the paper's VGG.
+            scores = functional.linear(flat.transpose(1, 2), direction.to(flat.dtype))[:, :, 0]
+            if self.level:  # under a sigmoid the root of the width is in the direction
+                scores = scores / (rms(flat) * (1.0 if self.weights == "sigmoid" else flat.shape[1] ** 0.5))
+        else:
+            direction = direction / (rms(flat) * flat.shape[1] ** 0.5) if self.level else direction
+            scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]
+        return scores if offset is None else scores + offset[:, None]
+
+    def _lifted(self, vector: Tensor, used: Tensor) -> Tensor:
+        """The weighted sum of the lifted features, from the weighted sum of the features themselves."""
+        if self.lift is None:
+            return vector
+        lifted = functional.linear(vector, self.lift.weight)
+        if self.lift.bias is not None:
+            lifted = lifted + used.sum(1, keepdim=True) * self.lift.bias
+        return lifted.to(used.dtype)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return ``dtype``, or float32 where that is more precise."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rms(flat: Tensor) -> Tensor:
+    """Root mean square (B, 1) of features (B, C, N) over channels and positions, at least float32."""
+    precise = flat.to(at_least_float32(flat.dtype))
+    return precise.square().mean((1, 2)).sqrt().clamp_min(1e-6)[:, None]
+
+
+def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Module:
+    """The published code's way from g to the score: normalised wherever a level's size differs from g's."""
+    normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
+    if lifted:
+        return nn.Sequential(*normalised)
+    if query_channels == channels:
+        return nn.Identity()
+    return nn.Sequential(*normalised, nn.Linear(query_channels, channels))
+
+
+def _check(what: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ModelError(f"Unknown {what} {word!r}; it can be {', '.join(known)}.{nearest(word, known)}")

@@ -1,0 +1,10 @@
+"""Maps of any torch classifier: the attention it learned, and attributions computed afterwards.
+
+:func:`explain` is the one way in, :data:`METHODS` the one table of methods. A map shows where, never why.
+"""
+
+from heedmap.attribution.engine import explain
+from heedmap.attribution.registry import METHODS, Method, method_of
+from heedmap.attribution.request import Explanation, Target
+
+__all__ = ["METHODS", "Explanation", "Method", "Target", "explain", "method_of"]

@@ -1,0 +1,218 @@
+"""Maps from the gradient with respect to the image, one value a pixel.
+
+Two ways from three colour channels to one value. ``max``: the largest absolute value, as Simonyan et al. (2014) and the
+classic tutorials do. ``signed``: the value of the channel that is largest in absolute value, with its sign. Methods
+that multiply by the image add the channels up instead, so that the map's sum keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
+from heedmap.errors import ModelError, OptionError, nearest
+
+CHANNELS = ("max", "signed")
+# Targets whose colour channels smoothgrad keeps apart at a time, as it must until the mean is taken; the forward passes
+# run again for every so many.
+AT_A_TIME = 64
+
+
+def saliency(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
+    """The gradient of the score with respect to the pixels (Simonyan et al. 2014, section 3.1)."""
+    _check(channels)
+    logits, targets, gradients = pixel_gradients(request, request.images, None, score)
+    values = torch.stack([_merged(each, channels) for each in gradients], 1)
+    return Attribution(values, targets, logits, signed=channels == "signed")
+
+
+def pixel_gradients(
+    request: Request,
+    images: Tensor,
+    targets: Tensor | None,
+    score: str,
+    within: AbstractContextManager[object] | None = None,
+) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
+    """Logits (B, K), targets (B, T), and the gradients (B, C, H, W) one target after the other, at least float32.
+
+    Args:
+        question: asks for the targets where ``targets`` is None.
+        images: (B, C, H, W) where the gradient is taken.
+        targets: (B, T) or None.
+        score: see :func:`heedmap.attribution.request.scores_of`.
+        within: entered for the forward pass.
+    """
+    leaf = images.detach().clone().requires_grad_()
+    with within or nullcontext():
+        # The copy keeps the leaf whole where the first layer works in place.
+        logits = request.logits(leaf.clone())
+    asked = request.targets(logits) if targets is None else targets
+    return logits.detach(), asked, _each(leaf, scores_of(logits, score), asked)
+
+
+def _each(leaf: Tensor, scores: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    if not scores.requires_grad:
+        raise ModelError("The logits do not depend on the image by a gradient; take a method without, such as rise.")
+    for number in range(targets.shape[1]):
+        asked = scores.gather(1, targets[:, number : number + 1]).sum()
+        (found,) = torch.autograd.grad(asked, leaf, retain_graph=number + 1 < targets.shape[1])
+        yield found.to(precise(found.dtype))
+
+
+def _merged(gradient: Tensor, channels: str) -> Tensor:
+    """(B, C, H, W) to (B, H, W)."""
+    if channels == "max":
+        return gradient.abs().amax(1)
+    return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]
+
+
+def _check(channels: str) -> None:
+    if channels not in CHANNELS:
+        known = " or ".join(CHANNELS)
+        raise OptionError(f"channels {channels!r} is unknown; it can be {known}.{nearest(str(channels), CHANNELS)}")
+
+
+def input_x_gradient(request: Request, *, score: str = "logit") -> Attribution:
+    """Pixel times gradient, added up over the channels; signed (Shrikumar et al. 2016)."""
+    logits, targets, gradients = pixel_gradients(request, request.images, None, score)
+    images = request.images.to(precise(request.images.dtype))
+    return Attribution(torch.stack([(images * each).sum(1) for each in gradients], 1), targets, logits, signed=True)
+
+
+def smoothgrad(
+    request: Request,
+    *,
+    count: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+    channels: str = "max",
+    score: str = "logit",
+) -> Attribution:
+    """The mean gradient over noisy copies of the image (Smilkov et al. 2017).
+
+    Args:
+        question: see :class:`Question`.
+        count: number of noisy copies.
+        noise: standard deviation of the noise as a share of the image's largest minus its smallest value.
+        seed: of the noise. Every image gets the same draws, so that a map does not depend on its neighbours.
+        channels: as :func:`saliency`.
+        score: as :func:`saliency`.
+    """
+    _check(channels)
+    check_count("count", count)
+    check_share("noise", noise, 10.0)
+    images, source = request.images, torch.Generator().manual_seed(seed)
+    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+    logits, targets = run_plainly(request)
+    state = source.get_state()
+    values = torch.empty(*targets.shape, *images.shape[-2:], dtype=precise(images.dtype), device=images.device)
+    for first in range(0, targets.shape[1], AT_A_TIME):
+        some = targets[:, first : first + AT_A_TIME]
+        source.set_state(state)
+        total = images.new_zeros(*some.shape, *images.shape[1:], dtype=values.dtype)
+        for _ in range(count):
+            draw = torch.randn((1, *images.shape[1:]), generator=source).to(images)
+            _, _, gradients = pixel_gradients(request, images + spread * draw, some, score)
+            for number, gradient in enumerate(gradients):
+                total[:, number] += gradient / count
+        for number in range(some.shape[1]):
+            values[:, first + number] = _merged(total[:, number], channels)
+    return Attribution(values, targets, logits, signed=channels == "signed")
+
+
+def integrated_gradients(
+    request: Request, *, steps: int = 50, baseline: float = 0.0, score: str = "logit"
+) -> Attribution:
+    """Integrated gradients (Sundararajan et al. 2017, eq. 1), added up over the channels; signed.
+
+    The integral is a Gauss-Legendre sum. The map's sum is the score minus that of the baseline, up to its error.
+
+    Args:
+        question: see :class:`Question`.
+        steps: number of points on the way, each one pass over the batch.
+        baseline: the value of every pixel at the start of the way; 0 is black for heedmap's own classifiers.
+        score: as :func:`saliency`.
+    """
+    import numpy as np
+
+    check_count("steps", steps)
+    images = request.images
+    logits, targets = run_plainly(request)
+    way = (images - baseline).to(precise(images.dtype))
+    total = way.new_zeros(*targets.shape, *images.shape[-2:])
+    for place, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
+        between = baseline + (images - baseline) * (0.5 + 0.5 * float(place))
+        _, _, gradients = pixel_gradients(request, between, targets, score)
+        for number, gradient in enumerate(gradients):
+            total[:, number] += (gradient * way).sum(1) * (0.5 * float(weight))
+    return Attribution(total, targets, logits, signed=True)
+
+
+def guided_backprop(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
+    """The gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
+
+    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions alike are caught, in this thread and
+    during this call only.
+
+    Raises:
+        ModelError: the network has no ReLU, so this would be plain saliency.
+    """
+    _check(channels)
+    guide = _Guide()
+    logits, targets, gradients = pixel_gradients(request, request.images, None, score, within=guide)
+    if guide.met == 0:
+        raise ModelError(
+            f"{type(request.model).__name__} uses no ReLU, so guided-backprop would be plain saliency; take saliency."
+        )
+    values = torch.stack([_merged(each, channels) for each in gradients], 1)
+    return Attribution(values, targets, logits, signed=channels == "signed")
+
+
+_RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_HARDTANHS = {F.hardtanh, F.hardtanh_}  # nn.ReLU6 calls it
+_CLAMPS = {torch.clamp, torch.clamp_, torch.clip, torch.clip_, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_}
+_CLAMPS |= {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
+
+
+class _Guide(TorchFunctionMode):
+    """Lets only the positive part of a gradient pass back through every ReLU; ``met`` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        done = func(*args, **kwargs)
+        if _is_relu(func, args, kwargs):
+            self.met += 1
+            if done.requires_grad:
+                done.register_hook(lambda gradient: gradient.clamp_min(0))  # also where it worked in place
+        return done
+
+
+def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func in _RELUS:
+        return True
+    if func in _HARDTANHS:
+        return _is_number(_bounds(args, kwargs, "min_val", "max_val")[0], 0)
+    if func in _CLAMPS:
+        low, high = _bounds(args, kwargs, "min", "max")
+        # Up to 1 it keeps pixels or weights in their range; up to 6 it is ReLU6 written out.
+        return _is_number(low, 0) and (high is None or _is_number(high, 6))
+    return False
+
+
+def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any], low: str, high: str) -> tuple[Any, Any]:
+    return kwargs.get(low, args[1] if len(args) > 1 else None), kwargs.get(high, args[2] if len(args) > 2 else None)
+
+
+def _is_number(value: Any, wanted: int) -> bool:
+    return isinstance(value, int | float) and value == wanted

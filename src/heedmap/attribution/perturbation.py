@@ -1,0 +1,166 @@
+"""Maps from what the score does when parts of the image are changed; no gradient is taken.
+
+Changed images go through ``chunk`` at a time, so memory is flat. All classes come out of the same passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from heedmap.attribution.activations import catch, grid_of_layer
+from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
+from heedmap.errors import OptionError
+
+
+def score_cam(request: Request, *, chunk: int = 32) -> Attribution:
+    """Score-CAM (Wang et al. 2020, algorithm 1): a channel weighs what the image scores when seen through it.
+
+    The image is multiplied with each channel, brought to [0, 1] and to the image's size, and the logits of the
+    target under these masks are turned into weights by a softmax over channels. The unmasked score, which the paper
+    subtracts, cancels there. As torch-cam, and unlike the authors' code, a channel is brought to [0, 1] before it is
+    enlarged; an even channel is a black mask.
+
+    Args:
+        question: see :class:`Question`.
+        chunk: masked images at a time; there are as many as the layer has channels.
+    """
+    check_count("chunk", chunk)
+    caught = catch(request)
+    grid = grid_of_layer(request, caught, caught.leaf)
+    targets = request.targets(caught.logits)
+    low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
+    masks = torch.where(high > low, (grid - low) / torch.where(high > low, high - low, 1), 0)
+    weights = torch.stack([_scores_under(request, row, masks[row], targets[row], chunk) for row in range(len(masks))])
+    values = torch.einsum("btc,bchw->bthw", weights.softmax(2), grid).relu()
+    return Attribution(values, targets, caught.logits, caught.layer)
+
+
+def _scores_under(request: Request, row: int, masks: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """(T, C) logits of one image under each of C masks (C, h, w)."""
+    image, found = request.images[row], []
+    for some in masks.split(chunk):
+        large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
+        with torch.no_grad():
+            found.append(request.logits(image * large.to(image.dtype))[:, targets])
+    return torch.cat(found).T.to(masks.dtype)
+
+
+def occlusion(
+    request: Request,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    fill: float = 0.0,
+    score: str = "logit",
+    chunk: int = 32,
+) -> Attribution:
+    """How far the score falls when a square is covered (Zeiler and Fergus 2014); signed, one value a pixel.
+
+    A pixel's value is the mean fall over the squares that cover it. Squares at the right and lower border are cut.
+
+    Args:
+        question: see :class:`Question`.
+        window: side of the square in pixels; None takes a quarter of the image's short side.
+        stride: pixels from one square to the next; None takes half the window.
+        fill: the value that covers.
+        score: ``logit`` or ``probability``.
+        chunk: changed images at a time.
+    """
+    images = request.images
+    height, width = images.shape[-2:]
+    window = max(1, min(height, width) // 4) if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
+    check_count("window", window, min(height, width))
+    check_count("stride", stride, window)
+    check_count("chunk", chunk)
+    logits, targets = run_plainly(request)
+    plain = scores_of(logits, score).gather(1, targets).to(precise(logits.dtype))
+    falls = plain.new_zeros(*targets.shape, height, width)
+    times = plain.new_zeros(height, width)
+    for squares, covered in _covered(images, list(_squares(height, width, window, stride)), fill, chunk):
+        with torch.no_grad():
+            scores = scores_of(request.logits(covered), score)
+        each = scores.view(len(squares), *logits.shape).to(plain.dtype)
+        for (rows, columns), now in zip(squares, each, strict=True):
+            falls[:, :, rows, columns] += (plain - now.gather(1, targets))[:, :, None, None]
+            times[rows, columns] += 1
+    return Attribution(falls / times, targets, logits, signed=True)
+
+
+def _squares(height: int, width: int, window: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, height - window + stride, stride):
+        for left in range(0, width - window + stride, stride):
+            yield slice(top, min(top + window, height)), slice(left, min(left + window, width))
+
+
+def _covered(
+    images: Tensor, squares: list[tuple[slice, slice]], fill: float, chunk: int
+) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
+    """Some squares at a time, with the whole batch under each of them, (squares * B, C, H, W)."""
+    step = max(1, chunk // len(images))
+    for first in range(0, len(squares), step):
+        some = squares[first : first + step]
+        covered = images.repeat(len(some), 1, 1, 1)
+        for number, (rows, columns) in enumerate(some):
+            covered[number * len(images) : (number + 1) * len(images), :, rows, columns] = fill
+        yield some, covered
+
+
+def rise(
+    request: Request,
+    *,
+    count: int = 1000,
+    cells: int = 7,
+    keep: float = 0.5,
+    seed: int = 0,
+    score: str = "probability",
+    chunk: int = 32,
+) -> Attribution:
+    """RISE (Petsiuk et al. 2018, eq. 6): the mean of random masks, weighed by the score of the image under them.
+
+    Every image sees the same masks. Values carry the noise of ``count`` draws, and an offset: the mean score.
+
+    Args:
+        question: see :class:`Question`.
+        count: number of masks.
+        cells: cells to a side of the coarse random grid that becomes a mask.
+        keep: probability that a cell is kept.
+        seed: of the masks.
+        score: ``probability`` as published, or ``logit``.
+        chunk: masked images at a time.
+    """
+    for name, value in (("count", count), ("cells", cells), ("chunk", chunk)):
+        check_count(name, value)
+    check_share("keep", keep)
+    images = request.images
+    logits, targets = run_plainly(request)
+    total = torch.zeros(*targets.shape, *images.shape[-2:], device=images.device)
+    for masks in _random_masks(count, cells, keep, seed, images, max(1, chunk // len(images))):
+        masked = (images[None] * masks[:, None, None].to(images.dtype)).flatten(0, 1)
+        with torch.no_grad():
+            scores = scores_of(request.logits(masked), score).view(len(masks), *logits.shape)
+        asked = scores.gather(2, targets.expand(len(masks), -1, -1)).to(total.dtype)
+        total += torch.einsum("nbt,nhw->bthw", asked, masks)
+    return Attribution(total / (count * keep), targets, logits, signed=score == "logit")
+
+
+def _random_masks(count: int, cells: int, keep: float, seed: int, images: Tensor, step: int) -> Iterator[Tensor]:
+    """Masks (n, H, W) in [0, 1], ``step`` at a time; which ones does not depend on ``step``."""
+    height, width = images.shape[-2:]
+    if cells > min(height, width):
+        raise OptionError(f"cells {cells} are more than the image's {height} x {width} pixels; take fewer.")
+    source = torch.Generator().manual_seed(seed)
+    grids = (torch.rand(count, 1, cells, cells, generator=source) < keep).float()
+    cell = (math.ceil(height / cells), math.ceil(width / cells))
+    shifts = torch.stack([torch.randint(0, side, (count,), generator=source) for side in cell], 1).tolist()
+    size = ((cells + 1) * cell[0], (cells + 1) * cell[1])
+    for first in range(0, count, step):
+        some = grids[first : first + step].to(images.device)
+        large = F.interpolate(some, size, mode="bilinear", align_corners=False)[:, 0]
+        places = shifts[first : first + step]
+        yield torch.stack([one[y : y + height, x : x + width] for one, (y, x) in zip(large, places, strict=True)])

@@ -1,0 +1,95 @@
+"""``heedmap audit``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.markup import escape
+
+from heedmap.cli.console import console, show_audit, show_next
+from heedmap.config import check_range
+from heedmap.errors import DataError
+from heedmap.system import cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditData:
+    """Look for duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
+
+    Attributes:
+        data: A folder or a named set.
+        depth: full also looks for near duplicates; cheap is what train does.
+        json: Write all findings to this file.
+        show: Findings of each kind to print.
+        root: Where named sets lie or are put.
+        download: Fetch a named set that is not there.
+        seed: Of the split, where the folder has none.
+        test: Share of the test part, where the folder has none.
+    """
+
+    data: tyro.conf.Positional[str]
+    depth: Literal["cheap", "full"] = "full"
+    json: str | None = None
+    show: int = 8
+    root: str = "data"
+    download: bool = True
+    seed: int = 0
+    test: float = 0.2
+
+    def work(self) -> None:
+        """Audit and print."""
+        from heedmap.data import check_splits, open_data
+        from heedmap.data.audit.audit import audit
+        from heedmap.data.folders import refuse_unreadable, refuse_untestable
+        from heedmap.files import as_utf8, disk, write_whole
+
+        check_range("show", self.show, 0, 1_000_000_000)
+        _check_target(self.json)
+        splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
+        for note in splits.notes:
+            console.print(escape(note))
+        splits = check_splits(splits, cores())
+        found = audit(splits, depth=self.depth)
+        show_audit(found, self.show)
+        if self.json:
+            import json
+
+            target = Path(self.json)
+            with disk(target):
+                write_whole(target, as_utf8(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False)))
+            console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
+        try:
+            refuse_untestable(splits)
+            refuse_unreadable(splits)
+        except DataError as error:
+            console.print(f"heedmap train would refuse: {escape(str(error))}", soft_wrap=True)
+        else:
+            show_next(f"heedmap train {shlex.quote(self.data)}")
+
+
+def _check_target(json: str | None) -> None:
+    """Look at the file before the work; one that is there may hold an earlier audit and nothing else."""
+    if json is None:
+        return
+    path = Path(json)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file in it, such as {path / 'findings.json'}.")
+    if not path.parent.is_dir():
+        raise DataError(f"There is no folder {path.parent} for the findings.")
+    if path.exists() and not _is_audit(path):
+        raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")
+
+
+def _is_audit(path: Path) -> bool:
+    import json
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"findings", "depth"} <= content.keys()

@@ -1,0 +1,153 @@
+"""``heedmap evaluate``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from rich.markup import escape
+
+from heedmap.cli.commands.device import pick_device
+from heedmap.cli.console import console, show_evaluation, show_next, show_progress, show_sections
+from heedmap.config import check_range, wanted_names
+from heedmap.errors import DataError
+from heedmap.system import keep_freed_memory
+
+if TYPE_CHECKING:
+    from heedmap.runs import Run
+    from heedmap.workflows.evaluate.evaluate import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a run: accuracy and calibration; with suites also its maps, robustness and transfer.
+
+    Attributes:
+        run: The run folder.
+        data: A folder or a named set with the same classes. Default: the run's own test part.
+        suite: What is evaluated, with commas between: accuracy, localization, faithfulness, robustness, transfer.
+        method: Maps that localization and faithfulness evaluate, with commas between, such as
+            attention,rise:count=500+cells=5. Default: attention and Grad-CAM, or Grad-CAM alone for the control.
+        annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
+            Default: what the data brings.
+        annotation_format: How the annotations are written. Default: told from the files.
+        same_class: Take only objects of the image's own class, by name; else every object counts.
+        mask_kind: How the values of mask files are read. Default: told from them, and said.
+        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
+            objects.
+        parts: Give each connected part of a mask a box of its own; else one for all pixels of a value.
+        transfer: Folders or named sets for the transfer suite.
+        control: A run evaluated beside this one for robustness and transfer, such as its matched control.
+        flips: Evaluate the mirrored images too; the accuracy of both answers averaged is reported beside the plain one.
+        limit: Images that localization, faithfulness and robustness evaluate, each class with its share; accuracy takes
+            all. Default: all; 100 for faithfulness, 200 for robustness.
+        deletion_baseline: What deletion of the faithfulness suite leaves of an image: its own mean colour, that of the
+            data set (zero to the network, as RISE does), black, or a blur.
+        independent: Randomize each layer alone too, beside all from the top down.
+        out: New or empty folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of
+            the run's own test part go into the run's report, others into evaluation-1, -2, ...; without suites only
+            print.
+        device: Where to compute. Default: a GPU where there is one.
+        precision: Arithmetic of the network.
+        workers: Threads that decode images. Default: the run's, or the machine's cores.
+        cache: Folder where is kept which files were decoded before, or off. Default: the run's, where that is there, or
+            else $HEEDMAP_CACHE, or the user's cache folder.
+        root: Where named sets lie. Default: as in the run.
+        download: Fetch a named set that is not there.
+    """
+
+    run: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[str | None] = None
+    suite: tuple[str, ...] = ("accuracy",)
+    method: tuple[str, ...] = ()
+    annotations: str | None = None
+    annotation_format: Literal["masks", "coco", "voc", "yolo", "csv"] | None = None
+    same_class: bool = False
+    mask_kind: Literal["binary", "indexed", "grey"] | None = None
+    class_values: tuple[str, ...] = ()
+    parts: bool = True
+    transfer: tuple[str, ...] = ()
+    control: str | None = None
+    flips: bool = False
+    limit: int | None = None
+    deletion_baseline: Literal["mean", "dataset", "black", "blur"] = "mean"
+    independent: bool = False
+    out: str | None = None
+    device: str | None = None
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    workers: int | None = None
+    cache: str | None = None
+    root: str | None = None
+    download: bool = True
+
+    def work(self) -> None:
+        """Evaluate and print the tables."""
+        from heedmap.data.annotations.annotations import as_told
+        from heedmap.runs import Run
+        from heedmap.workflows.evaluate.evaluate import evaluate
+        from heedmap.workflows.evaluate.suites import Wanted
+
+        keep_freed_memory()
+        check_range("workers", self.workers, 0, 1024)
+        if self.out is not None:
+            _refuse_other(Path(self.out))
+        wanted = Wanted(
+            suites=wanted_names("suite", self.suite),
+            methods=wanted_names("method", self.method),
+            annotations=self.annotations,
+            reading=as_told(self),
+            transfer=self.transfer,
+            limit=self.limit,
+            deletion_baseline=self.deletion_baseline,
+            independent=self.independent,
+        )
+        run, device = Run.open(self.run), pick_device(self.device)
+        found: list[Evaluation] = []
+        try:
+            with show_progress() as progress:
+                evaluate(
+                    run,
+                    self.data,
+                    device=device,
+                    precision=self.precision,
+                    root=self.root,
+                    download=self.download,
+                    workers=self.workers,
+                    cache=self.cache,
+                    wanted=wanted,
+                    control=None if self.control is None else Run.open(self.control),
+                    flips=self.flips,
+                    progress=progress,
+                    on_found=found.append,
+                )
+        finally:  # what is known before a later suite fails, or Ctrl-C or SIGTERM comes, took long enough
+            if found:
+                self._tell(run, found[-1], device)
+        show_next(f"heedmap visualize {shlex.quote(self.run)} IMAGES")
+
+    def _tell(self, run: Run, found: Evaluation, device: str) -> None:
+        """Print what was found, and write it where it belongs."""
+        from heedmap.config import free_name
+        from heedmap.workflows.evaluate.evaluate import write_evaluation
+        from heedmap.workflows.evaluate.refresh import refresh
+
+        show_evaluation(found.as_dict())
+        show_sections(found.suites)
+        out = Path(self.out) if self.out else None
+        if found.suites and out is None and self.data is None:
+            refresh(run, found, device=device, root=self.root, workers=self.workers, cache=self.cache)
+            console.print(f"Report: [bold]{escape(str(run.path / 'report.html'))}[/]", soft_wrap=True)
+        elif found.suites and out is None:
+            out = free_name(Path(), "evaluation")
+        if out is not None:
+            console.print(f"Written to {escape(str(write_evaluation(found, out)))}", soft_wrap=True)
+
+
+def _refuse_other(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"Output folder {out} is a file; name another one.")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"Output folder {out} is not empty; name another one.")

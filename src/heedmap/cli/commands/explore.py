@@ -1,0 +1,53 @@
+"""``heedmap explore``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+
+from heedmap.cli.commands.device import pick_device
+from heedmap.cli.console import console
+from heedmap.config import check_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explore:
+    """Open a page in the browser: drop an image, see the maps, move the query, compare runs.
+
+    Attributes:
+        run: The run folder.
+        images: Folders or files that the page may show, beside the run's own test part.
+        with_: More run folders to see beside the first on the same image.
+        host: Address to listen on. Another than the default lets other machines in.
+        port: Port to listen on. Default: the first free one from 8470 on.
+        browser: Open the page in the browser.
+        device: Where to compute. Default: a GPU where there is one.
+    """
+
+    run: tyro.conf.Positional[str]
+    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
+    host: str = "127.0.0.1"
+    port: int | None = None
+    browser: bool = True
+    device: str | None = None
+
+    def work(self) -> None:
+        """Serve the page until Ctrl-C."""
+        from heedmap.apps.explorer import explore
+        from heedmap.runs import Run
+
+        check_range("port", self.port, 1, 65535)
+        explore(
+            [Run.open(path) for path in (self.run, *self.with_)],
+            self.images,
+            device=pick_device(self.device),
+            host=self.host,
+            port=self.port,
+            browser=self.browser,
+            on_ready=lambda address: console.print(f"Open [bold]{escape(address)}[/]  (Ctrl-C ends it)"),
+            on_note=lambda sentence: console.print(escape(sentence), soft_wrap=True),
+        )

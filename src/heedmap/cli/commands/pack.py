@@ -1,0 +1,61 @@
+"""``heedmap pack``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.markup import escape
+
+from heedmap.cli.console import console, counting, show_next, show_table
+from heedmap.config import check_range, counted
+from heedmap.system import cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Pack a folder of images into tar shards (WebDataset layout) that train and predict read in place.
+
+    Attributes:
+        data: A folder of images, as train takes it.
+        out: Folder for the shards; made.
+        shard_size: Megabytes at which a shard is full.
+        test: Share of each class kept apart as the test part where the folder has none.
+        allow_unreadable: Go on when more than one image in fifty cannot be read.
+        seed: Of the order, and of that share.
+    """
+
+    data: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[str]
+    shard_size: float = 128
+    test: float = 0.2
+    allow_unreadable: bool = False
+    seed: int = 0
+
+    def work(self) -> None:
+        """Pack, and say what to do with it."""
+        from heedmap.data import check_splits, open_data
+        from heedmap.data.folders import refuse_unreadable
+        from heedmap.data.webdataset.writer import SUMS, pack
+
+        check_range("shard_size", self.shard_size, 0.01, 1e5)
+        splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
+        splits = check_splits(splits, cores())
+        if not self.allow_unreadable:
+            refuse_unreadable(splits)
+        for note in splits.notes:
+            console.print(escape(note), soft_wrap=True)
+        for name, reason in splits.unreadable:
+            console.print(f"[yellow]left out[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
+        with counting(sum(map(len, splits.parts.values())), "packing") as advance:
+            packed = pack(splits, self.out, shard_bytes=int(self.shard_size * 1e6), seed=self.seed, on_progress=advance)
+        lines = {
+            part: f"{counted(count, 'image')} in {counted(packed.shards[part], 'shard')}"
+            for part, count in packed.images.items()
+        }
+        show_table("part", lines)
+        sums = Path(self.out) / SUMS
+        console.print(f"{packed.size / 1e6:,.1f} MB; check: sha256sum -c {escape(sums.name)}", soft_wrap=True)
+        show_next(f"heedmap train {shlex.quote(self.out)}")

@@ -1,0 +1,153 @@
+"""The named sets, read by torchvision and held in memory.
+
+Images become uint8 RGB (N, 3, H, W). torchvision checks the files' MD5 sums where it unpickles them (CIFAR). It is
+imported when a set is opened, and only then.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heedmap.data.dataset import Splits, TensorDataset
+from heedmap.errors import DataError, nearest
+
+__all__ = ["NAMED", "NamedSet", "open_named"]
+
+_Part = Literal["train", "test"]
+_DIGITS = tuple("0123456789")
+_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+_FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """What has to be known of a named set.
+
+    Attributes:
+        dataset: its class in ``torchvision.datasets``.
+        files: what lies under the root folder, with the archive that it is unpacked from.
+        classes: class names in the order of the labels; empty where the files themselves say them.
+        flippable: a mirrored image keeps its class.
+        by_split: its constructor takes ``split="train"``, not ``train=True``.
+        description: one line for ``heedmap list``.
+    """
+
+    dataset: str
+    files: str
+    classes: tuple[str, ...]
+    flippable: bool
+    by_split: bool
+    description: str
+
+
+NAMED = {
+    "cifar10": NamedSet(
+        *("CIFAR10", "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)", (), True, False),
+        "60,000 photographs of 10 things, 32x32",
+    ),
+    "cifar100": NamedSet(
+        *("CIFAR100", "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)", (), True, False),
+        "60,000 photographs of 100 things, 32x32",
+    ),
+    "svhn": NamedSet(
+        *("SVHN", "train_32x32.mat and test_32x32.mat", _DIGITS, False, True),
+        "99,289 house numbers, 32x32",
+    ),
+    "stl10": NamedSet(
+        *("STL10", "stl10_binary/ (stl10_binary.tar.gz, unpacked)", _STL10, True, True),
+        "13,000 photographs of 10 things, 96x96",
+    ),
+    "mnist": NamedSet(
+        *("MNIST", "MNIST/raw/*-ubyte (the four .gz files, unpacked)", _DIGITS, False, False),
+        "70,000 handwritten digits, 28x28",
+    ),
+    "fashion-mnist": NamedSet(
+        *("FashionMNIST", "FashionMNIST/raw/*-ubyte (the four .gz files, unpacked)", _FASHION, True, False),
+        "70,000 pieces of clothing, 28x28",
+    ),
+}
+"""Name on the command line -> what it is."""
+
+
+def open_named(name: str, root: str | Path, download: bool) -> Splits:
+    """Read a named set.
+
+    Args:
+        name: one of ``NAMED``.
+        root: folder where its files lie or are put.
+        download: fetch files that are not there.
+
+    Returns:
+        Train and test as the set's authors divided it, in memory; names are ``train/000000`` and so on.
+
+    Raises:
+        DataError: no such set; torchvision is absent or broken; the files are not there, damaged, or cannot be fetched.
+    """
+    if name not in NAMED:
+        raise DataError(f"There is no named set {name!r}; known are {', '.join(NAMED)}.{nearest(name, NAMED)}")
+    constructor = _constructor(name)
+    train = _read(name, constructor, Path(root), "train", download)
+    test = _read(name, constructor, Path(root), "test", download)
+    notes = (f"{name} is divided as its authors divided it.",)
+    return Splits(name, train.classes, train, None, test, notes=notes, flippable=NAMED[name].flippable)
+
+
+def _constructor(name: str) -> Callable[..., Any]:
+    try:
+        from torchvision import datasets
+    # A torchvision built for another torch fails in any of these ways.
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise DataError(
+            f"{name} is read by torchvision, which cannot be imported ({_first_line(error)}); "
+            "install the torchvision that fits your torch, or use a folder of images."
+        ) from error
+    return getattr(datasets, NAMED[name].dataset)
+
+
+def _read(name: str, constructor: Callable[..., Any], root: Path, part: _Part, download: bool) -> TensorDataset:
+    known = NAMED[name]
+    choice: dict[str, Any] = {"split": part} if known.by_split else {"train": part == "train"}
+    try:
+        dataset = constructor(root=str(root), download=download, **choice)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make torchvision raise anything: AssertionError, UnpicklingError ...
+        raise DataError(_trouble(name, root, download, error)) from error
+    labels = dataset.labels if known.by_split else dataset.targets
+    images = _rgb(torch.as_tensor(np.asarray(dataset.data)))
+    names = [f"{part}/{index:06d}" for index in range(len(images))]
+    classes = known.classes or tuple(dataset.classes)
+    return TensorDataset(images, torch.as_tensor(np.asarray(labels), dtype=torch.int64), classes, names)
+
+
+def _rgb(images: Tensor) -> Tensor:
+    """Bring (N, H, W) grey, (N, H, W, 3) or (N, 3, H, W) to (N, 3, H, W); grey is repeated without a copy."""
+    if images.dim() == 3:
+        return images[:, None].expand(-1, 3, -1, -1)
+    return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] == 3 else images
+
+
+def _trouble(name: str, root: Path, download: bool, error: Exception) -> str:
+    place = f"its files belong at {root / NAMED[name].files}"
+    if isinstance(error, ImportError):
+        return f"{name} cannot be read: {_first_line(error)}; install the missing package."
+    if not download:
+        return f"{name} is not there or damaged, and downloading is off; {place}, or allow downloading."
+    if isinstance(error, urllib.error.URLError | OSError | RuntimeError):
+        return f"{name} cannot be fetched ({_first_line(error)}); {place}; put them there by hand or try again."
+    return f"{name} is damaged ({_first_line(error)}); {place}; remove them and fetch them anew."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -1,0 +1,392 @@
+"""Images in tar files, as WebDataset lays them out: read in place, never extracted.
+
+A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name; what follows is
+the kind: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names and
+places of its images; after that any image is one seek away, so order is as free and as exact as in a folder, and
+nothing has to be shuffled through a buffer. Compressed tar files have no such places and are refused. Nothing
+here needs torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from heedmap.data.cache.folder import state, write_kept
+from heedmap.data.decoding import IMAGE_SUFFIXES
+from heedmap.data.parts import PARTS, natural
+from heedmap.errors import DataError, ImageError, nearest
+
+__all__ = [
+    "CLASSES",
+    "MEMBER_BYTES",
+    "SUFFIX",
+    "ShardIndex",
+    "expand_braces",
+    "expand_shards",
+    "index_shard",
+    "is_numbered",
+    "is_sharded",
+    "label_names",
+    "listed_classes",
+    "read_member",
+    "split_key",
+]
+
+CLASSES = "classes.txt"
+"""One class name a line; the line's number, from 0, is what a ``.cls`` member says."""
+
+SUFFIX = ".tar"
+MEMBER_BYTES = 256 * 1024**2
+"""An image in a shard that is larger than this is not read."""
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST = 100_000
+_LABEL_KINDS = ("cls", "json", "txt")  # in this order of trust
+_LABEL_NAMES = ("label", "cls", "class")
+_LABEL_BYTES = 1024**2
+_HEADER_BYTES = 16 * 1024**2
+_BLOCK = 512
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the images of a shard lie.
+
+    Attributes:
+        path: the tar file.
+        names: the N images' paths within it.
+        offsets, sizes: N places and lengths in bytes.
+        labels: for each image what its ``.cls``, ``.json`` or ``.txt`` says, or else the folder of its key; None
+            where there is neither.
+        trouble: why the rest of the shard cannot be read; empty where all of it was.
+        passed_over: members that belong to no image.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    trouble: str
+    passed_over: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Return key and kind of a member: ``a.b/c.seg.png`` is ``a.b/c`` and ``seg.png``."""
+    folder, _, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), kind
+
+
+def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
+    """Read the headers of a tar file.
+
+    Args:
+        path: a plain tar file.
+        cache: folder in which the index is kept for the next time; it is made anew when the shard's state is another
+            (:func:`heedmap.data.cache.folder.state`). None keeps nothing.
+
+    Raises:
+        DataError: no such file, one that is compressed or no tar file, or one with a member that a shard must not have
+            (a link, a device, a sparse file, an absolute path, or one with ``..``).
+    """
+    try:
+        status = path.stat()
+        kept = None if cache is None else cache / f"{hashlib.blake2b(_identity(path), digest_size=12).hexdigest()}.json"
+        fingerprint = [_VERSION, str(path.absolute()), state(status)]
+        if kept is not None and (found := _read_index(kept, fingerprint, path)) is not None:
+            return found
+        with path.open("rb") as file:
+            index = _index(path, file, status.st_size)
+    except OSError as error:
+        raise DataError(f"Shard {path} cannot be read: {error.strerror or error}.") from None
+    if kept is not None:
+        _keep_index(kept, fingerprint, index)
+    return index
+
+
+def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
+    """Return the bytes of a member.
+
+    Raises:
+        ImageError: ``NAME: REASON``; the shard is gone or shorter than it was, or the member is too large.
+    """
+    if size > MEMBER_BYTES:
+        raise ImageError(f"{name}: it has {size:,} bytes, above the guard of {MEMBER_BYTES // 1024**2} MiB")
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise ImageError(f"{name}: its shard {path} cannot be read ({error.strerror or error})") from None
+    if len(data) < size:
+        raise ImageError(f"{name}: its shard {path} ends before it does")
+    return data
+
+
+def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the first ``classes.txt`` that there is in these folders, and the names in it."""
+    place = next((folder / CLASSES for folder in folders if (folder / CLASSES).is_file()), None)
+    if place is None:
+        return None
+    lines = place.read_text(encoding="utf-8").splitlines()
+    return place, tuple(line.strip() for line in lines if line.strip())
+
+
+def is_numbered(words: set[str]) -> bool:
+    """Whether all labels are numbers; unless they are names of classes too, they are these classes' places."""
+    return all(word.isascii() and word.isdigit() for word in words)
+
+
+def label_names(index: ShardIndex) -> tuple[str | None, ...]:
+    """Return what the labels are called: numbers are lines of the ``classes.txt`` beside the shard or above it."""
+    words = {word for word in index.labels if word is not None}
+    listed = listed_classes(index.path.parent, index.path.parent.parent)
+    if listed is None or not is_numbered(words) or words <= set(listed[1]):
+        return index.labels
+    names = dict(enumerate(listed[1]))
+    return tuple(None if word is None else names.get(int(word)) for word in index.labels)
+
+
+# ---- reading a tar file's headers
+
+
+class _Bounded:
+    """A file of which nothing large is read at once: a header may claim to be of any length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        return self._file.read(count)
+
+
+def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
+    labels: list[str | None] = []
+    trouble, passed_over, end = "", 0, 0
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
+            for members in _samples(path, tar):
+                if any(member.offset_data + member.size > length for _, member in members):
+                    raise tarfile.ReadError("unexpected end of data")
+                end = max(_end(member) for _, member in members)
+                images = _images_among(members)
+                label = _label(file, members) if images else None
+                passed_over += sum(split_key(name)[1] not in _LABEL_KINDS for name, _ in members) - len(images)
+                names += [name for name, _ in images]
+                places += [(member.offset_data, member.size) for _, member in images]
+                labels += [label] * len(images)
+        trouble = _trouble_after(file, end)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if end == 0:
+            raise DataError(
+                f"{path} is not a plain tar file ({str(error) or 'damaged'}); a compressed one must be unpacked "
+                "(gunzip, zstd -d) first, for its images are read in place."
+            ) from None
+        trouble = f"the shard is damaged after byte {end:,} ({error})"
+    return ShardIndex(
+        path,
+        tuple(names),
+        tuple(o for o, _ in places),
+        tuple(s for _, s in places),
+        tuple(labels),
+        trouble,
+        passed_over,
+    )
+
+
+Member = tuple[str, tarfile.TarInfo]
+
+
+def _samples(path: Path, tar: tarfile.TarFile) -> Iterator[list[Member]]:
+    """Neighbouring members with one key."""
+    group: list[Member] = []
+    key = ""
+    for member in tar:
+        name = _checked_name(path, member)
+        if name is None:
+            continue
+        here = split_key(name)[0]
+        if group and here != key:
+            yield group
+            group = []
+        key = here
+        group.append((name, member))
+    if group:
+        yield group
+
+
+def _checked_name(path: Path, member: tarfile.TarInfo) -> str | None:
+    """The member's path without ``./``; None for what is no file of the user's.
+
+    Nothing is ever written under these names. Still, a shard that has such members was not made of images, and what
+    reads it next may be less careful.
+    """
+    name = member.name
+    kind = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else "a device"
+    if not (member.isdir() or (member.isreg() and not member.issparse())):
+        raise DataError(f"Shard {path}: member {name!r} is {kind}; pack the images themselves (heedmap pack).")
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        raise DataError(f"Shard {path}: member {name!r} has a path that leads out of the shard; pack it anew.")
+    name = posixpath.normpath(name)
+    hidden = any(part.startswith(".") or part.lower() == "__macosx" for part in name.split("/"))
+    return None if member.isdir() or hidden else name
+
+
+def _end(member: tarfile.TarInfo) -> int:
+    return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+
+
+def _images_among(members: list[Member]) -> list[Member]:
+    """The images of a sample. Beside ``x.jpg``, ``x.seg.png`` is a companion; alone it is an image by that name."""
+    plain = [each for each in members if f".{split_key(each[0])[1].lower()}" in IMAGE_SUFFIXES]
+    return plain or [each for each in members if posixpath.splitext(each[0])[1].lower() in IMAGE_SUFFIXES]
+
+
+def _label(file: IO[bytes], members: list[Member]) -> str | None:
+    """What the sample's own members say, or else the folder of its key."""
+    kinds = {split_key(name)[1].lower(): member for name, member in reversed(members)}
+    for kind in _LABEL_KINDS:
+        if kind in kinds and kinds[kind].size <= _LABEL_BYTES:
+            here = file.tell()
+            file.seek(kinds[kind].offset_data)
+            text = file.read(kinds[kind].size).decode("utf-8", "replace").strip()
+            file.seek(here)
+            found = _json_label(text) if kind == "json" else text
+            if found:
+                return found
+    return posixpath.basename(posixpath.dirname(members[0][0])) or None
+
+
+def _json_label(text: str) -> str | None:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    values = [content.get(name) for name in _LABEL_NAMES] if isinstance(content, dict) else [content]
+    # True is an int to Python, and no label.
+    fitting = [value for value in values if isinstance(value, int | str) and not isinstance(value, bool)]
+    return str(fitting[0]) if fitting else None
+
+
+def _trouble_after(file: IO[bytes], end: int) -> str:
+    """Python's tarfile takes a damaged header for the end; a true end is zeros, or nothing at all."""
+    file.seek(end)
+    return f"the shard is damaged after byte {end:,}" if any(file.read(_BLOCK)) else ""
+
+
+# ---- the index as a file
+
+
+def _identity(path: Path) -> bytes:
+    return os.fsencode(path.absolute())
+
+
+def _read_index(kept: Path, fingerprint: list[Any], path: Path) -> ShardIndex | None:
+    try:
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        names, offsets, sizes, labels = (tuple(content[name]) for name in ("names", "offsets", "sizes", "labels"))
+        if content["fingerprint"] == fingerprint and len(names) == len(offsets) == len(sizes) == len(labels):
+            return ShardIndex(path, names, offsets, sizes, labels, str(content["trouble"]), int(content["passed_over"]))
+    except (OSError, ValueError, KeyError, TypeError):  # gone, or damaged: it is made anew
+        pass
+    return None
+
+
+def _keep_index(kept: Path, fingerprint: list[Any], index: ShardIndex) -> None:
+    columns = {name: getattr(index, name) for name in ("names", "offsets", "sizes", "labels", "trouble", "passed_over")}
+    with contextlib.suppress(OSError):  # a full or read-only disk costs the next start some time, and nothing else
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_kept(kept, json.dumps({"fingerprint": fingerprint, **columns}).encode("utf-8", "surrogateescape"))
+
+
+# ---- which shards are meant
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that ``{000..127}`` and ``{a,b}`` stand for, as a shell writes them out.
+
+    Raises:
+        DataError: more than a hundred thousand names.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    span = _RANGE.fullmatch(found[1])
+    if span:
+        low, high = int(span[1]), int(span[2])
+        if abs(high - low) >= _MOST:
+            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+        step = 1 if high >= low else -1
+        choices = [f"{number:0{len(span[1])}d}" for number in range(low, high + step, step)]
+    elif "," in found[1]:
+        choices = found[1].split(",")
+    else:  # as in a shell: braces around a single word are letters like any others
+        return [found[0].join((pattern[: found.start()], rest)) for rest in expand_braces(pattern[found.end() :])]
+    names: list[str] = []
+    for choice in choices:
+        names += expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        if len(names) > _MOST:
+            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+    return names
+
+
+def expand_shards(pattern: str | Path) -> list[Path]:
+    """Return the tar files that a name, a pattern with ``*`` or one with braces means; of a folder, those in it.
+
+    Raises:
+        DataError: one that braces name is not there, or none fits.
+    """
+    text = str(Path(pattern).expanduser())
+    if Path(text).is_dir():
+        found = sorted(Path(text).glob(f"*{SUFFIX}"), key=lambda path: natural(path.name))
+        if not found:
+            raise DataError(f"Folder {text} holds no shards (*{SUFFIX}).")
+        return found
+    shards: list[Path] = []
+    for name in [text] if Path(text).is_file() else expand_braces(text):
+        if Path(name).is_file():
+            shards.append(Path(name))
+        elif fitting := sorted(glob.glob(name, recursive=True), key=natural):  # noqa: PTH207  Path.glob takes no absolute pattern
+            shards += map(Path, fitting)
+        else:
+            hint = nearest(Path(name).name, [path.name for path in Path(name).parent.glob(f"*{SUFFIX}")], cutoff=0.7)
+            raise DataError(f"There is no shard {name}.{hint}")
+    return list(dict.fromkeys(shards))
+
+
+def is_sharded(data: str | Path) -> bool:
+    """Whether the data is called by a tar file, a pattern of them, or a folder that holds them and no class folders."""
+    text = str(data)
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        return text.endswith(SUFFIX)
+    parts = [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS]
+    return any(_holds_shards(folder) for folder in parts or (path,))
+
+
+def _holds_shards(folder: Path) -> bool:
+    # A tar file left beside class folders is what they were unpacked from.
+    has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+    return not has_folders and next(folder.glob(f"*{SUFFIX}"), None) is not None

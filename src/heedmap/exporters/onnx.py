@@ -1,0 +1,141 @@
+"""From the module to the bytes of an ONNX file, and from the bytes to answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heedmap.errors import ModelError
+from heedmap.exporters.parity import Named, Prediction
+from heedmap.exporters.wrapper import Exportable
+from heedmap.inference.onnx import KEY
+
+OPSET = 18
+LARGEST = 20_000  # pixels along a side, as the graph's bounds promise
+
+
+def traced(module: Exportable, *, takes_target: bool = False) -> torch.export.ExportedProgram:
+    """Trace the module with a batch, a height and a width that stay open."""
+    names = [torch.export.Dim(name, min=1, max=LARGEST) for name in ("batch", "height", "width")]
+    size = module.squared.size
+    example = torch.zeros(
+        2, size + 6, size + 16, 3, dtype=torch.uint8
+    )  # neither square nor of the size: both stay open
+    examples, shapes = (example, torch.zeros(2, dtype=torch.int64)), (dict(enumerate(names)), {0: names[0]})
+    count = 1 + takes_target
+    with quiet():
+        return torch.export.export(module, examples[:count], dynamic_shapes=shapes[:count])
+
+
+def translated(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Return the traced program as an ``onnx.ModelProto`` without a trace of this machine in it.
+
+    Raises:
+        ModelError: a package is missing, or an operation has no translation.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"ONNX export needs {error.name}, which is missing: pip install 'heedmap[onnx]'") from None
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[*inputs],
+                output_names=[*outputs],
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(f"This network cannot be written as ONNX: {str(error).strip().splitlines()[0]}") from None
+    assert made is not None  # no file was named
+    model = made.model_proto
+    _forget_sources(model)
+    for names, values in ((("batch", "height", "width"), model.graph.input), (("batch",), model.graph.output)):
+        for value in values:
+            for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+                axis.dim_param = name
+    return model
+
+
+def _forget_sources(model: Any) -> None:
+    """Drop what the exporter notes of each node: lines of source with their paths."""
+    for part in (model.graph, *model.functions):
+        del part.metadata_props[:]
+        for each in (*part.node, *part.value_info):
+            del each.metadata_props[:]
+            each.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+
+
+def labelled(model: Any, metadata: dict[str, Any]) -> bytes:
+    """Return the file's bytes, with what it says of itself."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEY, value=json.dumps(metadata, ensure_ascii=False))
+    return model.SerializeToString()
+
+
+def quantised(model: Any) -> Any:
+    """Return the model with its weights in eight bits; activations are quantised as they come (dynamically)."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    del model.graph.value_info[:]  # shapes of weights that are turned round here; they are inferred again
+    with quiet(), tempfile.TemporaryDirectory() as folder:  # its interface takes files only
+        path = Path(folder) / "int8.onnx"
+        # Unsigned: onnxruntime has no convolution of signed weights on a CPU.
+        quantize_dynamic(model, path, weight_type=QuantType.QUInt8)
+        return onnx.load(path)
+
+
+def answering(content: bytes, names: Sequence[str]) -> Prediction:
+    """Run the bytes of a file as :class:`heedmap.inference.onnx.OnnxClassifier` does.
+
+    Raises:
+        ModelError: onnxruntime is missing, or refuses them.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError("The proof needs onnxruntime, which is missing: pip install 'heedmap[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    takes = {each.name for each in session.get_inputs()}
+
+    def answer(images: NDArray[np.uint8]) -> Named:
+        feed: dict[str, Any] = {"images": images, "target": np.full(len(images), -1, np.int64)}
+        found = session.run(list(names), {name: value for name, value in feed.items() if name in takes})
+        return dict(zip(names, found, strict=True))
+
+    return answer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to themselves what the exporters say: deprecations among their own parts, and their progress."""
+    talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
+    levels = [talker.level for talker in talkers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for talker in talkers:
+            talker.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for talker, level in zip(talkers, levels, strict=True):
+                talker.setLevel(level)

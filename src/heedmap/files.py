@@ -1,0 +1,149 @@
+"""Files written whole, locks, and text that terminals and tables can take."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, overload
+
+import yaml
+
+from heedmap.errors import RunError
+
+
+def refuse_pickle(path: Path) -> None:
+    """Look at the first bytes of a file of weights.
+
+    Raises:
+        RunError: it is missing, or a pickle (bare, or in PyTorch's zip file).
+    """
+    try:
+        with path.open("rb") as content:
+            start = content.read(9)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    # A safetensors file starts with the length of its header in eight bytes, and any byte may come first there; what
+    # tells is the header's brace behind them.
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
+        raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
+
+
+def as_utf8(text: str) -> bytes:
+    r"""Encode a text. Bytes of a file's name that are no letters become ``\udcff``, which JSON reads back as it was."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[int | None]:
+    """Hold a folder for this process and those that inherit the lock; yields it, or None where the system has none.
+
+    Raises:
+        RunError: another process holds the folder.
+    """
+    if os.name != "posix":
+        yield None
+        return
+    import fcntl
+
+    with disk(folder):
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is being worked on by another process; wait for its end, or stop it.") from None
+        except OSError:  # some network drives lock no folders, and that must keep nobody from training
+            pass
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it into its place."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+_AGAIN = "start again; a training goes on with --resume"
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn what a disk can answer into one line.
+
+    Raises:
+        RunError: full, read-only, or not permitted.
+    """
+    reasons = {
+        errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",
+        errno.EDQUOT: f"the disk quota is used up; free some space and {_AGAIN}",
+        errno.EACCES: "no permission to write there; name another --out",
+        errno.EPERM: "no permission to write there; name another --out",
+        errno.EROFS: "the disk is read-only; name another --out",
+        errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; name another --out",
+    }
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.") from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: it holds no 'name: value' lines.")
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not -1e308 < value < 1e308 else value
+
+
+def what_file(path: Path) -> str:
+    """Say of a file that stands where it does not belong what it is, and which command takes it; a sentence's end."""
+    kind = path.suffix.lower()
+    if kind == ".onnx":
+        return "an exported file, which `heedmap visualize` and `heedmap serve` take; name the run's folder here."
+    if kind == ".pt2":
+        return "a program for torch.export.load, which no command takes; name a run's folder."
+    return "a file, and neither a run's folder nor an exported .onnx file."
+
+
+@overload
+def printable(text: str) -> str: ...
+
+
+@overload
+def printable(text: None) -> None: ...
+
+
+def printable(text: str | None) -> str | None:
+    r"""Return the text as UTF-8 can hold it; bytes of a name that are no letters become ``\udcff``, as in JSON."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,1 @@
+"""Heads: from what attention read to the answer."""

@@ -1,0 +1,115 @@
+"""Heads: from the vectors that the readouts return to logits.
+
+In "Learn To Pay Attention" the vectors *alone* are what the classifier sees; the global feature takes part only as the
+query. The published code passes each vector through BatchNorm-ReLU-Dropout(0.5) before the last linear layer
+(``normalise="paper"``); most ports do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from heedmap.errors import ModelError, nearest
+
+NORMALISES = ("paper", "batch-norm", "layer-norm")
+
+
+class ReadoutHead(nn.Module):
+    """Base of the heads: normalises each tap's vector by itself.
+
+    Batch norm cannot train on a batch of one image; layer norm can.
+
+    Args:
+        channels: tap name -> width of the vector read there; the order is the order of concatenation.
+        normalise: ``paper`` (BatchNorm-ReLU-Dropout), ``batch-norm`` or ``layer-norm`` (nothing after either).
+        dropout: share dropped by ``paper``: 0.5 in the VGG variant, 0.3 in the ResNet variant.
+
+    Raises:
+        ModelError: an unknown ``normalise``, or no tap.
+    """
+
+    def __init__(self, channels: Mapping[str, int], normalise: str, dropout: float = 0.5) -> None:
+        super().__init__()
+        if not channels:
+            raise ModelError("A head needs at least one tap; name one.")
+        if normalise not in NORMALISES:
+            known = ", ".join(NORMALISES)
+            raise ModelError(f"Unknown normalise {normalise!r}; it can be {known}.{nearest(normalise, NORMALISES)}")
+        self.taps = tuple(channels)
+        # A list, since a tap's name may hold a dot ("layer4.1"), which no module name may.
+        self.norms = nn.ModuleList(_norm(width, normalise, dropout) for width in channels.values())
+
+    def normalised(self, readouts: Mapping[str, Tensor]) -> list[Tensor]:
+        """The vectors (B, C) in order of the taps, each normalised."""
+        return [norm(readouts[tap]) for tap, norm in zip(self.taps, self.norms, strict=True)]
+
+
+class ConcatHead(ReadoutHead):
+    """Concat: one linear layer on all vectors side by side. See :class:`ReadoutHead` for the arguments."""
+
+    def __init__(
+        self, channels: Mapping[str, int], num_classes: int, normalise: str = "batch-norm", dropout: float = 0.5
+    ) -> None:
+        super().__init__(channels, normalise, dropout)
+        self.linear = nn.Linear(sum(channels.values()), num_classes)
+
+    def forward(self, readouts: Mapping[str, Tensor]) -> Tensor:
+        """Map tap name -> (B, C) to logits (B, K)."""
+        logits: Tensor = self.linear(torch.cat(self.normalised(readouts), dim=1))
+        return logits
+
+
+class IndepHead(ReadoutHead):
+    """Indep: one linear layer a tap, and the mean of their class probabilities.
+
+    The sources read "indep" in three ways: the mean probability (the paper's text), the sum of log-probabilities, the
+    sum of logits (the published code, at two and three levels). This is the first. The logits returned are the log of
+    the mean probability, so that their softmax is the mean probability and cross-entropy on them is its negative
+    log-likelihood. See :class:`ReadoutHead` for the arguments.
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], num_classes: int, normalise: str = "batch-norm", dropout: float = 0.5
+    ) -> None:
+        super().__init__(channels, normalise, dropout)
+        self.linears = nn.ModuleList(nn.Linear(width, num_classes) for width in channels.values())
+
+    def forward(self, readouts: Mapping[str, Tensor]) -> Tensor:
+        """Map tap name -> (B, C) to log-probabilities (B, K), at least float32."""
+        logits = [linear(vector) for linear, vector in zip(self.linears, self.normalised(readouts), strict=True)]
+        precise = torch.promote_types(logits[0].dtype, torch.float32)
+        each = torch.stack(logits).to(precise).log_softmax(2)
+        return each.logsumexp(0) - math.log(len(logits))
+
+
+class ResidualHead(ReadoutHead):
+    """For networks that are already trained: their own logits, plus a linear layer that starts at zero.
+
+    Before the first step the logits are the network's own to the last bit. Layer norm is the default since such
+    networks are often trained on a few images at a time. See :class:`ReadoutHead` for the arguments.
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], num_classes: int, normalise: str = "layer-norm", dropout: float = 0.5
+    ) -> None:
+        super().__init__(channels, normalise, dropout)
+        self.linear = nn.Linear(sum(channels.values()), num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, readouts: Mapping[str, Tensor], base: Tensor) -> Tensor:
+        """Map tap name -> (B, C) and the network's own logits (B, K) to logits (B, K)."""
+        branch: Tensor = self.linear(torch.cat(self.normalised(readouts), dim=1))
+        return base + branch
+
+
+def _norm(channels: int, normalise: str, dropout: float) -> nn.Module:
+    if normalise == "layer-norm":
+        return nn.LayerNorm(channels)
+    if normalise == "batch-norm":
+        return nn.BatchNorm1d(channels)
+    return nn.Sequential(nn.BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))

@@ -1,0 +1,1 @@
+"""From files to predictions: sources, one reader of images, one Predictor."""

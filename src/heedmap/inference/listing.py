@@ -1,0 +1,139 @@
+"""Which images are meant by what a user wrote, and what their drawings are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from heedmap.data.decoding import IMAGE_SUFFIXES
+from heedmap.errors import DataError
+
+DRAWN = {"panels": ".png", "maps": ".npz", "thumbnails": ".jpg"}
+"""What a drawing consists of: its folders, and the suffix of the one file that each holds for an image."""
+
+_PASSED_OVER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LONGEST_NAME = 120
+
+
+def expand_images(arguments: str | Path | Iterable[str | Path], stdin: Iterable[str] = ()) -> list[Path]:
+    """Return the image files that are meant, each once, in the order in which they were named.
+
+    What heedmap drew earlier, in a folder searched or in reach of a pattern, is passed over.
+
+    Args:
+        arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns
+            with ``*``, ``?``, ``[]`` and ``**``; or ``-`` for a list read from ``stdin``.
+        stdin: lines, each one an argument; empty lines are passed over.
+
+    Raises:
+        DataError: a file that is not there, a folder or pattern without images, an address (URL), or nothing named.
+    """
+    found: dict[Path, None] = {}
+    for argument in map(str, (arguments,) if isinstance(arguments, str | Path) else arguments):
+        lines = (line.rstrip("\r\n") for line in stdin) if argument == "-" else iter((argument,))
+        for line in lines:
+            found.update(dict.fromkeys(_meant_by(line) if line.strip() else ()))
+    if not found:
+        raise DataError("No images were named; give files, folders, patterns such as 'photos/*.jpg', or - for a list.")
+    return list(found)
+
+
+def _meant_by(argument: str) -> list[Path]:
+    if _ADDRESS.match(argument):
+        raise DataError(f"{argument} is an address; heedmap reads files only. Download it and name the file.")
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(argument):
+        return _fitting(argument)
+    raise DataError(f"There is no file or folder {argument}.")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = []
+    # Links are followed as in folders to train on, but no folder is entered twice, and none that contains this one.
+    seen = {str(above) for above in folder.resolve().parents}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        drawn = DRAWN if _is_drawing(Path(parent)) else ()
+        folders[:] = sorted(name for name in folders if _is_wanted(name) and name not in drawn)
+        found += [Path(parent, name) for name in sorted(files) if _is_wanted(name) and _has_suffix(name)]
+    if not found:
+        own = " but those that heedmap drew" if _is_drawing(folder) else ""
+        raise DataError(f"Folder {folder} holds no images{own} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return found
+
+
+def _fitting(pattern: str) -> list[Path]:
+    names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    found = _each_once([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
+    if not found:
+        raise DataError(f"No image fits {pattern}.")
+    return found
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """The same without what a link leads to a second time: ``**`` goes round a loop of links forty times."""
+    ways: dict[str, Path] = {}  # folder -> the shortest way to it
+    for parent in sorted({path.parent for path in paths}, key=lambda each: len(each.parts)):
+        ways.setdefault(os.path.realpath(parent), parent)
+    kept = set(ways.values())
+    return [path for path in paths if path.parent in kept]
+
+
+def _is_image_place(path: Path) -> bool:
+    is_drawn = any(parent.name in DRAWN and _is_drawing(parent.parent) for parent in path.parents)
+    return path.is_file() and not is_drawn and not any(part.lower() in _PASSED_OVER for part in path.parts)
+
+
+def _is_wanted(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _PASSED_OVER
+
+
+def _has_suffix(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_drawing(folder: Path) -> bool:
+    """Whether heedmap drew into this folder; one that was interrupted has no page yet."""
+    page = (folder / "index.html").is_file() or (folder / "maps").is_dir()
+    return page and (folder / "predictions.csv").is_file() and (folder / "panels").is_dir()
+
+
+def remove_drawing(folder: Path) -> None:
+    """Remove the files of an earlier drawing, known by the maps beside them; all others stay."""
+    if not _is_drawing(folder):
+        return
+    for name in [path.stem for path in folder.glob("maps/*.npz")]:
+        for part, suffix in DRAWN.items():
+            (folder / part / f"{name}{suffix}").unlink(missing_ok=True)
+    for page in ("index.html", "predictions.csv"):
+        (folder / page).unlink(missing_ok=True)
+
+
+class DrawingNames:
+    """Names for the drawings of images, no two alike, also where a file system does not tell ``A`` from ``a``."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def __call__(self, wish: str) -> str:
+        """Return the wish, made safe for a link, with a number behind where it is taken."""
+        stem = re.sub(r"[^\w.-]+", "_", wish)[:_LONGEST_NAME].lstrip("-.") or "image"
+        name, number = stem, self._taken.get(stem.casefold(), 0)
+        while name.casefold() in self._taken:
+            number = max(number, 1) + 1
+            name = f"{stem}-{number}"
+        self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
+        self._taken.setdefault(name.casefold(), 0)
+        return name

@@ -1,0 +1,151 @@
+"""Run a file that ``heedmap export --to onnx`` wrote, with onnxruntime and numpy alone: no torch is imported.
+
+All that is known of the model is read from the file: class names, image size, which outputs are maps and of what
+kind. Resizing and normalisation are inside the graph, so an image goes in as it was decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heedmap.errors import ModelError
+from heedmap.files import what_file
+
+__all__ = ["OnnxClassifier", "OnnxOutput", "what_file"]
+
+KEY = "heedmap"
+"""Under this name the file's metadata hold one JSON object; ``heedmap.export`` writes it."""
+
+SCHEMA = 1
+MAP, FEATURES = "map_", "features_"
+Array: TypeAlias = NDArray[np.float32]
+
+
+class OnnxOutput(TypedDict):
+    """What the model says of B images, all float32.
+
+    Attributes:
+        logits: (B, K).
+        probabilities: (B, K), each row sums to one.
+        maps: tap -> (B, 1, h, w), then ``combined`` where there are several taps; ``grad_cam`` and ``saliency`` where
+            the file was exported with them.
+        features: ``before`` and ``after`` the gate, (B, 1, h, w); empty but for soft feature attention.
+    """
+
+    logits: Array
+    probabilities: Array
+    maps: dict[str, Array]
+    features: dict[str, Array]
+
+
+class OnnxClassifier:
+    """A classifier in an ONNX file. Call it with images; one session may be called from several threads.
+
+    Args:
+        path: a file that ``heedmap export`` wrote.
+        threads: that the network computes with; None takes one a core.
+
+    Attributes:
+        path: the file.
+        classes: class names; a column of the logits is a place in this tuple.
+        image_size: side in pixels of the square that the network sees.
+        taps: where attention was read, in the order of the maps.
+        attention_name, attention_weights: as in :class:`heedmap.models.classifier.AttentionClassifier`, for legends.
+        maps: names of all maps that the file gives, attention first.
+        takes_target: whether a target class can be asked about (``grad_cam`` and ``saliency``).
+        metadata: everything that the file says of itself, the parity with torch included.
+
+    Raises:
+        ModelError: onnxruntime is missing, or the file is missing, damaged, no export of heedmap, or from a newer one.
+    """
+
+    uses_query = False
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        self.session = _session(self.path, threads)
+        self.metadata = _metadata(self.session, self.path)
+        self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
+        self.image_size: int = self.metadata["image_size"]
+        self.taps: tuple[str, ...] = tuple(self.metadata["taps"])
+        self.attention_name: str = self.metadata["attention"]
+        self.attention_weights: str = self.metadata["attention_weights"]
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self.maps = tuple(name.removeprefix(MAP) for name in self._outputs if name.startswith(MAP))
+        self.takes_target = "target" in {each.name for each in self.session.get_inputs()}
+
+    def __call__(self, images: NDArray[np.uint8], target: int | Sequence[int] | None = None) -> OnnxOutput:
+        """Answer images of one size.
+
+        Args:
+            images: uint8 RGB (B, H, W, 3), upright; the file takes the centred square and brings it to its size.
+                An image that is a square of ``image_size`` already is not touched, and costs nothing.
+            target: the class, or one for each image, that ``grad_cam`` and ``saliency`` ask about; None takes the
+                predicted ones.
+
+        Raises:
+            ModelError: an array of another form, a class that does not exist, or a target where none can be asked for.
+        """
+        feed: dict[str, NDArray[Any]] = {"images": _checked(images)}
+        if self.takes_target:
+            feed["target"] = self._target(target, len(images))
+        elif target is not None:
+            raise ModelError(f"{self.path} has no maps of a target; export it with --include grad_cam or saliency.")
+        found = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
+        maps, features = ({n.removeprefix(kind): a for n, a in found.items() if n.startswith(kind)} for kind in _KINDS)
+        return OnnxOutput(logits=found["logits"], probabilities=found["probabilities"], maps=maps, features=features)
+
+    def _target(self, target: int | Sequence[int] | None, count: int) -> NDArray[np.int64]:
+        places = np.full(count, -1) if target is None else np.broadcast_to(np.asarray(target, np.int64), (count,))
+        if target is not None and not (places.min() >= 0 and places.max() < len(self.classes)):
+            raise ModelError(f"target {target} is no class; they are numbered 0 to {len(self.classes) - 1}.")
+        return np.ascontiguousarray(places, np.int64)
+
+
+_KINDS = (MAP, FEATURES)
+_DAMAGED = ("InvalidProtobuf", "InvalidGraph")  # classes of onnxruntime, which has no module of them
+
+
+def _checked(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    form = images.dtype, images.shape
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ModelError(f"Images are uint8 RGB of the shape (B, H, W, 3), not {form[0]} {form[1]}.")
+    return np.ascontiguousarray(images)
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    if not path.is_file():
+        raise ModelError(f"There is no file {path}; `heedmap export RUN --to onnx` makes one.")
+    if path.suffix.lower() == ".pt2":
+        raise ModelError(f"{path} is {what_file(path)}")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError("ONNX files are run by onnxruntime, which is missing: pip install 'heedmap[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are about the graph's nodes, and on standard error
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base class of their own
+        if type(error).__name__ in _DAMAGED or "No graph was found" in str(error):
+            raise ModelError(f"{path} is damaged or no ONNX file; copy or export it again.") from None
+        reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().splitlines()[0])
+        raise ModelError(f"{path} cannot be run: {reason}") from None
+
+
+def _metadata(session: Any, path: Path) -> dict[str, Any]:
+    kept = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if kept is None:
+        raise ModelError(f"{path} was not written by `heedmap export`: it does not say what its classes are.")
+    content: dict[str, Any] = json.loads(kept)
+    if content["schema"] > SCHEMA:
+        raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
+    return content

@@ -1,0 +1,305 @@
+"""The connected components of a map at every threshold at once, with their boxes.
+
+Labelling a map anew for each of 256 thresholds costs a third of a second. But as the threshold falls, components only
+grow and merge, so one pass from the highest level down sees them all. First every pixel is sent uphill to the peak it
+climbs to; the part of a peak's basin above any threshold hangs together, so that only peaks and the passes between
+them need to be joined, level by level, for many maps in one go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from heedmap.metrics.localization.thresholds import LEVELS, quantised
+
+__all__ = ["Components", "components"]
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_AT_ONCE = 2**19  # gains of basins held together: more do not fit into a processor's cache
+
+
+@dataclass(frozen=True)
+class Components:
+    """Every component that some map has at some level; an entry stands for the levels at which it looks the same.
+
+    Attributes:
+        maps: (R,) the map it belongs to, ascending.
+        born: (R,) the highest level, 0 to 255, at which it exists as it is.
+        died: (R,) the highest level below at which it has grown, or become part of another; -1 for none.
+        boxes: (R, 4) left, top, right, bottom in shares of the image, the tightest around its pixels.
+        largest: (M, 256) for each map and level the entry with most pixels (among equals, the one met first row by
+            row), or -1 above the highest level of the map.
+    """
+
+    maps: Integers
+    born: Integers
+    died: Integers
+    boxes: Floats
+    largest: Integers
+
+    def of(self, which: Integers) -> Components:
+        """Return the components of maps chosen by their numbers, in that order, repetitions included."""
+        first = np.searchsorted(self.maps, np.arange(len(self.largest) + 1))
+        counts = first[which + 1] - first[which]
+        new_first = np.cumsum(counts) - counts
+        rows = np.repeat(first[which] - new_first, counts) + np.arange(counts.sum())
+        largest = self.largest[which]
+        moved = np.where(largest < 0, -1, largest + (new_first - first[which])[:, None])
+        new = np.repeat(np.arange(len(which)), counts)
+        return Components(new, self.born[rows], self.died[rows], self.boxes[rows], moved)
+
+
+def components(maps: Tensor) -> Components:
+    """Find the components of ``{value >= threshold}`` at all thresholds ``k / 255`` of min-max scaled maps.
+
+    Pixels that touch at a side or a corner hang together, as in the reference code of Choe et al. (2020); at level 0
+    the whole image is one component.
+
+    Args:
+        maps: (M, H, W) float32, finite, each from 0 to 1.
+    """
+    parts: list[Components] = []
+    basins: list[_Basins] = []
+    gains = 0
+    for values, levels in zip(maps, quantised(maps), strict=True):
+        basins.append(_basins(values, levels))
+        gains += basins[-1].gains.shape[1]
+        if gains > _AT_ONCE:
+            parts.append(_flooded(basins, *maps.shape[1:]))
+            basins, gains = [], 0
+    if basins or not parts:
+        parts.append(_flooded(basins, *maps.shape[1:]))
+    return _joined(parts)
+
+
+def _flooded(basins: list[_Basins], height: int, width: int) -> Components:
+    """Find the components of a few maps from their basins."""
+    peaks = np.array([found.peaks for found in basins], np.int64)
+    first = np.cumsum(peaks) - peaks
+    gains = _top_down([_moved(found.gains, 1, number) for found, number in zip(basins, first, strict=True)])
+    passes = _top_down([_moved(found.passes, 2, number) for found, number in zip(basins, first, strict=True)])
+    gained, passed = (np.searchsorted(-columns[0], np.arange(1 - LEVELS, 2)) for columns in (gains, passes))
+    flood = _Flood(np.repeat(np.arange(len(basins)), peaks), len(basins), height * width)
+    for step in range(LEVELS):
+        ends = passes[1:, passed[step] : passed[step + 1]]
+        flood.lower(LEVELS - 1 - step, ends, gains[1:, gained[step] : gained[step + 1]])
+    return flood.result(width, height)
+
+
+def _joined(parts: list[Components]) -> Components:
+    """Put the components of maps behind those of the maps before."""
+    maps = np.cumsum([0, *(len(part.largest) for part in parts)])
+    entries = np.cumsum([0, *(len(part.maps) for part in parts)])
+    return Components(
+        np.concatenate([part.maps + first for part, first in zip(parts, maps, strict=False)]),
+        np.concatenate([part.born for part in parts]),
+        np.concatenate([part.died for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate(
+            [np.where(part.largest < 0, -1, part.largest + first) for part, first in zip(parts, entries, strict=False)]
+        ),
+    )
+
+
+class _Basins(NamedTuple):
+    """The basins of one map.
+
+    Attributes:
+        peaks: how many there are.
+        gains: (8, G) what each basin gains at each level: level, peak, left, top, right, bottom, pixels, first pixel.
+        passes: (3, P) pairs of basins that touch, and from which level down they do: level, peak, peak.
+    """
+
+    peaks: int
+    gains: Integers
+    passes: Integers
+
+
+def _basins(values: Tensor, levels: Tensor) -> _Basins:
+    """Part one map (H, W) into basins by its values, and cut them by its levels."""
+    peak, count = _peaks(values)
+    level = levels.numpy().astype(np.int64)
+    return _Basins(count, _gains(level, peak, count), _passes(level, peak, count))
+
+
+def _moved(columns: Integers, peaks: int, number: int) -> Integers:
+    """Number the peaks, in so many lines after the first, on from a number."""
+    columns[1 : 1 + peaks] += number
+    return columns
+
+
+def _top_down(parts: list[Integers]) -> Integers:
+    """Put columns together, the highest level first."""
+    columns = np.concatenate(parts, axis=1)
+    return columns.take(np.argsort(LEVELS - 1 - columns[0].astype(np.uint8), kind="stable"), axis=1)
+
+
+def _peaks(values: Tensor) -> tuple[Integers, int]:
+    """Send each pixel uphill, always the steepest way, to a peak.
+
+    Order is by value, among equals by place, so that no way runs in a circle.
+
+    Returns:
+        For each pixel the number of its peak, and how many peaks there are.
+    """
+    _, steepest = max_pool2d(values[None], 3, 1, 1, return_indices=True)
+    way = steepest.flatten().numpy()
+    while ((further := way.take(way)) != way).any():
+        way = further
+    is_peak = way == np.arange(len(way))
+    number = np.cumsum(is_peak) - 1
+    return number.take(way), int(number[-1]) + 1
+
+
+def _gains(level: Integers, peak: Integers, count: int) -> Integers:
+    """See :class:`_Basins`."""
+    bits = (level.size - 1).bit_length()
+    # One number to sort by, and to read everything from afterwards: level from the top, peak, place.
+    key = np.sort((((LEVELS - 1 - level.ravel()) * count + peak) << bits) | np.arange(level.size))
+    place, key = key & ((1 << bits) - 1), key >> bits
+    start = np.flatnonzero(np.diff(key, prepend=-1))
+    row = place // level.shape[1]
+    column = place - row * level.shape[1]
+    last = np.append(start[1:], len(key))
+    left, right = np.minimum.reduceat(column, start), np.maximum.reduceat(column, start) + 1
+    depth, peaks = np.divmod(key[start], count)
+    return np.stack([LEVELS - 1 - depth, peaks, left, row[start], right, row[last - 1] + 1, last - start, place[start]])
+
+
+def _passes(level: Integers, peak: Integers, count: int) -> Integers:
+    """See :class:`_Basins`."""
+    # A column below all levels, so that no pixel has the first one of the next row as its neighbour.
+    height, width = level.shape
+    levels, peaks = np.full((height, width + 1), -1, np.int16), np.zeros((height, width + 1), np.int32)
+    levels[:, :width], peaks[:, :width] = level, peak.reshape(level.shape)
+    levels, peaks = levels.ravel(), peaks.ravel()
+    is_pixel = levels >= 0
+    found = []
+    for step in (1, width, width + 1, width + 2):  # half of the eight neighbours: each pair of pixels once
+        place = np.flatnonzero((peaks[:-step] != peaks[step:]) & is_pixel[:-step] & is_pixel[step:])
+        one, other = peaks.take(place), peaks.take(place + step)
+        reached = np.minimum(levels.take(place), levels.take(place + step))
+        pair = np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
+        found.append(pair * LEVELS + (LEVELS - 1 - reached))
+    key = np.sort(np.concatenate(found))
+    pair, depth = np.divmod(key, LEVELS)
+    is_highest = np.diff(pair, prepend=-1) > 0
+    one, other = np.divmod(pair[is_highest], count)
+    return np.stack([LEVELS - 1 - depth[is_highest], one, other])
+
+
+class _Flood:
+    """The components above a level that falls."""
+
+    def __init__(self, peak_maps: Integers, count: int, pixels: int) -> None:
+        """Start above all peaks.
+
+        Args:
+            peak_maps: for each peak the number of its map.
+            count: number of maps.
+            pixels: of one map.
+        """
+        peaks = len(peak_maps)
+        self._maps, self._all = peak_maps, pixels
+        self._parent = np.arange(peaks)  # of a basin that became part of another; itself for the rest
+        self._low = np.full((3, peaks), pixels)  # left, top, first pixel
+        self._high = np.zeros((2, peaks), np.int64)  # right, bottom
+        self._pixels = np.zeros(peaks, np.int64)
+        self._slot = np.zeros(peaks, np.int64)
+        self._entry = np.full(peaks, -1)  # the component as it is; -1 for none yet
+        self._entries: list[NDArray[np.int64]] = []
+        self._deaths: list[tuple[Integers, int]] = []
+        self._count = 0
+        self._largest = np.full((count, LEVELS), -1)
+        self._top = np.full((2, count), -1)  # of the largest so far: its rank and its entry
+
+    def lower(self, level: int, ends: Integers, gains: Integers) -> None:
+        """Lower the level by one.
+
+        Args:
+            level: the new one.
+            ends: (2, P) pairs of peaks whose basins touch from this level on.
+            gains: (7, G) what basins gain at this level, see :class:`_Basins`.
+        """
+        # One end of a pass lies at this very level, so that each component that is joined here also grows here.
+        if len(ends[0]):
+            self._join(self._root(ends.ravel()), level)
+        if len(gains[0]):
+            self._grow(self._root(gains[0]), gains[1:], level)
+        self._largest[:, level] = self._top[1]
+
+    def _root(self, peaks: Integers) -> Integers:
+        root = self._parent.take(peaks)
+        while ((further := self._parent.take(root)) != root).any():
+            root = further
+        self._parent[peaks] = root  # a shorter way next time
+        return root
+
+    def _join(self, ends: Integers, level: int) -> None:
+        roots = ends[self._lasts(ends)]
+        self._end(roots, level)
+        one, other = ends.reshape(2, -1)
+        while len(one):
+            # Of several passes of one component the last one is taken now, and the others in the next round.
+            self._parent[np.maximum(one, other)] = np.minimum(one, other)
+            one, other = self._root(one), self._root(other)
+            apart = one != other
+            one, other = one[apart], other[apart]
+        kept = self._root(roots)
+        is_joined = kept != roots
+        joined, kept = roots[is_joined], kept[is_joined]
+        for line in self._low:
+            np.minimum.at(line, kept, line[joined])
+        for line in self._high:
+            np.maximum.at(line, kept, line[joined])
+        np.add.at(self._pixels, kept, self._pixels[joined])
+
+    def _grow(self, roots: Integers, gains: Integers, level: int) -> None:
+        left, top, right, bottom, pixels, first = gains
+        for line, gain in zip(self._low, (left, top, first), strict=True):
+            np.minimum.at(line, roots, gain)
+        for line, gain in zip(self._high, (right, bottom), strict=True):
+            np.maximum.at(line, roots, gain)
+        np.add.at(self._pixels, roots, pixels)
+        grown = roots[self._lasts(roots)]
+        self._end(grown, level)
+        entry = self._entry[grown] = self._count + np.arange(len(grown))
+        self._count += len(grown)
+        maps = self._maps[grown]
+        rank = self._pixels[grown] * self._all + (self._all - 1 - self._low[2, grown])
+        self._entries.append(np.stack([maps, np.full_like(maps, level), *self._low[:2, grown], *self._high[:, grown]]))
+        np.maximum.at(self._top[0], maps, rank)
+        is_top = rank == self._top[0, maps]
+        self._top[1, maps[is_top]] = entry[is_top]
+
+    def _lasts(self, roots: Integers) -> NDArray[np.bool_]:
+        """Mark one place at which each root stands, the last one; without sorting."""
+        places = np.arange(len(roots))
+        self._slot[roots] = places
+        is_last: NDArray[np.bool_] = self._slot.take(roots) == places
+        return is_last
+
+    def _end(self, roots: Integers, level: int) -> None:
+        entries = self._entry[roots]
+        self._deaths.append((entries[entries >= 0], level))
+        self._entry[roots] = -1
+
+    def result(self, width: int, height: int) -> Components:
+        """Return what was met on the way down, map by map."""
+        died = np.full(self._count, -1)
+        for entries, level in self._deaths:
+            died[entries] = level
+        found = np.concatenate(self._entries, axis=1)
+        order = np.argsort(found[0], kind="stable")
+        place = np.empty(self._count + 1, np.int64)
+        place[order], place[-1] = np.arange(self._count), -1
+        boxes = found[2:, order].T / np.array([width, height, width, height])
+        return Components(found[0, order], found[1, order], died[order], boxes, place[self._largest])

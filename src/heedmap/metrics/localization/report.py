@@ -1,0 +1,154 @@
+"""What :func:`heedmap.metrics.localization.localize.localize` found: figures with intervals, and images to look at.
+
+Figures are means over images. Where a paper and its code differ, or we depart from both, ``METRICS`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heedmap.errors import OptionError, nearest
+
+__all__ = ["CHOOSING", "METRICS", "PER_IMAGE", "YES_NO", "LocalizationReport", "ScoreWithInterval"]
+
+Floats = NDArray[np.float64]
+
+METRICS = {
+    "pointing": "share of images whose hottest cell's centre lies on the object (Zhang et al. 2016, section 4.1); of "
+    "several equally hot cells, the share that does",
+    "pointing_near": "the same, but the point may miss by the tolerance (there 15 pixels of a photo of about 375)",
+    "energy": "share of the map's positive sum that lies on the object (Wang et al. 2020, Score-CAM, section 4.3)",
+    "otsu_iou": "IoU of the map cut at Otsu's threshold with the object (as Jetley et al. 2018 segment)",
+    "best_iou": "IoU of the map cut at the one threshold that is best on other images",
+    "pxap": "area under precision and recall of all pixels pooled (Choe et al. 2020, section 4.1)",
+    "max_box_acc": "share of images where the box of the largest component overlaps an object by IoU 0.5, at the one "
+    "threshold best for these very images (Choe et al. 2020, section 4.1)",
+    "max_box_acc_v2": "the same where the box of any component may overlap, for IoU 0.3, 0.5 and 0.7, each at its own "
+    "best threshold, averaged (Choe et al. 2020, TPAMI version)",
+    "corloc": "share of images where the largest component's box overlaps an object by IoU 0.5 (Deselaers et al. "
+    "2012), cut at Otsu's threshold, so that nothing is chosen by looking at the answer",
+}
+"""Name of a metric -> what it is. All lie between 0 and 1, and more is better."""
+
+PER_IMAGE = ("pointing", "pointing_near", "energy", "otsu_iou", "best_iou", "corloc")
+"""The metrics that are means of one figure for each image."""
+
+YES_NO = ("pointing", "pointing_near", "corloc", "max_box_acc")
+"""The metrics that say yes or no of an image, unless its map is equally hot in several places."""
+
+CHOOSING = ("max_box_acc",)
+"""Those of them whose threshold is the best for these very images."""
+
+
+class ScoreWithInterval(NamedTuple):
+    """A figure from 0 to 1 and the ends of its 95 % interval over images.
+
+    Wilson's where each image says yes or no; bootstrap for all others, and where the threshold is chosen on the same
+    images (unless the figure is 0 or 1, where no draw of the bootstrap differs).
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LocalizationReport:
+    """What maps came to.
+
+    Attributes:
+        scores: map or baseline -> metric -> score; the maps first, in their order.
+        baselines: which of these are baselines.
+        thresholds: map -> shares of its range at which ``best_iou`` cuts: the one chosen on other images, or the two
+            chosen on either half for the other.
+        rows: (n,) the images that were evaluated, as rows of what was given.
+        per_image: map -> metric -> (n,) figures of these images.
+        left_out: reason -> number of images that were not evaluated.
+        unjudgeable: map -> number of images whose map was ``not finite`` or ``flat``; they were evaluated as a map that
+            is the same everywhere.
+        outlined: how many of the evaluated images have masks; of the rest, what the boxes cover is the object.
+        covered: how many are covered by their objects wholly, so that nothing can miss.
+        size: side in pixels at which maps and objects were compared.
+        tolerance: of ``pointing_near``, in shares of the side.
+        draws: of the bootstrap.
+        notes: what else there is to say.
+    """
+
+    scores: dict[str, dict[str, ScoreWithInterval]]
+    baselines: tuple[str, ...]
+    thresholds: dict[str, tuple[float, ...]]
+    rows: Tensor
+    per_image: dict[str, dict[str, Floats]]
+    left_out: dict[str, int]
+    unmeasurable: dict[str, dict[str, int]]
+    outlined: int
+    covered: int
+    size: int
+    tolerance: float
+    draws: int
+    notes: tuple[str, ...]
+
+    def table(self) -> list[list[str]]:
+        """Lines of cells in percent: a head, then a line for each map and baseline, ``value (low - high)``."""
+        head = ["map", *METRICS]
+        lines = [[name, *(_percent(row[metric]) for metric in METRICS)] for name, row in self.scores.items()]
+        return [head, *lines]
+
+    def ranked(self, name: str, metric: str = "otsu_iou", count: int = 4) -> dict[str, list[int]]:
+        """Find images to look at.
+
+        Args:
+            name: a map or a baseline.
+            metric: one of ``PER_IMAGE``.
+            count: images of each sort.
+
+        Returns:
+            ``best``, ``median``, ``worst`` -> rows of what was given, each sort from better to worse. Where there are
+            fewer than three times ``count`` images, an image may be of several sorts.
+
+        Raises:
+            OptionError: an unknown map or metric.
+        """
+        _known(name, self.per_image, "Map")
+        _known(metric, PER_IMAGE, "Metric of single images")
+        order = np.argsort(-self.per_image[name][metric], kind="stable")
+        rows = self.rows[torch.from_numpy(order)].tolist()
+        count = min(count, len(rows))
+        middle = (len(rows) - count) // 2
+        return {"best": rows[:count], "median": rows[middle : middle + count], "worst": rows[len(rows) - count :]}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it, without the figures of single images."""
+        return {
+            "scores": {
+                name: {metric: score._asdict() for metric, score in row.items()} for name, row in self.scores.items()
+            },
+            "metrics": METRICS,
+            "baselines": list(self.baselines),
+            "thresholds": {name: list(shares) for name, shares in self.thresholds.items()},
+            "images": len(self.rows),
+            "left_out": self.left_out,
+            "unjudgeable": self.unmeasurable,
+            "outlined": self.outlined,
+            "covered": self.covered,
+            "size": self.size,
+            "tolerance": self.tolerance,
+            "draws": self.draws,
+            "notes": list(self.notes),
+        }
+
+
+def _percent(score: ScoreWithInterval) -> str:
+    return f"{100 * score.value:.1f} ({100 * score.low:.1f} - {100 * score.high:.1f})"
+
+
+def _known(name: str, known: Collection[str], word: str) -> None:
+    if name not in known:
+        raise OptionError(f"{word} {name!r} is unknown; there are {', '.join(known)}.{nearest(name, known)}")

@@ -1,0 +1,174 @@
+"""Ask any classifier, and any map, without leaving a trace in the network.
+
+What the metrics of maps share. They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and
+a map as a function of it, so learned attention, an attribution and a user's own idea are evaluated by the same lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heedmap.errors import DataError, ModelError, nearest
+from heedmap.metrics.localization.baselines import centre, edges
+from heedmap.models.classifier import combined_map
+from heedmap.modules import fitted
+
+MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over images with its 95 % interval (normal; it says how far few images may mislead, not other seeds).
+
+    Attributes:
+        mean: over images.
+        low, high: mean -/+ 1.96 standard errors; NaN for a single image.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def score(values: Tensor) -> Score:
+    """Summarise one value for each image (N,); all NaN where there is no image."""
+    values = values.double()
+    if not len(values):
+        return Score(math.nan, math.nan, math.nan)
+    mean = values.mean().item()
+    reach = 1.959964 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Score(mean, mean - reach, mean + reach)
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (B, K) of a model that answers with a tensor or with something that has ``logits``.
+
+    Raises:
+        ModelError: for any other answer.
+    """
+    answer = model(images)
+    logits = getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
+        raise ModelError(f"The model answers {found}; logits (B, K), or a result with .logits, are needed.")
+    return logits
+
+
+@torch.no_grad()
+def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Logits (N, K) of all images, on the CPU."""
+    return torch.cat([logits_of(model, fitted(model, part)).cpu() for part in images.split(batch_size)])
+
+
+def all_maps(
+    name: str, function: MapFunction, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int
+) -> Tensor:
+    """Ask a map function for all images.
+
+    Returns:
+        (N, h, w) on the CPU, at least float32, without gradient.
+
+    Raises:
+        ModelError: a map of another shape, or with values that are not finite; the message says ``name``.
+    """
+    parts = []
+    for some, aims in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+        there = fitted(model, some)
+        with torch.enable_grad():
+            values = function(model, there, aims.to(there.device))
+        parts.append(_read(name, values, len(some)))
+    if len({part.shape[1:] for part in parts}) != 1:
+        raise ModelError(f"Map {name!r} changes its size between batches; one size is needed.")
+    return torch.cat(parts)
+
+
+def _read(name: str, values: Tensor, count: int) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
+    values = values.detach()
+    if values.dim() == 4 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.dim() != 3 or len(values) != count or 0 in values.shape:
+        raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
+    if not values.isfinite().all():
+        raise ModelError(f"Map {name!r} holds values that are not finite; look at the images and weights it came of.")
+    return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
+
+
+def check_images(images: Tensor, targets: Tensor | None = None) -> None:
+    """Check that images can be evaluated.
+
+    Raises:
+        DataError: no images, not floating point RGB (N, 3, H, W) in [0, 1], or targets that do not fit.
+    """
+    if images.dim() != 4 or not len(images) or not images.is_floating_point():
+        raise DataError(f"Images are {images.dtype} {tuple(images.shape)}; floating point (N, 3, H, W) are needed.")
+    if not (images.amin() >= 0 and images.amax() <= 1):
+        raise DataError("Images must lie in [0, 1]; the normalisation belongs into the model.")
+    if targets is not None and (targets.shape != images.shape[:1] or targets.is_floating_point()):
+        raise DataError(f"{tuple(targets.shape)} targets of {targets.dtype} for {len(images)} images; integers (N,).")
+
+
+def learned_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the attention that the classifier used, (B, h, w): all taps combined (see ``combined_map``).
+
+    A :data:`MapFunction`; the target plays no part.
+
+    Raises:
+        ModelError: the model gives no attention.
+    """
+    return _learned(model, images, None)
+
+
+def learned_map_at(tap: str) -> MapFunction:
+    """Return a :data:`MapFunction` that gives the attention used at one tap; it raises ModelError where none is."""
+
+    def at_tap(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return _learned(model, images, tap)
+
+    return at_tap
+
+
+@torch.no_grad()
+def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
+    output = model(images)
+    attention: Mapping[str, Tensor] = getattr(output, "attention", {})
+    if not attention:
+        raise ModelError(f"{type(model).__name__} gives no attention; pass a map function that computes one.")
+    if tap is None:
+        return combined_map(dict(attention), getattr(output, "shares", None))[:, 0]
+    if tap not in attention:
+        raise ModelError(f"There is no tap {tap!r}; it can be {', '.join(attention)}.{nearest(tap, attention)}")
+    return attention[tap][:, 0]
+
+
+def explained(method: str, layer: str | None = None, settings: Mapping[str, Any] = {}) -> MapFunction:
+    """Return a method of :func:`heedmap.attribution.explain`, with its target, as a :data:`MapFunction`.
+
+    Args:
+        method: key of :data:`heedmap.attribution.METHODS`, such as ``grad-cam``.
+        layer, settings: as ``explain`` takes them.
+    """
+    from heedmap.attribution import explain
+
+    def ask(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return explain(model, images, method, targets, layer, settings).values[:, 0]
+
+    return ask
+
+
+def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return a map (B, H, W) that falls from the middle of the image, whatever is in it; a :data:`MapFunction`."""
+    return centre(*images.shape[-2:]).to(images.device).expand(len(images), -1, -1)
+
+
+def edge_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return how steep the image itself is, (B, H, W); a :data:`MapFunction` that never asks the model."""
+    return edges(images)[:, 0]

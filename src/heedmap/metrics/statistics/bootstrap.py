@@ -1,0 +1,65 @@
+"""How much a figure would vary with other images of the same kind: the bootstrap over images.
+
+Images are drawn with replacement, as many as there are, and the figure is computed anew (Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993, chapter 13: percentile intervals). Every map is drawn the same images, so that
+their figures may be subtracted draw by draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bootstrap"]
+
+_AT_ONCE = 100  # draws held in memory together
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of ``count`` images.
+
+    Attributes:
+        count: images there are, and in each draw.
+        draws: how often it is drawn.
+        seed: of the draws.
+        level: share of the draws that an interval spans.
+    """
+
+    count: int
+    draws: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Means over the images of each draw.
+
+        Args:
+            values: (count, K), one row an image.
+
+        Returns:
+            (draws, K) float32.
+        """
+        return np.concatenate([values[:0], *(times @ values for times in self._shares())])
+
+    def interval(self, drawn: Floats) -> tuple[float, float]:
+        """The interval between equal tails of a figure's draws; NaN at both ends where there are none."""
+        if not len(drawn):
+            return float("nan"), float("nan")
+        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)
+
+    def _shares(self) -> Iterator[NDArray[np.float32]]:
+        """How often each image is drawn, as a share of the draw, (up to 100, count) at a time."""
+        random = np.random.default_rng(self.seed)
+        for first in range(0, self.draws, _AT_ONCE):
+            rows = min(_AT_ONCE, self.draws - first)
+            picked = random.integers(self.count, size=(rows, self.count))
+            picked += np.arange(rows)[:, None] * self.count
+            times = np.bincount(picked.ravel(), minlength=rows * self.count).reshape(rows, self.count)
+            yield times.astype(np.float32) / np.float32(self.count)

@@ -1,0 +1,175 @@
+"""Do two classifiers differ? Differences paired by seed, and, within one seed, paired by image.
+
+Two questions that are often mixed up. Over seeds: would training anew give such a difference again? A t interval of the
+paired differences answers (Student 1908; with n seeds it has n - 1 degrees of freedom, so it is honest for three seeds
+too, and wide). Within a seed: do these two networks, as they are, differ on more images than this test part would
+show by chance? The exact test of McNemar (1947) and a bootstrap over images answer. The second says nothing about
+the next seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["PairedDifference", "Spread", "WithinSeed", "mcnemar", "paired_difference", "spread", "within_seed"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+MOST_FLIPPED = 16  # differences; beyond it there are too many signs to try them all
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and spread of one figure over seeds.
+
+    Attributes:
+        count: number of seeds.
+        mean: their mean.
+        sd: sample standard deviation (n - 1); NaN for a single seed.
+    """
+
+    count: int
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How a figure differs between two variants trained with the same seeds.
+
+    Attributes:
+        seeds: the seeds that both have.
+        differences: other - control, in their order.
+        mean: of the differences.
+        low, high: 95 % t interval of the mean; NaN for a single seed.
+        sign_flip: share of all 2^n assignments of signs to the differences whose mean is at least as far from zero
+            (exact, no normal distribution assumed; its least value is 2 / 2^n); NaN for a single seed or above 16.
+    """
+
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    sign_flip: float
+
+    @property
+    def holds_zero(self) -> bool | None:
+        """Whether the interval holds zero; None where there is no interval."""
+        return None if math.isnan(self.low) else self.low <= 0.0 <= self.high
+
+
+@dataclass(frozen=True)
+class WithinSeed:
+    """How the answers of two networks of one seed differ, image by image.
+
+    Attributes:
+        images: number of test images.
+        only_control, only_other: images that only this one answered rightly.
+        difference: accuracy of the other - accuracy of the control.
+        low, high: 95 % percentile interval of the difference when images are drawn anew.
+        p: two-sided exact McNemar test; see :func:`mcnemar`.
+    """
+
+    images: int
+    only_control: int
+    only_other: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("There are no values to take the mean of.")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Spread(1, mean, math.nan)
+    return Spread(len(values), mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)))
+
+
+def paired_difference(control: Mapping[int, float], other: Mapping[int, float]) -> PairedDifference:
+    """Compare one figure over the seeds that both variants have.
+
+    Args:
+        control, other: seed -> figure.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    seeds = tuple(sorted(set(control) & set(other)))
+    if not seeds:
+        raise ValueError("The two have no seed in common, so there is nothing to pair.")
+    differences = tuple(other[seed] - control[seed] for seed in seeds)
+    found = spread(differences)
+    reach = math.nan
+    if found.count > 1:
+        reach = _t_quantile(found.count - 1) * found.sd / math.sqrt(found.count)
+    return PairedDifference(
+        seeds, differences, found.mean, found.mean - reach, found.mean + reach, _sign_flip(differences)
+    )
+
+
+def _t_quantile(freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))
+
+
+def _sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided exact permutation test: under no difference each sign was as likely as its opposite."""
+    if not 1 < len(differences) <= MOST_FLIPPED:
+        return math.nan
+    sizes = np.abs(np.array(differences))
+    signs = np.array(list(product((-1.0, 1.0), repeat=len(sizes))))
+    seen = abs(float(np.sum(differences)))
+    # A sum in another order may differ in its last digits from one that is equal to it.
+    return float((np.abs(signs @ sizes) >= seen * (1 - 1e-9)).mean())
+
+
+def within_seed(control: Tensor, other: Tensor) -> WithinSeed:
+    """Compare the answers of two networks to the same images.
+
+    Args:
+        control, other: (N,) bool, whether the answer was right, in the same order of images.
+
+    Raises:
+        ValueError: different numbers of images, or none.
+    """
+    if control.shape != other.shape or not len(control):
+        raise ValueError(f"{len(control)} answers against {len(other)}; there must be equally many, and some.")
+    count = len(control)
+    lost, won = int((control & ~other).sum()), int((~control & other).sum())
+    low, high = _resampled(lost, won, count)
+    return WithinSeed(count, lost, won, (won - lost) / count, low, high, mcnemar(lost, won))
+
+
+def _resampled(lost: int, won: int, count: int) -> tuple[float, float]:
+    """Percentile interval of the difference: drawing N images anew is drawing the three counts from a multinomial."""
+    shares = [lost / count, won / count, (count - lost - won) / count]
+    drawn = np.random.default_rng(0).multinomial(count, shares, size=RESAMPLES)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / count, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Return the two-sided exact McNemar p: of ``lost + won`` disagreements, how odd is so uneven a split?
+
+    Under equal skill each disagreement falls to either side like a fair coin. 1 where there is no disagreement.
+    """
+    total = lost + won
+    below = sum(math.comb(total, each) for each in range(min(lost, won) + 1))  # whole numbers: exact at any size
+    return min(1.0, 2 * below / 2**total)

@@ -1,0 +1,1 @@
+"""Whole networks: backbone, attention and head put together."""

@@ -1,0 +1,1 @@
+"""Heatmaps, charts and what a notebook shows; knows no model."""

@@ -1,0 +1,91 @@
+"""How runs, maps and outputs show themselves in a notebook: HTML with the images inside, nothing loaded.
+
+Jupyter asks an object for ``_repr_html_``; nothing of IPython is imported here, so this works wherever HTML is shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from heedmap.visualization.heatmap import heatmap, peak_text, scale_of
+
+if TYPE_CHECKING:
+    from heedmap.runs import Run
+    from heedmap.types import AttentionMap, Output
+
+__all__ = ["map_html", "output_html", "run_html"]
+
+_SIDE = 160
+_MOST_ROWS = 8
+_ROW = "display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start;margin:4px 0"
+
+
+def map_html(drawn: AttentionMap) -> str:
+    """Show a map on its own scale, with its name, grid, method and peak."""
+    height, width = drawn.values.shape
+    facts = f"{drawn.method}; {peak_text(drawn.values)}; drawn from {drawn.low:.3g} to {drawn.high:.3g}"
+    return _figure(_heat(drawn.values, drawn.low, drawn.high), f"{drawn.tap}, {height} x {width}", facts)
+
+
+def output_html(output: Output) -> str:
+    """Show each image's likeliest places among the logits, and its maps, each from zero to its own largest value."""
+    probabilities = output.probabilities.detach().float().cpu()
+    parts = []
+    for row in range(min(len(probabilities), _MOST_ROWS)):
+        share, place = probabilities[row].topk(min(3, probabilities.shape[1]))
+        best = ", ".join(f"{at} ({part:.1%})" for at, part in zip(place.tolist(), share.tolist(), strict=True))
+        figures = [
+            _figure(_heat(grid, *scale_of(grid)), tap, peak_text(grid))
+            for tap, grid in ((tap, values[row, 0]) for tap, values in output.attention.items())
+        ]
+        parts.append(f"<div>image {row}: class {best}</div><div style='{_ROW}'>{''.join(figures)}</div>")
+    more = len(probabilities) - len(parts)
+    rest = f"<div>and {more} more</div>" if more else ""
+    return f"<div><b>Output</b> of {len(probabilities)} images{''.join(parts)}{rest}</div>"
+
+
+def run_html(run: Run) -> str:
+    """Show what a run is made of, and what it came to."""
+    from heedmap.runs import EVALUATION, REPORT
+
+    facts: dict[str, object] = {"folder": run.path, "finished": "yes" if run.is_finished else "not yet"}
+    options = run.config.get("options", {})
+    facts |= {name: options[name] for name in ("data", "model", "attention", "image_size", "epochs") if name in options}
+    found = run.read_json(EVALUATION)
+    if found:
+        facts["test accuracy"] = f"{found['top1']:.1%} of {found['count']:,} images"
+    for name, share in ((found or {}).get("pointing") or {}).items():
+        facts[f"hottest point in the box, {name}"] = f"{share:.1%}"
+    if (run.path / REPORT).is_file():
+        facts["report"] = run.path / REPORT
+    return f"<div><b>Run</b>{_table(facts)}</div>"
+
+
+def _table(facts: Mapping[str, object]) -> str:
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _heat(values: object, low: float, high: float) -> Image.Image:
+    return heatmap(values, low, high, _SIDE)  # type: ignore[arg-type]  # a tensor, which render takes
+
+
+def _figure(image: Image.Image, title: str, text: str) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    source = base64.b64encode(file.getvalue()).decode("ascii")
+    caption = f"<b>{escape(title)}</b><br><small>{escape(text)}</small>"
+    return (
+        f"<figure style='margin:0;width:{_SIDE}px'><img width='{_SIDE}' height='{_SIDE}' "
+        f"src='data:image/png;base64,{source}' alt='Map {escape(title)}: {escape(text)}'>"
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

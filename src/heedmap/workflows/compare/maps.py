@@ -1,0 +1,35 @@
+"""Where the objects are known, each run of a comparison is evaluated by its maps too; the run's own report shows it."""
+
+from __future__ import annotations
+
+from heedmap.data.annotations.annotations import as_told
+from heedmap.progress import Progress
+from heedmap.runs import EVALUATION, Run
+from heedmap.workflows.compare.plan import Job
+from heedmap.workflows.evaluate.evaluate import evaluate
+from heedmap.workflows.evaluate.refresh import refresh
+from heedmap.workflows.evaluate.suites import Wanted
+
+__all__ = ["evaluate_maps", "has_maps_to_evaluate"]
+
+SUITE = "localization"
+MOST = 500  # test images a run: seeds differ by more than other images of the same kind would
+
+
+def has_maps_to_evaluate(job: Job) -> bool:
+    """Whether a finished run's objects are known, and its maps have not been held against them yet."""
+    found = Run.open(job.path).read_json(EVALUATION)
+    is_known = job.options.annotations is not None or found.get("pointing") is not None
+    return is_known and SUITE not in found.get("suites", {})
+
+
+def evaluate_maps(job: Job, progress: Progress) -> None:
+    """Run the localization suite over a finished run: its attention and Grad-CAM, or for a control Grad-CAM alone.
+
+    Raises:
+        DataError, RunError: data, annotations or run cannot be used any more.
+    """
+    progress.message(f"Evaluating the maps of {job.name}.")
+    run, options = Run.open(job.path), job.options
+    wanted = Wanted(suites=(SUITE,), annotations=options.annotations, reading=as_told(options), limit=MOST)
+    refresh(run, evaluate(run, wanted=wanted, precision="float32", download=False))

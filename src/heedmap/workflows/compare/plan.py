@@ -1,0 +1,292 @@
+"""What is to be compared: variants, seeds, and the options that all share; from words, and from a file.
+
+A variant is written ``KEY=VALUE,KEY=VALUE``, or ``NAME:KEY=VALUE,...`` where it is to have a name of its own; the keys
+are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heedmap.config import TrainOptions, known_options
+from heedmap.errors import OptionError, nearest
+
+# Pairs must see the same images in the same split and order, and lie where the comparison looks for them.
+SHARED = ("data", "out", "root", "download", "seed", "test", "validation", "allow_unreadable")
+MOST_NAME = 60  # characters of a folder's name
+EXPERIMENT = ("title", "published", "options", "variants", "seeds", "budgets")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training.
+
+    Attributes:
+        name: what it is called; as it was written where no name was given.
+        changes: option -> value, over the shared options.
+        folder: where its runs lie, below the comparison's folder.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: its variant and seed, its folder, and all its options."""
+
+    variant: Variant
+    seed: int
+    path: Path
+    options: TrainOptions
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison before it is run.
+
+    Attributes:
+        options: shared by all variants; ``seed`` is the first one, ``out`` is of no account.
+        variants: the first is the control.
+        seeds: one run a variant and seed.
+        title: for the page.
+        published: what others reported of the same experiment, in words; may be empty.
+    """
+
+    options: TrainOptions
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    title: str = ""
+    published: str = ""
+
+    def jobs(self, folder: Path) -> list[Job]:
+        """Every run, seed by seed, so that pairs are complete as early as can be."""
+        return [
+            Job(variant, seed, path, replace(self.options, **variant.changes, seed=seed, out=str(path)))
+            for seed in self.seeds
+            for variant in self.variants
+            for path in [folder / variant.folder / f"seed-{seed}"]
+        ]
+
+    def as_text(self) -> str:
+        """As comparison.yaml keeps it."""
+        options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("out", "seed")}
+        content = {
+            "title": self.title,
+            "published": self.published,
+            "seeds": list(self.seeds),
+            "variants": [{"name": v.name, "folder": v.folder, "changes": _plain(v.changes)} for v in self.variants],
+            "options": _plain(options),
+        }
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def make_plan(
+    options: TrainOptions, variants: Iterable[str], seeds: int, *, title: str = "", published: str = ""
+) -> Plan:
+    """Read the variants and check what is to be compared.
+
+    Args:
+        options: shared by all.
+        variants: as written by the user; the first is the control.
+        seeds: how many, counted from the options' own.
+        title, published: see :class:`Plan`.
+
+    Raises:
+        OptionError: fewer than two variants, two that are alike, an option that is unknown or that variants must
+            share, or no seed.
+    """
+    if seeds < 1:
+        raise OptionError(f"seeds = {seeds} is out of range: give 1 or more; an interval needs 2, and 5 are better.")
+    read = [read_variant(text) for text in variants]
+    if len(read) < 2:
+        raise OptionError("A comparison needs two variants or more: --variants attention=none attention=dot.")
+    made: list[Variant] = []
+    for name, changes in read:
+        _check_new(name, changes, made)
+        made.append(Variant(name, changes, _free_folder(name, {each.folder for each in made})))
+        try:
+            replace(options, **changes)
+        except OptionError as error:
+            raise OptionError(f"Variant {name!r}: {error}") from None
+    return Plan(options, tuple(made), tuple(range(options.seed, options.seed + seeds)), title, published)
+
+
+def read_variant(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and changes of a variant as the user wrote it.
+
+    Raises:
+        OptionError: not of the form, an unknown option, with the nearest right one, or one that variants must share.
+    """
+    found = re.fullmatch(r"(?:([^=:]+):)?(.*)", text.strip(), re.DOTALL)
+    assert found is not None  # the second group takes anything
+    name, rest = (found[1] or text).strip(), found[2]
+    where, values = f" in variant {name!r}", {}
+    for part in filter(None, (each.strip() for each in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f"{part!r}{where} is not of the form KEY=VALUE, as in attention=none.")
+        values[key.strip()] = _value(value.strip())
+    changes = known_options(values, where)
+    if not changes and found[1] is None:
+        raise OptionError(f"Variant {text!r} changes nothing; write KEY=VALUE, or NAME: for the options as they are.")
+    if shared := [key for key in SHARED if key in changes]:
+        raise OptionError(
+            f"{shared[0]!r}{where} must be the same for all variants, or they could not be paired; give it as an "
+            "option of the comparison."
+        )
+    return name, changes
+
+
+def write_variant(name: str, changes: Mapping[str, Any]) -> str:
+    """The words of a variant: what :func:`read_variant` reads."""
+    parts = (f"{key}={'+'.join(value) if isinstance(value, list | tuple) else value}" for key, value in changes.items())
+    return f"{name}:{','.join(parts)}"
+
+
+def read_experiment(path: str | Path, budget: str | None) -> dict[str, Any]:
+    """Read an experiment: a YAML file of shared options, variants, seeds and budgets.
+
+    Args:
+        path: the file; its keys are those of ``EXPERIMENT``.
+        budget: one of the file's budgets, whose options (and ``seeds``) win over the shared ones.
+
+    Returns:
+        ``options`` (name -> value), ``variants`` (as a user would write them), ``seeds`` (or None), ``title``,
+        ``published``.
+
+    Raises:
+        OptionError: no such file, an unknown key or budget, or a value of the wrong kind.
+    """
+    content = _read_mapping(Path(path))
+    for key in content:
+        if key not in EXPERIMENT:
+            raise OptionError(
+                f"Unknown key {key!r} in {path}; there are {', '.join(EXPERIMENT)}.{nearest(key, EXPERIMENT)}"
+            )
+    budgets = content.get("budgets") or {}
+    if budget is None and budgets:
+        raise OptionError(f"{path} has budgets; name one of {', '.join(budgets)} with --budget.")
+    if budget is not None and budget not in budgets:
+        raise OptionError(
+            f"{path} has no budget {budget!r}; it has {', '.join(budgets) or 'none'}.{nearest(budget, budgets)}"
+        )
+    chosen = dict(budgets[budget]) if budget is not None else {}
+    seeds = chosen.pop("seeds", content.get("seeds"))
+    values = {**(content.get("options") or {}), **chosen}
+    variants = content.get("variants") or {}
+    if not isinstance(variants, dict) or not all(isinstance(each, dict | None) for each in variants.values()):
+        raise OptionError(f"'variants' in {path} must hold 'name: {{option: value, ...}}' lines.")
+    return {
+        "options": known_options(values, f" in {path}"),
+        "variants": tuple(write_variant(str(name), changes or {}) for name, changes in variants.items()),
+        "seeds": seeds,
+        "title": str(content.get("title") or ""),
+        "published": str(content.get("published") or ""),
+    }
+
+
+def read_plan(path: Path) -> Plan:
+    """Read what :meth:`Plan.as_text` wrote.
+
+    Raises:
+        OptionError: the file is missing or damaged.
+    """
+    content = _read_mapping(path)
+    try:
+        seeds = tuple(int(seed) for seed in content["seeds"])
+        variants = tuple(
+            Variant(each["name"], known_options(each["changes"], f" in {path}"), each["folder"])
+            for each in content["variants"]
+        )
+        options = TrainOptions(**known_options(content["options"], f" in {path}"), seed=seeds[0])
+        return Plan(options, variants, seeds, content["title"], content["published"])
+    except (KeyError, TypeError, IndexError, ValueError):
+        raise OptionError(f"{path} is damaged; start the comparison again with another --out.") from None
+
+
+def extended(kept: Plan, told: Plan, where: Path) -> Plan:
+    """The plan to go on with: what is kept, with seeds and variants that were added.
+
+    Raises:
+        OptionError: shared options or the control were changed, so that the runs there would not be comparable.
+    """
+    for field in dataclasses.fields(TrainOptions):
+        before, now = getattr(kept.options, field.name), getattr(told.options, field.name)
+        if before != now and field.name not in ("out", "workers", "memory", "save_every"):
+            begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
+            instead = "left open" if now is None else repr(now)
+            raise OptionError(
+                f"{where} was begun with {begun}, not {instead}; leave that as it was, or name another --out."
+            )
+    changed = {each.name: dict(each.changes) for each in kept.variants}
+    for each in told.variants:
+        if changed.get(each.name, dict(each.changes)) != dict(each.changes):
+            raise OptionError(f"Variant {each.name!r} had other options in {where}; give it another name.")
+    if kept.variants[0].name != told.variants[0].name:
+        raise OptionError(
+            f"The control in {where} is {kept.variants[0].name!r}, not {told.variants[0].name!r}; name it first."
+        )
+    folders = {each.folder for each in kept.variants}
+    added = [each for each in told.variants if each.name not in changed]
+    variants = list(kept.variants)
+    for each in added:
+        variants.append(replace(each, folder=_free_folder(each.name, folders)))
+        folders.add(variants[-1].folder)
+    seeds = tuple(sorted({*kept.seeds, *told.seeds}))
+    return replace(kept, options=told.options, variants=tuple(variants), seeds=seeds)
+
+
+def _check_new(name: str, changes: Mapping[str, Any], made: Iterable[Variant]) -> None:
+    for other in made:
+        if other.name == name:
+            raise OptionError(f"Two variants are called {name!r}.")
+        if other.changes == changes:
+            raise OptionError(f"Variants {other.name!r} and {name!r} are the same.")
+
+
+def _free_folder(name: str, taken: set[str]) -> str:
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:MOST_NAME] or "variant"
+    folders = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
+    # Some file systems take Name and name for the same.
+    return next(each for each in folders if each.lower() not in {one.lower() for one in taken})
+
+
+def _value(text: str) -> Any:
+    """A value as YAML reads it, a list where + joins several; names that YAML takes for something else stay text."""
+    if "+" in text and re.search(r"[A-Za-z]", text) and not re.fullmatch(r"[-\d.]+[eE]\+\d+", text):
+        return text.split("+")
+    value = yaml.safe_load(text) if text else ""
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{os.fspath(path)} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise OptionError(f"{path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
+    return content

@@ -1,0 +1,1 @@
+"""Evaluate a run, or finish one."""
