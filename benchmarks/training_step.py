@@ -73,17 +73,7 @@ class Reference(nn.Module):
 
 def our_network(attention: str = "parametrised") -> AttentionClassifier:
     """paper-vgg in the same form: the features of the first tap are lifted to the query's width."""
-    parts = paper_vgg_att(CLASSES, score=attention, project="features")
-    names = tuple(map(str, range(CLASSES)))
-    return AttentionClassifier(
-        parts.backbone,
-        parts.readouts,
-        parts.head,
-        classes=names,
-        image_size=32,
-        attention_name=attention,
-        attention_weights="softmax",
-    )
+    return paper_vgg_att(CLASSES, score=attention, project="features")
 
 
 def main(rounds: int = 5, device: str = "cpu", batch: int = BATCH, *, save: bool = True) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""The nouns that cross the walls between rooms.
+"""The records that the rooms of the package share.
 
 Axis letters: B batch, C channels, H W rows and columns, N positions (H * W), K classes, S taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,23 +18,23 @@ if TYPE_CHECKING:
 
 
 HTML: dict[str, Callable[[Any], str]] = {}
-"""Class name -> what a notebook shows of it. Filled from above (``heedmap/__init__.py``): a record draws nothing."""
+"""Class name -> its HTML in a notebook. Filled by ``heedmap/__init__.py``, since records cannot import drawing."""
 
 
 def as_html(value: object) -> str:
-    """Return what a notebook shows of a value: what is registered for its class in :data:`HTML`, else its ``repr``."""
+    """Return a value's HTML by :data:`HTML`, else its escaped ``repr``."""
     make = HTML.get(type(value).__name__)
     return f"<pre>{escape(repr(value))}</pre>" if make is None else make(value)
 
 
 class Batch(NamedTuple):
-    """Some images on their way into the classifier.
+    """A batch of images.
 
     Attributes:
         images: (B, 3, H, W) float32 RGB in [0, 1]; the normalisation is part of the model.
         labels: (B,) int64 class indices.
         indices: (B,) int64 places in the split that the images came from.
-        masks: (B, H, W) bool, true on the object, varied as the images are; None where they were not asked for.
+        masks: (B, H, W) bool, true on the object, augmented like the images; None where not requested.
     """
 
     images: Tensor
@@ -42,34 +43,51 @@ class Batch(NamedTuple):
     masks: Tensor | None = None
 
 
-class Attended(NamedTuple):
-    """What an attention module gives back.
+@dataclass(frozen=True)
+class Axis:
+    """The leading axis of a map that has one value per position *and* label.
 
     Attributes:
-        features: the readout vector (B, C), or for a gate the gated features (B, C, H, W).
-        attention: the very weights that were used: (B, 1, H, W) for a readout, (B, C, H, W) for a gate.
+        name: ``channel``, ``glimpse``, ``word``, ``query`` or ``class``.
+        labels: one label for each plane of the map, in order; empty where a plane's number is all there is to say.
     """
 
-    features: Tensor
-    attention: Tensor
+    name: str
+    labels: tuple[str, ...] = ()
+
+
+class MapBatch(NamedTuple):
+    """Maps of one kind for a batch of images.
+
+    Attributes:
+        values: (B, A, h, w) as the network used them; A is 1 without an axis, h and w are 1 for a gate on channels.
+        kind: see :class:`AttentionMap`.
+        axis: what A counts, None where A is 1.
+    """
+
+    values: Tensor
+    kind: str
+    axis: Axis | None = None
 
 
 class Output(NamedTuple):
-    """What the classifier gives back.
+    """The classifier's output.
 
     Attributes:
         logits: (B, K) float32.
-        attention: tap name -> (B, 1, h, w) float32, the weights the network used at that tap. Softmax weights sum to
-            one over positions; sigmoid weights lie in (0, 1).
-        features: images of features for soft feature attention, name -> (B, 1, h, w): ``before`` and ``after`` the
-            gate, merged by the maximum over channels. Empty for every other attention.
+        attention: tap name -> (B, 1, h, w) float32, the weights that the readout used at that tap. Softmax weights sum
+            to one over positions; sigmoid weights lie in (0, 1).
+        features: maps of the features around soft feature attention, name -> (B, 1, h, w): ``before`` and ``after`` the
+            gate, the maximum over channels. Empty for every other attention.
         shares: (T,) how much each tap counts in the combined map, where that was learned; they sum to one.
+        maps: name -> maps of every other kind, such as those of gates inside the network, by the gate's place.
     """
 
     logits: Tensor
     attention: dict[str, Tensor]
     features: dict[str, Tensor] = {}  # noqa: RUF012  a default that nothing changes
     shares: Tensor | None = None
+    maps: dict[str, MapBatch] = {}  # noqa: RUF012
 
     @property
     def probabilities(self) -> Tensor:
@@ -91,14 +109,23 @@ class Stage:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """A map as data; a heatmap is its image.
+    """One image's map as data.
+
+    Whatever draws a map takes (h, w); of a map with an axis it is given one plane after the other, by :meth:`plane`.
 
     Attributes:
-        values: (h, w) float32 as the network used them, never rescaled; an array where an exported file gave them.
-        tap: tap name, or ``combined``.
-        method: how it came about, such as ``parametrised, softmax``.
+        values: (h, w), or (A, h, w) with an axis; float32 as the network used them, never rescaled. An array where an
+            exported file gave them.
+        tap: tap name, the place of a gate, or ``combined``.
+        method: how it was computed, such as ``parametrised, softmax``.
         low, high: the ends of the scale on which it is to be drawn.
-        target: the class asked about, or None where the map belongs to no class (learned attention).
+        target: the class that the map explains, None where it belongs to no class (learned attention).
+        kind: ``readout`` (weights of a vector), ``gate`` (factor on features), ``attribution`` (computed from a trained
+            network), ``features``, or that of another output of the network.
+        axis: what the leading axis counts; None for (h, w).
+
+    Raises:
+        ValueError: the shape of the values does not fit the axis.
     """
 
     values: Tensor | NDArray[np.float32]
@@ -107,6 +134,24 @@ class AttentionMap:
     low: float
     high: float
     target: int | None = None
+    kind: str = "readout"
+    axis: Axis | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.values.shape)
+        labels = self.axis.labels if self.axis is not None else ()
+        if len(shape) != (2 if self.axis is None else 3) or (labels and len(labels) != shape[0]):
+            named = "no axis" if self.axis is None else f"the axis {self.axis.name!r} of {len(labels)} labels"
+            raise ValueError(
+                f"Map {self.tap!r} has shape {shape} and {named}; give (h, w), or (A, h, w) with A labels."
+            )
+
+    def plane(self, index: int) -> AttentionMap:
+        """Return the (h, w) map of one label of the axis, named ``TAP LABEL``."""
+        if self.axis is None:
+            raise ValueError(f"Map {self.tap!r} has no axis; its values are one plane.")
+        label = self.axis.labels[index] if self.axis.labels else f"{self.axis.name} {index}"
+        return replace(self, values=self.values[index], tap=f"{self.tap} {label}", axis=None)
 
     def _repr_html_(self) -> str:
         return as_html(self)
@@ -128,34 +173,52 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of training came to.
+    """The result of one epoch of training.
 
     Attributes:
         epoch: 1-based.
         train_loss: mean over the epoch's steps.
-        validation_accuracy, validation_loss: top-1 share and cross-entropy of the averaged weights on the validation
-            part, NaN where there is none.
         images_per_second: training images per second of training time, all processes together.
         seconds: of training, from the first step to the last.
+        validation: figure -> its value for the averaged weights on the validation images, as the task defines them;
+            for classification ``accuracy`` and ``loss``. Empty without validation images.
         attention_peak: tap -> mean over images of the largest weight: of a readout's softmax 1 = one point, 1 / N =
             uniform; a sigmoid's gate is shut at 0 and open at 1.
         warnings: sentences for the user, such as a collapsed or uniform map.
         is_best: this epoch's weights are the best so far by validation.
-        evaluation_seconds: spent on the validation part, after ``seconds``.
+        evaluation_seconds: spent on the validation images, after ``seconds``.
     """
 
     epoch: int
     epochs: int
     train_loss: float
     learning_rate: float
-    validation_accuracy: float
-    validation_loss: float
     images_per_second: float
     seconds: float
+    validation: dict[str, float] = field(default_factory=dict)
     attention_peak: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     is_best: bool = False
     evaluation_seconds: float = 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        """Return one flat record, as metrics.jsonl keeps it: ``validation_NAME`` for each figure."""
+        record = asdict(self)
+        return {**{f"{VALIDATION}{name}": value for name, value in record.pop("validation").items()}, **record}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> EpochReport:
+        """Return the report of a record of metrics.jsonl, where null stands for what was not a number."""
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
+        known = {each.name for each in fields(cls)} - {"validation", "warnings"}
+        return cls(
+            **{name: value for name, value in values.items() if name in known},
+            validation={n.removeprefix(VALIDATION): v for n, v in values.items() if n.startswith(VALIDATION)},
+            warnings=tuple(values.get("warnings", ())),
+        )
+
+
+VALIDATION = "validation_"  # before each figure's name in a record
 
 
 @dataclass(frozen=True)

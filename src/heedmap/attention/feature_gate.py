@@ -19,12 +19,23 @@ convolution) and w, b of length C, and takes any size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from heedmap.attention.readouts import WEIGHTS, at_least_float32
-from heedmap.errors import ModelError, nearest
-from heedmap.types import Attended
+from heedmap.attention.base import (
+    Attended,
+    AttentionOptions,
+    Gate,
+    Readout,
+    TapFeatures,
+    at_least_float32,
+    checked_choice,
+)
+from heedmap.attention.readouts import WEIGHTS
+from heedmap.errors import ModelError
 
 FORMS = ("conv", "dense")
 GIB = 2**30
@@ -32,10 +43,11 @@ GIB = 2**30
 BYTES_PER_WEIGHT = 16
 
 
-class FeatureAttention(nn.Module):
+class FeatureAttention(Gate):
     """An element-wise gate on the features; see the module's text for the equation.
 
-    w starts at N(0, 0.05) as in the original, so the first gate is nearly even; W and b start as a linear layer does.
+    w starts at N(0, 0.05) as in the original, so the first gate is nearly uniform; W and b start as a linear layer
+    does.
 
     Args:
         channels: C of the features.
@@ -48,8 +60,6 @@ class FeatureAttention(nn.Module):
         ModelError: an unknown word, or a dense matrix beyond ``max_bytes``.
     """
 
-    uses_query = False
-
     def __init__(
         self,
         channels: int,
@@ -61,29 +71,25 @@ class FeatureAttention(nn.Module):
         max_bytes: int = GIB,
     ) -> None:
         super().__init__()
-        for what, word, known in (("form", form, FORMS), ("weights", weights, WEIGHTS)):
-            if word not in known:
-                raise ModelError(f"Unknown {what} {word!r}; it can be {', '.join(known)}.{nearest(word, known)}")
-        if form == "dense":
-            check_dense(channels, height, width, max_bytes)
-        self.form, self.weights = form, weights
+        self.form = checked_choice("form", form, FORMS)
+        self.weights = checked_choice("weights", weights, WEIGHTS)
         self.channels, self.height, self.width = channels, height, width
         units = channels * height * width if form == "dense" else channels
+        needed = BYTES_PER_WEIGHT * units * units
+        if form == "dense" and needed > max_bytes:
+            raise ModelError(
+                f"Dense feature attention over {_size(channels, height, width)} = {units:,} features takes "
+                f"{needed / GIB:.1f} GiB in training, above the limit of {max_bytes / GIB:.1f} GiB; take --attention "
+                "feature (form 'conv'), or smaller images."
+            )
         self.inner = nn.Linear(units, units)
         self.outer = nn.Parameter(torch.randn(units) * 0.05)
 
-    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
-        """Gate the features.
-
-        Args:
-            features: (B, C, H, W).
-            query: taken for the sake of one signature with the readouts, and not looked at.
-
-        Returns:
-            The gated features (B, C, H, W) and the gate (B, C, H, W), float32 also under autocast.
+    def forward(self, features: Tensor) -> Attended:
+        """Return the gated features (B, C, H, W) and the gate (B, C, H, W).
 
         Raises:
-            ModelError: the dense form met features of another size than it was built for.
+            ModelError: the dense form got features of another size than it was built for.
         """
         scores = self._dense(features) if self.form == "dense" else self._conv(features)
         scores = scores.to(at_least_float32(scores.dtype))
@@ -110,21 +116,51 @@ class FeatureAttention(nn.Module):
         return scored.permute(0, 3, 1, 2)
 
 
-def check_dense(channels: int, height: int, width: int, max_bytes: int = GIB) -> None:
-    """Check that the dense matrix for features of this size fits.
-
-    Raises:
-        ModelError: it would take more than ``max_bytes`` in training; the message says how much and what to do.
-    """
-    units = channels * height * width
-    needed = BYTES_PER_WEIGHT * units * units
-    if needed > max_bytes:
-        raise ModelError(
-            f"Dense feature attention over {_size(channels, height, width)} = {units:,} features takes "
-            f"{needed / GIB:.1f} GiB in training, above the limit of {max_bytes / GIB:.1f} GiB; take --attention "
-            "feature (form 'conv'), or smaller images."
-        )
-
-
 def _size(channels: int, height: int, width: int) -> str:
     return f"{channels} x {height} x {width}"
+
+
+class GatedMean(Readout):
+    """The mean of gated features over positions; its map is the gate's mean over channels.
+
+    Args:
+        gate: the gate.
+        name: its name in the registry.
+    """
+
+    is_share = False  # also under softmax, which runs over all features
+
+    def __init__(self, gate: FeatureAttention, name: str) -> None:
+        super().__init__()
+        self.gate, self.name, self.weights, self.channels = gate, name, gate.weights, gate.channels
+        self.takes_any_size = gate.form != "dense"
+
+    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
+        """See :meth:`Readout.forward`; also shows the features before and after the gate."""
+        gated, gate, _ = self.gate(features)
+        maps = {"before": features.amax(1, keepdim=True).float(), "after": gated.amax(1, keepdim=True).float()}
+        return Attended(gated.mean(dim=(2, 3)), gate.mean(1, keepdim=True), maps)
+
+
+@dataclass(frozen=True)
+class Feature(AttentionOptions):
+    """Soft feature attention: a gate on every feature, scored by a 1x1 convolution."""
+
+    name: ClassVar[str] = "feature"
+    form: ClassVar[str] = "conv"
+    KINDS_OF_WEIGHTS: ClassVar[tuple[str, ...]] = ("sigmoid", "softmax")  # the original has the sigmoid
+    LAST_TAP_ONLY: ClassVar[bool] = True
+    HAS_PAPER_FORM: ClassVar[bool] = False
+
+    def build(self, tap: TapFeatures) -> Readout:
+        """See :class:`AttentionOptions`."""
+        assert self.weights is not None  # set when made
+        return GatedMean(FeatureAttention(tap.channels, tap.height, tap.width, self.form, self.weights), self.name)
+
+
+@dataclass(frozen=True)
+class FeatureDense(Feature):
+    """Soft feature attention as published: a full matrix over all features."""
+
+    name: ClassVar[str] = "feature-dense"
+    form: ClassVar[str] = "dense"

@@ -24,44 +24,33 @@ at every position, so the softmax cancels it. It is left out, and ``uses_query``
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heedmap.errors import ModelError, nearest
-from heedmap.types import Attended
+from heedmap.attention.base import (
+    Attended,
+    AttentionOptions,
+    Readout,
+    TapFeatures,
+    at_least_float32,
+    checked_choice,
+)
+from heedmap.errors import ModelError
 
 SCORES = ("parametrised", "dot", "additive")
 WEIGHTS = ("softmax", "sigmoid")
 PROJECTS = ("query", "features")
 
 
-class Readout(nn.Module):
-    """Base of all readouts.
-
-    Attributes:
-        channels: width of the vector that :meth:`forward` returns.
-        uses_query: whether the map depends on the query; where it does not, the query may be None and is not looked at.
-    """
-
-    channels: int
-    uses_query: bool = False
-
-    def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
-        """Read the features.
-
-        Args:
-            features: (B, C, H, W) local features.
-            query: (B, D) global features, or (1, D) to attend to every image with the same one.
-
-        Returns:
-            The vector (B, channels), and the weights used (B, 1, H, W), float32 also under autocast.
-        """
-        raise NotImplementedError
-
-
 class MeanReadout(Readout):
-    """The matched control: every position weighs 1 / N, and nothing is learned."""
+    """The baseline without attention ("matched control"): every position weighs 1 / N, and nothing is learned."""
+
+    name = "none"
+    is_constant = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,8 +61,8 @@ class MeanReadout(Readout):
         batch, _, height, width = features.shape
         precise = at_least_float32(features.dtype)
         attention = features.new_full((batch, 1, height, width), 1 / (height * width), dtype=precise)
-        # A product as attention's: the gradient of mean() has another layout than channels_last features, and cost the
-        # control of the paper's VGG 8 % of a training step. Ones, since 1 / N is not exact in bfloat16.
+        # A product as attention's: the gradient of mean() has another layout than channels_last features, which cost
+        # the paper's VGG 8 % of a training step. Ones, since 1 / N is not exact in bfloat16.
         summed = torch.bmm(features.new_ones(batch, 1, height * width), features.flatten(2).transpose(1, 2))[:, 0]
         return Attended(summed.to(precise) / (height * width), attention)
 
@@ -100,7 +89,7 @@ class CompatibilityReadout(Readout):
         weights: ``softmax`` or ``sigmoid``.
         project: ``query`` or ``features``, the side that is projected. The additive score projects both itself.
         paper: take the published form rather than ours.
-        level: divide the features by their root mean square over the image before they are scored, and a dot product
+        rescale: divide the features by their root mean square over the image before they are scored, and a dot product
             by the root of the width. For backbones whose features come on any scale: with features of ten instead of
             one, a few steps of the optimiser narrow the map to one point (LOG.md).
 
@@ -117,19 +106,19 @@ class CompatibilityReadout(Readout):
         project: str = "query",
         *,
         paper: bool = False,
-        level: bool = False,
+        rescale: bool = False,
     ) -> None:
         super().__init__()
-        _check("score", score, SCORES)
-        _check("weights", weights, WEIGHTS)
-        _check("project", project, PROJECTS)
+        self.name = self.score = checked_choice("score", score, SCORES)
+        self.weights, self.is_share = checked_choice("weights", weights, WEIGHTS), weights == "softmax"
+        checked_choice("project", project, PROJECTS)
         if score == "additive" and project == "features":
             raise ModelError("The additive score projects features and query itself; leave project at 'query'.")
-        self.score, self.weights, self.level = score, weights, level
+        self.rescale = rescale
         self.channels = channels if project == "query" else query_channels
         self.uses_query = score != "parametrised" or weights == "sigmoid"
         self.scale = self.channels**-0.5 if (score == "dot" or weights == "sigmoid") and not paper else 1.0
-        self.lift = nn.Linear(channels, self.channels, bias=paper) if self.channels != channels else None
+        self.projection = nn.Linear(channels, self.channels, bias=paper) if self.channels != channels else None
         self.query_map = self._query_map(query_channels, paper)
         self.scorer: nn.Linear | None = None
         self.feature_map: nn.Linear | None = None
@@ -142,12 +131,11 @@ class CompatibilityReadout(Readout):
                 nn.init.zeros_(self.scorer.bias).requires_grad_(weights == "sigmoid")
 
     def _query_map(self, query_channels: int, paper: bool) -> nn.Module | None:
-        """What the query passes through before it meets the features; None where ours would be inert."""
+        """The query's projection before the score; None where ours would be inert."""
         if self.score == "additive":
             return nn.Linear(query_channels, self.channels)
         if paper:
-            lifted = self.lift is not None
-            module = _paper_query_map(query_channels, self.channels, lifted)
+            module = _paper_query_map(query_channels, self.channels, self.projection is not None)
             return module if self.uses_query else module.requires_grad_(False)
         if self.score == "dot":
             zeroed = nn.Linear(query_channels, self.channels, bias=False)
@@ -187,7 +175,7 @@ class CompatibilityReadout(Readout):
         """(B, N) scores of the features (B, C, N)."""
         if self.feature_map is not None and self.scorer is not None and query is not None:
             hidden = functional.linear(flat.transpose(1, 2), self.feature_map.weight)
-            if self.level:
+            if self.rescale:
                 hidden = (hidden / rms(flat)[:, :, None]).to(hidden.dtype)
             hidden += query[:, None]  # in place: each copy of it is as large as the features
             return self._scored(hidden.tanh_())[:, :, 0]
@@ -205,34 +193,29 @@ class CompatibilityReadout(Readout):
     def _compared(self, flat: Tensor, direction: Tensor) -> Tensor:
         """(B, N) dot products of the (lifted) features with a direction: (1, channels) for all, or (B, channels)."""
         offset = None
-        if self.lift is not None:
-            if self.lift.bias is not None:
-                offset = direction @ self.lift.bias
-            direction = direction @ self.lift.weight
+        if self.projection is not None:
+            if self.projection.bias is not None:
+                offset = direction @ self.projection.bias
+            direction = direction @ self.projection.weight
         if self.scorer is not None:
             # One product for the whole batch: its gradient has the layout of channels_last features. That of a product
             # an image has not, and was 1.4 % of a training step of the paper's VGG.
             scores = functional.linear(flat.transpose(1, 2), direction.to(flat.dtype))[:, :, 0]
-            if self.level:  # under a sigmoid the root of the width is in the direction
+            if self.rescale:  # under a sigmoid the root of the width is in the direction
                 scores = scores / (rms(flat) * (1.0 if self.weights == "sigmoid" else flat.shape[1] ** 0.5))
         else:
-            direction = direction / (rms(flat) * flat.shape[1] ** 0.5) if self.level else direction
+            direction = direction / (rms(flat) * flat.shape[1] ** 0.5) if self.rescale else direction
             scores = torch.bmm(direction.to(flat.dtype)[:, None], flat)[:, 0]
         return scores if offset is None else scores + offset[:, None]
 
     def _lifted(self, vector: Tensor, used: Tensor) -> Tensor:
         """The weighted sum of the lifted features, from the weighted sum of the features themselves."""
-        if self.lift is None:
+        if self.projection is None:
             return vector
-        lifted = functional.linear(vector, self.lift.weight)
-        if self.lift.bias is not None:
-            lifted = lifted + used.sum(1, keepdim=True) * self.lift.bias
+        lifted = functional.linear(vector, self.projection.weight)
+        if self.projection.bias is not None:
+            lifted = lifted + used.sum(1, keepdim=True) * self.projection.bias
         return lifted.to(used.dtype)
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return ``dtype``, or float32 where that is more precise."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def rms(flat: Tensor) -> Tensor:
@@ -251,6 +234,40 @@ def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Mod
     return nn.Sequential(*normalised, nn.Linear(query_channels, channels))
 
 
-def _check(what: str, word: str, known: tuple[str, ...]) -> None:
-    if word not in known:
-        raise ModelError(f"Unknown {what} {word!r}; it can be {', '.join(known)}.{nearest(word, known)}")
+@dataclass(frozen=True)
+class Parametrised(AttentionOptions):
+    """Score <u, l + g> with a learned u (Learn to Pay Attention, pc)."""
+
+    name: ClassVar[str] = "parametrised"
+
+    def build(self, tap: TapFeatures) -> Readout:
+        """See :class:`AttentionOptions`; so for the others."""
+        assert self.weights is not None  # set when made
+        widths, form = (tap.channels, tap.query_channels), {"paper": tap.paper, "rescale": tap.rescale}
+        return CompatibilityReadout(*widths, self.name, self.weights, tap.project, **form)
+
+
+@dataclass(frozen=True)
+class Dot(Parametrised):
+    """Score <l, g>: how well a place agrees with the whole image (Learn to Pay Attention, dp)."""
+
+    name: ClassVar[str] = "dot"
+
+
+@dataclass(frozen=True)
+class Additive(Parametrised):
+    """Score <v, tanh(W l + U g)>: learned, and aware of the query under softmax too."""
+
+    name: ClassVar[str] = "additive"
+
+
+@dataclass(frozen=True)
+class NoAttention(AttentionOptions):
+    """No attention: the same taps averaged, the matched control."""
+
+    name: ClassVar[str] = "none"
+    KINDS_OF_WEIGHTS: ClassVar[tuple[str, ...]] = ("softmax",)
+
+    def build(self, tap: TapFeatures) -> Readout:
+        """Build the average over positions."""
+        return MeanReadout(tap.channels)

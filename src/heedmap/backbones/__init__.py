@@ -1,7 +1,7 @@
 """Backbones: any CNN as a chain of named stages that attention can tap.
 
 ``compact``, ``whitened`` and the paper's networks are heedmap's own and need nothing but torch; every other name is
-looked up in timm and torchvision (``foreign``).
+looked up in timm and torchvision (``wrapped``).
 """
 
 from heedmap.backbones.base import Backbone, Trunk

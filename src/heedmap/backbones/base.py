@@ -1,8 +1,11 @@
-"""What every backbone answers: feature maps at the taps, and the global feature that may serve as the query."""
+"""What every backbone returns: feature maps at the taps, and the global feature that may serve as the query.
+
+The loop over stages stands in :meth:`Backbone.forward`. Gates sit inside it, readouts read what it returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,17 +13,29 @@ from torch import Tensor, nn
 from heedmap.errors import ModelError, nearest
 from heedmap.types import Stage
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Inside = Mapping[str, Callable[[Tensor], Tensor]]
+"""Stage name -> what replaces its features (B, C, H, W) by others of the same shape, for all that follows."""
+NOTHING: Inside = {}
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation per channel of RGB in [0, 1], taken off and divided by before a network."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 class Trunk(NamedTuple):
-    """What a backbone gives back.
+    """The output of a backbone.
 
     Attributes:
-        features: tap name -> (B, C, H, W), in the order in which the taps were asked for.
-        query: (B, D) the global feature, None when not asked for.
-        logits: (B, K) the backbone's own answer, where it keeps its own head (already trained networks), else None.
+        features: tap name -> (B, C, H, W), in the order of the requested taps.
+        query: (B, D) the global feature, None when not requested.
+        logits: (B, K) the backbone's own logits, where it keeps its own head (already trained networks), else None.
     """
 
     features: dict[str, Tensor]
@@ -31,52 +46,83 @@ class Trunk(NamedTuple):
 class Backbone(nn.Module):
     """Base of all backbones: a chain of stages, some of which are tapped, and a global feature at its end.
 
-    A subclass sets the attributes and defines :meth:`forward`. It needs no more of the taps than their names; which
-    attention reads them is not its business.
+    A subclass sets the attributes and defines :meth:`begin` and :meth:`global_feature`; its stages are its submodules
+    of those names, or what :meth:`stage_module` returns. A network that runs itself overrides :meth:`forward`.
 
     Attributes:
         name: how messages call it.
         stages: what can be tapped, in order.
         query_channels: width D of the global feature.
-        default_taps: the taps taken when none are named.
-        mean, std: the normalisation that the caller applies to RGB in [0, 1] before calling the backbone.
-        fixed_size: the image side that the network insists on, or None when any will do.
+        default_taps: the taps used when none are named.
+        normalization: applied by the caller to RGB in [0, 1].
+        fixed_size: the only image side that the network takes, or None when any will do.
         least_size: the smallest image side that works.
-        normalises: every kernel that learns is followed by a normalisation, so that its length does not matter.
+        normalises: every learned kernel is followed by a normalisation, so that its norm does not matter.
     """
 
     name: str = "backbone"
     stages: tuple[Stage, ...] = ()
     query_channels: int = 0
     default_taps: tuple[str, ...] = ()
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    normalization: Normalization = IMAGENET
     fixed_size: int | None = None
     least_size: int = 1
     normalises: bool = False
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
+    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
         """Run the network on normalised images.
 
         Args:
-            images: (B, 3, H, W), normalised by ``mean`` and ``std``.
-            taps: names of the stages whose features are wanted; checked beforehand by :meth:`check_taps`.
-            need_query: whether the global feature is wanted; without it the layers that only it needs are skipped.
+            images: (B, 3, H, W), normalised by :attr:`normalization`.
+            taps: names of the stages whose features are returned; checked beforehand by :meth:`check_taps`.
+            need_query: whether to return the global feature; without it nothing behind the last tap is run.
+            inside: what changes a stage's features before the tap and all later stages see them.
         """
-        raise NotImplementedError
+        x, features = self.begin(images), {}
+        for stage in self.stages if need_query else self.stages[: self._depth(taps)]:
+            x = self.stage_module(stage.name)(x)
+            if stage.name in inside:
+                x = inside[stage.name](x)
+            if stage.name in taps:
+                features[stage.name] = x
+            x = self.leave(stage.name, x)
+        return Trunk({tap: features[tap] for tap in taps}, self.global_feature(x) if need_query else None, None)
+
+    def begin(self, images: Tensor) -> Tensor:
+        """Return what the first stage takes, of normalised images (B, 3, H, W)."""
+        return images
+
+    def stage_module(self, name: str) -> nn.Module:
+        """Return the module of a stage."""
+        module: nn.Module = getattr(self, name)
+        return module
+
+    def leave(self, name: str, features: Tensor) -> Tensor:
+        """Return what the next stage takes, of the features (B, C, H, W) of the named one."""
+        return features
+
+    def global_feature(self, features: Tensor) -> Tensor:
+        """Return the query (B, D), of what the last stage left; the mean over positions unless overridden."""
+        return features.mean(dim=(2, 3))
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """Parameters that only the query needs; without a readout that uses the query they get no gradient."""
+        """Parameters behind the last stage, which only the query needs."""
         return []
 
     def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
-        """Parameters that get no gradient when only these taps are read, and no query: frozen by the classifier.
+        """Parameters that get no gradient when only these taps are read, and no query: frozen by the classifier."""
+        behind = self.stages[self._depth(taps) :]
+        return [p for stage in behind for p in self.stage_module(stage.name).parameters()] + self.query_parameters()
 
-        A subclass that does not run the stages behind the last tap adds theirs to the query's.
-        """
-        return self.query_parameters()
+    def is_read(self, stage: str, taps: tuple[str, ...]) -> bool:
+        """Whether the taps read the stage or what depends on it; the query is not counted."""
+        return stage in [each.name for each in self.stages[: self._depth(taps)]]
 
-    def eager_parameters(self) -> list[nn.Parameter]:
+    def _depth(self, taps: Sequence[str]) -> int:
+        """The number of stages up to the last tap."""
+        return max((place for place, stage in enumerate(self.stages, start=1) if stage.name in taps), default=0)
+
+    def fast_parameters(self) -> list[nn.Parameter]:
         """Parameters that SGD has to move much faster than the kernels; none in most networks."""
         return []
 
@@ -122,8 +168,3 @@ class Backbone(nn.Module):
                 f"An image of {width} x {height} is too small for {self.name}; the short side must be at least "
                 f"{self.least_size}, so set a larger image size."
             )
-
-
-def ordered(features: dict[str, Tensor], taps: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tapped features in the order of ``taps``."""
-    return {tap: features[tap] for tap in taps}

@@ -1,17 +1,14 @@
 """The default backbone: a small residual net for training from scratch, quick on two cores.
 
-Four stages of residual blocks. The stem's stride follows the image, so that the deepest tap keeps about 8 x 8
-positions whether the images are 32 or 160 pixels wide: a map with fewer positions says little, one with more costs
-more than it tells.
+The stem's stride follows the image, so that the deepest tap keeps about 8 x 8 positions whether images are 32 or 160
+pixels wide: a map with fewer positions is too coarse, one with more costs more than it shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from heedmap.backbones.base import Backbone, Trunk
+from heedmap.backbones.base import Backbone, Normalization
 from heedmap.errors import ModelError
 from heedmap.types import Stage
 
@@ -63,8 +60,7 @@ class Compact(Backbone):
 
     name = "compact"
     normalises = True
-    mean = (0.45, 0.45, 0.45)
-    std = (0.25, 0.25, 0.25)
+    normalization = Normalization((0.45, 0.45, 0.45), (0.25, 0.25, 0.25))
 
     def __init__(
         self,
@@ -100,24 +96,7 @@ class Compact(Backbone):
             return cls(2, strides=(2, 2, 1))
         return cls(2 if size <= 176 else 4)
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
-        """See :class:`heedmap.backbones.base.Backbone`."""
-        x = self.stem(images)
-        features: dict[str, Tensor] = {}
-        for stage in self.stages:
-            if len(features) == len(taps) and not need_query:
-                break  # nothing that is asked for lies deeper
-            x = getattr(self, stage.name)(x)
-            if stage.name in taps:
-                features[stage.name] = x
-        return Trunk(features, x.mean(dim=(2, 3)) if need_query else None, None)
-
-    def query_parameters(self) -> list[nn.Parameter]:
-        """None: the query is a mean of the last stage."""
-        return []
-
-    def unread_parameters(self, taps: Sequence[str]) -> list[nn.Parameter]:
-        """Parameters of the stages behind the last tap."""
-        names = [stage.name for stage in self.stages]
-        last = max(names.index(tap) for tap in taps)
-        return [parameter for name in names[last + 1 :] for parameter in getattr(self, name).parameters()]
+    def begin(self, images: Tensor) -> Tensor:
+        """Run the stem."""
+        features: Tensor = self.stem(images)
+        return features

@@ -1,6 +1,6 @@
-"""What a network that we did not write does with an image: its spatial stages, its strides, its classifier.
+"""Probe a network for its spatial stages, their strides and its classifier.
 
-Nothing is read off the source. The network runs on a made-up image in evaluation mode with hooks on every module;
+The network runs on a dummy image in evaluation mode with hooks on every module;
 afterwards the hooks are gone and every train/eval flag is as before. The running statistics, the parameters, their
 gradients and the global random state are not touched.
 """
@@ -42,32 +42,32 @@ class SpatialModule:
 
 @dataclass(frozen=True)
 class Survey:
-    """What probing found.
+    """The result of probing a network.
 
     Attributes:
         size: the image side probed with.
-        places: the spatial modules outside the classifier, in the order in which they finish.
+        modules: the spatial modules outside the classifier, in the order in which they finish.
         classifier: name of the classifier, or None where the network ends without one.
-        answer: the shape of the network's output for one image, or None where that is no tensor.
+        output_shape: the shape of the network's output for one image, or None where that is no tensor.
         fixed_size: the probe's size, where the network failed at another one.
         least_size: the smallest image side tried that works.
     """
 
     size: int
-    places: tuple[SpatialModule, ...]
+    modules: tuple[SpatialModule, ...]
     classifier: str | None
-    answer: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
     fixed_size: int | None
     least_size: int
 
-    def side(self, place: SpatialModule, size: int) -> int:
-        """Positions to a side at a place, for images of another size (exact up to rounding at the borders)."""
-        return place.side + (size - self.size) // place.stage.stride
+    def side(self, module: SpatialModule, size: int) -> int:
+        """Positions to a side at a module, for images of another size (exact up to rounding at the borders)."""
+        return module.side + (size - self.size) // module.stage.stride
 
 
 @dataclass
-class _Notes:
-    """What the hooks of one run write down; the order of the lists is the order of events."""
+class _Trace:
+    """What the hooks of one run record, in order of events."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)  # name -> layers done when it finished
@@ -95,42 +95,42 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
         ModelError: the network ran at none of the sizes, or has no spatial stage.
     """
     usual = USUAL_SIZES if image_size is None else (*USUAL_SIZES, image_size)
-    size, notes, answer = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
+    size, trace, output = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
     other_size = size - 64 if size >= 128 else size + 64
     try:
         other, _ = _watch(module, other_size)
-    except Exception:  # the network's own code may raise anything; whatever it is, it takes one size only
+    except Exception:  # the network's own code may raise anything; the network then takes one size only
         other = None
-    classifier = _classifier(module, notes) if answer is not None and len(answer) == 2 else None
-    places = tuple(_places(notes, other, (size, other_size), classifier))
-    if not places:
+    classifier = _classifier(module, trace) if output is not None and len(output) == 2 else None
+    modules = tuple(_spatial_modules(trace, other, (size, other_size), classifier))
+    if not modules:
         raise ModelError(
             f"{name} has nothing to tap: none of its modules returns features as (B, C, H, W) before the classifier. "
             "Networks that keep them as (B, H, W, C) or as tokens (Swin, ViT) cannot be tapped; take a CNN."
         )
-    least = size if other is None else _least_size(module, max(place.stage.stride for place in places), size)
-    return Survey(size, places, classifier, answer, size if other is None else None, least)
+    least = size if other is None else _least_size(module, max(each.stage.stride for each in modules), size)
+    return Survey(size, modules, classifier, output, size if other is None else None, least)
 
 
 def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]:
     """Choose taps: the outermost and last module at each of the two deepest resolutions of at least 4 x 4 positions.
 
     *Outermost* is the fewest dots in the name, so ``layer3`` before ``layer3.1.conv2``; among those the last to
-    finish. A container that holds the other tap is passed over (``features.12``, not ``features``, beside
+    finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside
     ``features.10``).
 
     Args:
-        found: what :func:`survey` found.
+        found: the result of :func:`survey`.
         image_size: the side of the images to come; None is the probe's size.
 
     Returns:
         One or two names, the finer grid first; empty when no grid has 4 x 4 positions.
     """
-    sides = {place.stage.name: found.side(place, image_size or found.size) for place in found.places}
+    sides = {module.stage.name: found.side(module, image_size or found.size) for module in found.modules}
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
-        names = [name for name, its in sides.items() if its == side and not any(_holds(name, tap) for tap in taps)]
+        names = [name for name, own in sides.items() if own == side and not any(_holds(name, tap) for tap in taps)]
         if names:
             fewest = min(name.count(".") for name in names)
             taps.append([name for name in names if name.count(".") == fewest][-1])
@@ -139,8 +139,8 @@ def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]
 
 def _first_that_runs(
     module: nn.Module, name: str, sizes: tuple[int, ...]
-) -> tuple[int, _Notes, tuple[int, ...] | None]:
-    """The first size at which the network runs, with the notes of that run and the shape of its answer."""
+) -> tuple[int, _Trace, tuple[int, ...] | None]:
+    """The first size at which the network runs, with the trace of that run and the shape of its output."""
     reasons = []
     for size in sizes:
         try:
@@ -158,55 +158,55 @@ def _first_that_runs(
     )
 
 
-def _watch(module: nn.Module, size: int) -> tuple[_Notes, tuple[int, ...] | None]:
-    """Run once without gradients; return what every submodule put out and the shape of the answer."""
-    notes, hooks = _Notes(), []
+def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None]:
+    """Run once without gradients; return what every submodule returned and the shape of the output."""
+    trace, hooks = _Trace(), []
     try:
         for name, part in module.named_modules():
             if name:
                 hooks += [
-                    part.register_forward_pre_hook(lambda _part, _given, name=name: _begin(notes, name)),
-                    part.register_forward_hook(lambda part, _given, out, name=name: _end(notes, name, part, out)),
+                    part.register_forward_pre_hook(lambda _part, _given, name=name: _begin(trace, name)),
+                    part.register_forward_hook(lambda part, _given, out, name=name: _end(trace, name, part, out)),
                 ]
         with at_rest(module), torch.no_grad():
-            answer = module(made_up_image(module, size))
+            output = module(made_up_image(module, size))
     finally:
         for hook in hooks:
             hook.remove()
-    return notes, tuple(answer.shape) if isinstance(answer, Tensor) else None
+    return trace, tuple(output.shape) if isinstance(output, Tensor) else None
 
 
-def _begin(notes: _Notes, name: str) -> None:
-    if name in notes.begun:
-        notes.repeated.add(name)
-    notes.begun[name] = notes.events
-    notes.events += 1
+def _begin(trace: _Trace, name: str) -> None:
+    if name in trace.begun:
+        trace.repeated.add(name)
+    trace.begun[name] = trace.events
+    trace.events += 1
 
 
-def _end(notes: _Notes, name: str, part: nn.Module, out: object) -> None:
+def _end(trace: _Trace, name: str, part: nn.Module, out: object) -> None:
     # A layer is the innermost module that holds parameters: BatchNorm with its activation inside counts, a block not.
     if part._parameters and not any(True for child in part.children() for _ in child.parameters()):
-        notes.layers.append(name)
+        trace.layers.append(name)
     # An identity is a place-holder; the module before it has the same features under a name that says what they are.
     if isinstance(out, Tensor) and not isinstance(part, nn.Identity) and not _is_attention_matrix(out):
-        notes.shapes[name] = tuple(out.shape)
-        notes.finished[name] = len(notes.layers)
-    notes.ended[name] = notes.events
-    notes.events += 1
+        trace.shapes[name] = tuple(out.shape)
+        trace.finished[name] = len(trace.layers)
+    trace.ended[name] = trace.events
+    trace.events += 1
 
 
-def _classifier(module: nn.Module, notes: _Notes) -> str | None:
+def _classifier(module: nn.Module, trace: _Trace) -> str | None:
     """Name the classifier: the outermost module around the last layer that holds nothing but what classifiers hold.
 
     The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
     after timm's ``num_classes=0``) has no classifier.
     """
-    if not notes.layers:
+    if not trace.layers:
         return None
-    parts = notes.layers[-1].split(".")
+    parts = trace.layers[-1].split(".")
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])
-        if name not in notes.begun or not _only_pointwise(module.get_submodule(name)):
+        if name not in trace.begun or not _only_pointwise(module.get_submodule(name)):
             continue
         return name if _has_weights(module.get_submodule(name)) else None
     return None
@@ -222,17 +222,17 @@ def _has_weights(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _places(
-    notes: _Notes, other: _Notes | None, sizes: tuple[int, int], classifier: str | None
+def _spatial_modules(
+    trace: _Trace, other: _Trace | None, sizes: tuple[int, int], classifier: str | None
 ) -> Iterator[SpatialModule]:
     """The spatial modules in the order in which they finish, those that begin or end in the classifier left out."""
-    last = notes.begun[classifier] if classifier else notes.events
-    for name, shape in sorted(notes.shapes.items(), key=lambda item: notes.ended[item[0]]):
-        if name in notes.repeated or notes.ended[name] > last or not _is_grid(shape):
+    last = trace.begun[classifier] if classifier else trace.events
+    for name, shape in sorted(trace.shapes.items(), key=lambda item: trace.ended[item[0]]):
+        if name in trace.repeated or trace.ended[name] > last or not _is_grid(shape):
             continue
         stride = _stride(shape, other.shapes.get(name) if other else None, sizes, fixed=other is None)
         if stride is not None:
-            depth = notes.finished[name] / max(1, len(notes.layers))
+            depth = trace.finished[name] / max(1, len(trace.layers))
             yield SpatialModule(Stage(name, shape[1], stride), shape[2], depth)
 
 
@@ -263,7 +263,7 @@ def _least_size(module: nn.Module, stride: int, largest: int) -> int:
         if stride <= size < largest:
             try:
                 _watch(module, size)
-            except Exception:  # the network's own way of saying that the image is too small
+            except Exception:  # any error may mean that the image is too small
                 continue
             return size
     return largest

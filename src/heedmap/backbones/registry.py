@@ -1,7 +1,7 @@
 """The networks of timm and torchvision by name.
 
-Neither library is imported before it is asked for something: ``import heedmap`` stays quick, and heedmap's own models
-work beside a torchvision that does not.
+Both libraries are imported on first use: ``import heedmap`` stays quick, and heedmap's own models work beside a broken
+torchvision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from heedmap.backbones import OWN_BACKBONES
-from heedmap.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from heedmap.backbones.base import IMAGENET, Normalization
 from heedmap.errors import ModelError, nearest
 
 LIBRARIES = ("timm", "torchvision")
@@ -43,7 +43,7 @@ def _library(name: str) -> ModuleType:
         why = (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(
             f"{name} cannot be imported ({why}); install timm and the torchvision that belongs to torch "
-            f"{torch.__version__}, or take heedmap's own models, which need neither."
+            f"{torch.__version__}, or use heedmap's own models, which need neither."
         ) from reason
 
 
@@ -57,8 +57,8 @@ def _models(library: str) -> list[str]:
 def find_model(name: str) -> tuple[str, str]:
     """Return library and model of a name.
 
-    timm is asked first, and has to be there unless the name says torchvision: the same name must not mean one
-    network here and another one elsewhere.
+    timm comes first, and has to be installed unless the name starts with torchvision: the same name must not mean
+    one network here and another one elsewhere.
 
     Raises:
         ModelError: unknown, with the nearest name; a library is missing or broken.
@@ -67,7 +67,7 @@ def find_model(name: str) -> tuple[str, str]:
     libraries = (library,) if slash else LIBRARIES
     if slash and library not in LIBRARIES:
         raise ModelError(
-            f"Unknown library {library!r} in {name!r}; say timm/NAME or torchvision/NAME.{nearest(library, LIBRARIES)}"
+            f"Unknown library {library!r} in {name!r}; give timm/NAME or torchvision/NAME.{nearest(library, LIBRARIES)}"
         )
     model = model if slash else name
     known: list[str] = []
@@ -91,7 +91,7 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
         num_classes: outputs of the classifier; None is the library's number, which the hub's weights always have.
 
     Raises:
-        ModelError: the hub's weights cannot be had.
+        ModelError: the hub's weights cannot be loaded.
     """
     options: dict[str, Any] = {} if num_classes is None or hub else {"num_classes": num_classes}
     create = _library("timm").create_model if library == "timm" else _library("torchvision").models.get_model
@@ -107,7 +107,7 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
     except Exception as reason:  # urllib, httpx, huggingface_hub and timm each have their own
         why = unknown or (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(
-            f"The weights of {library}/{model} cannot be had from the hub or its cache ({why}); "
+            f"The weights of {library}/{model} cannot be loaded from the hub or its cache ({why}); "
             "supply the file: --pretrained FILE.safetensors (or .pt)."
         ) from reason
     return net
@@ -115,39 +115,40 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
 
 @contextmanager
 def _quiet_hub() -> Iterator[str | None]:
-    """Nothing of the hub's own about its retries; where its host is not known, its cache alone, and no waiting.
+    """Silence the hub's messages; where its host cannot be resolved, use its cache alone, without a minute of retries.
 
-    Gives what is wrong with the network, if anything is: the hub tries again for most of a minute before it gives up.
+    Yields what is wrong with the internet connection, or None.
     """
     from huggingface_hub import constants
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "timm")]
     levels, offline = [logger.level for logger in loggers], constants.HF_HUB_OFFLINE
     host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-    is_known = offline or bool(urllib.request.getproxies()) or _is_known(host)
+    resolves = offline or bool(urllib.request.getproxies()) or _resolves(host)
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        constants.HF_HUB_OFFLINE = offline or not is_known
+        constants.HF_HUB_OFFLINE = offline or not resolves
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield None if is_known else f"no network: {host} is not known"
+            yield None if resolves else f"no network: {host} cannot be resolved"
     finally:
         constants.HF_HUB_OFFLINE = offline
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _is_known(host: str | None) -> bool:
-    """Whether the name of a host has an address, without which no request can succeed."""
+def _resolves(host: str | None) -> bool:
+    """Whether the name of a host has an address."""
     try:
         return bool(socket.getaddrinfo(host, 443))
     except OSError:
         return False
 
 
-def habits(net: nn.Module) -> tuple[Sequence[float], Sequence[float], int | None]:
-    """Return the mean, standard deviation and image side a network was made for; ImageNet's where it does not say."""
-    says = getattr(net, "pretrained_cfg", None) or {}
-    size = says.get("input_size")
-    return says.get("mean", IMAGENET_MEAN), says.get("std", IMAGENET_STD), size[-1] if size else None
+def pretrained_settings(net: nn.Module) -> tuple[Normalization, int | None]:
+    """Return the normalisation and image side of timm's ``pretrained_cfg``; ImageNet's and None where it has none."""
+    settings = getattr(net, "pretrained_cfg", None) or {}
+    size = settings.get("input_size")
+    normalization = Normalization(tuple(settings.get("mean", IMAGENET.mean)), tuple(settings.get("std", IMAGENET.std)))
+    return normalization, size[-1] if size else None

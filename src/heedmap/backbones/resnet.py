@@ -17,8 +17,7 @@ import math
 
 from torch import Tensor, nn
 
-from heedmap.backbones.base import Backbone, Trunk, ordered
-from heedmap.backbones.vgg import CIFAR_MEAN, CIFAR_STD
+from heedmap.backbones.base import CIFAR, Backbone
 from heedmap.errors import ModelError
 from heedmap.types import Stage
 
@@ -36,8 +35,7 @@ class PaperResNet(Backbone):
     """
 
     name = "paper-resnet"
-    mean = CIFAR_MEAN
-    std = CIFAR_STD
+    normalization = CIFAR
     stages = tuple(Stage(f"stage{i + 1}", width, 2**i) for i, width in enumerate(WIDTHS))
     default_taps = ("stage2", "stage3")
     query_channels = WIDTHS[-1]
@@ -59,30 +57,23 @@ class PaperResNet(Backbone):
         self.to_query = nn.Sequential(nn.Dropout(0.5), nn.Linear(256, self.query_channels))
         _initialise(self)
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
-        """Run the network; see :meth:`heedmap.backbones.base.Backbone.forward`."""
-        features, found = self.stem(images), {}
-        last = len(self.blocks) if need_query else _deepest(taps)
-        for number in range(1, last + 1):
-            features = self.blocks[number - 1](features)
-            found[f"stage{number}"] = features
-        return Trunk(ordered(found, taps), self._query(features) if need_query else None, None)
+    def begin(self, images: Tensor) -> Tensor:
+        """Run the first convolution."""
+        features: Tensor = self.stem(images)
+        return features
 
-    def _query(self, features: Tensor) -> Tensor:
+    def stage_module(self, name: str) -> nn.Module:
+        """Return the units of a stage."""
+        return self.blocks[int(name.removeprefix("stage")) - 1]
+
+    def global_feature(self, features: Tensor) -> Tensor:
+        """Return the query (B, 256)."""
         query: Tensor = self.to_query(self.before_pool(features).amax((2, 3)))
         return query
 
     def query_parameters(self) -> list[nn.Parameter]:
         """Parameters of the query's own layers, behind stage 3."""
         return [*self.before_pool.parameters(), *self.to_query.parameters()]
-
-    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
-        """Parameters of the stages behind the last tap, and of the query."""
-        return [*self.blocks[_deepest(taps) :].parameters(), *self.query_parameters()]
-
-
-def _deepest(taps: tuple[str, ...]) -> int:
-    return max((int(tap.removeprefix("stage")) for tap in taps), default=0)
 
 
 class _Bottleneck(nn.Module):

@@ -24,13 +24,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from heedmap.backbones.base import Backbone, Trunk, ordered
+from heedmap.backbones.base import CIFAR, NOTHING, Backbone, Inside, Trunk
 from heedmap.backbones.dropout import QuickDropout
-from heedmap.errors import ModelError
 from heedmap.types import Stage
 
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR_STD = (0.2470, 0.2435, 0.2616)
 # Each level adds one tap further up, as the paper's -att, -att2 and -att3.
 LEVELS = {1: ("conv13",), 2: ("conv10", "conv13"), 3: ("conv7", "conv10", "conv13")}
 
@@ -54,8 +51,7 @@ _ADDED = (_Conv(512, 0.4), _Conv(512, 0.4))
 class _VGG(Backbone):
     """Thirteen convs, all of which can be tapped, with pools after those of ``pools``."""
 
-    mean = CIFAR_MEAN
-    std = CIFAR_STD
+    normalization = CIFAR
     query_channels = 512
 
     def __init__(self, pools: tuple[int, ...]) -> None:
@@ -73,17 +69,14 @@ class _VGG(Backbone):
         self.stages = tuple(stages)
         self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
 
-    def _trunk(self, images: Tensor, taps: tuple[str, ...], last: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run conv 1 to ``last``; the pool after conv 13 is left to the caller."""
-        features, found = images, {}
-        for number in range(1, last + 1):
-            features = self.convs[number - 1](features)
-            if f"conv{number}" in taps:
-                found[f"conv{number}"] = features
-            features = self.dropouts[number - 1](features)
-            if number in self.pools and number < len(_CONVS):
-                features = self.pool(features)
-        return features, ordered(found, taps)
+    def stage_module(self, name: str) -> nn.Module:
+        """Return the convolution with its normalisation and ReLU."""
+        return self.convs[_number(name) - 1]
+
+    def leave(self, name: str, features: Tensor) -> Tensor:
+        """Drop out, then pool where the table says so; the pool after conv 13 is left to the query."""
+        features = self.dropouts[_number(name) - 1](features)
+        return self.pool(features) if _number(name) in self.pools and _number(name) < len(_CONVS) else features
 
 
 class PaperVGG(_VGG):
@@ -91,33 +84,22 @@ class PaperVGG(_VGG):
 
     Without a query conv 14, 15 and FC-1 are not run (nor is any conv behind the last tap); they hold a quarter of the
     parameters and are dead weight where no readout looks at the query.
-
-    Args:
-        taps: number of levels taken by default: 1 is conv13, 2 adds conv10, 3 adds conv7.
-
-    Raises:
-        ModelError: another number of levels.
     """
 
     name = "paper-vgg"
     least_size = 16
 
-    def __init__(self, taps: int = 3) -> None:
-        if taps not in LEVELS:
-            raise ModelError(f"The paper's VGG has 1, 2 or 3 levels of attention, not {taps}.")
+    default_taps = LEVELS[3]
+
+    def __init__(self) -> None:
         super().__init__(pools=(7, 10, 13))
-        self.default_taps = LEVELS[taps]
         self.added = nn.ModuleList(_conv(512, conv.out) for conv in _ADDED)
         self.added_dropouts = nn.ModuleList(QuickDropout(conv.dropout) for conv in _ADDED)
         self.to_query = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, self.query_channels))
         _initialise(self)
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
-        """Run the network; see :meth:`heedmap.backbones.base.Backbone.forward`."""
-        features, found = self._trunk(images, taps, len(_CONVS) if need_query else _deepest(taps))
-        return Trunk(found, self._query(features) if need_query else None, None)
-
-    def _query(self, features: Tensor) -> Tensor:
+    def global_feature(self, features: Tensor) -> Tensor:
+        """Return FC-1 (B, 512), behind conv 14 and 15."""
         for conv, dropout in zip(self.added, self.added_dropouts, strict=True):
             features = dropout(conv(self.pool(features)))
         query: Tensor = self.to_query(features.amax((2, 3)))
@@ -127,13 +109,9 @@ class PaperVGG(_VGG):
         """Parameters of conv 14, conv 15 and FC-1."""
         return [*self.added.parameters(), *self.to_query.parameters()]
 
-    def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
-        """Parameters of the convs behind the last tap, and of the query."""
-        return [*self.convs[_deepest(taps) :].parameters(), *self.query_parameters()]
-
 
 class PlainVGG(_VGG):
-    """The plain VGG: pools after conv 2, 4, 7, 10, 13 and its own classifier, whose answer is ``Trunk.logits``.
+    """The plain VGG: pools after conv 2, 4, 7, 10, 13 and its own classifier, whose output is ``Trunk.logits``.
 
     Args:
         num_classes: K.
@@ -151,15 +129,19 @@ class PlainVGG(_VGG):
         self.linear = nn.Linear(512, num_classes)
         _initialise(self)
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
+    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
         """Run the network; the query is the vector that the last linear layer reads."""
-        features, found = self._trunk(images, taps, len(_CONVS))
-        query = self.to_query(features.amax((2, 3)))
-        return Trunk(found, query if need_query else None, self.linear(query))
+        trunk = super().forward(images, taps, True, inside)
+        return Trunk(trunk.features, trunk.query if need_query else None, self.linear(trunk.query))
+
+    def global_feature(self, features: Tensor) -> Tensor:
+        """Return the vector (B, 512) before the last linear layer."""
+        query: Tensor = self.to_query(features.amax((2, 3)))
+        return query
 
 
-def _deepest(taps: tuple[str, ...]) -> int:
-    return max((int(tap.removeprefix("conv")) for tap in taps), default=0)
+def _number(name: str) -> int:
+    return int(name.removeprefix("conv"))
 
 
 def _conv(width: int, out: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Weights from a file into a network, every key accounted for, no pickle ever run."""
+"""Load weights from a file into a network; every key is checked, no pickle is run."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     taken off.
 
     Raises:
-        ModelError: no such file, another kind of file, a pickle of more than tensors, a damaged file, no tensors.
+        ModelError: no such file, another suffix, a pickle of more than tensors, a damaged file, no tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"No weights file {path}; give the path of a {', '.join(SUFFIXES)} file.")
     if path.suffix not in SUFFIXES:
-        raise ModelError(f"{path} is not a weights file heedmap reads; it takes {', '.join(SUFFIXES)}.")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    weights = {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    if not weights or len(weights) < len(found):
+        raise ModelError(f"{path} is not a weights file; give {', '.join(SUFFIXES)}.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights or len(weights) < len(content):
         raise ModelError(
             f"{path} is not a dictionary of tensors by name; save it with torch.save(net.state_dict(), ...)."
         )
@@ -44,12 +44,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: str | Path, *, dropped: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Load a weights file into a network; nothing keeps its random start unless the file is refused as a whole.
+    """Load a weights file into a network; all of them or none.
 
     Args:
         module: the network; its parameters and buffers are overwritten.
         path: see :func:`read_weights`.
-        dropped: names of submodules that were taken off the network, such as the classifier; what the file holds
+        dropped: names of submodules that were removed from the network, such as the classifier; what the file holds
             for them is left out.
 
     Returns:
@@ -60,25 +60,25 @@ def load_weights(module: nn.Module, path: str | Path, *, dropped: tuple[str, ...
     """
     weights = read_weights(path)
     left_out = tuple(key for key in weights if key.startswith(tuple(f"{name}." for name in dropped)))
-    kept = {key: value for key, value in weights.items() if key not in left_out}
+    fitting = {key: value for key, value in weights.items() if key not in left_out}
     own = module.state_dict()
     # Files from before PyTorch 0.4.1 have no such counters; nothing that a network computes depends on them.
-    for key in own.keys() - kept.keys():
+    for key in own.keys() - fitting.keys():
         if key.endswith("num_batches_tracked"):
-            kept[key] = own[key]
+            fitting[key] = own[key]
     complaints = (
-        _some("missing", sorted(own.keys() - kept.keys())),
-        _some("not known", sorted(kept.keys() - own.keys())),
+        _some("missing", sorted(own.keys() - fitting.keys())),
+        _some("not known", sorted(fitting.keys() - own.keys())),
         _some(
             "of another shape",
-            [_shapes(key, kept, own) for key in kept if key in own and kept[key].shape != own[key].shape],
+            [_shapes(key, fitting, own) for key in fitting if key in own and fitting[key].shape != own[key].shape],
         ),
     )
     if any(complaints):
         raise ModelError(
             f"{path} does not fit the network: {'; '.join(filter(None, complaints))}. Give the weights of this network."
         )
-    module.load_state_dict(kept)
+    module.load_state_dict(fitting)
     return left_out
 
 
@@ -89,33 +89,33 @@ def _read_safetensors(path: Path) -> dict[str, object]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as reason:
-        raise ModelError(f"{path} cannot be read as safetensors ({_line(reason)}); fetch it anew.") from reason
+        raise ModelError(f"{path} cannot be read as safetensors ({_line(reason)}); download it again.") from reason
 
 
 def _read_torch(path: Path) -> dict[str, object]:
     try:
         with warnings.catch_warnings():
-            # torch wonders aloud about pickles that it did not write; whether it can read them is told below.
+            # torch warns about pickles that it did not write; unreadable ones raise below.
             warnings.simplefilter("ignore", UserWarning)
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
         raise ModelError(
             f"{path} is a pickle that holds more than tensors, or is damaged; heedmap loads no pickles, since they can "
             "run any code. Save the tensors alone: torch.save(net.state_dict(), ...), or as .safetensors."
         ) from reason
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as reason:
-        raise ModelError(f"{path} cannot be read as PyTorch weights ({_line(reason)}); fetch it anew.") from reason
-    return _unnested(found)
+        raise ModelError(f"{path} cannot be read as PyTorch weights ({_line(reason)}); download it again.") from reason
+    return _unnested(content)
 
 
-def _unnested(found: object) -> dict[str, object]:
-    """The dictionary of weights, from inside a checkpoint where it is kept there; empty when there is none."""
-    if not isinstance(found, dict):
+def _unnested(content: object) -> dict[str, object]:
+    """The dictionary of weights, from inside a checkpoint where it is fitting there; empty when there is none."""
+    if not isinstance(content, dict):
         return {}
     for nest in NESTS:
-        if isinstance(found.get(nest), dict):
-            return dict(found[nest])
-    return dict(found)
+        if isinstance(content.get(nest), dict):
+            return dict(content[nest])
+    return dict(content)
 
 
 def _some(what: str, keys: list[str], most: int = 3) -> str:
@@ -125,8 +125,8 @@ def _some(what: str, keys: list[str], most: int = 3) -> str:
     return f"{len(keys)} {what} ({', '.join(keys[:most])}{', ...' if len(keys) > most else ''})"
 
 
-def _shapes(key: str, kept: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    return f"{key} {tuple(kept[key].shape)} instead of {tuple(own[key].shape)}"
+def _shapes(key: str, fitting: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    return f"{key} {tuple(fitting[key].shape)} instead of {tuple(own[key].shape)}"
 
 
 def _line(reason: BaseException) -> str:

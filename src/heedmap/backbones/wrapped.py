@@ -1,11 +1,11 @@
 """Any network as a backbone: a name from timm or torchvision, or a module of your own.
 
-The features are caught by forward hooks on the tapped submodules. heedmap keeps hooks off the training path
-otherwise; here they are the smaller evil. Tracing with torch.fx bakes the train/eval branch and the control flow of
-one run into the graph and fails on networks that decide as they go; taking the network apart and writing it anew
-changes its state dict, so that its weights no longer load. The hooks are registered once, stay in the network under
-DistributedDataParallel, ``copy.deepcopy`` and ``torch.export``, and do nothing except during a forward pass of the
-backbone that owns them; what they caught is handed over and forgotten at its end, also when it raises.
+Forward hooks on the tapped submodules catch the features, or replace them where a gate sits inside. Tracing with
+torch.fx bakes the train/eval branch and the control flow of one run into the graph and fails on networks with dynamic
+control flow; rebuilding the network changes its state dict, so that its weights no longer load. The hooks are
+registered once, stay in the network under DistributedDataParallel, ``copy.deepcopy`` and ``torch.export``, and do
+nothing except during a forward pass of the backbone that owns them; what they caught is forgotten at its end, also when
+it raises.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heedmap.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Trunk
+from heedmap.backbones.base import IMAGENET, NOTHING, Backbone, Inside, Normalization, Trunk
 from heedmap.backbones.inspection import choose_taps, survey
-from heedmap.backbones.registry import find_model, habits, list_library_models, make_network
+from heedmap.backbones.registry import find_model, list_library_models, make_network, pretrained_settings
 from heedmap.backbones.weights import load_weights
 from heedmap.errors import ModelError, nearest
 from heedmap.modules import at_rest, made_up_image
@@ -27,14 +27,15 @@ __all__ = ["WrappedBackbone", "build_wrapped", "list_library_models"]
 
 
 class _Catch:
-    """What one forward pass is to catch, and has caught. Both are empty outside of it."""
+    """What one forward pass has to catch and to change, and has caught. All are empty outside of it."""
 
     def __init__(self) -> None:
-        self.wanted: frozenset[str] = frozenset()
-        self.caught: dict[str, Tensor] = {}
+        self.clear()
 
     def clear(self) -> None:
-        self.wanted, self.caught = frozenset(), {}
+        self.requested: frozenset[str] = frozenset()
+        self.inside: Inside = NOTHING
+        self.caught: dict[str, Tensor] = {}
 
 
 class _HookOutput:
@@ -48,13 +49,17 @@ class _HookOutput:
     def __init__(self, name: str, catch: _Catch) -> None:
         self.name, self.catch = name, catch
 
-    def __call__(self, _module: nn.Module, _given: tuple[Any, ...], output: Tensor) -> None:
-        if self.name in self.catch.wanted:
+    def __call__(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        changed = None
+        if self.name in self.catch.inside and _is_spatial(output):
+            output = changed = self.catch.inside[self.name](output)
+        if self.name in self.catch.requested:
             self.catch.caught[self.name] = output
+        return changed
 
 
 class WrappedBackbone(Backbone):
-    """Wraps a network so that it answers like any backbone.
+    """A network as a backbone.
 
     ``net`` is the network itself, so the state dict has its keys behind the one prefix ``net.``. It is taken over,
     not copied: without ``keep_head`` its classifier is replaced by an identity; pass ``copy.deepcopy(net)`` to keep
@@ -62,13 +67,13 @@ class WrappedBackbone(Backbone):
     DistributedDataParallel demands.
 
     A tap sees the tensor that the module returned, as the rest of the network sees it: where the next step works in
-    place (an in-place ReLU after a tapped normalisation), after that step. The whole network runs whatever is asked
-    for; layers behind the last tap are not skipped when no query is needed.
+    place (an in-place ReLU after a tapped normalisation), after that step. The whole network always runs; layers behind
+    the last tap are not skipped when no query is needed.
 
     Attributes:
         net: the network.
-        found: what probing found out about it.
-        dropped: names of the submodules that were taken off (relative to ``net``).
+        survey: what probing found out about it.
+        dropped: names of the submodules that were removed (relative to ``net``).
         logit_channels: K of the kept head, or None without one.
         left_out: keys of the weights file that belonged to what was dropped; filled by :func:`build_wrapped`.
     """
@@ -79,21 +84,19 @@ class WrappedBackbone(Backbone):
         taps: Sequence[str] | None = None,
         *,
         keep_head: bool,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        normalization: Normalization = IMAGENET,
         name: str | None = None,
         probe_size: int | None = None,
         image_size: int | None = None,
     ) -> None:
-        """Probe the network and hang the hooks.
+        """Probe the network and register the hooks.
 
         Args:
             module: any network that takes (B, 3, H, W) and, with ``keep_head``, returns (B, K) logits or an object
                 with such ``.logits``.
             taps: names of submodules to tap; None chooses by :func:`~heedmap.backbones.inspection.choose_taps`.
-            keep_head: whether :attr:`Trunk.logits` is the network's own answer.
-            mean: per channel of RGB in [0, 1], that the network was trained with.
-            std: as ``mean``.
+            keep_head: whether :attr:`Trunk.logits` is the network's own output.
+            normalization: that the network was trained with.
             name: how messages call it; None is the class name.
             probe_size: image side to probe with; None tries 224, then other usual ones, then ``image_size``.
             image_size: side of the images to come, for which taps are chosen; None is the probe's.
@@ -103,12 +106,12 @@ class WrappedBackbone(Backbone):
         """
         super().__init__()
         self.name = name or type(module).__name__
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.normalization = normalization
         self.net = module
         self.keep_head = keep_head
-        self.found = survey(module, self.name, probe_size, image_size=image_size)
-        self.fixed_size, self.least_size = self.found.fixed_size, self.found.least_size
-        self.stages = tuple(place.stage for place in self.found.places)
+        self.survey = survey(module, self.name, probe_size, image_size=image_size)
+        self.fixed_size, self.least_size = self.survey.fixed_size, self.survey.least_size
+        self.stages = tuple(module.stage for module in self.survey.modules)
         self.query_channels = self.stages[-1].channels
         self.logit_channels = self._logit_channels() if keep_head else None
         self.left_out: tuple[str, ...] = ()
@@ -117,30 +120,38 @@ class WrappedBackbone(Backbone):
             self.check_taps(taps)
         self.default_taps = tuple(taps) if taps is not None else self._chosen(image_size)
         self._catch = _Catch()
-        self._heard: frozenset[str] = frozenset()
-        self._listen((*self.default_taps, self.stages[-1].name))
-        self._drop_what_is_not_needed()
+        self._hooked: frozenset[str] = frozenset()
+        self._hook((*self.default_taps, self.stages[-1].name))
+        self._drop_unneeded()
 
-    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool) -> Trunk:
+    def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
         """Run the whole network on normalised images (B, 3, H, W); see :meth:`Backbone.forward`.
 
         Raises:
-            ModelError: a tapped module did not run, or did not return (B, C, H, W), in this pass.
+            ModelError: a tapped or gated module did not run, or did not return (B, C, H, W), in this pass.
         """
         last = self.stages[-1].name
-        wanted = (*taps, last) if need_query else taps
-        if not self._heard.issuperset(wanted):
-            self.check_taps(tuple(dict.fromkeys(wanted)))  # the query's stage may be a tap as well
-            self._listen(wanted)
+        requested = (*taps, *inside, last) if need_query else (*taps, *inside)
+        if not self._hooked.issuperset(requested):
+            self.check_taps(tuple(dict.fromkeys(requested)))  # the query's stage may be a tap as well
+            self._hook(requested)
         try:
-            self._catch.wanted = frozenset(wanted)
-            answer = self.net(images)
+            self._catch.requested, self._catch.inside = frozenset(requested), inside
+            output = self.net(images)
             caught = self._catch.caught
         finally:
             self._catch.clear()
-        self._check_caught(caught, wanted)
+        for name in requested:
+            if name not in caught:
+                raise ModelError(f"Module {name!r} of {self.name} did not run in this pass; tap another one.")
+            if not _is_spatial(caught[name]):
+                raise ModelError(f"Module {name!r} of {self.name} returned no (B, C, H, W); tap another one.")
         query = caught[last].mean(dim=(2, 3)) if need_query else None
-        return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(answer) if self.keep_head else None)
+        return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(output) if self.keep_head else None)
+
+    def is_read(self, stage: str, taps: tuple[str, ...]) -> bool:
+        """See :meth:`Backbone.is_read`; a kept head reads all of the network."""
+        return self.keep_head or super().is_read(stage, taps)
 
     def query_parameters(self) -> list[nn.Parameter]:
         """Parameters that the query needs and neither the default taps nor a kept head; found by a backward pass."""
@@ -158,7 +169,7 @@ class WrappedBackbone(Backbone):
         Raises:
             ModelError: no stage has that many.
         """
-        taps = choose_taps(self.found, image_size)
+        taps = choose_taps(self.survey, image_size)
         if not taps:
             raise ModelError(
                 f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
@@ -191,58 +202,45 @@ class WrappedBackbone(Backbone):
 
     def _chosen(self, image_size: int | None) -> tuple[str, ...]:
         # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.
-        if self.found.places[-1].depth < 0.5:
+        if self.survey.modules[-1].depth < 0.5:
             raise ModelError(
                 f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
                 "which cannot be tapped; take a CNN, or name the taps to tap it there all the same."
             )
-        return self.taps_for(image_size or self.found.size)
+        return self.taps_for(image_size or self.survey.size)
 
-    def _listen(self, names: Sequence[str]) -> None:
-        for name in dict.fromkeys(names):
-            if name not in self._heard:
-                self.net.get_submodule(name).register_forward_hook(_HookOutput(name, self._catch))
-        self._heard = self._heard.union(names)
-
-    def _check_caught(self, caught: dict[str, Tensor], wanted: Sequence[str]) -> None:
-        for name in wanted:
-            if name not in caught:
-                raise ModelError(
-                    f"The tapped module {name!r} of {self.name} did not run in this pass; tap another one."
-                )
-            if not isinstance(caught[name], Tensor) or caught[name].dim() != 4:
-                raise ModelError(
-                    f"The tapped module {name!r} of {self.name} returned no (B, C, H, W); tap another one."
-                )
+    def _hook(self, names: Sequence[str]) -> None:
+        for name in set(names) - self._hooked:
+            self.net.get_submodule(name).register_forward_hook(_HookOutput(name, self._catch))
+        self._hooked = self._hooked.union(names)
 
     def _logit_channels(self) -> int:
         with at_rest(self.net), torch.no_grad():
-            answer = self._logits(self.net(made_up_image(self.net, self.found.size)))
-        return answer.shape[1]
+            logits = self._logits(self.net(made_up_image(self.net, self.survey.size)))
+        return logits.shape[1]
 
-    def _logits(self, answer: object) -> Tensor:
+    def _logits(self, output: object) -> Tensor:
         # In training torchvision's Inception and GoogLeNet return the logits beside those of their auxiliary heads.
-        logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
             raise ModelError(
-                f"{self.name} returns {shape}, not logits (B, K), so there is no answer to keep; wrap it so that it "
-                "returns logits (B, K)."
+                f"{self.name} returns {shape}, so it has no logits to keep; wrap it so that it returns logits (B, K)."
             )
         return logits
 
     def _reached(self, taps: tuple[str, ...], *, need_query: bool) -> list[nn.Parameter]:
-        """The parameters that get a gradient from the taps, the query if asked for, and the kept head's logits."""
+        """The parameters that get a gradient from the taps, the query if requested, and the kept head's logits."""
         weights = [p for p in self.net.parameters() if p.is_floating_point()]
         flags = [p.requires_grad for p in weights]
         try:
             with at_rest(self.net), torch.enable_grad():
                 for weight in weights:
-                    weight.requires_grad_(True)  # also for the frozen ones it must be known whether they matter
+                    weight.requires_grad_(True)  # whether frozen ones matter must be known too
                 trunk = self(made_up_image(self.net, self.least_size), taps, need_query)
                 outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
                 total = sum((out.float().sum() for out in outputs), torch.zeros(()))
-                slopes = (
+                gradients = (
                     torch.autograd.grad(total, weights, allow_unused=True)
                     if total.requires_grad
                     else [None] * len(weights)
@@ -250,10 +248,10 @@ class WrappedBackbone(Backbone):
         finally:
             for weight, flag in zip(weights, flags, strict=True):
                 weight.requires_grad_(flag)
-        return [weight for weight, slope in zip(weights, slopes, strict=True) if slope is not None]
+        return [weight for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 
-    def _drop_what_is_not_needed(self) -> None:
-        """Replace modules of which nothing depends by identities, and freeze what cannot be taken off so."""
+    def _drop_unneeded(self) -> None:
+        """Replace modules on which nothing depends by identities, and freeze what cannot be removed so."""
         needed = {id(weight) for weight in self._reached(self.default_taps, need_query=True)}
         if not self.keep_head:
             # From the end backwards: a layer can only be an identity when the one after it no longer minds the width.
@@ -280,24 +278,30 @@ class WrappedBackbone(Backbone):
         return names
 
     def _drop(self, name: str) -> None:
-        """Replace a module by an identity, unless the network then fails or sees something else."""
+        """Replace a module by an identity, unless the network then fails or its features change."""
         above, _, own = name.rpartition(".")
-        parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._sight()
+        parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._features()
         setattr(parent, own, nn.Identity())
         try:
-            same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self._sight(), before, strict=True))
-        except Exception:  # the network's own code, which may count on the classifier being what it was
+            same = all(
+                torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self._features(), before, strict=True)
+            )
+        except Exception:  # the network's own code, which may depend on the classifier
             same = False
         if same:
             self.dropped += (name,)
         else:
             setattr(parent, own, part)
 
-    def _sight(self) -> list[Tensor]:
-        """The features and the query on the made-up image."""
+    def _features(self) -> list[Tensor]:
+        """The features and the query on the dummy image."""
         with at_rest(self.net), torch.no_grad():
             trunk = self(made_up_image(self.net, self.least_size), self.default_taps, need_query=True)
         return [*trunk.features.values(), *([] if trunk.query is None else [trunk.query])]
+
+
+def _is_spatial(output: object) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 4
 
 
 def build_wrapped(
@@ -313,7 +317,7 @@ def build_wrapped(
 
     Args:
         name: ``resnet18`` is timm's if timm knows the name, else torchvision's; ``timm/resnet18`` and
-            ``torchvision/squeezenet1_0`` say which. The backbone's ``name`` has the library in front, to be recorded.
+            ``torchvision/squeezenet1_0`` are explicit. The backbone's ``name`` has the library in front.
         pretrained: None for random weights; ``hub`` for the library's own; else a ``.safetensors``, ``.pt`` or
             ``.pth`` file with the network's keys.
         taps: see :class:`WrappedBackbone`.
@@ -323,21 +327,21 @@ def build_wrapped(
         image_size: see :class:`WrappedBackbone`.
 
     Raises:
-        ModelError: unknown name; a library is missing or broken; the weights cannot be had, or do not fit. Nothing
-            ever falls back to random weights.
+        ModelError: unknown name; a library is missing or broken; the weights cannot be loaded, or do not fit. It
+            never falls back to random weights.
     """
     library, model = find_model(name)
     full = f"{library}/{model}"
     net = make_network(library, model, hub=pretrained == "hub", num_classes=num_classes if keep_head else None)
-    mean, std, size = habits(net)
+    normalization, size = pretrained_settings(net)
     backbone = WrappedBackbone(
-        net, taps, keep_head=keep_head, mean=mean, std=std, name=full, probe_size=size, image_size=image_size
+        net, taps, keep_head=keep_head, normalization=normalization, name=full, probe_size=size, image_size=image_size
     )
     if pretrained not in (None, "hub"):
         backbone.left_out = load_weights(backbone.net, pretrained, dropped=backbone.dropped)
     if keep_head and num_classes not in (None, backbone.logit_channels):
         raise ModelError(
-            f"The head of {full} tells {backbone.logit_channels} classes apart, not {num_classes}; "
+            f"The head of {full} has {backbone.logit_channels} classes, not {num_classes}; "
             "take another head than 'residual', which keeps it, or give weights made for these classes."
         )
     return backbone

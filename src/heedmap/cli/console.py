@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,8 +61,9 @@ class Shown:
     def epoch(self, report: EpochReport) -> None:
         """Print what the epoch came to."""
         evaluated = ""
-        if not math.isnan(report.validation_accuracy):
-            evaluated = f"  validation {report.validation_accuracy:.2%} (loss {report.validation_loss:.3f})"
+        if report.validation:
+            named = ", ".join(f"{name} {value:.4f}" for name, value in report.validation.items())
+            evaluated = f"  validation {named}"
         best = "  [green]best[/]" if report.is_best and evaluated else ""
         self._bar.console.print(
             f"epoch {report.epoch:>3}/{report.epochs}  loss {report.train_loss:.3f}{evaluated}  "

@@ -1,1 +1,1 @@
-"""Heads: from what attention read to the answer."""
+"""Heads: from what attention read to logits."""

@@ -64,7 +64,7 @@ class ConcatHead(ReadoutHead):
 
 
 class IndepHead(ReadoutHead):
-    """Indep: one linear layer a tap, and the mean of their class probabilities.
+    """Indep: one linear layer per tap, and the mean of their class probabilities.
 
     The sources read "indep" in three ways: the mean probability (the paper's text), the sum of log-probabilities, the
     sum of logits (the published code, at two and three levels). This is the first. The logits returned are the log of
@@ -82,8 +82,8 @@ class IndepHead(ReadoutHead):
         """Map tap name -> (B, C) to log-probabilities (B, K), at least float32."""
         logits = [linear(vector) for linear, vector in zip(self.linears, self.normalised(readouts), strict=True)]
         precise = torch.promote_types(logits[0].dtype, torch.float32)
-        each = torch.stack(logits).to(precise).log_softmax(2)
-        return each.logsumexp(0) - math.log(len(logits))
+        by_tap = torch.stack(logits).to(precise).log_softmax(2)
+        return by_tap.logsumexp(0) - math.log(len(logits))
 
 
 class ResidualHead(ReadoutHead):
@@ -113,3 +113,10 @@ def _norm(channels: int, normalise: str, dropout: float) -> nn.Module:
     if normalise == "batch-norm":
         return nn.BatchNorm1d(channels)
     return nn.Sequential(nn.BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))
+
+
+HEADS: dict[str, type[ConcatHead] | type[IndepHead] | type[ResidualHead]] = {
+    "concat": ConcatHead,
+    "indep": IndepHead,
+    "residual": ResidualHead,
+}

@@ -1,19 +1,23 @@
-"""What a classifier is made of: all that is needed to make it again before its weights are loaded."""
+"""The description from which a classifier is rebuilt before its weights are loaded."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from heedmap.errors import ModelError
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a classifier is made of; all that is needed to make it again before its weights are loaded.
+    """The description from which a classifier is rebuilt before its weights are loaded.
 
     Attributes:
         model: ``compact``, ``whitened``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
         attention, attention_weights, head, taps, combine: as in :class:`heedmap.config.TrainOptions`.
         image_size: side in pixels.
-        classes: class names.
+        classes: class names; see :func:`class_names`.
     """
 
     model: str
@@ -24,3 +28,21 @@ class Architecture:
     image_size: int
     classes: tuple[str, ...]
     combine: str = "root"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", class_names(self.classes))
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names as a tuple.
+
+    Raises:
+        ModelError: a single text in place of names, or a name that comes twice.
+    """
+    if isinstance(classes, str):
+        raise ModelError(f"classes is the text {classes!r}; give the names one by one, such as ('cat', 'dog').")
+    names = tuple(classes)
+    if len(set(names)) < len(names):
+        (twice, _), *_ = Counter(names).most_common(1)
+        raise ModelError(f"Class {twice!r} is named twice; give each class a name of its own.")
+    return names

@@ -1,118 +1,139 @@
-"""The classifier: normalisation, backbone, attention at the taps, head; its forward is a loop that can be read.
+"""The classifier: normalisation, backbone with gates inside, readouts at the taps, head.
 
 Images enter as RGB in [0, 1] and the normalisation is part of the model, so an attack is in pixel units, an exported
-model is complete, and no map depends on a line of preprocessing that somebody forgot.
+model is complete, and no map depends on a forgotten line of preprocessing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heedmap.attention import FeatureAttention, Readout, attention_kind
-from heedmap.backbones.base import Backbone
-from heedmap.errors import ModelError, nearest
+from heedmap.attention import Gate, Readout
+from heedmap.attention.base import checked_choice
+from heedmap.backbones.base import Backbone, Trunk
+from heedmap.errors import ModelError
 from heedmap.heads.classification import ReadoutHead, ResidualHead
-from heedmap.models.architecture import Architecture
-from heedmap.types import AttentionMap, Output
+from heedmap.models.architecture import Architecture, class_names
+from heedmap.types import AttentionMap, Axis, MapBatch, Output
 
 COMBINE = ("root", "learned")
+CHANNELS = Axis("channel")
 
 
 class AttentionClassifier(nn.Module):
     """A backbone whose taps are read by attention, and a head that makes logits of what was read.
 
+    The forward pass is the loop over stages of :meth:`heedmap.backbones.base.Backbone.forward`, with the gates inside,
+    then the loop over taps of :meth:`forward`.
+
     Args:
         backbone: see :class:`heedmap.backbones.base.Backbone`.
-        attentions: tap name -> readout or gate, in the order of the head's input.
+        attentions: tap name -> readout, in the order of the head's input.
         head: maps tap name -> (B, C) to logits; a :class:`ResidualHead` also takes the backbone's own logits.
         classes: class names.
         image_size: side in pixels of the images it was made for.
-        attention_name: key of :data:`heedmap.attention.ATTENTIONS`, for legends.
-        attention_weights: ``softmax`` or ``sigmoid``, for legends.
         combine: ``root`` or ``learned``: whether each tap counts alike in the combined map, or as much as is learned.
+        gates: stage name -> gate that changes the stage's features for the tap there and all later stages.
 
     Raises:
-        ModelError: a tap that the backbone does not have, images too small for it, a class named twice, or a learned
-            combination of one tap.
+        ModelError: a tap or gate at no stage of the backbone, a gate behind all that is read, images too small for the
+            backbone, a class named twice, or a learned combination of one tap.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        attentions: Mapping[str, Readout | FeatureAttention],
+        attentions: Mapping[str, Readout],
         head: ReadoutHead,
         *,
         classes: Sequence[str],
         image_size: int,
-        attention_name: str,
-        attention_weights: str,
         combine: str = "root",
+        gates: Mapping[str, Gate] | None = None,
     ) -> None:
         super().__init__()
+        gates = gates or {}
         backbone.check_taps(tuple(attentions))
+        backbone.check_taps(tuple(gates))
         backbone.check_size(image_size, image_size)
         self.backbone, self.head = backbone, head
-        self.taps = tuple(attentions)
-        self.attentions = nn.ModuleList(attentions.values())  # a list: no module's name may hold the dot of "layer4.1"
-        self.classes = checked_classes(classes)
-        self.image_size = image_size
-        self.attention_name, self.attention_weights = attention_name, attention_weights
-        self.tap_scores = _tap_scores(combine, self.taps)
-        self.architecture: Architecture | None = None  # where there is a description that makes it again
-        self.uses_query = any(attention.uses_query for attention in attentions.values())
+        self.taps, self.gate_places = tuple(attentions), tuple(gates)
+        # Lists, since no module's name may hold the dot of "layer4.1".
+        self.attentions, self.gates = nn.ModuleList(attentions.values()), nn.ModuleList(gates.values())
+        self.classes, self.image_size = class_names(classes), image_size
+        first = attentions[self.taps[0]]
+        self.attention_name, self.attention_weights = first.name, first.weights
+        self.architecture: Architecture | None = None  # of a classifier that can be rebuilt from it
+        self.uses_query = any(readout.uses_query for readout in attentions.values())
+        unread = [place for place in gates if not (self.uses_query or backbone.is_read(place, self.taps))]
+        if unread:  # its weights would get no gradient
+            raise ModelError(f"Nothing reads what the gate at {unread[0]!r} changes; tap that stage or a later one.")
         # Crops for training are smaller than the images evaluated, unless the network is bound to one size.
-        self.takes_any_size = backbone.fixed_size is None and attention_name != "feature-dense"
-        self.is_gate = attention_kind(attention_name).is_gate
+        self.takes_any_size = backbone.fixed_size is None and all(a.takes_any_size for a in attentions.values())
+        self.tap_scores: nn.Parameter | None = None
+        if checked_choice("combine", combine, COMBINE) == "learned":
+            if len(self.taps) < 2:
+                raise ModelError(
+                    f"combine 'learned' needs several taps; there is {self.taps[0]} alone. Name more taps."
+                )
+            self.tap_scores = nn.Parameter(torch.zeros(len(self.taps)))
+        mean, std = (torch.tensor(values)[:, None, None] for values in backbone.normalization)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         if not self.uses_query:  # weights that can never get a gradient would stop distributed training
             for parameter in backbone.unread_parameters(self.taps):
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor, query: Tensor | None = None) -> Output:
-        """Classify images and give the attention that was used.
+        """Classify images and return the attention that was used.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
             query: (B, D) or (1, D) from :meth:`query`, to attend with another image's global feature; None takes
                 each image's own.
-
-        Returns:
-            See :class:`heedmap.types.Output`. For a gate, ``attention`` holds its mean over channels.
         """
         needs_own = self.uses_query and query is None
-        trunk = self.backbone(self._normalised(images), self.taps, needs_own)
+        trunk, gates = self._trunk(images, needs_own)
         query = trunk.query if needs_own else query
         vectors: dict[str, Tensor] = {}
         maps: dict[str, Tensor] = {}
-        merged: dict[str, Tensor] = {}
-        for tap, attention in zip(self.taps, self.attentions, strict=True):
-            features = trunk.features[tap]
-            attended, weights = attention(features, query)
-            if self.is_gate:
-                merged = {
-                    "before": features.amax(1, keepdim=True).float(),
-                    "after": attended.amax(1, keepdim=True).float(),
-                }
-                attended, weights = attended.mean(dim=(2, 3)), weights.mean(1, keepdim=True)
+        shown: dict[str, Tensor] = {}
+        for tap, readout in zip(self.taps, self.attentions, strict=True):
+            vector, maps[tap], more = readout(trunk.features[tap], query)
             # The readouts are float32 at least; a head whose weights are bfloat16 takes nothing else.
-            vectors[tap], maps[tap] = attended.to(self.mean.dtype), weights
+            vectors[tap] = vector.to(self.mean.dtype)
+            shown |= more
         logits = self.head(vectors, trunk.logits) if isinstance(self.head, ResidualHead) else self.head(vectors)
-        return Output(logits.to(maps[self.taps[0]].dtype), maps, merged, self.shares())
+        return Output(logits.to(maps[self.taps[0]].dtype), maps, shown, self.shares(), gates)
+
+    def _trunk(self, images: Tensor, need_query: bool) -> tuple[Trunk, dict[str, MapBatch]]:
+        """Run the backbone with the gates inside; return its output and the gates' maps."""
+        maps: dict[str, MapBatch] = {}
+
+        def inside(place: str, gate: nn.Module) -> Callable[[Tensor], Tensor]:
+            def gated(features: Tensor) -> Tensor:
+                changed, factor, _ = gate(features)
+                maps[place] = MapBatch(factor, "gate", CHANNELS if factor.shape[1] > 1 else None)
+                return changed
+
+            return gated
+
+        changes = {place: inside(place, gate) for place, gate in zip(self.gate_places, self.gates, strict=True)}
+        trunk: Trunk = self.backbone(self._normalised(images), self.taps, need_query, changes)
+        return trunk, maps
 
     def shares(self) -> Tensor | None:
         """(T,) how much each tap counts in the combined map, where that was learned, else None."""
         return None if self.tap_scores is None else self.tap_scores.softmax(0)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        if not images.is_floating_point():  # bytes from 0 to 255 would be answered, with certainty, and wrongly
+        if not images.is_floating_point():  # bytes from 0 to 255 would be classified, confidently and wrongly
             raise ModelError(f"Images of type {images.dtype} are not in [0, 1]; divide bytes by 255.")
         # In the more precise of the two types: steps of 1/255 are lost in bfloat16 before the mean is taken off. One
         # operation in place of two: with a pixel's channels side by side each of them is slow, 1 % of a training step.
@@ -120,34 +141,9 @@ class AttentionClassifier(nn.Module):
 
     def query(self, images: Tensor) -> Tensor:
         """Return the global features (B, D) of images (B, 3, H, W) in [0, 1], to attend to other images with."""
-        found = self.backbone(self._normalised(images), self.taps, True).query
-        assert found is not None  # asked for
-        return found
-
-
-def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names.
-
-    Raises:
-        ModelError: a single text in place of names, or a name that comes twice.
-    """
-    if isinstance(classes, str):
-        raise ModelError(f"classes is the text {classes!r}; give the names one by one, such as ('cat', 'dog').")
-    names = tuple(classes)
-    if len(set(names)) < len(names):
-        (twice, _), *_ = Counter(names).most_common(1)
-        raise ModelError(f"Class {twice!r} is named twice; give each class a name of its own.")
-    return names
-
-
-def _tap_scores(combine: str, taps: tuple[str, ...]) -> nn.Parameter | None:
-    if combine not in COMBINE:
-        raise ModelError(f"Unknown combine {combine!r}; it can be {', '.join(COMBINE)}.{nearest(combine, COMBINE)}")
-    if combine == "root":
-        return None
-    if len(taps) < 2:
-        raise ModelError(f"combine 'learned' joins the maps of several taps; there is {taps[0]} alone. Name more taps.")
-    return nn.Parameter(torch.zeros(len(taps)))
+        trunk, _ = self._trunk(images, True)
+        assert trunk.query is not None  # requested
+        return trunk.query
 
 
 def combined_map(attention: dict[str, Tensor], shares: Tensor | None = None) -> Tensor:
@@ -165,15 +161,15 @@ def combined_map(attention: dict[str, Tensor], shares: Tensor | None = None) -> 
     """
     finest = max((values.shape[-2:] for values in attention.values()), key=lambda size: size[0] * size[1])
     total = torch.zeros((), device=next(iter(attention.values())).device)
-    for place, values in enumerate(attention.values()):
+    for index, values in enumerate(attention.values()):
         resized = values if values.shape[-2:] == finest else F.interpolate(values, finest, mode="bilinear")
         logs = resized.clamp_min(torch.finfo(resized.dtype).tiny).log()
-        total = total + (logs if shares is None else logs * (shares[place] * len(attention)))
+        total = total + (logs if shares is None else logs * (shares[index] * len(attention)))
     return (total / len(attention)).exp()
 
 
 def attention_maps(classifier: AttentionClassifier, output: Output, row: int) -> dict[str, AttentionMap]:
-    """Return the maps of one image of a batch: each tap's, then ``combined`` where there are several taps.
+    """Return the readouts' maps of one image of a batch: each tap's, then ``combined`` of several.
 
     The scale of softmax weights runs from 0 to the map's largest value, that of sigmoid weights from 0 to 1.
     """
@@ -186,3 +182,14 @@ def attention_maps(classifier: AttentionClassifier, output: Output, row: int) ->
         tap: 1.0 if classifier.attention_weights == "sigmoid" else float(grid.max()) for tap, grid in values.items()
     }
     return {tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, tops[tap]) for tap, grid in values.items()}
+
+
+def further_maps(output: Output, row: int) -> dict[str, AttentionMap]:
+    """Return the maps of :attr:`Output.maps` of one image of a batch, such as those of gates, by name."""
+    found = {}
+    for name, (batch, kind, axis) in output.maps.items():
+        values = batch[row].detach().float().cpu()
+        values = values[0] if axis is None else values
+        low, high = min(0.0, float(values.min())), float(values.max())
+        found[name] = AttentionMap(values, name, kind, low, high, kind=kind, axis=axis)
+    return found

@@ -1,40 +1,16 @@
-"""The networks of "Learn To Pay Attention" put together from their rooms: a trunk, a readout a tap, and a head."""
+"""The networks of "Learn To Pay Attention" by their names in the paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from torch import nn
-
-from heedmap.attention.readouts import CompatibilityReadout, MeanReadout, Readout
-from heedmap.backbones.base import Backbone
 from heedmap.backbones.resnet import PaperResNet
-from heedmap.backbones.vgg import PaperVGG
-from heedmap.errors import ModelError, nearest
-from heedmap.heads.classification import ConcatHead, IndepHead
-
-HEADS: dict[str, type[ConcatHead] | type[IndepHead]] = {"concat": ConcatHead, "indep": IndepHead}
-
-
-@dataclass(frozen=True)
-class PaperPieces:
-    """The parts of an attention network, for the classifier to join.
-
-    Attributes:
-        backbone: the trunk.
-        readouts: tap name -> readout, in order.
-        head: from the readouts' vectors to logits.
-    """
-
-    backbone: Backbone
-    readouts: dict[str, Readout]
-    head: ConcatHead | IndepHead
-
-    def parameter_count(self) -> int:
-        """All parameters of the three parts, dead and frozen ones included, as the published counts have them."""
-        parts: list[nn.Module] = [self.backbone, *self.readouts.values(), self.head]
-        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+from heedmap.backbones.vgg import LEVELS, PaperVGG
+from heedmap.errors import ModelError
+from heedmap.models.architecture import Architecture
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.factory import PAPER_FORMS, assemble
 
 
 def paper_vgg_att(
@@ -44,14 +20,14 @@ def paper_vgg_att(
     weights: str = "softmax",
     head: str = "concat",
     project: str = "query",
-) -> PaperPieces:
+) -> AttentionClassifier:
     """Return (VGG-att)-, (VGG-att2)- or (VGG-att3)-{concat, indep}-{dp, pc} of the paper.
 
     Args:
-        num_classes: K.
+        num_classes: K; the classes are named by their numbers.
         taps: levels of attention, 1 to 3; or the names of any of the thirteen convs.
-        score: ``parametrised`` (pc), ``dot`` (dp); not in the paper are ``additive`` and ``none``, the matched control,
-            which averages each tap.
+        score: ``parametrised`` (pc), ``dot`` (dp); not in the paper are ``additive`` and ``none``, which averages each
+            tap.
         weights: ``softmax``, as in the paper, or ``sigmoid``.
         head: ``concat`` or ``indep``.
         project: at the one level whose size differs from the query's (conv7), bring the ``query`` down as the published
@@ -60,9 +36,11 @@ def paper_vgg_att(
     Raises:
         ModelError: an unknown word or number of taps.
     """
-    backbone = PaperVGG(taps) if isinstance(taps, int) else PaperVGG()
-    names = backbone.default_taps if isinstance(taps, int) else tuple(taps)
-    return _pieces(backbone, names, num_classes, score, weights, head, project, dropout=0.5)
+    if isinstance(taps, int) and taps not in LEVELS:
+        raise ModelError(f"The paper's VGG has 1, 2 or 3 levels of attention, not {taps}.")
+    names = LEVELS[taps] if isinstance(taps, int) else tuple(taps)
+    architecture = Architecture("paper-vgg", score, weights, head, names, 32, _numbers(num_classes))
+    return assemble(PaperVGG(), architecture, replace(PAPER_FORMS["paper-vgg"], project=project))
 
 
 def paper_resnet_att(
@@ -73,43 +51,21 @@ def paper_resnet_att(
     weights: str = "softmax",
     head: str = "concat",
     project: str = "query",
-) -> PaperPieces:
+) -> AttentionClassifier:
     """Return RN-att2 of the paper: taps after stages 2 and 3, dropout 0.3 before the head.
 
     Args:
         num_classes: K; the published code has 100 written in.
         depth: 9 n + 2 layers; the paper has 164.
         taps: names among ``stage1``, ``stage2``, ``stage3``.
-        score: as in :func:`paper_vgg_att`, and so are the rest.
-        weights: ``softmax`` or ``sigmoid``.
-        head: ``concat`` or ``indep``.
-        project: ``query`` or ``features``; stage2 is the level whose size differs.
+        score, weights, head, project: as in :func:`paper_vgg_att`; stage2 is the level whose size differs.
 
     Raises:
         ModelError: an unknown word or depth.
     """
-    return _pieces(PaperResNet(depth), tuple(taps), num_classes, score, weights, head, project, dropout=0.3)
+    architecture = Architecture("paper-resnet", score, weights, head, tuple(taps), 32, _numbers(num_classes))
+    return assemble(PaperResNet(depth), architecture, replace(PAPER_FORMS["paper-resnet"], project=project))
 
 
-def _pieces(
-    backbone: Backbone,
-    taps: tuple[str, ...],
-    num_classes: int,
-    score: str,
-    weights: str,
-    head: str,
-    project: str,
-    dropout: float,
-) -> PaperPieces:
-    backbone.check_taps(taps)
-    if head not in HEADS:
-        raise ModelError(f"Unknown head {head!r}; it can be {', '.join(HEADS)}.{nearest(head, HEADS)}")
-    readouts: dict[str, Readout] = {}
-    for tap in taps:
-        channels = backbone.stage(tap).channels
-        if score == "none":
-            readouts[tap] = MeanReadout(channels)
-        else:
-            readouts[tap] = CompatibilityReadout(channels, backbone.query_channels, score, weights, project, paper=True)
-    widths = {tap: readout.channels for tap, readout in readouts.items()}
-    return PaperPieces(backbone, readouts, HEADS[head](widths, num_classes, "paper", dropout))
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))

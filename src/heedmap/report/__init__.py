@@ -205,8 +205,8 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
     """The curves that have something to show: title, sentence, names for the key, SVG."""
     epochs, kept = data.epochs, _best_epoch(data.epochs)
     taps = list(dict.fromkeys(tap for epoch in epochs for tap in epoch.attention_peak))
-    loss = [_course(epochs, "training", "train_loss"), _course(epochs, "validation", "validation_loss")]
-    accuracy = [_course(epochs, "validation", "validation_accuracy")]
+    loss = [_course(epochs, "training", "train_loss"), _validation(epochs, "loss")]
+    accuracy = [_validation(epochs, "accuracy")]
     peaks = [Series(tap, tuple((e.epoch, e.attention_peak.get(tap, math.nan)) for e in epochs)) for tap in taps]
     drawn = [
         ("Loss", "Cross-entropy, in nats.", loss, line_chart("Loss by epoch", loss, mark=kept)),
@@ -231,6 +231,10 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
 
 def _course(epochs: Sequence[EpochReport], name: str, attribute: str) -> Series:
     return Series(name, tuple((epoch.epoch, float(getattr(epoch, attribute))) for epoch in epochs))
+
+
+def _validation(epochs: Sequence[EpochReport], figure: str) -> Series:
+    return Series("validation", tuple((epoch.epoch, epoch.validation.get(figure, math.nan)) for epoch in epochs))
 
 
 def _best_epoch(epochs: Sequence[EpochReport]) -> int | None:

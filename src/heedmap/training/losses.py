@@ -1,18 +1,23 @@
-"""What training may ask of the maps besides the right answer; 0 is best.
+"""Loss terms on the attention maps, beside the task's own loss; 0 is best.
 
-Entropy and disagreement end at 1; ``mismatch`` ends at 13.8, where nothing lies on the object.
-
-All are differentiable in the maps that the network used, and act on every tap alike.
+Entropy and disagreement end at 1; ``mismatch`` ends at 13.8, where nothing lies on the object. All are differentiable
+in the maps that the network used, and act on every tap alike.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from heedmap.config import TrainOptions
+from heedmap.models.classifier import combined_map
+from heedmap.types import Output
 
 Maps = dict[str, Tensor]
 LEAST_SIDE = 0.6  # of a window, as a share of the image's
@@ -29,8 +34,8 @@ class Window(NamedTuple):
 WHOLE = Window(0.0, 0.0, 1.0)
 
 
-def drawn_window(numbers: Tensor) -> Window:
-    """Three numbers (3,) in 0 to 1 to a window: its side, then where it lies."""
+def window_of(numbers: Tensor) -> Window:
+    """Return the window of three numbers (3,) in 0 to 1: its side, then its place."""
     size, across, down = numbers.tolist()
     side = 1 - (1 - LEAST_SIDE) * size
     return Window((1 - side) * across, (1 - side) * down, side)
@@ -50,68 +55,149 @@ def second_view(values: Tensor, window: Window) -> Tensor:
 
 
 def entropy(maps: Maps) -> Tensor:
-    """How far the maps are spread: entropy over positions divided by that of a uniform map, mean over taps and images.
+    """Return the entropy over positions divided by that of a uniform map, mean over taps and images.
 
     Args:
         maps: tap -> (B, 1, h, w), not negative; sigmoid gates are first divided by their sum.
     """
-    found = []
+    values_by_tap = []
     for values in maps.values():
         shares = _shares(values)
         if shares.shape[1] > 1:  # a single position has no spread
-            found.append(torch.special.entr(shares).sum(1).mean() / math.log(shares.shape[1]))
-    return torch.stack(found).mean() if found else torch.zeros(())
+            values_by_tap.append(torch.special.entr(shares).sum(1).mean() / math.log(shares.shape[1]))
+    return torch.stack(values_by_tap).mean() if values_by_tap else torch.zeros(())
 
 
-def disagreement(maps: Maps, seen: Maps, window: Window = WHOLE) -> Tensor:
-    """How far the maps of second views are from second views of the maps: total variation, mean over taps and images.
+def disagreement(maps: Maps, others: Maps, window: Window = WHOLE) -> Tensor:
+    """Return the total variation between maps of second views and second views of maps, mean over taps and images.
 
     Both are compared as shares of what they hold. An image counts by how much of its attention lies in the window:
     what is left of a map whose hot place was cut away says nothing.
 
     Args:
         maps: of the images.
-        seen: of the second views of the same images.
+        others: of the second views of the same images.
         window: that of the views.
     """
-    found = []
+    values_by_tap = []
     for tap, values in maps.items():
         view = second_view(values, window)
-        inside, whole = (each.detach().flatten(1).mean(1) for each in (view, values))
-        kept = inside * window.side**2 / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # gates may all be shut
-        found.append((kept.clamp(max=1) * (_shares(view) - _shares(seen[tap])).abs().sum(1)).mean() / 2)
-    return torch.stack(found).mean()
+        inside, whole = (shown.detach().flatten(1).mean(1) for shown in (view, values))
+        remaining = inside * window.side**2 / whole.clamp_min(torch.finfo(whole.dtype).tiny)  # gates may all be shut
+        values_by_tap.append((remaining.clamp(max=1) * (_shares(view) - _shares(others[tap])).abs().sum(1)).mean() / 2)
+    return torch.stack(values_by_tap).mean()
 
 
 def mismatch(maps: Maps, masks: Tensor) -> Tensor:
-    """How far the attention is from an even spread over the object: Kullback-Leibler, mean over taps and images.
+    """Return the Kullback-Leibler divergence from a uniform map over the object, mean over taps and images.
 
-    The wanted map gives each cell the share of the object that lies in it; the term is the sum of wanted * log(wanted /
-    given). What lies off the object costs as much as what is missing on it: a term that asked only for weight inside
-    the mask was met by one cell of it (LOG.md). Cells that lie for more than a half where nobody may evaluate are in
-    neither sum. Images without a cell on the object are left out; where all are, it is zero.
+    The target map gives each cell the share of the object that lies in it; the term is the sum of target * log(target /
+    given). What lies off the object costs as much as what is missing on it: a term that only rewarded weight inside the
+    mask was met by one cell of it (LOG.md). Cells of which more than a half is to be ignored are in neither sum. Images
+    without a cell on the object are left out; where all are, it is zero.
 
     Args:
         maps: tap -> (B, 1, h, w).
-        masks: (B, H, W) bool, true on the object; or uint8 with 1 there and 2 where nobody may evaluate.
+        masks: (B, H, W) bool, true on the object; or uint8 with 1 there and 2 on what is to be ignored.
     """
     marked = (masks == 1).flatten(1).any(1)
     if not marked.any():
         return next(iter(maps.values())).sum() * 0
     planes = torch.stack((masks[marked] == 1, masks[marked] == 2), 1).float()
-    found = []
+    values_by_tap = []
     for values in maps.values():
-        wanted, unknown = F.adaptive_avg_pool2d(planes, (values.shape[2], values.shape[3])).flatten(2).unbind(1)
-        evaluated = unknown <= 0.5
-        wanted = wanted * evaluated
-        whole = wanted.sum(1, keepdim=True)
-        wanted = wanted / whole.clamp_min(torch.finfo(whole.dtype).tiny)
-        given = _shares(values[marked].flatten(1) * evaluated).clamp_min(1e-6).log()
-        cost = (torch.special.entr(wanted).neg() - wanted * given).sum(1)
-        found.append(cost.sum() / (whole > 0).sum().clamp_min(1))
-    return torch.stack(found).mean()
+        target, ignored = F.adaptive_avg_pool2d(planes, (values.shape[2], values.shape[3])).flatten(2).unbind(1)
+        counted = ignored <= 0.5
+        target = target * counted
+        whole = target.sum(1, keepdim=True)
+        target = target / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+        given = _shares(values[marked].flatten(1) * counted).clamp_min(1e-6).log()
+        cost = (torch.special.entr(target).neg() - target * given).sum(1)
+        values_by_tap.append(cost.sum() / (whole > 0).sum().clamp_min(1))
+    return torch.stack(values_by_tap).mean()
 
 
 def _shares(values: Tensor) -> Tensor:
     flat = values.flatten(1)
     return flat / flat.sum(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class TermInput:
+    """What the terms may look at.
+
+    Attributes:
+        maps: tap -> (B, 1, h, w) of the images.
+        others: of second views of the same images, empty where there are none.
+        window: that of the views.
+        masks: of the images' objects, None where there are none.
+    """
+
+    maps: Maps
+    others: Maps
+    window: Window
+    masks: Tensor | None
+
+
+Term = Callable[[TermInput], "Tensor | float"]
+
+
+class MapLoss:
+    """The terms on the maps that the options weigh, and the second views that one of them needs.
+
+    Args:
+        options: ``map_consistency``, ``map_entropy`` and ``map_supervision`` are the weights.
+        constant: the maps are those of no attention; only learned shares then get a term.
+    """
+
+    def __init__(self, options: TrainOptions, *, constant: bool) -> None:
+        self.doubles = bool(options.map_consistency)
+        terms: tuple[tuple[float, Term], ...] = (
+            (options.map_consistency, lambda given: disagreement(given.maps, given.others, given.window)),
+            (options.map_entropy, lambda given: entropy(given.maps)),
+            (options.map_supervision, lambda given: 0.0 if given.masks is None else mismatch(given.maps, given.masks)),
+        )
+        self.terms = [] if constant else [(weight, term) for weight, term in terms if weight]
+        self.constant, self.supervision = constant, options.map_supervision
+
+    def views(self, images: Tensor, numbers: Callable[[], Tensor]) -> tuple[Tensor, Window]:
+        """Return the images (B, 3, H, W), followed by their second views where these are needed, and their window.
+
+        One forward pass for both: two before one backward pass are more than joined processes can follow.
+        """
+        if not self.doubles:
+            return images, WHOLE
+        window = window_of(numbers())
+        return torch.cat((images, second_view(images, window))), window
+
+    def of_images(self, output: Output) -> tuple[Output, Maps]:
+        """Split the output for :meth:`views` into that for the images and the maps of their second views."""
+        if not self.doubles:
+            return output, {}
+        halves = {tap: values.chunk(2) for tap, values in output.attention.items()}
+        first = output._replace(
+            logits=output.logits.chunk(2)[0], attention={tap: half[0] for tap, half in halves.items()}
+        )
+        return first, {tap: half[1] for tap, half in halves.items()}
+
+    def __call__(self, output: Output, others: Maps, masks: Tensor | None, window: Window) -> Tensor | float:
+        """Return the weighted sum of the terms.
+
+        Args:
+            output: for the images.
+            others: maps of their second views.
+            masks: (B, H, W) of the images' objects; None where there are none, or where images were mixed.
+            window: that of the views.
+        """
+        given = TermInput(output.attention, others, window, None if self.constant else masks)
+        total: Tensor | float = 0.0
+        for weight, term in self.terms:
+            total = total + weight * term(given)
+        return total if output.shares is None else total + self._shares_term(given, output.shares)
+
+    def _shares_term(self, given: TermInput, shares: Tensor) -> Tensor:
+        """Teach how much each tap counts in the combined map; the maps themselves are not moved by it."""
+        if given.masks is None:
+            return shares.sum() * 0  # joined processes wait for the gradient of every parameter, in every step
+        still = {tap: values.detach() for tap, values in given.maps.items()}
+        return self.supervision * mismatch({"combined": combined_map(still, shares)}, given.masks)

@@ -60,7 +60,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
         kernels = _kernels(backbone)
         for group in groups:
             group["orthogonal"] = kernels.issuperset(map(id, group["params"]))
-            group["adaptive"] = not group["orthogonal"] and not backbone.eager_parameters()
+            group["adaptive"] = not group["orthogonal"] and not backbone.fast_parameters()
         return Muon(groups, lr=options.learning_rate or 0)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.learning_rate or 0, fused=fused)
@@ -74,7 +74,7 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
         return {}
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
-    eager, rates = backbone.eager_parameters(), SHARES.get(options.optimizer or "")
+    eager, rates = backbone.fast_parameters(), SHARES.get(options.optimizer or "")
     if options.optimizer == "muon" and not eager:
         kernels = _kernels(backbone)
         return {id(p): ADAPTIVE_SHARE for p in model.parameters() if id(p) not in kernels}

@@ -77,7 +77,7 @@ class List:
             name: f"the same, with {name.rpartition('-')[2]} pieces of clutter at most" for name in DIGIT_SCENES[1:]
         }
         tables = {
-            "attention": {name: kind.sentence for name, kind in ATTENTIONS.items()},
+            "attention": {name: options.sentence() for name, options in ATTENTIONS.items()},
             "method": {
                 name: f"{line.sentence}{f' ({settings})' if (settings := _settings(line)) else ''}"
                 for name, line in METHODS.items()

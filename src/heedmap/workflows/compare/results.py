@@ -120,7 +120,7 @@ def _figures(run: Run) -> dict[str, Any]:
     found = run.read_json(EVALUATION)
     epochs = [record for record in run.read_metrics() if record.get("kind") == "epoch"]
     best = [record for record in epochs if record["is_best"]]
-    validation = best[-1]["validation_accuracy"] if best else None
+    validation = best[-1].get("validation_accuracy") if best else None
     figures = {
         "test_accuracy": found["top1"],
         "validation_accuracy": math.nan if validation is None else validation,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +377,7 @@ def report_data(
 ) -> ReportData:
     """Gather what the report shows, from the run's own files and what evaluation.json holds."""
     metrics = run.read_metrics()
-    epochs = [epoch_report(record) for record in metrics if record.get("kind") == "epoch"]
+    epochs = [EpochReport.from_record(record) for record in metrics if record.get("kind") == "epoch"]
     steps = [(int(record["step"]), float(record["loss"])) for record in metrics if record.get("kind") == "step"]
     audit = read_audit(run.read_json(AUDIT))
     flag = leakage_flag(found["top1"], audit, found["count"])
@@ -411,15 +410,6 @@ def _sizes(run: Run, splits: Splits) -> dict[str, int]:
     """Images that were learned from, chosen by, and evaluated."""
     sizes = run.config.get("sizes")
     return dict(sizes) if sizes else {name: len(part) for name, part in splits.parts.items()}
-
-
-def epoch_report(record: dict[str, Any]) -> EpochReport:
-    """An epoch as metrics.jsonl holds it; null stands for what was not a number."""
-    names = {field.name for field in fields(EpochReport)}
-    values: dict[str, Any] = {
-        name: math.nan if value is None else value for name, value in record.items() if name in names
-    }
-    return EpochReport(**{**values, "warnings": tuple(values.get("warnings", ()))})
 
 
 def read_audit(content: dict[str, Any]) -> Audit:

@@ -78,7 +78,7 @@ class Checkpointer:
         """Record, draw a panel of maps, save where that costs little."""
         assert self.fitting is not None
         since_start = self.since_start()
-        self.record("epoch", {"step": self.fitting.step, "since_start": since_start, **dataclasses.asdict(report)})
+        self.record("epoch", {"step": self.fitting.step, "since_start": since_start, **report.as_record()})
         self.progress.epoch(report)
         for warning in report.warnings:
             self.progress.message(warning)

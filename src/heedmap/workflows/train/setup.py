@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heedmap.attention import check_attention_weights
+from heedmap.attention import attention_options
 from heedmap.backbones import OWN_BACKBONES, Compact
 from heedmap.config import TrainOptions, counted
 from heedmap.data import FolderDataset, ImageDataset, Splits, is_sharded, open_data, split_by_class
@@ -84,7 +84,7 @@ def check_model(options: TrainOptions) -> None:
     Raises:
         ModelError: no such model, a tap that ``compact`` does not have, or weights that the attention does not have.
     """
-    check_attention_weights(options.attention, options.attention_weights)
+    attention_options(options.attention, options.attention_weights)
     if options.model in (None, "compact", "whitened") and options.taps is not None:
         with torch.device("meta"):  # the stages have the same names in both, at any size
             Compact().check_taps(options.taps)

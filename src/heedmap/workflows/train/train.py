@@ -279,9 +279,9 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
 
     state = checkpointer.load()
     going_on = checkpointer.run.read_metrics() or state is not None
-    fitting = fit(
-        classifier, batches, evaluated, options, accelerator=accelerator, state=state, on_step=checkpointer.on_step
-    )
+    fitting = fit(classifier, batches, evaluated, options, accelerator=accelerator, on_step=checkpointer.on_step)
+    if state is not None:
+        fitting.load_state(*state)
     checkpointer.attend(fitting)
     if going_on and accelerator.is_main_process:  # a death before the first checkpoint leaves lines too
         checkpointer.run.rewind_metrics(fitting.step, fitting.evaluated)
