@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heedmap.attention import ATTENTIONS, CompatibilityReadout, attention_kind
+from heedmap.attention import ATTENTIONS, CompatibilityReadout
 from heedmap.attribution import explain
 from heedmap.backbones.compact import Compact
 from heedmap.errors import ModelError
@@ -21,8 +21,8 @@ from heedmap.models.classifier import AttentionClassifier, attention_maps, combi
 from heedmap.models.factory import attach, build_classifier, list_models
 
 CLASSES = ("ant", "bee", "cat")
-ALL = [(attention, weights) for attention, kind in ATTENTIONS.items() for weights in kind.weights]
-READOUTS = [(attention, weights) for attention, weights in ALL if not ATTENTIONS[attention].is_gate]
+ALL = [(attention, weights) for attention, kind in ATTENTIONS.items() for weights in kind.KINDS_OF_WEIGHTS]
+READOUTS = [(attention, weights) for attention, weights in ALL if "feature" not in attention]
 
 
 def made(attention: str = "parametrised", weights: str | None = None, **changes: Any) -> AttentionClassifier:
@@ -84,19 +84,19 @@ def test_every_attention_and_head_answers_with_logits_and_the_maps_it_used(
     assert output.logits.dtype == torch.float32
     torch.testing.assert_close(output.probabilities.sum(1), torch.ones(4))
     assert tuple(output.attention) == classifier.taps
-    assert classifier.taps == (("stage3",) if classifier.is_gate else ("stage2", "stage3"))
+    assert classifier.taps == (("stage3",) if "feature" in attention else ("stage2", "stage3"))
     side = 4 if attention == "feature-dense" else 8
     for weight in output.attention.values():
         assert weight.shape == (4, 1, side, side)
         assert weight.dtype == torch.float32
         assert weight.min() >= 0
-        if classifier.is_gate and weights == "softmax":  # softmax over all features, times their number
+        if "feature" in attention and weights == "softmax":  # softmax over all features, times their number
             torch.testing.assert_close(weight.mean((1, 2, 3)), torch.ones(4))
         elif weights == "softmax":
             torch.testing.assert_close(weight.sum((1, 2, 3)), torch.ones(4))
         else:
             assert weight.max() < 1
-    assert set(output.features) == ({"before", "after"} if classifier.is_gate else set())
+    assert set(output.features) == ({"before", "after"} if "feature" in attention else set())
     assert classifier.attention_weights == weights
 
 
@@ -110,7 +110,7 @@ def test_maps_stay_float32_under_bf16_and_softmax_still_sums_to_one(
     assert output.logits.dtype == torch.float32
     for weight in output.attention.values():
         assert weight.dtype == torch.float32
-        if weights == "softmax" and not classifier.is_gate:
+        if weights == "softmax" and "feature" not in attention:
             torch.testing.assert_close(weight.sum((1, 2, 3)), torch.ones(4), atol=1e-6, rtol=0)
 
 
@@ -255,9 +255,9 @@ def test_a_learned_combination_is_even_at_first_and_every_way_to_a_map_knows_it(
 
 
 def test_a_learned_combination_needs_several_taps() -> None:
-    with pytest.raises(ModelError, match="there is stage3 alone"):
+    with pytest.raises(ModelError, match="stage3"):
         made(combine="learned", taps=("stage3",))
-    with pytest.raises(ModelError, match="Did you mean 'learned'"):
+    with pytest.raises(ModelError, match="'learned'"):
         made(combine="lerned")
 
 
@@ -292,22 +292,22 @@ def test_a_single_tap_has_no_combined_map(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"taps": ("stage22",)}, r"No tap 'stage22' .* stage1, stage2, stage3.* Did you mean 'stage2'"),
+        ({"taps": ("stage22",)}, r"'stage22' .*stage1, stage2, stage3.*'stage2'"),
         ({"taps": ("stage2", "stage2")}, "named twice"),
-        ({"image_size": 3}, "3 x 3 is too small for compact.* at least 4"),
-        ({"attention": "parametrized"}, "Did you mean 'parametrised'"),
+        ({"image_size": 3}, "3 x 3 .*compact.* 4"),
+        ({"attention": "parametrized"}, "'parametrised'"),
         ({"attention_weights": "hardmax"}, "hardmax"),
-        ({"attention": "none", "attention_weights": "sigmoid"}, "'none' has no weights 'sigmoid'"),
+        ({"attention": "none", "attention_weights": "sigmoid"}, "'none' .*'sigmoid'"),
         (
             {"model": "paper-vgg", "attention": "none", "attention_weights": "sigmoid"},
-            "'none' has no weights 'sigmoid'",
+            "'none' .*'sigmoid'",
         ),
-        ({"head": "concatt"}, "Unknown head 'concatt'.* Did you mean 'concat'"),
-        ({"head": "residual"}, "compact has none"),
-        ({"model": "paper-vgg", "head": "residual"}, "head concat or indep"),
-        ({"model": "paper-vgg", "attention": "feature"}, "takes a readout"),
-        ({"model": "paper-vgg", "taps": ("conv14",)}, "No tap 'conv14'"),
-        ({"model": "paper-vgg", "image_size": 8}, "too small"),
+        ({"head": "concatt"}, "'concatt'.*'concat'"),
+        ({"head": "residual"}, "residual.*compact"),
+        ({"model": "paper-vgg", "head": "residual"}, "residual.*paper-vgg"),
+        ({"model": "paper-vgg", "attention": "feature"}, "paper-vgg .*'feature'"),
+        ({"model": "paper-vgg", "taps": ("conv14",)}, "'conv14'"),
+        ({"model": "paper-vgg", "image_size": 8}, "8 x 8 .*paper-vgg"),
         ({"model": "resnet1818"}, "resnet18"),
     ],
 )
@@ -320,7 +320,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(changes: dict[str, Any], me
 
 @pytest.mark.parametrize("model", ["compact", "whitened", "paper-vgg", "paper-resnet"])
 def test_our_own_nets_have_no_pretrained_weights(model: str) -> None:
-    with pytest.raises(ModelError, match="no pretrained weights"):
+    with pytest.raises(ModelError, match=f"{model} .*'hub'"):
         build_classifier(Architecture(model, "dot", None, "concat", None, 32, CLASSES), pretrained="hub")
 
 
@@ -362,11 +362,11 @@ def test_attention_put_into_a_trained_net_leaves_its_answer_as_it_was(trained: T
         if attention == "feature-dense":
             continue
         for taps in (None, ("low", "high.0")):
-            if kind.is_gate and taps is not None:
+            if kind.LAST_TAP_ONLY and taps is not None:
                 taps = taps[:1]
             classifier = attach(
                 copy.deepcopy(trained), classes=CLASSES, image_size=32, taps=taps, attention=attention,
-                mean=mean, std=std,
+                normalization=(mean, std),
             )  # fmt: skip
             classifier = awake(classifier).eval()
             with torch.no_grad():
@@ -408,12 +408,12 @@ def test_attention_put_into_a_net_of_timm_leaves_its_answer_as_it_was(generator:
 @pytest.mark.parametrize(
     ("classes", "taps", "message"),
     [
-        (("a", "b"), None, "3 classes apart, but 2 class names"),
-        (("a", "b", "c", "d"), None, "3 classes apart, but 4 class names"),
-        (CLASSES, ("lowe",), "No tap 'lowe'.*Did you mean 'low'"),
-        (CLASSES, "lowe", "No tap 'lowe'.*Did you mean 'low'"),
-        ("abc", None, "classes is the text 'abc'"),
-        (("a", "b", "a"), None, "Class 'a' is named twice"),
+        (("a", "b"), None, "3 classes.* 2 "),
+        (("a", "b", "c", "d"), None, "3 classes.* 4 "),
+        (CLASSES, ("lowe",), "'lowe'.*'low'"),
+        (CLASSES, "lowe", "'lowe'.*'low'"),
+        ("abc", None, "'abc'"),
+        (("a", "b", "a"), None, "'a'"),
     ],
 )
 def test_attention_that_does_not_fit_a_trained_net_is_refused(
@@ -424,7 +424,7 @@ def test_attention_that_does_not_fit_a_trained_net_is_refused(
 
 
 def test_a_name_in_place_of_a_net_is_told_where_names_are_taken() -> None:
-    with pytest.raises(ModelError, match=r"give a module, not 'resnet18'; heedmap\.build_classifier takes names"):
+    with pytest.raises(ModelError, match="'resnet18'"):
         attach("resnet18", classes=CLASSES)  # type: ignore[arg-type]
 
 
@@ -433,7 +433,7 @@ def test_a_single_tap_may_be_given_by_its_name_alone(trained: Trained) -> None:
 
 
 def test_a_net_with_one_output_cannot_be_spread_over_many_classes() -> None:
-    with pytest.raises(ModelError, match="1 classes apart"):
+    with pytest.raises(ModelError, match="1 classes"):
         attach(Trained(1), classes=CLASSES, image_size=32, taps=("low",))
 
 
@@ -454,10 +454,10 @@ def test_a_classifier_can_be_made_from_parts_by_hand(images: Tensor) -> None:
     readouts = {tap: CompatibilityReadout(width, 10, "dot") for tap, width in (("stage2", 8), ("stage3", 10))}
     classifier = AttentionClassifier(
         backbone, readouts, ConcatHead({"stage2": 8, "stage3": 10}, 3),
-        classes=CLASSES, image_size=32, attention_name="dot", attention_weights="softmax",
+        classes=CLASSES, image_size=32,
     )  # fmt: skip
     assert classifier(images).logits.shape == (4, 3)
-    assert attention_kind(classifier.attention_name).is_gate is classifier.is_gate is False
+    assert (classifier.attention_name, classifier.attention_weights) == ("dot", "softmax")
 
 
 def test_every_model_that_is_listed_can_be_built() -> None:

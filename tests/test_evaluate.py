@@ -21,11 +21,10 @@ from heedmap.errors import DataError
 from heedmap.metrics.prediction import Predictions
 from heedmap.runs import Run
 from heedmap.system import cores
-from heedmap.types import Audit, Finding
+from heedmap.types import Audit, EpochReport, Finding
 from heedmap.workflows.evaluate.evaluate import (
     assess,
     check_classes,
-    epoch_report,
     evaluate,
     panel_sheet,
     read_audit,
@@ -281,8 +280,8 @@ def test_the_audit_comes_back_as_it_was_written(finished_run: Path) -> None:
 
 def test_an_epoch_comes_back_with_what_was_not_a_number(finished_run: Path) -> None:
     record = next(each for each in Run.open(finished_run).read_metrics() if each["kind"] == "epoch")
-    assert epoch_report(record).epoch == 1
-    assert math.isnan(epoch_report({**record, "validation_loss": None}).validation_loss)
+    assert EpochReport.from_record(record).epoch == 1
+    assert math.isnan(EpochReport.from_record({**record, "validation_loss": None}).validation["loss"])
 
 
 def test_a_sheet_of_panels_is_one_image_a_row(finished_run: Path, cue_folder: Path) -> None:

@@ -24,10 +24,10 @@ from heedmap.training.losses import (
     WHOLE,
     Window,
     disagreement,
-    drawn_window,
     entropy,
     mismatch,
     second_view,
+    window_of,
 )
 from heedmap.training.trainer import fit
 from heedmap.types import Output
@@ -85,7 +85,7 @@ def test_a_map_that_follows_the_window_does_not_disagree_and_one_that_stays_does
 
 def test_a_window_lies_within_the_image_and_has_at_least_its_side() -> None:
     for numbers in torch.cat((torch.rand(200, 3, generator=torch.Generator().manual_seed(0)), torch.ones(1, 3))):
-        left, top, side = drawn_window(numbers)
+        left, top, side = window_of(numbers)
         assert LEAST_SIDE - 1e-6 <= side <= 1
         assert 0 <= left <= 1 - side + 1e-6
         assert 0 <= top <= 1 - side + 1e-6
@@ -156,7 +156,7 @@ def test_masks_that_are_not_there_are_told() -> None:
 
 
 @functools.cache
-def after_training(**asked: float) -> dict[str, float]:
+def after_training(**weights: float) -> dict[str, float]:
     """What each term comes to on the images learned from, after a few steps."""
     scenes = digit_scenes("train", 64, size=48)
     assert scenes.masks is not None
@@ -164,9 +164,9 @@ def after_training(**asked: float) -> dict[str, float]:
     classifier = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 48, scenes.classes))
     for attention in classifier.attentions:  # uniform maps, with which training begins, leave entropy no slope
         torch.nn.init.normal_(attention.scorer.weight, std=0.1)
-    options = TrainOptions(epochs=3, learning_rate=0.003, weight_decay=0.0, precision="float32", **asked)  # type: ignore[arg-type]
+    options = TrainOptions(epochs=3, learning_rate=0.003, weight_decay=0.0, precision="float32", **weights)  # type: ignore[arg-type]
     batches = TrainingBatches(
-        Store(scenes, 48, 1, 1e9), 48, 16, Augmentation("shift", False), 0, with_masks="map_supervision" in asked
+        Store(scenes, 48, 1, 1e9), 48, 16, Augmentation("shift", False), 0, with_masks="map_supervision" in weights
     )
     list(fit(classifier, batches, None, options))
     with torch.no_grad():
@@ -250,8 +250,8 @@ def test_images_and_maps_are_cut_alike_in_training(monkeypatch: pytest.MonkeyPat
         maps.append(window)
         return disagreement(found, others, window)
 
-    monkeypatch.setattr("heedmap.training.trainer.map_terms.second_view", seen)
-    monkeypatch.setattr("heedmap.training.trainer.map_terms.disagreement", evaluated)
+    monkeypatch.setattr("heedmap.training.losses.second_view", seen)
+    monkeypatch.setattr("heedmap.training.losses.disagreement", evaluated)
     after_training.__wrapped__(map_consistency=1.0)
     cut = [window for window in dataset if window != WHOLE]
     assert len(set(maps)) == len(maps) == 12

@@ -9,7 +9,8 @@ from heedmap.backbones.base import Backbone
 from heedmap.backbones.resnet import PaperResNet
 from heedmap.backbones.vgg import LEVELS, PaperVGG, PlainVGG
 from heedmap.errors import ModelError
-from heedmap.models.learn_to_pay_attention import PaperPieces, paper_resnet_att, paper_vgg_att
+from heedmap.models.classifier import AttentionClassifier
+from heedmap.models.learn_to_pay_attention import paper_resnet_att, paper_vgg_att
 
 # Parameters of the published code at T = 10 and T = 100 classes.
 PUBLISHED = {
@@ -31,19 +32,16 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def answer(pieces: PaperPieces, images: torch.Tensor) -> torch.Tensor:
-    uses_query = any(readout.uses_query for readout in pieces.readouts.values())
-    trunk = pieces.backbone(images, tuple(pieces.readouts), uses_query)
-    vectors = {tap: readout(trunk.features[tap], trunk.query) for tap, readout in pieces.readouts.items()}
-    return pieces.head({tap: attended.features for tap, attended in vectors.items()})
+def logits(classifier: AttentionClassifier, images: torch.Tensor) -> torch.Tensor:
+    return classifier(images * classifier.std + classifier.mean).logits
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_counts_equal_the_published_ones(name):
     ten, hundred, options = PUBLISHED[name]
     with torch.device("meta"):
-        assert paper_vgg_att(10, **options).parameter_count() == ten
-        assert paper_vgg_att(100, **options).parameter_count() == hundred
+        assert count(paper_vgg_att(10, **options)) == ten
+        assert count(paper_vgg_att(100, **options)) == hundred
 
 
 def test_the_plain_vgg_has_the_published_parameter_count():
@@ -54,9 +52,9 @@ def test_the_plain_vgg_has_the_published_parameter_count():
 
 def test_a_quarter_of_the_parametrised_net_is_dead_and_said_to_be():
     with torch.device("meta"):
-        pieces = paper_vgg_att(100)
-    dead = sum(parameter.numel() for parameter in pieces.backbone.query_parameters())
-    frozen = sum(p.numel() for r in pieces.readouts.values() for p in r.parameters() if not p.requires_grad)
+        classifier = paper_vgg_att(100)
+    dead = sum(parameter.numel() for parameter in classifier.backbone.query_parameters())
+    frozen = sum(p.numel() for p in classifier.attentions.parameters() if not p.requires_grad)
     assert dead == 4_984_320
     assert dead + frozen == 5_116_672 + 3  # the three inert biases of u
 
@@ -135,15 +133,14 @@ def test_batch_norm_has_the_published_eps_and_convs_their_published_spread(vgg):
 def test_the_small_resnet_learns_to_tell_bright_from_dark(head, score):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pieces = paper_resnet_att(2, depth=11, score=score, head=head)
-        parts = nn.ModuleList([pieces.backbone, *pieces.readouts.values(), pieces.head])
-        trained = [parameter for parameter in parts.parameters() if parameter.requires_grad]
+        classifier = paper_resnet_att(2, depth=11, score=score, head=head)
+        trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=0.02, momentum=0.9)
         labels = torch.arange(16) % 2
         losses = []
         for _ in range(12):
             images = torch.randn(16, 3, 16, 16) + (labels * 2.0 - 1)[:, None, None, None]
-            loss = nn.functional.cross_entropy(answer(pieces, images), labels)
+            loss = nn.functional.cross_entropy(logits(classifier, images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -156,14 +153,14 @@ def test_the_small_resnet_learns_to_tell_bright_from_dark(head, score):
 def test_one_step_of_the_vgg_reaches_every_parameter_that_is_not_dead(head, score):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pieces = paper_vgg_att(3, taps=2, score=score, head=head)
-        nn.functional.cross_entropy(answer(pieces, torch.randn(2, 3, 32, 32)), torch.tensor([0, 2])).backward()
-    dead = {id(parameter) for parameter in pieces.backbone.query_parameters()} if score == "parametrised" else set()
-    for name, parameter in pieces.backbone.named_parameters():
+        classifier = paper_vgg_att(3, taps=2, score=score, head=head)
+        nn.functional.cross_entropy(logits(classifier, torch.randn(2, 3, 32, 32)), torch.tensor([0, 2])).backward()
+    dead = {id(parameter) for parameter in classifier.backbone.query_parameters()} if score == "parametrised" else set()
+    for name, parameter in classifier.backbone.named_parameters():
         assert (parameter.grad is None) == (id(parameter) in dead), name
-    for readout in pieces.readouts.values():
+    for readout in classifier.attentions:
         assert all((p.grad is not None) == p.requires_grad for p in readout.parameters())
-    assert all(parameter.grad is not None for parameter in pieces.head.parameters())
+    assert all(parameter.grad is not None for parameter in classifier.head.parameters())
 
 
 @pytest.mark.parametrize(("make", "taps"), [(PaperVGG, ("conv4", "conv2")), (lambda: PaperResNet(11), ("stage1",))])
@@ -180,22 +177,22 @@ def test_taps_can_be_named_and_the_control_averages_them():
     with torch.device("meta"):
         control = paper_vgg_att(10, taps=("conv10", "conv13"), score="none")
         attentive = paper_vgg_att(10, taps=2)
-        assert tuple(paper_resnet_att(10, 11, taps=["stage3"]).readouts) == ("stage3",)
-    assert attentive.parameter_count() - control.parameter_count() == 2 * 513
-    assert all(isinstance(readout, MeanReadout) for readout in control.readouts.values())
+        assert paper_resnet_att(10, 11, taps=["stage3"]).taps == ("stage3",)
+    assert count(attentive) - count(control) == 2 * 513
+    assert all(isinstance(readout, MeanReadout) for readout in control.attentions)
 
 
 def test_the_resnet_has_164_layers_by_default_and_taps_the_raw_sums_of_its_last_two_stages():
     with torch.device("meta"):
         network = PaperResNet()
-        pieces = paper_resnet_att(100)
+        classifier = paper_resnet_att(100)
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     shortcuts = sum(1 for name, _ in network.named_modules() if name.endswith("shortcut"))
     # 164 layers = stem + 18 units x 3 convs x 3 stages + the last linear; shortcuts and the query's conv are extra.
     assert len(convs) - shortcuts - 1 == 163
     assert network.default_taps == ("stage2", "stage3")
     assert [stage.channels for stage in network.stages] == [64, 128, 256]
-    assert pieces.head.linear.in_features == 384
+    assert classifier.head.linear.in_features == 384
     assert PaperResNet(11).eval()(torch.rand(1, 3, 32, 32), ("stage2",), False).features["stage2"].min() < 0
 
 

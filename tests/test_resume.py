@@ -88,14 +88,11 @@ def dropping(model: str = "compact") -> AttentionClassifier:
 def fitting_of(options: TrainOptions, state: State | None = None, on_step: Any = None) -> Fitting:
     batches = TrainingBatches(Store(drawn(26, 0), 18, 1, 1e9), 16, 8, Augmentation("crop", True), 1)
     held_out = Store(drawn(9, 70), 16, 1, 1e9)
-    return fit(
-        dropping(options.model or "compact"),
-        batches,
-        lambda: plain_batches(held_out, 4),
-        options,
-        state=state,
-        on_step=on_step,
-    )
+    classifier = dropping(options.model or "compact")
+    fitting = fit(classifier, batches, lambda: plain_batches(held_out, 4), options, on_step=on_step)
+    if state is not None:
+        fitting.load_state(*state)
+    return fitting
 
 
 @pytest.mark.parametrize(
@@ -120,8 +117,8 @@ def test_a_fitting_taken_up_from_any_step_ends_with_the_same_weights(optimizer: 
         seen = list(rest)
         assert [report.epoch for report in seen] == list(range((step - 1) // 3 + 1, 5))
         for one, other in zip(seen, reports[-len(seen) :], strict=True):
-            assert (one.train_loss, one.validation_loss, one.is_best) == (
-                other.train_loss, other.validation_loss, other.is_best,
+            assert (one.train_loss, one.validation, one.is_best) == (
+                other.train_loss, other.validation, other.is_best,
             )  # fmt: skip
         weights = rest.classifier.state_dict()
         for name, value in whole.classifier.state_dict().items():
@@ -251,9 +248,9 @@ def test_an_epoch_gets_a_checkpoint_where_that_costs_a_hundredth_of_the_time(
     checkpointer.fitting = fitting
     for epoch, ends in enumerate((1, 100, 202, 204, 300), start=1):  # the first costs nobody knows what
         now[0] = float(ends)
-        checkpointer.on_epoch(EpochReport(epoch, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+        checkpointer.on_epoch(EpochReport(epoch, 6, 1.0, 0.1, 10.0, 1.0), None)
     assert written == [3, 206]  # 199 seconds after the first are too few, 201 are enough
-    checkpointer.on_epoch(EpochReport(6, 6, 1.0, 0.1, 0.5, 1.0, 10.0, 1.0), None)
+    checkpointer.on_epoch(EpochReport(6, 6, 1.0, 0.1, 10.0, 1.0), None)
     assert len(written) == 3  # the last, for the test part is evaluated next
 
 

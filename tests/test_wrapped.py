@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from heedmap.backbones import registry as zoo
-from heedmap.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Trunk
+from heedmap.backbones.base import IMAGENET, Trunk
 from heedmap.backbones.inspection import survey
 from heedmap.backbones.weights import read_weights
 from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped, list_library_models
 from heedmap.errors import ModelError
 
-HABITS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+SETTINGS = {"normalization": IMAGENET}
 
 
 class Dynamic(nn.Module):
@@ -106,7 +106,7 @@ def images(generator: torch.Generator) -> Tensor:
 
 @pytest.fixture
 def wrapped(resnet: nn.Module) -> WrappedBackbone:
-    return WrappedBackbone(copy.deepcopy(resnet), keep_head=True, probe_size=64, **HABITS)
+    return WrappedBackbone(copy.deepcopy(resnet), keep_head=True, probe_size=64, **SETTINGS)
 
 
 def hooks(module: nn.Module) -> int:
@@ -173,7 +173,7 @@ def test_real_squeezenet_weights_give_the_logits_of_the_plain_network(
 def test_taps_of_a_resnet_follow_the_size_of_the_images(wrapped: WrappedBackbone) -> None:
     assert wrapped.taps_for(224) == ("layer3", "layer4")
     assert wrapped.taps_for(64) == wrapped.default_taps == ("layer2", "layer3")
-    with pytest.raises(ModelError, match=r"At 4 pixels no stage .* 4 x 4 positions"):
+    with pytest.raises(ModelError, match="At 4 pixels"):
         wrapped.taps_for(4)
 
 
@@ -228,7 +228,7 @@ def test_what_only_looks_like_features_cannot_be_tapped() -> None:
             tokens = x.flatten(2).transpose(1, 2)[:, None] + self.places
             return self.fc((self.weigh(tokens @ tokens.transpose(2, 3)) @ tokens).mean(dim=(1, 2)))
 
-    assert [place.stage.name for place in survey(Looks(), "net", 16).places] == ["conv"]
+    assert [module.stage.name for module in survey(Looks(), "net", 16).modules] == ["conv"]
 
 
 def test_a_network_that_takes_one_size_only_says_so() -> None:
@@ -236,7 +236,7 @@ def test_a_network_that_takes_one_size_only_says_so() -> None:
     assert backbone.fixed_size == 32
     assert backbone.default_taps == ("1", "3")
     assert backbone.logit_channels == 5
-    with pytest.raises(ModelError, match="32 x 32 only"):
+    with pytest.raises(ModelError, match="32 x 32"):
         backbone.check_size(64, 64)
 
 
@@ -261,11 +261,20 @@ def test_a_tap_that_does_not_run_or_is_not_spatial_in_a_later_pass_is_named() ->
 
     backbone = WrappedBackbone(Moody(), keep_head=True)
     assert backbone(torch.ones(1, 3, 32, 32), ("bright",), True).query.shape == (1, 8)
-    with pytest.raises(ModelError, match="'bright' of Moody did not run"):
+    with pytest.raises(ModelError, match="'bright' of Moody"):
         backbone(torch.zeros(1, 3, 32, 32), ("bright",), False)
-    for given in (torch.zeros(1, 8, 4), None):
-        with pytest.raises(ModelError, match=r"'block' of Moody returned no \(B, C, H, W\)"):
-            backbone._check_caught({"block": given}, ("block",))
+
+    class Folding(nn.Module):
+        folds = False
+
+        def forward(self, features: Tensor) -> Tensor:
+            return features.flatten(2) if self.folds else features
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), Folding(), nn.Flatten(), nn.Linear(4 * 16 * 16, 5))
+    backbone = WrappedBackbone(net, ("1",), keep_head=True)
+    net[1].folds = True
+    with pytest.raises(ModelError, match="'1' of Sequential"):
+        backbone(torch.zeros(1, 3, 64, 64), ("1",), False)
 
 
 def test_a_deep_copy_hears_itself_and_not_the_original(wrapped: WrappedBackbone, images: Tensor) -> None:
@@ -293,11 +302,11 @@ def test_nothing_is_kept_after_a_forward_nor_after_one_that_raised(images: Tenso
     backbone = WrappedBackbone(Dynamic(), keep_head=True)
     backbone(images, ("block",), True)
     assert not backbone._catch.caught
-    assert not backbone._catch.wanted
+    assert not backbone._catch.requested
     with pytest.raises(RuntimeError, match="too dark"):
         backbone(images - 1e7, ("stem",), True)
     assert not backbone._catch.caught
-    assert not backbone._catch.wanted
+    assert not backbone._catch.requested
     backbone.net(images)  # the bare network, outside of the backbone's forward
     assert not backbone._catch.caught
 
@@ -406,7 +415,7 @@ def test_a_network_for_one_unusual_size_is_probed_at_the_size_of_the_images() ->
 
 
 def test_a_network_without_logits_has_no_head_to_keep() -> None:
-    with pytest.raises(ModelError, match=r"no answer to keep; wrap it so that it returns logits \(B, K\)"):
+    with pytest.raises(ModelError, match="logits"):
         WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=True)
     assert WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=False).default_taps == ("0",)
 
@@ -548,9 +557,7 @@ def test_a_missing_or_broken_library_is_a_clear_line(kind: type[Exception], monk
         raise kind("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setattr(zoo.importlib, "import_module", fail)
-    with pytest.raises(
-        ModelError, match=r"timm cannot be imported \(operator torchvision::nms does not exist\); install"
-    ):
+    with pytest.raises(ModelError, match=r"timm .*\(operator torchvision::nms does not exist\)"):
         build_wrapped("resnet18")
 
 
@@ -559,10 +566,10 @@ def test_a_hub_out_of_reach_is_an_error_and_never_random_weights(name: str, monk
     def fail(*_given: object, **_options: object) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(zoo, "_is_known", lambda _host: True)
+    monkeypatch.setattr(zoo, "_resolves", lambda _host: True)
     monkeypatch.setattr(timm, "create_model", fail)
     monkeypatch.setattr(torchvision.models, "get_model", fail)
-    with pytest.raises(ModelError, match=r"cannot be had .*Name or service not known.*--pretrained FILE.safetensors"):
+    with pytest.raises(ModelError, match=r"Name or service not known.*--pretrained FILE.safetensors"):
         build_wrapped(name, pretrained="hub")
 
 
@@ -580,9 +587,9 @@ def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(zoo.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(zoo, "_is_known", lambda _host: False)
+    monkeypatch.setattr(zoo, "_resolves", lambda _host: False)
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ModelError, match=r"cannot be had .*no network: hub\.invalid is not known.*--pretrained FILE"):
+    with pytest.raises(ModelError, match=r"hub\.invalid.*--pretrained FILE"):
         build_wrapped("timm/resnet18", pretrained="hub")
     assert not constants.HF_HUB_OFFLINE
     assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
@@ -591,9 +598,9 @@ def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own
 def test_hub_weights_with_a_head_for_other_classes_cannot_keep_it(
     resnet: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo, "_is_known", lambda _host: True)
+    monkeypatch.setattr(zoo, "_resolves", lambda _host: True)
     monkeypatch.setattr(timm, "create_model", lambda *_given, **_options: copy.deepcopy(resnet))
-    with pytest.raises(ModelError, match="tells 10 classes apart, not 4"):
+    with pytest.raises(ModelError, match="10 classes, not 4"):
         build_wrapped("timm/resnet18", pretrained="hub", keep_head=True, num_classes=4)
 
 
