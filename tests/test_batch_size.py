@@ -19,7 +19,7 @@ from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
 from heedmap.training import batch_size as memory
-from heedmap.training.batch_size import fitting_batch, free_bytes, kept_by_image, most_that_fit
+from heedmap.training.batch_size import bytes_per_image, fitting_batch_size, free_bytes, halved_until_it_fits
 from heedmap.workflows.train.train import train
 
 CPU = torch.device("cpu")
@@ -41,18 +41,18 @@ class TwoLayers(nn.Module):
         return SimpleNamespace(logits=self.last(self.first(images).relu().mean((2, 3))))
 
 
-def test_what_is_kept_by_image_is_counted_by_hand() -> None:
+def test_what_is_bytes_per_image_is_counted_by_hand() -> None:
     model: Any = TwoLayers()
     # Float32: 3 x 64 pixels into the convolution, 5 x 64 out of the ReLU, 5 into the linear layer, 2 log-probabilities;
     # the label is an integer of 8 bytes.
     expected = 4 * (3 * 64 + 5 * 64 + 5 + 2) + 8
-    assert kept_by_image(model, 8, "float32", CPU) == expected
+    assert bytes_per_image(model, 8, "float32", CPU) == expected
 
 
 def test_what_is_kept_grows_with_the_pixels_and_halves_in_bfloat16() -> None:
-    small, large = (kept_by_image(compact(), size, "float32", CPU) for size in (32, 64))
+    small, large = (bytes_per_image(compact(), size, "float32", CPU) for size in (32, 64))
     assert 3.5 < large / small < 4.5
-    assert 0.4 < kept_by_image(compact(), 64, "bf16", CPU) / large < 0.7
+    assert 0.4 < bytes_per_image(compact(), 64, "bf16", CPU) / large < 0.7
 
 
 def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
@@ -61,7 +61,7 @@ def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    kept_by_image(classifier, 32, "float32", CPU)
+    bytes_per_image(classifier, 32, "float32", CPU)
     assert torch.equal(torch.rand(3), expected)
     assert not classifier.training
     for name, value in classifier.state_dict().items():
@@ -70,22 +70,22 @@ def test_nothing_of_the_classifier_or_of_the_random_numbers_changes() -> None:
 
 @pytest.mark.parametrize(
     ("free", "expected"),
-    [(math.inf, 48), (48 * memory.WHOLE * 10 / memory.LEFT, 48), (900.0, 24), (340.0, 12), (0.0, 3)],
+    [(math.inf, 48), (48 * memory.PEAK * 10 / memory.USABLE, 48), (900.0, 24), (340.0, 12), (0.0, 3)],
 )
 def test_a_batch_is_halved_until_it_fits_and_never_to_nothing(free: float, expected: int) -> None:
-    assert most_that_fit(48, 10, free) == expected
+    assert halved_until_it_fits(48, 10, free) == expected
 
 
 def test_a_batch_is_left_as_it_is_where_memory_is_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator: Any = SimpleNamespace(device=CPU, num_processes=2, gather=lambda values: values)
     options = TrainOptions(image_size=32, batch_size=64, precision="float32")
-    assert fitting_batch(compact(), options, accelerator) == 64
-    a_image = kept_by_image(compact(), 32, "float32", CPU)
-    room = 32 / 2 * a_image * memory.WHOLE / memory.LEFT  # for 32 images, shared by two processes
+    assert fitting_batch_size(compact(), options, accelerator) == 64
+    per_image = bytes_per_image(compact(), 32, "float32", CPU)
+    room = 32 / 2 * per_image * memory.PEAK / memory.USABLE  # for 32 images, shared by two processes
     monkeypatch.setattr(memory, "free_bytes", lambda device, processes: room)
-    assert fitting_batch(compact(), options, accelerator) == 32
+    assert fitting_batch_size(compact(), options, accelerator) == 32
     twice = TrainOptions(image_size=32, batch_size=64, precision="float32", map_consistency=1.0)
-    assert fitting_batch(compact(), twice, accelerator) == 16
+    assert fitting_batch_size(compact(), twice, accelerator) == 16
 
 
 def test_a_run_trains_with_the_batches_that_fit_and_says_so(

@@ -94,9 +94,9 @@ def test_biases_learn_faster_and_attention_and_head_at_a_part_of_that(optimizer:
     assert sorted(told) == sorted(name for name, p in classifier.named_parameters() if p.requires_grad)
     assert {group["share"] for group in groups} == {1.0, *SHARES[optimizer]}
     shares = {names[id(p)]: group["share"] for group in groups for p in group["params"]}
-    eager = {name for name, share in shares.items() if share == SHARES[optimizer].eager}
+    fast = {name for name, share in shares.items() if share == SHARES[optimizer].fast}
     biases = {f"backbone.stage{s}.{i}.bias" for s in (1, 2, 3) for i in (2, 5)}
-    assert eager == biases | ({"backbone.first.bias"} if optimizer == "muon" else set())
+    assert fast == biases | ({"backbone.first.bias"} if optimizer == "muon" else set())
     assert {share for name, share in shares.items() if name.startswith("head")} == {SHARES[optimizer].head}
     assert {share for name, share in shares.items() if name.startswith("attentions")} == {SHARES[optimizer].attentions}
     turned = {names[id(p)] for group in groups if group.get("orthogonal") for p in group["params"]}

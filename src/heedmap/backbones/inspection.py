@@ -1,8 +1,7 @@
 """Probe a network for its spatial stages, their strides and its classifier.
 
-The network runs on a dummy image in evaluation mode with hooks on every module;
-afterwards the hooks are gone and every train/eval flag is as before. The running statistics, the parameters, their
-gradients and the global random state are not touched.
+The network runs on a dummy image in eval mode with hooks on every module; afterwards the hooks are gone and every
+train/eval flag is as before. Running statistics, parameters, gradients and the global random state are not touched.
 """
 
 from __future__ import annotations
@@ -77,6 +76,23 @@ class _Trace:
     layers: list[str] = field(default_factory=list)
     events: int = 0
 
+    def begin(self, name: str) -> None:
+        if name in self.begun:
+            self.repeated.add(name)
+        self.begun[name] = self.events
+        self.events += 1
+
+    def end(self, name: str, part: nn.Module, out: object) -> None:
+        # A layer is an innermost module with parameters: BatchNorm with its activation inside counts, a block not.
+        if part._parameters and not any(True for child in part.children() for _ in child.parameters()):
+            self.layers.append(name)
+        # An identity is a placeholder; the module before it has the same features under a meaningful name.
+        if isinstance(out, Tensor) and not isinstance(part, nn.Identity) and not _is_attention_matrix(out):
+            self.shapes[name] = tuple(out.shape)
+            self.finished[name] = len(self.layers)
+        self.ended[name] = self.events
+        self.events += 1
+
 
 def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image_size: int | None = None) -> Survey:
     """Find the spatial stages and the classifier of any network that takes (B, 3, H, W).
@@ -113,11 +129,10 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
 
 
 def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]:
-    """Choose taps: the outermost and last module at each of the two deepest resolutions of at least 4 x 4 positions.
+    """Return the outermost and last module at each of the two deepest resolutions of at least 4 x 4 positions.
 
     *Outermost* is the fewest dots in the name, so ``layer3`` before ``layer3.1.conv2``; among those the last to
-    finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside
-    ``features.10``).
+    finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside ``features.10``).
 
     Args:
         found: the result of :func:`survey`.
@@ -130,7 +145,11 @@ def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
-        names = [name for name, own in sides.items() if own == side and not any(_holds(name, tap) for tap in taps)]
+        names = [
+            name
+            for name, own in sides.items()
+            if own == side and not any(tap == name or tap.startswith(f"{name}.") for tap in taps)
+        ]
         if names:
             fewest = min(name.count(".") for name in names)
             taps.append([name for name in names if name.count(".") == fewest][-1])
@@ -140,7 +159,7 @@ def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]
 def _first_that_runs(
     module: nn.Module, name: str, sizes: tuple[int, ...]
 ) -> tuple[int, _Trace, tuple[int, ...] | None]:
-    """The first size at which the network runs, with the trace of that run and the shape of its output."""
+    """Return the first size at which the network runs, the trace of that run and the shape of its output."""
     reasons = []
     for size in sizes:
         try:
@@ -159,14 +178,14 @@ def _first_that_runs(
 
 
 def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None]:
-    """Run once without gradients; return what every submodule returned and the shape of the output."""
+    """Run once without gradients; return the trace and the shape of the output."""
     trace, hooks = _Trace(), []
     try:
         for name, part in module.named_modules():
             if name:
                 hooks += [
-                    part.register_forward_pre_hook(lambda _part, _given, name=name: _begin(trace, name)),
-                    part.register_forward_hook(lambda part, _given, out, name=name: _end(trace, name, part, out)),
+                    part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name)),
+                    part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out)),
                 ]
         with at_rest(module), torch.no_grad():
             output = module(made_up_image(module, size))
@@ -176,68 +195,36 @@ def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None
     return trace, tuple(output.shape) if isinstance(output, Tensor) else None
 
 
-def _begin(trace: _Trace, name: str) -> None:
-    if name in trace.begun:
-        trace.repeated.add(name)
-    trace.begun[name] = trace.events
-    trace.events += 1
-
-
-def _end(trace: _Trace, name: str, part: nn.Module, out: object) -> None:
-    # A layer is the innermost module that holds parameters: BatchNorm with its activation inside counts, a block not.
-    if part._parameters and not any(True for child in part.children() for _ in child.parameters()):
-        trace.layers.append(name)
-    # An identity is a place-holder; the module before it has the same features under a name that says what they are.
-    if isinstance(out, Tensor) and not isinstance(part, nn.Identity) and not _is_attention_matrix(out):
-        trace.shapes[name] = tuple(out.shape)
-        trace.finished[name] = len(trace.layers)
-    trace.ended[name] = trace.events
-    trace.events += 1
-
-
 def _classifier(module: nn.Module, trace: _Trace) -> str | None:
-    """Name the classifier: the outermost module around the last layer that holds nothing but what classifiers hold.
+    """Return the name of the outermost module around the last layer that holds nothing but what classifiers hold.
 
     The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
     after timm's ``num_classes=0``) has no classifier.
     """
-    if not trace.layers:
-        return None
-    parts = trace.layers[-1].split(".")
+    parts = trace.layers[-1].split(".") if trace.layers else []
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])
-        if name not in trace.begun or not _only_pointwise(module.get_submodule(name)):
+        if name not in trace.begun:
             continue
-        return name if _has_weights(module.get_submodule(name)) else None
+        inside = [part for part in module.get_submodule(name).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        if inside and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in inside):
+            return name
     return None
-
-
-def _only_pointwise(module: nn.Module) -> bool:
-    """Whether all convolutions inside are 1x1, and the last layer is a convolution or linear."""
-    layers = [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-    return bool(layers) and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in layers)
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
 
 
 def _spatial_modules(
     trace: _Trace, other: _Trace | None, sizes: tuple[int, int], classifier: str | None
 ) -> Iterator[SpatialModule]:
-    """The spatial modules in the order in which they finish, those that begin or end in the classifier left out."""
+    """Yield the spatial modules in the order in which they finish, except those in the classifier."""
     last = trace.begun[classifier] if classifier else trace.events
     for name, shape in sorted(trace.shapes.items(), key=lambda item: trace.ended[item[0]]):
-        if name in trace.repeated or trace.ended[name] > last or not _is_grid(shape):
+        is_grid = len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] > 1
+        if name in trace.repeated or trace.ended[name] > last or not is_grid:
             continue
         stride = _stride(shape, other.shapes.get(name) if other else None, sizes, fixed=other is None)
         if stride is not None:
             depth = trace.finished[name] / max(1, len(trace.layers))
             yield SpatialModule(Stage(name, shape[1], stride), shape[2], depth)
-
-
-def _is_grid(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] > 1
 
 
 def _is_attention_matrix(out: Tensor) -> bool:
@@ -248,7 +235,7 @@ def _is_attention_matrix(out: Tensor) -> bool:
 def _stride(
     shape: tuple[int, ...], other: tuple[int, ...] | None, sizes: tuple[int, int], *, fixed: bool
 ) -> int | None:
-    """Pixels per position, or None where the grid does not grow with the image as one of features would."""
+    """Return the pixels per position, or None where the grid does not grow with the image as one of features would."""
     if fixed:
         return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else None
     if other is None or len(other) != 4 or other[1] != shape[1] or other[2] != other[3]:
@@ -258,7 +245,7 @@ def _stride(
 
 
 def _least_size(module: nn.Module, stride: int, largest: int) -> int:
-    """The first size on the ladder, from the deepest stride on, at which the network runs."""
+    """Return the first size on the ladder, from the deepest stride on, at which the network runs."""
     for size in LADDER:
         if stride <= size < largest:
             try:
@@ -267,7 +254,3 @@ def _least_size(module: nn.Module, stride: int, largest: int) -> int:
                 continue
             return size
     return largest
-
-
-def _holds(name: str, other: str) -> bool:
-    return other == name or other.startswith(name + ".")

@@ -1,1 +1,1 @@
-"""Training: ``for report in fit(...)``, its schedules, and what a checkpoint must hold."""
+"""Training: the loop ``for report in fit(...)``, tasks and losses, optimisers, schedules and recipes."""

@@ -1,4 +1,4 @@
-"""How many images fit into a training step."""
+"""The largest batch of which a training step fits into memory."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from heedmap.training.precision import autocast, resolve
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WHOLE = 2.2  # peak of a step over what its forward pass keeps for the backward pass; 1.3 - 2.1 on a CPU (LOG.md)
-LEFT = 0.8  # share of the free memory that a step may take
+PEAK = 2.2  # memory of a step over what its forward pass saves for the backward pass; 1.3 - 2.1 on a CPU (LOG.md)
+USABLE = 0.8  # share of the free memory that a step may take
 
 
-def fitting_batch(classifier: AttentionClassifier, options: TrainOptions, accelerator: Accelerator) -> int:
-    """``options.batch_size``, or so much less that a step fits into the memory of every process.
+def fitting_batch_size(classifier: AttentionClassifier, options: TrainOptions, accelerator: Accelerator) -> int:
+    """Return ``options.batch_size``, or so much less that a step fits into the memory of every process.
 
-    Runs that are to be compared should be told their batch size where memory is that scarce.
+    Set the batch size of runs that are to be compared where memory is that scarce.
     """
     device, world = accelerator.device, accelerator.num_processes
-    assert options.batch_size is not None  # derive has set these
+    assert options.batch_size is not None  # set by derive
     assert options.image_size is not None
     free = free_bytes(device, world)
-    passes = 2 if options.map_consistency else 1  # each image is seen twice
-    mine = options.batch_size
-    if free < math.inf:  # else there is nothing to try it for
-        kept = passes * kept_by_image(classifier, options.image_size, resolve(options.precision, device), device)
-        mine = most_that_fit(mine, kept / world, free)
-    return int(accelerator.gather(torch.tensor([mine], device=device)).min())
+    size = options.batch_size
+    if free < math.inf:
+        views = 2 if options.map_consistency else 1
+        saved = views * bytes_per_image(classifier, options.image_size, resolve(options.precision, device), device)
+        size = halved_until_it_fits(size, saved / world, free)
+    return int(accelerator.gather(torch.tensor([size], device=device)).min())
 
 
-def kept_by_image(classifier: AttentionClassifier, size: int, precision: str, device: torch.device) -> float:
-    """Bytes that a training step keeps from the forward pass for the backward pass, for each image more.
+def bytes_per_image(classifier: AttentionClassifier, size: int, precision: str, device: torch.device) -> float:
+    """Return the bytes that a training step saves from the forward for the backward pass, per image.
 
     The difference between four images and two, so that what does not grow (weights and their copies in bfloat16) is
     not counted. Nothing of the classifier changes, and neither do torch's random numbers.
@@ -51,8 +51,8 @@ def kept_by_image(classifier: AttentionClassifier, size: int, precision: str, de
         precision: ``bf16`` or ``float32``.
         device: where it will train.
     """
-    duplicate = copy.deepcopy(classifier).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    kept: list[int] = []
+    copied = copy.deepcopy(classifier).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    saved: list[int] = []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for count in (2, 4):
             blocks: dict[int, int] = {}
@@ -64,24 +64,21 @@ def kept_by_image(classifier: AttentionClassifier, size: int, precision: str, de
 
             images = torch.rand(count, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
             with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value), autocast(precision, device):
-                logits = duplicate(images).logits
+                logits = copied(images).logits
                 F.cross_entropy(logits.float(), torch.zeros(count, dtype=torch.long, device=device))
-            kept.append(sum(blocks.values()))
-    return (kept[1] - kept[0]) / 2
+            saved.append(sum(blocks.values()))
+    return (saved[1] - saved[0]) / 2
 
 
 def free_bytes(device: torch.device, processes: int) -> float:
-    """What is free on the device, for one of several processes that share it; infinite where nobody can tell.
-
-    Every process has a GPU of its own, and its share of the machine's memory otherwise.
-    """
+    """Return the free memory for one of several processes: of its own GPU, or its share of the CPU's; else infinity."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return free_memory() / processes if device.type == "cpu" else math.inf
 
 
-def most_that_fit(batch: int, a_image: float, free: float) -> int:
-    """``batch``, halved until a step of it fits into ``free`` bytes; never below two, which a normalisation needs."""
-    while batch >= 4 and batch * a_image * WHOLE > free * LEFT:
+def halved_until_it_fits(batch: int, per_image: float, free: float) -> int:
+    """Return ``batch``, halved until a step of it fits into ``free`` bytes; at least two, for the normalisations."""
+    while batch >= 4 and batch * per_image * PEAK > free * USABLE:
         batch //= 2
     return batch

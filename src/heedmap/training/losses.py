@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,7 +44,7 @@ def second_view(values: Tensor, window: Window) -> Tensor:
     """Mirror left to right and enlarge the window to the whole; bilinear.
 
     Args:
-        values: (B, C, H, W), images or maps: what is done to an image is to be done to its map.
+        values: (B, C, H, W), images or their maps.
         window: which part.
     """
     left, top, side = window
@@ -72,7 +71,7 @@ def disagreement(maps: Maps, others: Maps, window: Window = WHOLE) -> Tensor:
     """Return the total variation between maps of second views and second views of maps, mean over taps and images.
 
     Both are compared as shares of what they hold. An image counts by how much of its attention lies in the window:
-    what is left of a map whose hot place was cut away says nothing.
+    a map whose peak was cut away counts little.
 
     Args:
         maps: of the images.
@@ -92,9 +91,9 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence from a uniform map over the object, mean over taps and images.
 
     The target map gives each cell the share of the object that lies in it; the term is the sum of target * log(target /
-    given). What lies off the object costs as much as what is missing on it: a term that only rewarded weight inside the
-    mask was met by one cell of it (LOG.md). Cells of which more than a half is to be ignored are in neither sum. Images
-    without a cell on the object are left out; where all are, it is zero.
+    attention). What lies off the object costs as much as what is missing on it: a term that only rewarded weight inside
+    the mask was met by one cell of it (LOG.md). Cells of which more than a half is to be ignored are in neither sum.
+    Images without a cell on the object are left out; where all are, it is zero.
 
     Args:
         maps: tap -> (B, 1, h, w).
@@ -111,8 +110,8 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
         target = target * counted
         whole = target.sum(1, keepdim=True)
         target = target / whole.clamp_min(torch.finfo(whole.dtype).tiny)
-        given = _shares(values[marked].flatten(1) * counted).clamp_min(1e-6).log()
-        cost = (torch.special.entr(target).neg() - target * given).sum(1)
+        shares = _shares(values[marked].flatten(1) * counted).clamp_min(1e-6).log()
+        cost = (torch.special.entr(target).neg() - target * shares).sum(1)
         values_by_tap.append(cost.sum() / (whole > 0).sum().clamp_min(1))
     return torch.stack(values_by_tap).mean()
 
@@ -120,26 +119,6 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
 def _shares(values: Tensor) -> Tensor:
     flat = values.flatten(1)
     return flat / flat.sum(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-
-
-@dataclass(frozen=True)
-class TermInput:
-    """What the terms may look at.
-
-    Attributes:
-        maps: tap -> (B, 1, h, w) of the images.
-        others: of second views of the same images, empty where there are none.
-        window: that of the views.
-        masks: of the images' objects, None where there are none.
-    """
-
-    maps: Maps
-    others: Maps
-    window: Window
-    masks: Tensor | None
-
-
-Term = Callable[[TermInput], "Tensor | float"]
 
 
 class MapLoss:
@@ -151,28 +130,26 @@ class MapLoss:
     """
 
     def __init__(self, options: TrainOptions, *, constant: bool) -> None:
-        self.doubles = bool(options.map_consistency)
-        terms: tuple[tuple[float, Term], ...] = (
-            (options.map_consistency, lambda given: disagreement(given.maps, given.others, given.window)),
-            (options.map_entropy, lambda given: entropy(given.maps)),
-            (options.map_supervision, lambda given: 0.0 if given.masks is None else mismatch(given.maps, given.masks)),
+        self.consistency, self.entropy, self.supervision = (
+            options.map_consistency,
+            options.map_entropy,
+            options.map_supervision,
         )
-        self.terms = [] if constant else [(weight, term) for weight, term in terms if weight]
-        self.constant, self.supervision = constant, options.map_supervision
+        self.constant = constant
 
     def views(self, images: Tensor, numbers: Callable[[], Tensor]) -> tuple[Tensor, Window]:
         """Return the images (B, 3, H, W), followed by their second views where these are needed, and their window.
 
         One forward pass for both: two before one backward pass are more than joined processes can follow.
         """
-        if not self.doubles:
+        if not self.consistency:
             return images, WHOLE
         window = window_of(numbers())
         return torch.cat((images, second_view(images, window))), window
 
     def of_images(self, output: Output) -> tuple[Output, Maps]:
         """Split the output for :meth:`views` into that for the images and the maps of their second views."""
-        if not self.doubles:
+        if not self.consistency:
             return output, {}
         halves = {tap: values.chunk(2) for tap, values in output.attention.items()}
         first = output._replace(
@@ -189,15 +166,21 @@ class MapLoss:
             masks: (B, H, W) of the images' objects; None where there are none, or where images were mixed.
             window: that of the views.
         """
-        given = TermInput(output.attention, others, window, None if self.constant else masks)
-        total: Tensor | float = 0.0
-        for weight, term in self.terms:
-            total = total + weight * term(given)
-        return total if output.shares is None else total + self._shares_term(given, output.shares)
+        maps, masks = output.attention, None if self.constant else masks
+        terms: list[tuple[float, Callable[[], Tensor]]] = []
+        if not self.constant:
+            terms = [
+                (self.consistency, lambda: disagreement(maps, others, window)),
+                (self.entropy, lambda: entropy(maps)),
+            ]
+        if masks is not None:
+            terms.append((self.supervision, lambda: mismatch(maps, masks)))
+        total = sum((weight * term() for weight, term in terms if weight), 0.0)
+        return total if output.shares is None else total + self._shares_term(maps, masks, output.shares)
 
-    def _shares_term(self, given: TermInput, shares: Tensor) -> Tensor:
+    def _shares_term(self, maps: Maps, masks: Tensor | None, shares: Tensor) -> Tensor:
         """Teach how much each tap counts in the combined map; the maps themselves are not moved by it."""
-        if given.masks is None:
+        if masks is None:
             return shares.sum() * 0  # joined processes wait for the gradient of every parameter, in every step
-        still = {tap: values.detach() for tap, values in given.maps.items()}
-        return self.supervision * mismatch({"combined": combined_map(still, shares)}, given.masks)
+        fixed = {tap: values.detach() for tap, values in maps.items()}
+        return self.supervision * mismatch({"combined": combined_map(fixed, shares)}, masks)

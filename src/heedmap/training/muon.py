@@ -10,14 +10,10 @@ from torch import Tensor
 
 from heedmap.training.precision import computes_in_bf16
 
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # steepest at zero: lifts small singular values fast, and keeps all within 0.7 - 1.2
+QUINTIC = (3.4445, -4.7750, 2.0315)  # steepest at zero: raises small singular values fast, to within 0.7 - 1.2
 ITERATIONS = 3
 KERNEL_MOMENTUM, MOMENTUM = 0.6, 0.85
-BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, for what is no kernel
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, for other parameters
 FOR_NORMALISED = (
     "optimizer = 'muon' is for networks whose kernels are each followed by a normalisation; "
     "give sgd or adamw, or --model compact or whitened."
@@ -89,11 +85,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """Bring all singular values of a matrix (M, N) near one and keep its singular vectors: U V^T of U S V^T, roughly.
+    """Return a matrix (M, N) with singular values near one and the same singular vectors: roughly U V^T of U S V^T.
 
-    Newton's and Schulz's iteration with the odd quintic of Jordan et al. It need not be exact, so it is computed in
-    bfloat16; in float32 where bfloat16 is emulated, which takes sixteen times as long there. A matrix of zeros stays
-    one.
+    Newton's and Schulz's iteration with the odd quintic of Jordan et al., computed in bfloat16, or in float32 where
+    bfloat16 is emulated, which takes sixteen times as long there. A matrix of zeros stays one.
     """
     a, b, c = QUINTIC
     x = matrix.bfloat16() if computes_in_bf16(matrix.device) else matrix.float()

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters decay, and which learn faster or slower than the rest."""
+"""The optimiser: which parameters decay, and which get a larger or smaller learning rate."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from heedmap.config import TrainOptions
 from heedmap.errors import OptionError
 from heedmap.training.muon import FOR_NORMALISED, Muon
 
-TRAINED_SHARE = 0.1  # of the learning rate, for weights that were trained before
+TRAINED_SHARE = 0.1  # of the learning rate, for pretrained weights
 
 
 class Shares(NamedTuple):
-    """Of the kernels' learning rate, where a backbone names eager parameters.
+    """Shares of the kernels' learning rate, where a backbone names fast parameters.
 
-    At the kernels' rate maps narrow before there is much to see, and the head jumps about. Muon's rate is the length of
-    a kernel's step and not a factor of its gradient, hence the other numbers.
+    At the kernels' rate maps narrow too early, and the head oscillates. Muon's rate is the length of a kernel's step
+    and not a factor of its gradient, hence the other numbers.
     """
 
-    eager: float
+    fast: float
     attentions: float
     head: float
 
@@ -31,12 +31,12 @@ ADAPTIVE_SHARE = 0.24  # of Muon's rate, for what AdamW moves beside it (LOG.md)
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Muon, or AdamW; only weight matrices and kernels decay, biases and scales do not.
+    """Return SGD with Nesterov momentum, Muon, or AdamW; weight matrices and kernels decay, biases and scales do not.
 
-    Where the backbone starts from trained weights it learns at a tenth of the rate; attention and head start anew and
-    would hardly move at that rate before training is over. Where a backbone names eager parameters, SGD and Muon move
-    these at many times the rate, attention and head at a part of it; Muon moves all biases of the backbone so. Where it
-    names none, AdamW moves what is no kernel beside Muon.
+    A pretrained backbone learns at a tenth of the rate, at which attention and head, which start from scratch, would
+    hardly move. Where a backbone names fast parameters, SGD and Muon move these at many times the rate, attention and
+    head at a part of it; Muon moves all biases of the backbone so. Where it names none, AdamW moves beside Muon what is
+    no kernel.
 
     Raises:
         OptionError: Muon, and a backbone whose kernels are not each followed by a normalisation.
@@ -74,27 +74,27 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
         return {}
     if options.pretrained:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
-    eager, rates = backbone.fast_parameters(), SHARES.get(options.optimizer or "")
-    if options.optimizer == "muon" and not eager:
+    fast, rates = backbone.fast_parameters(), SHARES.get(options.optimizer or "")
+    if options.optimizer == "muon" and not fast:
         kernels = _kernels(backbone)
         return {id(p): ADAPTIVE_SHARE for p in model.parameters() if id(p) not in kernels}
-    if not eager or rates is None:
+    if not fast or rates is None:
         return {}
     if options.optimizer == "muon":
-        eager = [parameter for parameter in backbone.parameters() if parameter.ndim == 1]
+        fast = [parameter for parameter in backbone.parameters() if parameter.ndim == 1]
     parts = {"attentions": rates.attentions, "head": rates.head}
-    return {id(p): rates.eager for p in eager} | {
+    return {id(p): rates.fast for p in fast} | {
         id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()
     }
 
 
 def _kernels(backbone: nn.Module) -> set[int]:
-    """Ids of what Muon makes orthogonal."""
+    """Ids of the parameters that Muon makes orthogonal."""
     return {id(parameter) for parameter in backbone.parameters() if parameter.ndim == 4}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> dict[str, Any]:
-    """A state dict from slots named ``INDEX.SLOT``, each in its parameter's memory format."""
+    """Return a state dict from slots named ``INDEX.SLOT``, each in its parameter's memory format."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in slots.items():

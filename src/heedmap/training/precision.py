@@ -1,4 +1,4 @@
-"""Which arithmetic the machine is quick in."""
+"""The arithmetic in which a device is fast."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from heedmap.errors import OptionError
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, so that autocast makes it faster and not slower."""
+    """Whether the device multiplies bfloat16 in hardware, so that autocast makes it faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    # torch has no public name for these; where a version drops them, float32 is the safe answer.
+    # torch has no public name for these; float32 is safe where a version drops them.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(probe() for probe in probes if probe is not None)
 
@@ -34,7 +34,7 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The context in which the network runs; weights, losses and softmax stay float32."""
+    """Return the context in which the network runs; weights, losses and softmax stay float32."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

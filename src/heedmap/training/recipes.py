@@ -1,4 +1,4 @@
-"""Recipes: what the options leave open, filled in from the images and their number.
+"""Recipes: fill in the options that were left open from the images and their number.
 
 The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (LOG.md).
 """
@@ -21,10 +21,10 @@ from heedmap.training.muon import FOR_NORMALISED
 
 NORMALISED = ("compact", "whitened")  # what Muon can train
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
-MANY, SMALL = 10_000, 48  # from so many images of up to so many pixels on, the whitened net learns faster
-PASSES = {"pretrained": 1000, "whitened": 2650}  # over one image; the root of their number divides it. Others: 3400
-FAST = 2 / 3  # passes of the fast recipe, as a share of the standard one's
-EARLY, SMALLER = 0.6, 0.75  # share of its passes in which photographs are seen smaller, and their side then
+MANY, SMALL = 10_000, 48  # from so many images of at most so many pixels on, the whitened net learns faster
+EPOCHS = {"pretrained": 1000, "whitened": 2650}  # times the root of the number of images; for others 3400
+FAST = 2 / 3  # epochs of the fast recipe, as a share of the standard one's
+EARLY, SMALLER = 0.6, 0.75  # share of its epochs with smaller photographs, and their side then
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ WHITENED_RATES = {**RATES, "sgd": Rates(0.078, 1.3e-3, 0.2), "muon": Rates(0.037
 def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     """Fill in every option that was left open.
 
-    Small images get many cheap steps in large batches, photographs fewer in small ones; a small set is passed over
-    more often than a large one.
+    Small images get many cheap steps in large batches, photographs fewer in small ones; a small set gets more epochs
+    than a large one.
 
     Raises:
         OptionError: a shift as wide as the image, or where images are not shifted; Muon, and kernels without
@@ -81,10 +81,10 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
 
 
 def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
-    """For how many epochs the fast recipe shows views of another side than ``size`` at first, and of which.
+    """Return the number of first epochs for which the fast recipe crops to a smaller side, and that side.
 
-    What a network learns first it sees at a lower resolution too, at half the cost (progressive resizing, of fast.ai's
-    entry to DAWNBench, 2018). Small images gained nothing by it (LOG.md), so this is for photographs.
+    Progressive resizing (fast.ai's entry to DAWNBench, 2018) learns the coarse part at half the cost. Small images
+    gained nothing by it (LOG.md), so this is for photographs.
     """
     if options.recipe != "fast" or options.augment != "crop":
         return 0, size
@@ -92,7 +92,7 @@ def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
 
 
 def _shift(options: TrainOptions, model: str, size: int, kind: str) -> int | None:
-    if options.shift is None:  # the fewer passes, the less an image has to vary
+    if options.shift is None:  # the fewer epochs, the less augmentation
         return size // (16 if model == "whitened" else 8) if kind == "shift" else None
     if kind != "shift":
         raise OptionError(f"shift = {options.shift} is for augment = shift; here augment is {kind}.")
@@ -102,12 +102,12 @@ def _shift(options: TrainOptions, model: str, size: int, kind: str) -> int | Non
 
 
 def _epochs(options: TrainOptions, model: str, count: int) -> int:
-    passes = PASSES.get(model if options.pretrained is None else "pretrained", 3400) / math.sqrt(count)
-    return round(min(max(passes, 4), 200) * (FAST if options.recipe == "fast" else 1))
+    epochs = EPOCHS.get(model if options.pretrained is None else "pretrained", 3400) / math.sqrt(count)
+    return round(min(max(epochs, 4), 200) * (FAST if options.recipe == "fast" else 1))
 
 
 def _usual_size(options: TrainOptions, images: ImageDataset) -> int:
-    """The side of the square that suits most images of the set."""
+    """Return the side of the square that suits most images of the set."""
     if isinstance(images, TensorDataset):
         side = float(min(images.images.shape[-2:]))
     elif isinstance(images, FileDataset):

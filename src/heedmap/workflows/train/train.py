@@ -36,7 +36,7 @@ from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
 from heedmap.runs import AUDIT, Run
 from heedmap.system import term_as_interrupt, threads
-from heedmap.training.batch_size import fitting_batch
+from heedmap.training.batch_size import fitting_batch_size
 from heedmap.training.recipes import derive, early_views
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.workflows.evaluate.evaluate import complete
@@ -116,7 +116,7 @@ def _train(
     if not begun and isinstance(classifier.backbone, Whitened):
         _whiten(classifier, prepared.splits.train)
     if run is None and options.batch_size is None:
-        batch = fitting_batch(classifier, prepared.options, accelerator)
+        batch = fitting_batch_size(classifier, prepared.options, accelerator)
         if batch != prepared.options.batch_size:
             progress.message(f"Batches of {batch} images, not of {prepared.options.batch_size}: memory is short.")
             prepared = replace(prepared, options=derive(replace(options, batch_size=batch), prepared.splits))
