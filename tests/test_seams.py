@@ -272,7 +272,13 @@ def trained(task: Task, epochs: int) -> tuple[AttentionClassifier, list[Any], li
     torch.manual_seed(0)
     classifier = build_classifier(Architecture("compact", "dot", None, "concat", None, 16, CLASSES))
     options = TrainOptions(
-        epochs=epochs, learning_rate=0.05, weight_decay=0.0, batch_size=12, precision="float32", averaging=0.0
+        epochs=epochs,
+        optimizer="adamw",
+        learning_rate=0.003,
+        weight_decay=0.0,
+        batch_size=12,
+        precision="float32",
+        averaging=0.0,
     )
     fitting = fit(classifier, batches, lambda: plain_batches(store, 20), options, task=task)
     reports, weights = [], []
