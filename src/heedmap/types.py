@@ -111,7 +111,7 @@ class Stage:
 class AttentionMap:
     """One image's map as data.
 
-    Whatever draws a map takes (h, w); of a map with an axis it is given one plane after the other, by :meth:`plane`.
+    Whatever draws a map takes (h, w) and refuses an axis; give it the planes one by one, by :meth:`plane`.
 
     Attributes:
         values: (h, w), or (A, h, w) with an axis; float32 as the network used them, never rescaled. An array where an

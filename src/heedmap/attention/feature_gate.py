@@ -8,9 +8,8 @@ F = C * H * W numbers,
 with W a full F x F matrix and w, b of length F. The original has the sigmoid only. ``softmax`` runs here over all F
 numbers and is multiplied by F, so that the mean gate of an image is one and the gated features keep their scale.
 
-What to know when reading the gate: because of the inner ReLU the sigmoid gate is exactly 1/2 where a unit is off, above
-1/2 only where w > 0 and below only where w < 0, so "not looking" is 1/2, not 0; and it says where and which channel in
-one number. It is no probability map.
+Because of the inner ReLU the sigmoid gate is exactly 1/2 where a unit is off, above 1/2 only where w > 0 and below only
+where w < 0, so "not looking" is 1/2, not 0. It is no probability map.
 
 The dense matrix grows with the fourth power of the image's side (321 million weights for the original's 70 x 16 x 16
 features of a 128 px image). ``form="conv"`` is the same equation at every position, with W of C x C (a 1x1

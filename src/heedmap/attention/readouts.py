@@ -1,7 +1,7 @@
-"""Readouts: local features and a query in, one vector and the map that made it out.
+"""Readouts: local features and a query in, one vector and the map behind it out.
 
 "Learn To Pay Attention" (Jetley, Lord, Lee, Torr, ICLR 2018, arXiv 1804.02391). With l_i the local features of a tap
-at position i of N, and g the query (the global feature of the image), a score c_i says how well the two go together:
+at position i of N, and g the query (the global feature of the image), a score c_i measures their compatibility:
 
     parametrised   c_i = <u, l_i + g>             one learned u per tap
     dot            c_i = <l_i, g>
@@ -10,16 +10,16 @@ at position i of N, and g the query (the global feature of the image), a score c
     softmax        a_i = exp(c_i) / sum_j exp(c_j)     vector = sum_i a_i l_i
     sigmoid        a_i = 1 / (1 + exp(-c_i))           vector = sum_i a_i l_i / N
 
-Softmax weights sum to one over positions. Sigmoid weights are gates in (0, 1), each by itself; dividing by N keeps the
-vector on the scale of a local feature whatever the image's size. Two choices that the sources leave open:
+Softmax weights sum to one over positions. Sigmoid weights are gates in (0, 1); dividing by N keeps the vector on the
+scale of a local feature at any image size. Two choices that the sources leave open:
 
 *Which side is projected where C and D differ.* ``project="query"`` brings g down to l and leaves l alone, as the
 published weights do. ``project="features"`` brings l up to g and sums the lifted l. The lifted map is never built:
-<s, P l_i> = <P^T s, l_i> and sum_i a_i P l_i = P sum_i a_i l_i hold exactly, and save 134 million multiplications a
-image in the paper's net.
+<s, P l_i> = <P^T s, l_i> and sum_i a_i P l_i = P sum_i a_i l_i save 134 million multiplications per image in the
+paper's net.
 
-*Parametrised and softmax never look at the query.* <u, l_i + g> = <u, l_i> + <u, g>, and the second term is the same
-at every position, so the softmax cancels it. It is left out, and ``uses_query`` says so. A bias of u cancels likewise.
+*Parametrised softmax does not use the query.* <u, l_i + g> = <u, l_i> + <u, g>, and the second term is the same
+at every position, so the softmax cancels it; it is left out, and ``uses_query`` is False. A bias of u cancels likewise.
 """
 
 from __future__ import annotations
@@ -70,17 +70,16 @@ class MeanReadout(Readout):
 class CompatibilityReadout(Readout):
     """Attention by the compatibility of each local feature with a query; see the module's text for the equations.
 
-    Every score starts at exactly zero (u, v and the dot's query map start at zero), so the first map is uniform and the
-    network starts as its matched control; the gradient of u, v and the query map is not zero there, so they leave at
-    the first step. The published code draws u from N(0, 1.4), which makes the first maps nearly one-hot. The dot's
-    query map is there even where C equals D, and its score is divided by the root of the width, as every score under a
-    sigmoid is: these only change how fast the score learns. What all positions have in common cancels in a softmax, but
-    shuts gates: without the division all of them shut on the digit scenes (LOG.md).
+    Every score starts at zero (u, v and the dot's query map do), so the first map is uniform and the network starts as
+    its baseline without attention; their gradient is not zero there. The published code draws u from N(0, 1.4), which
+    makes the first maps nearly one-hot. The dot has a query map also where C equals D, and its score is divided by the
+    root of the width, as every score under a sigmoid is: these only change how fast the score learns. A part common to
+    all positions cancels in a softmax, but shuts gates: without the division all shut on the digit scenes (LOG.md).
 
-    ``paper=True`` takes the published code's form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) followed by
-    Linear(D, C) for ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and
-    P of ``project="features"`` has one. What softmax makes inert there (u's bias, and the query's projection of a
-    parametrised score) is kept for the parameter count, frozen and never run.
+    ``paper=True`` is the published form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) and Linear(D, C) for
+    ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and P of
+    ``project="features"`` has one. What is inert under softmax (u's bias, and the query's projection of a parametrised
+    score) is there for the parameter count, frozen and never run.
 
     Args:
         channels: C of the features.
@@ -90,8 +89,8 @@ class CompatibilityReadout(Readout):
         project: ``query`` or ``features``, the side that is projected. The additive score projects both itself.
         paper: take the published form rather than ours.
         rescale: divide the features by their root mean square over the image before they are scored, and a dot product
-            by the root of the width. For backbones whose features come on any scale: with features of ten instead of
-            one, a few steps of the optimiser narrow the map to one point (LOG.md).
+            by the root of the width. For backbones of any feature scale: at ten instead of one, a few steps of the
+            optimiser narrow the map to one point (LOG.md).
 
     Raises:
         ModelError: an unknown word, or ``project="features"`` with the additive score.
@@ -167,7 +166,7 @@ class CompatibilityReadout(Readout):
         if not self.uses_query:
             return None
         if query is None or self.query_map is None:
-            raise ModelError(f"The {self.score} score with {self.weights} weights needs a query; give it one.")
+            raise ModelError(f"The {self.score} score with {self.weights} weights needs a query; pass one.")
         mapped: Tensor = self.query_map(query)
         return mapped.expand(batch, -1)
 
@@ -225,7 +224,7 @@ def rms(flat: Tensor) -> Tensor:
 
 
 def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Module:
-    """The published code's way from g to the score: normalised wherever a level's size differs from g's."""
+    """The published code's query projection: normalised where a level's size differs from g's."""
     normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
     if lifted:
         return nn.Sequential(*normalised)

@@ -1,10 +1,10 @@
-"""The VGG of "Learn To Pay Attention" for 32x32 images, and the plain VGG that it is measured against.
+"""The VGG of "Learn To Pay Attention" for 32x32 images, and the plain VGG that it is compared with.
 
 Layers, dropouts and shapes are those of the authors' published code (facts, not code, were taken from it). A conv is
-3x3, stride 1, pad 1 with bias, then BatchNorm (eps 1e-3), ReLU and, where the table says so, dropout. The attention net
+3x3, stride 1, pad 1 with bias, then BatchNorm (eps 1e-3), ReLU and, where listed, dropout. The attention net
 moves the plain net's first two pools behind two added convs, so that the taps keep 32, 16 and 8 positions a side; it
-costs 12 times the plain net, nearly all of it for that and not for attention. A fair control is therefore the same
-trunk with averaged taps (``attention="none"``), not the plain net.
+costs 12 times the plain net, nearly all of it for that and not for attention. A fair baseline is therefore the
+same trunk with averaged taps (``attention="none"``), not the plain net.
 
 Choices the sources leave open, as settled here:
 
@@ -74,7 +74,7 @@ class _VGG(Backbone):
         return self.convs[_number(name) - 1]
 
     def leave(self, name: str, features: Tensor) -> Tensor:
-        """Drop out, then pool where the table says so; the pool after conv 13 is left to the query."""
+        """Drop out, then pool where listed; the pool after conv 13 is left to the query."""
         features = self.dropouts[_number(name) - 1](features)
         return self.pool(features) if _number(name) in self.pools and _number(name) < len(_CONVS) else features
 

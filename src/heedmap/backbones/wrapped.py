@@ -164,7 +164,7 @@ class WrappedBackbone(Backbone):
         return [weight for weight in self.net.parameters() if id(weight) not in own]
 
     def taps_for(self, image_size: int) -> tuple[str, ...]:
-        """Taps for images of that size: the two deepest resolutions that have at least 4 x 4 positions there.
+        """Return taps for images of that size: the two deepest resolutions that have at least 4 x 4 positions there.
 
         Raises:
             ModelError: no stage has that many.
@@ -178,7 +178,7 @@ class WrappedBackbone(Backbone):
         return taps
 
     def grid_side(self, tap: str, image_size: int) -> int:
-        """Positions to a side at a tap for images of that size, by trying; borders make it differ from the stride."""
+        """See :meth:`Backbone.grid_side`; found by a forward pass, since borders make it differ from the stride."""
         with at_rest(self.net), torch.no_grad():
             return self(made_up_image(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
 
@@ -205,7 +205,7 @@ class WrappedBackbone(Backbone):
         if self.survey.modules[-1].depth < 0.5:
             raise ModelError(
                 f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
-                "which cannot be tapped; take a CNN, or name the taps to tap it there all the same."
+                "which cannot be tapped; use a CNN, or name the taps to tap it there all the same."
             )
         return self.taps_for(image_size or self.survey.size)
 
@@ -240,11 +240,8 @@ class WrappedBackbone(Backbone):
                 trunk = self(made_up_image(self.net, self.least_size), taps, need_query)
                 outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
                 total = sum((out.float().sum() for out in outputs), torch.zeros(()))
-                gradients = (
-                    torch.autograd.grad(total, weights, allow_unused=True)
-                    if total.requires_grad
-                    else [None] * len(weights)
-                )
+                known = total.requires_grad
+                gradients = torch.autograd.grad(total, weights, allow_unused=True) if known else [None] * len(weights)
         finally:
             for weight, flag in zip(weights, flags, strict=True):
                 weight.requires_grad_(flag)
@@ -254,7 +251,7 @@ class WrappedBackbone(Backbone):
         """Replace modules on which nothing depends by identities, and freeze what cannot be removed so."""
         needed = {id(weight) for weight in self._reached(self.default_taps, need_query=True)}
         if not self.keep_head:
-            # From the end backwards: a layer can only be an identity when the one after it no longer minds the width.
+            # From the end backwards: a layer can only be an identity when the one after it no longer needs the width.
             for name in reversed(self._outermost_without(needed)):
                 self._drop(name)
             gone = tuple(f"{name}." for name in self.dropped)
@@ -268,12 +265,8 @@ class WrappedBackbone(Backbone):
         names: list[str] = []
         for name, part in self.net.named_modules():
             inside = [id(weight) for weight in part.parameters()]
-            if (
-                name
-                and inside
-                and not needed.intersection(inside)
-                and not name.startswith(tuple(f"{n}." for n in names))
-            ):
+            is_outermost = not name.startswith(tuple(f"{outer}." for outer in names))
+            if name and inside and is_outermost and not needed.intersection(inside):
                 names.append(name)
         return names
 
@@ -283,9 +276,8 @@ class WrappedBackbone(Backbone):
         parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._features()
         setattr(parent, own, nn.Identity())
         try:
-            same = all(
-                torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self._features(), before, strict=True)
-            )
+            pairs = zip(self._features(), before, strict=True)
+            same = all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in pairs)
         except Exception:  # the network's own code, which may depend on the classifier
             same = False
         if same:

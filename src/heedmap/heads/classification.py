@@ -1,8 +1,7 @@
 """Heads: from the vectors that the readouts return to logits.
 
-In "Learn To Pay Attention" the vectors *alone* are what the classifier sees; the global feature takes part only as the
-query. The published code passes each vector through BatchNorm-ReLU-Dropout(0.5) before the last linear layer
-(``normalise="paper"``); most ports do not.
+In "Learn To Pay Attention" the classifier sees the vectors alone; the global feature is only the query. The published
+code puts BatchNorm-ReLU-Dropout(0.5) on each vector (``normalise="paper"``); most ports do not.
 """
 
 from __future__ import annotations

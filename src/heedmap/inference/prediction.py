@@ -81,7 +81,8 @@ def feature_maps(values: Mapping[str, Values]) -> dict[str, AttentionMap]:
     """Return the images of features, name -> (h, w), on one scale for all of them."""
     ends = [scale_of(each) for each in values.values()]
     low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=1.0)
-    return {name: AttentionMap(each, name, "largest channel", low, high) for name, each in values.items()}
+    scale = ("largest channel", low, high, None, "features")
+    return {name: AttentionMap(each, name, *scale) for name, each in values.items()}
 
 
 def computed_map(
@@ -102,7 +103,7 @@ def computed_map(
     grid = grid_of(values)
     low = float(grid.min()) if has_offset else 0.0
     high = float(np.quantile(grid, 0.99) if is_peaked else grid.max())
-    return AttentionMap(values, name, f"{name}{place}", low, high if high > low else low + 1.0, target)
+    return AttentionMap(values, name, f"{name}{place}", low, high if high > low else low + 1.0, target, "attribution")
 
 
 def is_computed(drawn: AttentionMap) -> bool:

@@ -69,7 +69,7 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
             num_classes=len(architecture.classes),
             image_size=architecture.image_size,
         )
-    classifier = assemble(backbone, architecture, form)
+    classifier = assemble_classifier(backbone, architecture, form)
     classifier.architecture = architecture
     return classifier
 
@@ -85,7 +85,7 @@ def _own_backbone(architecture: Architecture, pretrained: str | None) -> Backbon
     return {"whitened": Whitened, "paper-vgg": PaperVGG, "paper-resnet": PaperResNet}[name]()
 
 
-def assemble(
+def assemble_classifier(
     backbone: Backbone, architecture: Architecture, form: Form, gates: Mapping[str, Gate] | None = None
 ) -> AttentionClassifier:
     """Put attention and head on a backbone.
@@ -167,7 +167,7 @@ def attach(
             f"{backbone.name} has {backbone.logit_channels} classes, but {len(architecture.classes)} class names were "
             "given; name the classes it was trained on, in its order."
         )
-    return assemble(backbone, architecture, Form(rescale=True))
+    return assemble_classifier(backbone, architecture, Form(rescale=True))
 
 
 def list_models() -> dict[str, str]:

@@ -10,7 +10,7 @@ from heedmap.backbones.vgg import LEVELS, PaperVGG
 from heedmap.errors import ModelError
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.models.factory import PAPER_FORMS, assemble
+from heedmap.models.factory import PAPER_FORMS, assemble_classifier
 
 
 def paper_vgg_att(
@@ -40,7 +40,7 @@ def paper_vgg_att(
         raise ModelError(f"The paper's VGG has 1, 2 or 3 levels of attention, not {taps}.")
     names = LEVELS[taps] if isinstance(taps, int) else tuple(taps)
     architecture = Architecture("paper-vgg", score, weights, head, names, 32, _numbers(num_classes))
-    return assemble(PaperVGG(), architecture, replace(PAPER_FORMS["paper-vgg"], project=project))
+    return assemble_classifier(PaperVGG(), architecture, replace(PAPER_FORMS["paper-vgg"], project=project))
 
 
 def paper_resnet_att(
@@ -64,7 +64,7 @@ def paper_resnet_att(
         ModelError: an unknown word or depth.
     """
     architecture = Architecture("paper-resnet", score, weights, head, tuple(taps), 32, _numbers(num_classes))
-    return assemble(PaperResNet(depth), architecture, replace(PAPER_FORMS["paper-resnet"], project=project))
+    return assemble_classifier(PaperResNet(depth), architecture, replace(PAPER_FORMS["paper-resnet"], project=project))
 
 
 def _numbers(count: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ COLLAPSED = 0.9  # mean largest softmax weight above which a map is one point
 UNIFORM = 1.05  # mean largest softmax weight, in multiples of 1 / N, below which a map says nothing
 SHUT = 0.01  # mean largest gate below which nothing passes
 
-Run = Callable[[Tensor], Output]
+Forward = Callable[[Tensor], Output]
 """The model on images (B, 3, H, W), in the precision and memory format of the training."""
 Draw = Callable[[int, int], Tensor]
 """(stream, count) to random numbers (count,) in 0 to 1, which depend on the seed, the step and the stream alone."""
@@ -70,26 +70,28 @@ class Task:
         """Return the predictions (B, ...)."""
         return output.logits
 
-    def training_loss(self, run: Run, batch: Batch, draw: Draw) -> Tensor:
-        """Run the model once on a batch, changed at will, and return the loss to go down."""
-        return self.loss(run(batch.images), batch)
+    def training_loss(self, forward: Forward, batch: Batch, draw: Draw) -> Tensor:
+        """Forward the model once on a batch, changed at will, and return the loss to go down."""
+        return self.loss(forward(batch.images), batch)
 
     def is_better(self, figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
         """Whether an epoch with these validation figures is better than the best so far."""
         new, old = figures[self.monitor], best[self.monitor]
         return new > old if self.higher_is_better else new < old
 
-    def validate(self, run: Run, batches: Iterable[Batch], join: Callable[[Tensor], Tensor]) -> ValidationResult:
+    def validate(
+        self, forward: Forward, batches: Iterable[Batch], join: Callable[[Tensor], Tensor]
+    ) -> ValidationResult:
         """Evaluate this process's share of the validation images, all processes together.
 
         Args:
-            run: the averaged model, without gradients.
+            forward: the averaged model, without gradients.
             batches: of this process; it joins in also without any.
             join: sums a tensor over all processes.
         """
         sums = torch.zeros(1 + len(self.figures) + 2 * len(self.taps), dtype=torch.float64)
         for batch in batches:
-            output, count = run(batch.images), len(batch.images)
+            output, count = forward(batch.images), len(batch.images)
             peaks = [output.attention[tap].flatten(1).amax(1).sum() for tap in self.taps]
             values = torch.stack([value.float() for value in (*self.sums(output, batch), *peaks)])
             positions = [float(count * output.attention[tap].shape[2:].numel()) for tap in self.taps]
@@ -142,14 +144,14 @@ class ClassificationTask(Task):
         self.smoothing, self.cutmix = options.label_smoothing or 0.0, options.cutmix or 0.0
         self.map_loss = MapLoss(options, constant=is_constant)
 
-    def training_loss(self, run: Run, batch: Batch, draw: Draw) -> Tensor:
+    def training_loss(self, forward: Forward, batch: Batch, draw: Draw) -> Tensor:
         """Mix images in a share of the steps, and add the terms on the maps; masks do not fit mixed images."""
         mixed, own = batch, 1.0
         if self.cutmix and (numbers := draw(CUTMIX, 4))[3] < self.cutmix:
             images, own = views.cutmix(batch.images, numbers[:3])
             mixed = batch._replace(images=images, masks=None)
         images, window = self.map_loss.views(mixed.images, lambda: draw(WINDOWS, 3))
-        output, others = self.map_loss.of_images(run(images))
+        output, others = self.map_loss.of_images(forward(images))
         return self.loss(output, mixed, own) + self.map_loss(output, others, mixed.masks, window)
 
     def loss(self, output: Output, batch: Batch, own: float = 1.0) -> Tensor:

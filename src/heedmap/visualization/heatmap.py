@@ -79,7 +79,7 @@ class Row:
     Attributes:
         image: RGB, square; lies under every map.
         title: what the first square is, such as ``image``.
-        maps: drawn over the image, each with the ends of its scale.
+        maps: (h, w) each, drawn over the image, each with the ends of its scale.
         features: drawn alone, after the maps: under a photograph their detail would be lost.
         first: shown first in place of ``image``, such as the image that the query came from.
         top: (class, probability) of the likeliest classes, best first; drawn as bars under the first square.
@@ -302,7 +302,7 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence
     _draw_bars(pen, row.top, (_EDGE, top + _TITLE + tile + 7), tile)
     for number, drawn in enumerate(row.maps + row.features):
         left = _EDGE + (number + 1) * (tile + _GAP)
-        height, width = drawn.values.shape
+        height, width = drawn.values.shape[-2:]  # grid_of refuses a map with an axis
         end = _write(pen, (left, top), drawn.tap, 15, INK, width=tile - 70)
         _write(pen, (end, top), f",  {height} x {width}", 15, GREY)
         over = number < len(row.maps)

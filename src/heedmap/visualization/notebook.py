@@ -28,7 +28,7 @@ _ROW = "display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start;margin:4px 0
 
 def map_html(drawn: AttentionMap) -> str:
     """Show a map on its own scale, with its name, grid, method and peak."""
-    height, width = drawn.values.shape
+    height, width = drawn.values.shape[-2:]  # grid_of refuses a map with an axis
     facts = f"{drawn.method}; {peak_text(drawn.values)}; drawn from {drawn.low:.3g} to {drawn.high:.3g}"
     return _figure(_heat(drawn.values, drawn.low, drawn.high), f"{drawn.tap}, {height} x {width}", facts)
 

@@ -52,7 +52,7 @@ def computed(
     found = explain(classifier, images, method, target)
     asked, values = int(found.targets[0, 0]), found.values[0, 0].cpu()
     low, high = scale_of(values)
-    drawn = AttentionMap(values, method, method, low, high, asked)
+    drawn = AttentionMap(values, method, method, low, high, asked, "attribution")
     layer = f" (layer {found.layer})" if found.layer else ""
     signed = " Values below zero speak against the class." if found.signed else ""
     warning = f" {METHODS[method].warning}" if METHODS[method].warning else ""
