@@ -84,7 +84,7 @@ def copied(ours: Any) -> training_step.Reference:
     for mine, other in zip([layer for conv in convs for layer in conv[:2]], theirs, strict=True):
         other.load_state_dict(mine.state_dict())
     reference.dense.load_state_dict(ours.backbone.to_query[1].state_dict())
-    lift = ours.attentions[0].lift
+    lift = ours.attentions[0].projection
     reference.projector.load_state_dict({"weight": lift.weight[:, :, None, None], "bias": lift.bias})
     for score, norm, attention, head in zip(
         reference.scores, reference.norms, ours.attentions, ours.head.norms, strict=True

@@ -34,9 +34,8 @@ def evaluation(classes: tuple[str, ...] = CLASSES, count: int = 40) -> dict[str,
 
 
 def epoch(number: int, best: bool = False, accuracy: float = 0.5) -> EpochReport:
-    return EpochReport(
-        number, 3, 2.0 / number, 0.1, accuracy, 1.5 / number, 100.0, 30.0, {"stage3": 0.1 * number}, (), best
-    )
+    validation = {"accuracy": accuracy, "loss": 1.5 / number}
+    return EpochReport(number, 3, 2.0 / number, 0.1, 100.0, 30.0, validation, {"stage3": 0.1 * number}, (), best)
 
 
 def data(**changes: Any) -> ReportData:

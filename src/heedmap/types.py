@@ -223,7 +223,7 @@ VALIDATION = "validation_"  # before each figure's name in a record
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing the audit found.
+    """One finding of the audit.
 
     Attributes:
         kind: ``unreadable``, ``odd``, ``exact-duplicate``, ``near-duplicate``, ``conflicting-labels``, ``imbalance``.
@@ -246,7 +246,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """All that the audit found, with what it looked at.
+    """The result of an audit.
 
     Attributes:
         images: split -> number of images looked at.

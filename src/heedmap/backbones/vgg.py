@@ -20,7 +20,6 @@ Choices the sources leave open, as settled here:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -32,20 +31,12 @@ from heedmap.types import Stage
 LEVELS = {1: ("conv13",), 2: ("conv10", "conv13"), 3: ("conv7", "conv10", "conv13")}
 
 
-@dataclass(frozen=True)
-class _Conv:
-    out: int
-    dropout: float = 0.0
-
-
+# Width and dropout of each conv.
 _CONVS = (
-    *(_Conv(64, 0.3), _Conv(64)),
-    *(_Conv(128, 0.4), _Conv(128)),
-    *(_Conv(256, 0.4), _Conv(256, 0.4), _Conv(256)),
-    *(_Conv(512, 0.4), _Conv(512, 0.4), _Conv(512)),
-    *(_Conv(512, 0.4), _Conv(512, 0.4), _Conv(512)),
+    *((64, 0.3), (64, 0.0), (128, 0.4), (128, 0.0), (256, 0.4), (256, 0.4), (256, 0.0)),
+    *((512, 0.4), (512, 0.4), (512, 0.0), (512, 0.4), (512, 0.4), (512, 0.0)),
 )
-_ADDED = (_Conv(512, 0.4), _Conv(512, 0.4))
+_ADDED = ((512, 0.4), (512, 0.4))
 
 
 class _VGG(Backbone):
@@ -60,10 +51,10 @@ class _VGG(Backbone):
         self.convs, self.dropouts = nn.ModuleList(), nn.ModuleList()
         width, stride = 3, 1
         stages = []
-        for number, conv in enumerate(_CONVS, start=1):
-            self.convs.append(_conv(width, conv.out))
-            self.dropouts.append(QuickDropout(conv.dropout))
-            width = conv.out
+        for number, (out, dropout) in enumerate(_CONVS, start=1):
+            self.convs.append(_conv(width, out))
+            self.dropouts.append(QuickDropout(dropout))
+            width = out
             stages.append(Stage(f"conv{number}", width, stride))
             stride *= 2 if number in self.pools else 1
         self.stages = tuple(stages)
@@ -93,8 +84,8 @@ class PaperVGG(_VGG):
 
     def __init__(self) -> None:
         super().__init__(pools=(7, 10, 13))
-        self.added = nn.ModuleList(_conv(512, conv.out) for conv in _ADDED)
-        self.added_dropouts = nn.ModuleList(QuickDropout(conv.dropout) for conv in _ADDED)
+        self.added = nn.ModuleList(_conv(512, out) for out, _ in _ADDED)
+        self.added_dropouts = nn.ModuleList(QuickDropout(dropout) for _, dropout in _ADDED)
         self.to_query = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, self.query_channels))
         _initialise(self)
 

@@ -19,10 +19,9 @@ NESTS = ("state_dict", "model", "model_state_dict")
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file by name.
 
-    ``.safetensors`` holds nothing but tensors; ``.pt`` and ``.pth`` are read with ``weights_only=True``, so that a
-    file cannot run code. A checkpoint that keeps the weights under ``state_dict``, ``model`` or
-    ``model_state_dict`` is opened there, and the ``module.`` that DistributedDataParallel puts before every name is
-    taken off.
+    ``.pt`` and ``.pth`` are read with ``weights_only=True``, so that a file cannot run code. A checkpoint with the
+    weights under ``state_dict``, ``model`` or ``model_state_dict`` is opened there, and the ``module.`` that
+    DistributedDataParallel puts before every name is removed.
 
     Raises:
         ModelError: no such file, another suffix, a pickle of more than tensors, a damaged file, no tensors.
@@ -66,13 +65,15 @@ def load_weights(module: nn.Module, path: str | Path, *, dropped: tuple[str, ...
     for key in own.keys() - fitting.keys():
         if key.endswith("num_batches_tracked"):
             fitting[key] = own[key]
+    shapes = [
+        f"{key} {tuple(fitting[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in fitting
+        if key in own and fitting[key].shape != own[key].shape
+    ]
     complaints = (
         _some("missing", sorted(own.keys() - fitting.keys())),
         _some("not known", sorted(fitting.keys() - own.keys())),
-        _some(
-            "of another shape",
-            [_shapes(key, fitting, own) for key in fitting if key in own and fitting[key].shape != own[key].shape],
-        ),
+        _some("of another shape", shapes),
     )
     if any(complaints):
         raise ModelError(
@@ -105,17 +106,9 @@ def _read_torch(path: Path) -> dict[str, object]:
         ) from reason
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as reason:
         raise ModelError(f"{path} cannot be read as PyTorch weights ({_line(reason)}); download it again.") from reason
-    return _unnested(content)
-
-
-def _unnested(content: object) -> dict[str, object]:
-    """The dictionary of weights, from inside a checkpoint where it is fitting there; empty when there is none."""
     if not isinstance(content, dict):
         return {}
-    for nest in NESTS:
-        if isinstance(content.get(nest), dict):
-            return dict(content[nest])
-    return dict(content)
+    return dict(next((content[nest] for nest in NESTS if isinstance(content.get(nest), dict)), content))
 
 
 def _some(what: str, keys: list[str], most: int = 3) -> str:
@@ -123,10 +116,6 @@ def _some(what: str, keys: list[str], most: int = 3) -> str:
     if not keys:
         return ""
     return f"{len(keys)} {what} ({', '.join(keys[:most])}{', ...' if len(keys) > most else ''})"
-
-
-def _shapes(key: str, fitting: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    return f"{key} {tuple(fitting[key].shape)} instead of {tuple(own[key].shape)}"
 
 
 def _line(reason: BaseException) -> str:
