@@ -116,7 +116,7 @@ def test_levelled_scores_under_a_sigmoid_are_divided_by_the_root_of_the_width_on
     torch.testing.assert_close(found, scores.sigmoid(), rtol=1e-10, atol=1e-12)
 
 
-def test_scores_are_divided_by_the_root_of_the_width_where_the_module_says_so():
+def test_scores_are_divided_by_the_root_of_the_width_where_documented():
     for score, weights in itertools.product(("parametrised", "dot", "additive"), ("softmax", "sigmoid")):
         scale = 0.5 if score == "dot" or weights == "sigmoid" else 1.0
         assert CompatibilityReadout(4, 6, score, weights).scale == scale
@@ -145,7 +145,7 @@ def test_leaving_the_query_out_of_parametrised_softmax_changes_nothing_since_sof
 
 @pytest.mark.parametrize(("score", "weights"), QUERY_AWARE)
 @pytest.mark.parametrize("paper", [False, True])
-def test_every_other_score_moves_its_map_with_the_query_and_says_that_it_needs_one(score, weights, paper):
+def test_every_other_score_moves_its_map_with_the_query_and_requires_one(score, weights, paper):
     readout = stirred(CompatibilityReadout(4, 6, score, weights, paper=paper))
     features, query = torch.randn(2, 4, 5, 5).double(), torch.randn(2, 6).double()
     first, second = readout(features, query).attention, readout(features, query.flip(0)).attention
@@ -171,7 +171,7 @@ def test_the_dot_attends_to_the_place_that_agrees_with_the_query():
 
 
 @pytest.mark.parametrize(("score", "weights", "project"), [case[:3] for case in READOUTS if case[3:] == (False, 4, 4)])
-def test_our_readout_starts_uniform_and_as_its_control(score, weights, project):
+def test_our_readout_starts_uniform_and_as_the_mean(score, weights, project):
     readout = CompatibilityReadout(4, 4, score, weights, project)
     features, query = torch.randn(2, 4, 3, 5) * 10, torch.randn(2, 4) * 10
     attended, control = readout(features, query), MeanReadout(4)(features, None)
@@ -237,7 +237,7 @@ def test_contract_every_attention_gives_its_shapes_and_its_weights(name, weights
 
 
 @pytest.mark.parametrize(("name", "weights"), EVERY)
-def test_contract_permuting_the_batch_permutes_the_answer(name, weights):
+def test_contract_permuting_the_batch_permutes_the_output(name, weights):
     module = stirred(built(name, weights, 4, 3, 3))
     features, query = torch.randn(4, 4, 3, 3).double(), torch.randn(4, 6).double()
     order = torch.tensor([2, 0, 3, 1])
@@ -247,7 +247,7 @@ def test_contract_permuting_the_batch_permutes_the_answer(name, weights):
 
 
 @pytest.mark.parametrize(("name", "weights"), EVERY)
-def test_contract_channels_last_gives_the_same_answer(name, weights):
+def test_contract_channels_last_gives_the_same_output(name, weights):
     module = stirred(built(name, weights, 4, 3, 2))
     features, query = torch.randn(2, 4, 3, 2).double(), torch.randn(2, 6).double()
     torch.testing.assert_close(

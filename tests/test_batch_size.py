@@ -49,7 +49,7 @@ def test_what_is_bytes_per_image_is_counted_by_hand() -> None:
     assert bytes_per_image(model, 8, "float32", CPU) == expected
 
 
-def test_what_is_kept_grows_with_the_pixels_and_halves_in_bfloat16() -> None:
+def test_saved_bytes_grow_with_the_pixels_and_halve_in_bfloat16() -> None:
     small, large = (bytes_per_image(compact(), size, "float32", CPU) for size in (32, 64))
     assert 3.5 < large / small < 4.5
     assert 0.4 < bytes_per_image(compact(), 64, "bf16", CPU) / large < 0.7
@@ -88,7 +88,7 @@ def test_a_batch_is_left_as_it_is_where_memory_is_plenty(monkeypatch: pytest.Mon
     assert fitting_batch_size(compact(), twice, accelerator) == 16
 
 
-def test_a_run_trains_with_the_batches_that_fit_and_says_so(
+def test_a_run_trains_with_the_batches_that_fit_and_reports_it(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []

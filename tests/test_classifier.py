@@ -74,7 +74,7 @@ def trained(generator: torch.Generator) -> Trained:
 
 @pytest.mark.parametrize("head", ["concat", "indep"])
 @pytest.mark.parametrize(("attention", "weights"), ALL)
-def test_every_attention_and_head_answers_with_logits_and_the_maps_it_used(
+def test_every_attention_and_head_returns_logits_and_the_maps_it_used(
     attention: str, weights: str, head: str, images: Tensor
 ) -> None:
     classifier = made(attention, weights, head=head)
@@ -115,7 +115,7 @@ def test_maps_stay_float32_under_bf16_and_softmax_still_sums_to_one(
 
 
 @pytest.mark.parametrize(("attention", "weights"), ALL)
-def test_a_image_is_answered_the_same_alone_and_in_a_batch(attention: str, weights: str, images: Tensor) -> None:
+def test_an_image_has_the_same_output_alone_and_in_a_batch(attention: str, weights: str, images: Tensor) -> None:
     classifier = made(attention, weights).double()
     several = fitting(classifier, images.double())
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_a_query_of_another_image_moves_the_map_just_where_the_score_sees_it(
 
 
 @pytest.mark.parametrize(("attention", "weights"), READOUTS)
-def test_a_images_own_query_given_by_hand_changes_nothing(attention: str, weights: str, images: Tensor) -> None:
+def test_an_images_own_query_given_by_hand_changes_nothing(attention: str, weights: str, images: Tensor) -> None:
     classifier = made(attention, weights)
     with torch.no_grad():
         own, by_hand = classifier(images), classifier(images, query=classifier.query(images))
@@ -160,7 +160,7 @@ def test_one_query_may_serve_a_whole_batch(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("head", ["concat", "indep"])
-def test_the_control_has_the_trunk_and_the_head_of_the_net_with_attention(head: str, images: Tensor) -> None:
+def test_the_baseline_has_the_trunk_and_the_head_of_the_net_with_attention(head: str, images: Tensor) -> None:
     def parameters(module: nn.Module) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
 
@@ -174,7 +174,7 @@ def test_the_control_has_the_trunk_and_the_head_of_the_net_with_attention(head: 
     assert torch.equal(maps["stage3"], torch.full((4, 1, 8, 8), 1 / 64))
 
 
-def test_a_fresh_net_with_attention_answers_as_its_control_does(images: Tensor) -> None:
+def test_a_fresh_net_with_attention_has_the_logits_of_its_baseline(images: Tensor) -> None:
     shape = Architecture("compact", "parametrised", None, "concat", None, 32, CLASSES)
     attention = build_classifier(shape).eval()
     control = build_classifier(Architecture("compact", "none", None, "concat", None, 32, CLASSES)).eval()
@@ -239,7 +239,7 @@ def test_shares_are_the_exponents_of_the_combined_map(generator: torch.Generator
     torch.testing.assert_close(combined_map({"a": fine, "b": other}, even), combined_map({"a": fine, "b": other}))
 
 
-def test_a_learned_combination_is_even_at_first_and_every_way_to_a_map_knows_it(images: Tensor) -> None:
+def test_a_learned_combination_starts_with_equal_shares_and_every_path_to_a_map_uses_it(images: Tensor) -> None:
     classifier = made(combine="learned")
     with torch.no_grad():
         assert torch.equal(classifier(images).shares, torch.tensor([0.5, 0.5]))
@@ -353,7 +353,7 @@ def test_the_papers_vgg_runs_by_name(images: Tensor) -> None:
     }
 
 
-def test_attention_put_into_a_trained_net_leaves_its_answer_as_it_was(trained: Trained, images: Tensor) -> None:
+def test_attaching_attention_to_a_trained_net_keeps_its_logits(trained: Trained, images: Tensor) -> None:
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     with torch.no_grad():
         before = trained((images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
@@ -391,7 +391,7 @@ def test_the_first_step_of_training_moves_the_branch(trained: Trained, images: T
         assert attention.scorer.weight.abs().max() > 0
 
 
-def test_attention_put_into_a_net_of_timm_leaves_its_answer_as_it_was(generator: torch.Generator) -> None:
+def test_attaching_attention_to_a_net_of_timm_keeps_its_logits(generator: torch.Generator) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     net = timm.create_model("resnet18", num_classes=3).eval()
@@ -423,7 +423,7 @@ def test_attention_that_does_not_fit_a_trained_net_is_refused(
         attach(trained, classes=classes, image_size=32, taps=taps)
 
 
-def test_a_name_in_place_of_a_net_is_told_where_names_are_taken() -> None:
+def test_a_name_in_place_of_a_net_is_refused() -> None:
     with pytest.raises(ModelError, match="'resnet18'"):
         attach("resnet18", classes=CLASSES)  # type: ignore[arg-type]
 
@@ -469,7 +469,7 @@ def test_every_model_that_is_listed_can_be_built() -> None:
 
 @pytest.mark.parametrize("head", ["concat", "indep"])
 @pytest.mark.parametrize("attention", ["parametrised", "dot", "additive", "feature", "none"])
-def test_a_classifier_in_bfloat16_answers_nearly_as_before_with_maps_in_float32(attention: str, head: str) -> None:
+def test_a_classifier_in_bfloat16_has_nearly_the_same_logits_and_maps_in_float32(attention: str, head: str) -> None:
     torch.manual_seed(0)
     built = build_classifier(Architecture("compact", attention, None, head, None, 32, ("a", "b", "c"))).eval()
     images = torch.rand(2, 3, 32, 32)

@@ -13,7 +13,7 @@ def _seeded() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.5, 0.999999])
-def test_as_many_values_are_dropped_as_asked_and_the_rest_makes_up_for_them(share: float) -> None:
+def test_as_many_values_are_dropped_as_set_and_the_rest_makes_up_for_them(share: float) -> None:
     made = QuickDropout(share)(torch.ones(1_000_000))
     deviation = (share * (1 - share) / 1e6) ** 0.5
     assert (made == 0).double().mean().item() == pytest.approx(share, abs=5 * deviation + 1 / 65536)
@@ -48,7 +48,7 @@ def test_the_same_seed_drops_the_same_values() -> None:
     assert not torch.equal(one, QuickDropout(0.4)(torch.ones(1001)))
 
 
-def test_what_is_judged_passes_as_it_is() -> None:
+def test_eval_mode_drops_nothing() -> None:
     values = torch.rand(100)
     assert QuickDropout(0.4).eval()(values) is values
     assert torch.equal(QuickDropout(0.0)(values), values)

@@ -1,4 +1,4 @@
-"""What training may ask of the maps: each term by hand, and that asking changes the maps."""
+"""Loss terms on the maps: each by hand, and that training lowers it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def grid(*rows: list[float]) -> Tensor:
     return torch.tensor(rows)[None, None]
 
 
-def test_an_even_map_has_entropy_one_and_a_point_has_none() -> None:
+def test_a_uniform_map_has_entropy_one_and_a_point_has_none() -> None:
     even, point = torch.full((2, 1, 4, 4), 1 / 16), grid([0.0, 1.0], [0.0, 0.0])
     assert float(entropy({"a": even})) == pytest.approx(1)
     assert float(entropy({"a": point})) == pytest.approx(0)
@@ -91,7 +91,7 @@ def test_a_window_lies_within_the_image_and_has_at_least_its_side() -> None:
         assert 0 <= top <= 1 - side + 1e-6
 
 
-def test_attention_costs_what_parts_it_from_an_even_spread_over_the_mask() -> None:
+def test_the_mismatch_is_the_divergence_from_a_uniform_map_over_the_mask() -> None:
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[0, :2] = True  # the upper two of four cells
     assert float(mismatch({"a": grid([0.5, 0.5], [0.0, 0.0])}, mask)) == pytest.approx(0, abs=1e-6)
@@ -127,7 +127,7 @@ def test_a_step_down_each_term_lowers_it(term: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "shift", "crop"])
-def test_masks_go_the_way_of_their_images(kind: str) -> None:
+def test_masks_are_augmented_like_their_images(kind: str) -> None:
     drawn = digit_scenes("train", 8, size=48)
     assert drawn.masks is not None
     white = drawn.masks[:, None].expand(-1, 3, -1, -1).to(torch.uint8) * 255  # images that are their own masks
@@ -141,14 +141,14 @@ def test_masks_go_the_way_of_their_images(kind: str) -> None:
         torch.testing.assert_close(batch.masks, batch.images[:, 0] >= 0.5)
 
 
-def test_masks_of_another_size_are_brought_to_the_images() -> None:
+def test_masks_of_another_size_are_resized_to_the_images() -> None:
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[0, 0, 0] = True
     still = apply_to_masks(masks, 8, torch.zeros(1, 7), torch.tensor([False]), Augmentation("none", False), 8)
     assert still[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
-def test_masks_that_are_not_there_are_told() -> None:
+def test_missing_masks_are_refused() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     dataset = TensorDataset(images, torch.zeros(4, dtype=torch.long), ("a",), tuple("wxyz"))
     with pytest.raises(DataError, match="map_supervision"):
@@ -180,7 +180,7 @@ def after_training(**weights: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", ["map_supervision", "map_consistency", "map_entropy"])
-def test_what_is_asked_of_the_maps_reaches_the_training(name: str) -> None:
+def test_each_map_term_is_lowered_by_training(name: str) -> None:
     assert after_training(**{name: 1.0})[name] < after_training()[name]
 
 
@@ -258,7 +258,7 @@ def test_images_and_maps_are_cut_alike_in_training(monkeypatch: pytest.MonkeyPat
     assert set(cut) == set(maps)
 
 
-def test_a_map_that_was_cut_away_says_nothing() -> None:
+def test_a_map_that_was_cut_away_counts_nothing() -> None:
     far = torch.full((1, 1, 8, 8), 1e-9)
     far[..., 7, 0] = 1  # left below; the window is the mirrored map's left upper quarter
     window = Window(0.0, 0.0, 0.5)
@@ -271,7 +271,7 @@ def test_shut_gates_do_not_make_the_consistency_infinite() -> None:
     assert torch.isfinite(disagreement({"a": shut}, {"a": shut}, window))
 
 
-def test_the_control_with_a_learned_combination_gives_its_shares_a_gradient() -> None:
+def test_no_attention_with_a_learned_combination_gives_its_shares_a_gradient() -> None:
     scenes = digit_scenes("train", 16, size=48)
     classifier = build_classifier(Architecture("compact", "none", None, "concat", None, 48, scenes.classes, "learned"))
     options = TrainOptions(
@@ -285,7 +285,7 @@ def test_the_control_with_a_learned_combination_gives_its_shares_a_gradient() ->
     assert len(seen) == 2
 
 
-def test_nothing_is_asked_of_the_controls_constant_maps() -> None:
+def test_constant_maps_get_no_term() -> None:
     def losses(**asked: float) -> list[float]:
         scenes = digit_scenes("train", 16, size=48)
         torch.manual_seed(0)
@@ -301,7 +301,7 @@ def test_nothing_is_asked_of_the_controls_constant_maps() -> None:
     assert losses(map_supervision=1.0) == plain
 
 
-def test_cells_where_nobody_may_judge_are_in_neither_sum() -> None:
+def test_ignored_cells_are_in_neither_sum() -> None:
     regions = torch.zeros(1, 4, 4, dtype=torch.uint8)
     regions[0, :2, :2] = 1  # the left upper of four cells
     maps = {"a": grid([0.4, 0.4], [0.1, 0.1])}
@@ -323,7 +323,7 @@ def test_a_mask_of_two_values_and_its_region_cost_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "shift", "crop"])
-def test_regions_go_the_way_of_masks(kind: str) -> None:
+def test_regions_are_augmented_like_masks(kind: str) -> None:
     from heedmap.data.transforms import draw
 
     generator = torch.Generator().manual_seed(0)
@@ -355,7 +355,7 @@ def test_packed_regions_come_back_as_they_were_in_a_quarter_of_the_bytes(tmp_pat
     torch.testing.assert_close(kept[torch.arange(2)], regions[[2, 1]])
 
 
-def test_where_nobody_may_judge_reaches_the_training(tmp_path: Any) -> None:
+def test_ignored_regions_reach_the_training(tmp_path: Any) -> None:
     import json
 
     from PIL import Image

@@ -50,7 +50,7 @@ def test_the_plain_vgg_has_the_published_parameter_count():
         assert count(PlainVGG(100)) == 15_038_116
 
 
-def test_a_quarter_of_the_parametrised_net_is_dead_and_said_to_be():
+def test_a_quarter_of_the_parametrised_net_is_dead_and_frozen():
     with torch.device("meta"):
         classifier = paper_vgg_att(100)
     dead = sum(parameter.numel() for parameter in classifier.backbone.query_parameters())
@@ -59,7 +59,7 @@ def test_a_quarter_of_the_parametrised_net_is_dead_and_said_to_be():
     assert dead + frozen == 5_116_672 + 3  # the three inert biases of u
 
 
-def test_the_taps_keep_32_16_and_8_positions_a_side_and_the_stages_say_so(vgg):
+def test_the_taps_keep_32_16_and_8_positions_a_side_as_the_stages_state(vgg):
     taps = LEVELS[3]
     with torch.no_grad():
         trunk = vgg(torch.rand(2, 3, 32, 32), taps, True)
@@ -130,7 +130,7 @@ def test_batch_norm_has_the_published_eps_and_convs_their_published_spread(vgg):
 
 @pytest.mark.parametrize("head", ["concat", "indep"])
 @pytest.mark.parametrize("score", ["parametrised", "dot", "additive"])
-def test_the_small_resnet_learns_to_tell_bright_from_dark(head, score):
+def test_the_small_resnet_learns_bright_and_dark(head, score):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = paper_resnet_att(2, depth=11, score=score, head=head)
@@ -164,7 +164,7 @@ def test_one_step_of_the_vgg_reaches_every_parameter_that_is_not_dead(head, scor
 
 
 @pytest.mark.parametrize(("make", "taps"), [(PaperVGG, ("conv4", "conv2")), (lambda: PaperResNet(11), ("stage1",))])
-def test_what_no_tap_reads_is_told_exactly(make, taps):
+def test_the_parameters_that_no_tap_reads_are_exactly_known(make, taps):
     network = make()
     trunk = network(torch.rand(2, 3, 16, 16), taps, False)
     sum(features.square().sum() for features in trunk.features.values()).backward()
@@ -173,7 +173,7 @@ def test_what_no_tap_reads_is_told_exactly(make, taps):
     assert {id(parameter) for parameter in network.query_parameters()} < unread
 
 
-def test_taps_can_be_named_and_the_control_averages_them():
+def test_taps_can_be_named_and_no_attention_averages_them():
     with torch.device("meta"):
         control = paper_vgg_att(10, taps=("conv10", "conv13"), score="none")
         attentive = paper_vgg_att(10, taps=2)

@@ -59,7 +59,7 @@ def test_the_fast_recipe_shows_photographs_smaller_at_first_and_small_images_nev
         {"batch_size": 7, "augment": "none", "flip": False, "image_size": 40},
     ],
 )
-def test_what_the_user_said_stays(said: dict[str, Any]) -> None:
+def test_options_of_the_user_stay(said: dict[str, Any]) -> None:
     derived = derive(TrainOptions(**said), splits(12_000, 32))
     assert {name: getattr(derived, name) for name in said} == said
 

@@ -105,7 +105,7 @@ def test_it_learns_the_cue_and_the_attention_lies_on_it() -> None:
     assert max(pointing(weights, test.boxes) for weights in output.attention.values()) >= 0.9
 
 
-def test_what_must_be_set_is_asked_for() -> None:
+def test_missing_options_are_refused_by_name() -> None:
     for name in ("epochs", "learning_rate", "weight_decay"):
         with pytest.raises(OptionError, match=name):
             fit(net(), batches_of(cue_images(6, 0)), None, settings(**{name: None}))
@@ -118,7 +118,7 @@ def test_one_image_a_step_is_refused_where_the_head_normalises_over_the_batch() 
     list(fit(probe(), batches, None, settings()))
 
 
-def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept() -> None:
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_saved() -> None:
     states = []
     fitting: Fitting
 
@@ -184,7 +184,7 @@ def test_after_training_the_classifier_holds_the_weights_of_the_best_epoch() -> 
     assert not torch.equal(after[2], after[4])
 
 
-def test_without_validation_the_last_weights_are_kept() -> None:
+def test_without_validation_the_last_weights_are_used() -> None:
     classifier = probe()
     fitting = fit(classifier, batches_of(cue_images(12, 0)), None, settings(epochs=3, averaging=0.0))
     reports, after = [], []
@@ -226,7 +226,7 @@ def test_the_averaged_weights_are_a_moving_average_with_a_growing_horizon(averag
             assert torch.equal(value, seen[-1][name])
 
 
-def test_validation_judges_the_averaged_weights_and_training_does_not_touch_their_statistics() -> None:
+def test_validation_evaluates_the_averaged_weights_and_training_does_not_touch_their_statistics() -> None:
     validation = cue_images(30, 100)
     fitting = fit(net(), batches_of(cue_images(24, 0)), evaluating(validation), settings(epochs=1))
     (report,) = list(fitting)
@@ -266,7 +266,7 @@ def test_the_rate_of_every_step_is_the_schedules(schedule: str) -> None:
     assert [step.learning_rate for step in steps] == pytest.approx(oracle)
 
 
-def test_attention_that_collapsed_or_stayed_uniform_is_told_once_half_of_training_is_over() -> None:
+def test_attention_that_collapsed_or_stayed_uniform_is_reported_once_half_of_training_is_over() -> None:
     peaks = {"point": 0.95, "flat": 1.04 / 64, "good": 0.3, "single": 1.0}
     positions = {"point": 64, "flat": 64, "good": 64, "single": 1}
     told = list(Task().warnings(ValidationResult({}, peaks, positions), 0.5))
@@ -277,7 +277,7 @@ def test_attention_that_collapsed_or_stayed_uniform_is_told_once_half_of_trainin
     assert list(Task().warnings(ValidationResult({}, peaks, positions), 0.49)) == []
 
 
-def test_gates_that_shut_are_told_and_even_ones_are_not() -> None:
+def test_gates_that_shut_are_reported_and_uniform_ones_are_not() -> None:
     peaks, positions = {"shut": 2e-11, "even": 0.5, "open": 1.0}, {"shut": 64, "even": 64, "open": 64}
     task = Task()
     task.has_gates = True
@@ -295,7 +295,7 @@ def test_gates_that_shut_are_seen_in_training() -> None:
     assert report.attention_peak["stage3"] < 1e-6
 
 
-def test_the_control_is_not_warned_that_its_maps_are_even() -> None:
+def test_uniform_maps_without_attention_are_not_reported() -> None:
     images = cue_images(6, 0)
     (report,) = fit(net(attention="none"), batches_of(images), evaluating(images), settings(epochs=1))
     assert (report.warnings, report.attention_peak) == ((), {})
@@ -339,7 +339,7 @@ def test_the_loss_of_mixed_images_is_shared_by_area_with_the_image_one_row_up() 
     assert mixed[:, 0, 0, 0].tolist() == [1, 0, 2]
 
 
-def test_cutmix_is_used_in_its_share_of_the_steps_and_mixes_as_the_loss_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutmix_is_used_in_its_share_of_the_steps_and_mixes_as_the_loss_does(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
     original = ClassificationTask.loss
 

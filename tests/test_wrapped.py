@@ -1,4 +1,4 @@
-"""Any network as a backbone: it answers as before, its features are its own, and nothing is left behind in it."""
+"""Any network as a backbone: same logits, its own features, and nothing left behind in it."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_the_grid_side_is_the_true_one_where_the_stride_does_not_divide_the_imag
     assert [wrapped.grid_side("layer3", size) for size in (64, 72, 227)] == [4, 5, 15]
 
 
-def test_a_container_that_holds_the_other_tap_is_passed_over() -> None:
+def test_a_container_that_holds_the_other_tap_is_skipped() -> None:
     layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()]
     net = nn.Sequential()
     net.add_module("features", nn.Sequential(*layers))
@@ -231,7 +231,7 @@ def test_what_only_looks_like_features_cannot_be_tapped() -> None:
     assert [module.stage.name for module in survey(Looks(), "net", 16).modules] == ["conv"]
 
 
-def test_a_network_that_takes_one_size_only_says_so() -> None:
+def test_a_network_that_takes_one_size_only_refuses_others() -> None:
     backbone = WrappedBackbone(flat_net(), keep_head=True)
     assert backbone.fixed_size == 32
     assert backbone.default_taps == ("1", "3")
@@ -277,7 +277,7 @@ def test_a_tap_that_does_not_run_or_is_not_spatial_in_a_later_pass_is_named() ->
         backbone(torch.zeros(1, 3, 64, 64), ("1",), False)
 
 
-def test_a_deep_copy_hears_itself_and_not_the_original(wrapped: WrappedBackbone, images: Tensor) -> None:
+def test_a_deep_copy_catches_its_own_features(wrapped: WrappedBackbone, images: Tensor) -> None:
     double = copy.deepcopy(wrapped)
     with torch.no_grad():
         for weight in double.parameters():
@@ -298,7 +298,7 @@ def test_a_pickled_copy_works_as_processes_that_are_spawned_need_it(wrapped: Wra
     assert torch.equal(double(images, ("layer3",), False).logits, wrapped(images, ("layer3",), False).logits)
 
 
-def test_nothing_is_kept_after_a_forward_nor_after_one_that_raised(images: Tensor) -> None:
+def test_nothing_stays_caught_after_a_forward_nor_after_one_that_raised(images: Tensor) -> None:
     backbone = WrappedBackbone(Dynamic(), keep_head=True)
     backbone(images, ("block",), True)
     assert not backbone._catch.caught
@@ -394,7 +394,7 @@ def test_a_tap_sees_what_the_rest_of_the_network_sees_after_a_step_in_place(imag
     assert torch.equal(backbone(images, ("norm",), False).features["norm"], net.norm(net.conv(images)).relu())
 
 
-def test_a_network_that_keeps_its_features_channels_last_is_refused_unless_its_patches_are_asked_for() -> None:
+def test_a_network_that_keeps_its_features_channels_last_is_refused_unless_its_patches_are_named() -> None:
     with pytest.raises(ModelError, match=r"After 'patch' ChannelsLast keeps its features as tokens or \(B, H, W, C\)"):
         WrappedBackbone(ChannelsLast(), keep_head=True)
     assert WrappedBackbone(ChannelsLast(), ("patch",), keep_head=True).default_taps == ("patch",)
@@ -420,7 +420,7 @@ def test_a_network_without_logits_has_no_head_to_keep() -> None:
     assert WrappedBackbone(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), keep_head=False).default_taps == ("0",)
 
 
-def test_a_tap_that_does_not_exist_is_answered_with_those_that_do(resnet: nn.Module) -> None:
+def test_a_tap_that_does_not_exist_is_refused_with_those_that_do(resnet: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"No tap 'layr3' .* layer4 and \d+ more.*Did you mean 'layer3'"):
         WrappedBackbone(copy.deepcopy(resnet), ("layr3",), keep_head=True, probe_size=64)
     with pytest.raises(
@@ -538,7 +538,7 @@ def test_files_that_hold_no_weights_are_refused_each_in_one_line(tmp_path: Path)
 # Names
 
 
-def test_unknown_names_are_answered_with_the_nearest_one() -> None:
+def test_unknown_names_are_refused_with_the_nearest_one() -> None:
     with pytest.raises(ModelError, match=r"Unknown model 'resnet81'.*Did you mean 'resnet.*heedmap list"):
         build_wrapped("resnet81")
     with pytest.raises(ModelError, match="Did you mean 'squeezenet1_0'"):
@@ -573,7 +573,7 @@ def test_a_hub_out_of_reach_is_an_error_and_never_random_weights(name: str, monk
         build_wrapped(name, pretrained="hub")
 
 
-def test_without_a_network_the_hub_is_not_waited_for_and_says_nothing_of_its_own(
+def test_without_a_network_the_hub_is_not_waited_for_and_prints_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from huggingface_hub import constants
