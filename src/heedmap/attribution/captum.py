@@ -196,7 +196,7 @@ def _seeded(seed: int) -> Iterator[None]:
     import numpy as np
 
     before: Any = np.random.get_state()
-    torch.manual_seed(seed)  # put back by whoever called: see network.untouched
+    torch.manual_seed(seed)  # restored by evaluation_mode, in explain
     np.random.seed(seed)
     try:
         yield

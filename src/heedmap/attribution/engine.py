@@ -12,7 +12,7 @@ from heedmap.attribution.registry import METHODS, Method
 from heedmap.attribution.request import Attribution, Explanation, Request, Target
 from heedmap.errors import ModelError, OptionError, nearest
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.modules import home_of, untouched, unwrapped
+from heedmap.modules import evaluation_mode, fitted, unwrapped
 
 
 def explain(
@@ -50,7 +50,7 @@ def explain(
     if not isinstance(model, nn.Module):
         raise ModelError(f"explain takes a torch module, not a {type(model).__name__}.")
     bare = unwrapped(model)
-    with untouched(bare):
+    with evaluation_mode(bare, gradients=True, frozen=True, as_written=True):
         request = Request(bare, _checked(bare, images), target, layer)
         try:
             found = chosen.function(request, **settings)
@@ -84,9 +84,7 @@ def _checked(model: nn.Module, images: Tensor) -> Tensor:
         raise OptionError("images hold NaN or infinity; no map can be made of that.")
     if isinstance(model, AttentionClassifier):
         model.backbone.check_size(*images.shape[-2:])
-    device, dtype = home_of(model)
-    # A copy where the images were made in inference mode: autograd cannot save those.
-    return (images.clone() if images.is_inference() else images.detach()).to(device, dtype)
+    return fitted(model, images)
 
 
 def _refuse_untaken(model: nn.Module, images: Tensor, reason: RuntimeError) -> None:

@@ -21,7 +21,7 @@ from heedmap.backbones.inspection import choose_taps, survey
 from heedmap.backbones.registry import find_model, habits, list_library_models, make_network
 from heedmap.backbones.weights import load_weights
 from heedmap.errors import ModelError, nearest
-from heedmap.modules import at_rest, made_up_image
+from heedmap.modules import dummy_image, evaluation_mode
 
 __all__ = ["WrappedBackbone", "build_wrapped", "list_library_models"]
 
@@ -168,8 +168,8 @@ class WrappedBackbone(Backbone):
 
     def grid_side(self, tap: str, image_size: int) -> int:
         """Positions to a side at a tap for images of that size, by trying; borders make it differ from the stride."""
-        with at_rest(self.net), torch.no_grad():
-            return self(made_up_image(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
+        with evaluation_mode(self.net):
+            return self(dummy_image(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
 
     def check_taps(self, taps: Sequence[str]) -> None:
         """As :meth:`Backbone.check_taps`; the message lists the outermost names, for there may be hundreds."""
@@ -216,8 +216,8 @@ class WrappedBackbone(Backbone):
                 )
 
     def _logit_channels(self) -> int:
-        with at_rest(self.net), torch.no_grad():
-            answer = self._logits(self.net(made_up_image(self.net, self.found.size)))
+        with evaluation_mode(self.net):
+            answer = self._logits(self.net(dummy_image(self.net, self.found.size)))
         return answer.shape[1]
 
     def _logits(self, answer: object) -> Tensor:
@@ -236,10 +236,10 @@ class WrappedBackbone(Backbone):
         weights = [p for p in self.net.parameters() if p.is_floating_point()]
         flags = [p.requires_grad for p in weights]
         try:
-            with at_rest(self.net), torch.enable_grad():
+            with evaluation_mode(self.net, gradients=True):
                 for weight in weights:
                     weight.requires_grad_(True)  # also for the frozen ones it must be known whether they matter
-                trunk = self(made_up_image(self.net, self.least_size), taps, need_query)
+                trunk = self(dummy_image(self.net, self.least_size), taps, need_query)
                 outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
                 total = sum((out.float().sum() for out in outputs), torch.zeros(()))
                 slopes = (
@@ -294,9 +294,9 @@ class WrappedBackbone(Backbone):
             setattr(parent, own, part)
 
     def _sight(self) -> list[Tensor]:
-        """The features and the query on the made-up image."""
-        with at_rest(self.net), torch.no_grad():
-            trunk = self(made_up_image(self.net, self.least_size), self.default_taps, need_query=True)
+        """The features and the query on the dummy image."""
+        with evaluation_mode(self.net):
+            trunk = self(dummy_image(self.net, self.least_size), self.default_taps, need_query=True)
         return [*trunk.features.values(), *([] if trunk.query is None else [trunk.query])]
 
 
