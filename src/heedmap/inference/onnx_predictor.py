@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heedmap.errors import OptionError, nearest
+from heedmap.inference.classes import class_index
 from heedmap.inference.onnx import OnnxClassifier
-from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Predictions, class_index
+from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Predictions
 
 _NONE = AttributionOptions()
 
@@ -32,7 +33,7 @@ class OnnxPredictor:
         computed: dict[str, dict[str, Any]] = classifier.metadata.get("methods", {})
         self.name, self.classes, self.image_size = path.name, classifier.classes, classifier.image_size
         self.method = f"{classifier.attention_name}, {classifier.attention_weights}"
-        self.query_note = f"{path} attends with each image's own query; name the run for another one."
+        self.query_note = ""
         self._names = {name: computed.get(name, {}).get("method", name) for name in classifier.maps}
         self.maps, self.precision = tuple(self._names.values()), "float32"
         learned = MapSource(self.method, 1.0 if classifier.attention_weights == "sigmoid" else None)
@@ -55,7 +56,7 @@ class OnnxPredictor:
     def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
         """Run the file once; a square of the right size passes its own resizing untouched."""
         if query is not None:
-            raise OptionError(self.query_note)
+            self.query(views[0])
         output = self._classifier(np.ascontiguousarray(views.transpose(0, 2, 3, 1)), self._target)
         probabilities = output["probabilities"]
         predicted = probabilities.argmax(1) if self._target is None else np.full(len(views), self._target)
@@ -75,7 +76,7 @@ class OnnxPredictor:
         Raises:
             OptionError: always.
         """
-        raise OptionError(self.query_note)
+        raise OptionError(f"{self._classifier.path} attends with each image's own query; name the run for another one.")
 
     def fingerprint(self) -> str:
         """Return a digest of the file."""

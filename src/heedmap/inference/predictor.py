@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heedmap.errors import OptionError, nearest
+from heedmap.errors import OptionError
 from heedmap.inference.onnx import OnnxClassifier
 from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import grid_of, hottest, is_flat, scale_of
@@ -60,20 +60,13 @@ class Predictor(Protocol):
         query_note: why another image's query cannot change the maps; empty where it can.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-    @property
-    def method(self) -> str: ...  # noqa: D102
-    @property
-    def maps(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def precision(self) -> str: ...  # noqa: D102
-    @property
-    def query_note(self) -> str: ...  # noqa: D102
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    method: str
+    maps: tuple[str, ...]
+    precision: str
+    query_note: str
 
     def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
         """Run on square views, uint8 RGB (B, 3, S, S).
@@ -298,22 +291,6 @@ def open_predictor(
 
         name, source = Path(source).resolve().name, Run.open(source).classifier()
     return TorchPredictor(source, device, name, attributions, precision=precision, channels_last=channels_last)
-
-
-def class_index(classes: Sequence[str], target: str | int) -> int:
-    """Return the place of a class, given by name or number.
-
-    Raises:
-        OptionError: there is no such class.
-    """
-    if isinstance(target, str):
-        if target not in classes:
-            some = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
-            raise OptionError(f"No class {target!r}; this classifier knows {some}.{nearest(target, classes)}")
-        return list(classes).index(target)
-    if not 0 <= target < len(classes):
-        raise OptionError(f"Class {target} does not exist; this classifier knows {len(classes)}, from 0 on.")
-    return target
 
 
 def common_ends(predictions: Iterable[Prediction], ends: Ends | None = None) -> Ends:

@@ -52,6 +52,11 @@ class Item:
         """The file's path, or ``SHARD/MEMBER``."""
         return self.path if self.member is None else f"{self.path}/{self.member}"
 
+    @property
+    def stem(self) -> str:
+        """What its drawings should be called: ``cat`` of a file, ``train-000_cats_01`` of a member."""
+        return Path(self.path).stem + ("" if self.key is None else f"_{self.key}")
+
     def open(self) -> Path | io.BytesIO:
         """Return the file, or the member's bytes.
 

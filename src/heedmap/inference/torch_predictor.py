@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from heedmap.attribution import METHODS, explain, method_of
 from heedmap.errors import OptionError
-from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Prediction, Predictions, class_index
+from heedmap.inference.classes import class_index
+from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Prediction, Predictions
 from heedmap.models.classifier import AttentionClassifier, combined_map
 from heedmap.modules import evaluation_mode, home_of
-from heedmap.training.precision import autocast, resolve
+from heedmap.training.precision import resolve
 from heedmap.types import Output
 
 _NONE = AttributionOptions()
@@ -53,7 +54,7 @@ class TorchPredictor:
         if attributions.target is not None:
             self._target = class_index(self.classes, attributions.target)
         self.device = torch.device(device)
-        self.precision = resolve(precision, self.device)
+        self.precision = precision if precision == "float32" else resolve(precision, self.device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.classifier = classifier.to(self.device)
         if channels_last:
@@ -92,7 +93,7 @@ class TorchPredictor:
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.classifier))
             stack.enter_context(torch.inference_mode())
-            stack.enter_context(autocast(self.precision, self.device))
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
             return stack.pop_all()
 
     def _images(self, views: NDArray[np.uint8]) -> torch.Tensor:

@@ -17,7 +17,7 @@ import csv
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from PIL import Image
 
 from heedmap.config import counted
 from heedmap.data.decoding import crop_box, read_image, square
-from heedmap.errors import DataError, ImageError, OptionError, Stopped, nearest
+from heedmap.errors import DataError, ImageError, Stopped
 from heedmap.inference.listing import DRAWN, expand_images, remove_drawing
 from heedmap.inference.onnx import OnnxClassifier
 from heedmap.inference.predictor import (
@@ -48,7 +48,8 @@ from heedmap.inference.predictor import (
 )
 from heedmap.inference.reading import DecodedImage, Reader, Sources, decode, find_sources, named_sources
 from heedmap.visualization.heatmap import overlay
-from heedmap.visualization.panel import Scale, png
+from heedmap.visualization.panel import png
+from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResult
 
 if TYPE_CHECKING:
     import torch
@@ -73,59 +74,6 @@ MOST_ON_PAGE = 5000
 _THREADS = 4
 _PART = 1024  # images listed at a time
 _LONGEST_NAME = 120
-
-
-@dataclass(frozen=True)
-class VisualizeOptions:
-    """How images are drawn.
-
-    Attributes:
-        target: the class that the methods explain, by name or index; None is the one predicted for each image.
-        layer: the layer that they read; None takes the last spatial one.
-        scale: ``image`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
-            its smallest to its largest, ``set`` on one scale for all images, ``(low, high)`` on a fixed one.
-        batch_size: images per forward pass.
-        overwrite: write into a folder that has something in it; the files of an earlier drawing there are removed
-            first, and no others.
-        on_progress: called with the number of images done, after each batch.
-
-    Raises:
-        OptionError: ``batch_size`` is below 1, or no such scale.
-    """
-
-    target: str | int | None = None
-    layer: str | None = None
-    scale: Scale = "image"
-    batch_size: int = 16
-    overwrite: bool = False
-    on_progress: Callable[[int], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"batch_size {self.batch_size} is too small; it must be at least 1.")
-        scale, words = self.scale, ("image", "range", "set")
-        if scale not in words and not (isinstance(scale, tuple) and len(scale) == 2 and scale[0] < scale[1]):
-            hint = nearest(scale, words) if isinstance(scale, str) else ""
-            raise OptionError(f"scale {scale!r} is none of {', '.join(words)}, nor (low, high) with low < high.{hint}")
-
-
-@dataclass(frozen=True)
-class VisualizeResult:
-    """What became of the images.
-
-    Attributes:
-        count: images drawn.
-        unreadable: (path, reason) of those skipped.
-        index: the page to open.
-        notes: sentences for the user, such as why a query changes nothing.
-        seconds: from the first image to the last file.
-    """
-
-    count: int
-    unreadable: tuple[tuple[str, str], ...]
-    index: Path
-    notes: tuple[str, ...]
-    seconds: float
 
 
 _DEFAULTS = VisualizeOptions()
@@ -169,7 +117,7 @@ def visualize(
     predictor = open_predictor(classifier, device, attributions=attributions)
     sources, started, out = named_sources(images), time.monotonic(), Path(out)
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
-        raise DataError(f"Output folder {out} is not empty; name another one, or allow it with overwrite.")
+        raise DataError(f"Output folder {out} is not empty; name another one, or allow it with --overwrite.")
     with _writing(out):
         job = _Job(predictor, out, options, None if query is None else _Query.read(Path(query), predictor))
         if out.exists():
@@ -178,20 +126,24 @@ def visualize(
             (out / part).mkdir(parents=True, exist_ok=True)
         is_whole = _draw_all(job, sources)
         if job.count == 0:
-            (path, reason), total = job.unreadable[0], len(job.unreadable)
-            which = f"The only image, {path}," if total == 1 else f"Each of the {total} images, such as {path},"
+            (path, reason), lost = job.unreadable[0], len(job.unreadable)
+            which = f"The only image, {path}," if lost == 1 else f"Each of the {lost} images, such as {path},"
             raise DataError(f"{which} cannot be read: {reason.rstrip('.')}.")
         if options.scale == "set":
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda entry: _redraw(job, entry), job.entries))
-        progress = (
-            f"{job.count:,} of {counted(sources.count, 'image')}" if sources.count else counted(job.count, "image")
-        )
-        notes = (*_notes(job), *(() if is_whole else (f"Stopped after {progress}.",)))
+        stopped = ""
+        if not is_whole:
+            total = sources.count
+            done = counted(job.count, "image") if total is None else f"{job.count:,} of {counted(total, 'image')}"
+            stopped = f"Stopped after {done}"
+        notes = [*_notes(job), *([f"{stopped}."] if stopped else [])]
         _write_page(job, notes)
-    if not is_whole:
-        raise Stopped(f"Stopped after {progress}; what was drawn until then is in {out / 'index.html'}.")
-    return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", notes, time.monotonic() - started)
+    if stopped:
+        raise Stopped(f"{stopped}; what was drawn until then is in {out / 'index.html'}.")
+    return VisualizeResult(
+        job.count, tuple(job.unreadable), out / "index.html", tuple(notes), time.monotonic() - started
+    )
 
 
 @dataclass(frozen=True)
@@ -222,34 +174,28 @@ class _Job:
     query: _Query | None
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
-    names: dict[str, int] = field(default_factory=dict)  # those in use, in lower case, with the last number behind
+    names: DrawingNames = field(default_factory=lambda: DrawingNames())
     unfinished: list[str] = field(default_factory=list)  # names of images being drawn
     ends: Ends = field(default_factory=dict)
     count: int = 0
 
-    def name(self, image: DecodedImage) -> str:
-        """Name the drawings of an image, safe in a link and unlike all others, also where ``A`` and ``a`` are one."""
-        item = image.item
-        assert item is not None
-        wish = Path(item.path).stem + ("" if item.key is None else f"_{item.key}")
+
+class DrawingNames:
+    """Names for the drawings of images, no two alike, also where a file system does not tell ``A`` from ``a``."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}  # in lower case, with the last number behind
+
+    def __call__(self, wish: str) -> str:
+        """Return the wish, made safe for a link, with a number behind where it is taken."""
         stem = re.sub(r"[^\w.-]+", "_", wish)[:_LONGEST_NAME].lstrip("-.") or "image"
-        name, number = stem, self.names.get(stem.casefold(), 0)
-        while name.casefold() in self.names:
+        name, number = stem, self._taken.get(stem.casefold(), 0)
+        while name.casefold() in self._taken:
             number = max(number, 1) + 1
             name = f"{stem}-{number}"
-        self.names[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
-        self.names.setdefault(name.casefold(), 0)
+        self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
+        self._taken.setdefault(name.casefold(), 0)
         return name
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """An image to draw: its name, its prediction, and that with the other query, where there is one."""
-
-    name: str
-    image: DecodedImage
-    own: Prediction
-    other: Prediction | None
 
 
 _Drawings = list[Future[tuple[dict[str, Any], dict[str, Any]]]]  # of each image its entry on the page and its row
@@ -308,9 +254,9 @@ def _begin(job: _Job, pool: ThreadPoolExecutor, batch: list[DecodedImage]) -> _D
     other = [None] * len(batch) if vector is None else list[Prediction | None](job.predictor(pixels, vector))
     if job.options.scale == "set":
         job.ends = common_ends((each for each in (*own, *other) if each is not None), job.ends)
-    drawings = [_Drawing(job.name(row[0]), *row) for row in zip(batch, own, other, strict=True)]
-    job.unfinished += [drawing.name for drawing in drawings]
-    return [pool.submit(_write, job, drawing) for drawing in drawings]
+    names = [job.names(image.item.stem) for image in batch if image.item is not None]
+    job.unfinished += names
+    return [pool.submit(_write, job, *row) for row in zip(names, batch, own, other, strict=True)]
 
 
 def _end(job: _Job, current: _Drawings, table: csv.DictWriter[str], *, is_interrupted: bool = False) -> None:
@@ -334,25 +280,27 @@ def _columns(job: _Job) -> list[str]:
     return names + ["query_predicted", "query_probability"] * (job.query is not None and job.query.vector is not None)
 
 
-def _write(job: _Job, drawing: _Drawing) -> tuple[dict[str, Any], dict[str, Any]]:
+def _write(
+    job: _Job, name: str, image: DecodedImage, own: Prediction, other: Prediction | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write an image's files; return its entry on the page and its row in the table."""
-    classes, own, other, item = job.predictor.classes, drawing.own, drawing.other, drawing.image.item
+    classes, item = job.predictor.classes, image.item
     assert item is not None
-    box = crop_box(*drawing.image.size)
+    box = crop_box(*image.size)
     arrays = own.packed() | (other.packed("query_") if other is not None else {})
     arrays |= {"predicted": np.array(own.predicted), "classes": np.array(classes)}
-    arrays |= {"crop_box": np.array(box), "size": np.array(drawing.image.size)}
-    target = job.out / "maps" / f"{drawing.name}.npz"
+    arrays |= {"crop_box": np.array(box), "size": np.array(image.size)}
+    target = job.out / "maps" / f"{name}.npz"
     np.savez_compressed(target, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
     label = Path(item.path).parent.name if item.member is None else item.label
     label = label if label in classes else None
-    entry: dict[str, Any] = {"name": drawing.name, "path": item.name, "label": label}
+    entry: dict[str, Any] = {"name": name, "path": item.name, "label": label}
     entry |= {"predicted": classes[own.predicted], "probability": float(own.probabilities.max())}
     if job.options.scale == "set":
         entry |= {"item": item, "own": own.without_values(), "other": other and other.without_values()}
     else:
-        assert drawing.image.view is not None
-        _draw(job, entry, drawing.image.view, own, other)
+        assert image.view is not None
+        _draw(job, entry, image.view, own, other)
     row = {"path": item.name, "label": label or "", **own.table_row(classes, box)}
     if other is not None:
         row |= {"query_predicted": classes[other.predicted], "query_probability": f"{other.probabilities.max():.6f}"}
