@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heedmap.attribution.activations import catch, grid_of_layer
+from heedmap.attribution.activations import grid_of_layer, run_with_leaf
 from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
 from heedmap.errors import OptionError
 
@@ -30,14 +30,14 @@ def score_cam(request: Request, *, chunk: int = 32) -> Attribution:
         chunk: masked images at a time; there are as many as the layer has channels.
     """
     check_count("chunk", chunk)
-    caught = catch(request)
-    grid = grid_of_layer(request, caught, caught.leaf)
-    targets = request.targets(caught.logits)
+    activation = run_with_leaf(request)
+    grid = grid_of_layer(request, activation, activation.leaf)
+    targets = request.targets(activation.logits)
     low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
     masks = torch.where(high > low, (grid - low) / torch.where(high > low, high - low, 1), 0)
     weights = torch.stack([_scores_under(request, row, masks[row], targets[row], chunk) for row in range(len(masks))])
     values = torch.einsum("btc,bchw->bthw", weights.softmax(2), grid).relu()
-    return Attribution(values, targets, caught.logits, caught.layer)
+    return Attribution(values, targets, activation.logits, activation.layer)
 
 
 def _scores_under(request: Request, row: int, masks: Tensor, targets: Tensor, chunk: int) -> Tensor:
