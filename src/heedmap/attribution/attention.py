@@ -10,7 +10,7 @@ from heedmap.models.classifier import AttentionClassifier, combined_map
 
 
 def attention(request: Request) -> Attribution:
-    """Return the weights of one tap, named by ``layer``; without a name those of all taps combined. Alike for all classes."""
+    """Return the weights of the tap named by ``layer``, else of all taps combined; the same for every class."""
     model = request.model
     if not isinstance(model, AttentionClassifier):
         raise ModelError(

@@ -37,8 +37,8 @@ def cam(request: Request) -> Attribution:
     if weights is None:
         raise ModelError(
             f"CAM needs a head that is a mean over the positions of {activation.layer!r} and one linear "
-            f"layer; {type(request.model).__name__} was not recognised to have one. Name the layer that is averaged, or take "
-            "grad-cam, which is CAM wherever CAM exists."
+            f"layer; {type(request.model).__name__} was not recognised to have one. Name the layer that is averaged, "
+            "or take grad-cam, which is CAM wherever CAM exists."
         )
     targets = request.targets(activation.logits)
     return Attribution(_weighted_sum(weights[targets], grid), targets, activation.logits, activation.layer, signed=True)

@@ -59,9 +59,7 @@ def pixel_gradients(
 
 def _each(leaf: Tensor, scores: Tensor, targets: Tensor) -> Iterator[Tensor]:
     if not scores.requires_grad:
-        raise ModelError(
-            "The logits do not depend on the image by a gradient; take a method without gradients, such as rise."
-        )
+        raise ModelError("The logits have no gradient at the image; take a method without gradients, such as rise.")
     for number in range(targets.shape[1]):
         total = scores.gather(1, targets[:, number : number + 1]).sum()
         (gradient,) = torch.autograd.grad(total, leaf, retain_graph=number + 1 < targets.shape[1])
@@ -156,7 +154,7 @@ def integrated_gradients(
 
 
 def guided_backprop(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
-    """Compute the gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
+    """Compute the gradient with negative parts set to zero on its way back through a ReLU (Springenberg et al. 2015).
 
     ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions are both changed, in this thread and
     during this call only.
