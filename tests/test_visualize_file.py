@@ -113,10 +113,10 @@ def test_a_target_by_name_is_asked_about(file, images, tmp_path):
     ],
 )
 def test_what_a_file_cannot_do_is_refused_before_anything_is_drawn(wish, words, file, images, tmp_path):
+    query = images / wish["query"] if "query" in wish else None
+    options = VisualizeOptions(target=wish.get("target"), layer=wish.get("layer"))
+    methods = wish.get("methods", ())
     with pytest.raises(OptionError, match=words):
-        query = images / wish["query"] if "query" in wish else None
-        options = VisualizeOptions(target=wish.get("target"), layer=wish.get("layer"))
-        methods = wish.get("methods", ())
         visualize(OnnxClassifier(file), images, tmp_path / "out", query=query, methods=methods, options=options)
     assert not (tmp_path / "out").exists()
 

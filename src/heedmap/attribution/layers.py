@@ -17,15 +17,7 @@ from heedmap.errors import ModelError, nearest
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import hooked, logits_of
 
-_SKIPPED = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Softmax,
-    nn.Linear,
-)
+_SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Softmax, nn.Linear)
 _LAST: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = weakref.WeakKeyDictionary()
 
 

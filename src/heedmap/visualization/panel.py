@@ -84,12 +84,7 @@ Box = tuple[float, float, float, float]
 
 
 def draw_panel(
-    rows: Sequence[Row],
-    caption: Caption,
-    note: str = "",
-    *,
-    boxes: Sequence[Box] = (),
-    tile: int = 256,
+    rows: Sequence[Row], caption: Caption, note: str = "", *, boxes: Sequence[Box] = (), tile: int = 256
 ) -> Image.Image:
     r"""Draw everything about one image: headline, the image, each map with its legend, and what the numbers mean.
 
