@@ -1,4 +1,4 @@
-"""Find the image files that a user named, and tell them from what heedmap drew."""
+"""Find the image files that a user named, and leave out what heedmap drew."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _resolved(argument: str) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    found = []
+    images = []
     # Links are followed as in folders to train on, but no folder is entered twice, and none that contains this one.
     seen = {str(above) for above in folder.resolve().parents}
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -66,19 +66,19 @@ def _in_folder(folder: Path) -> list[Path]:
         seen.add(real)
         drawn = DRAWN if _is_drawing(Path(parent)) else ()
         folders[:] = sorted(name for name in folders if _is_visible(name) and name not in drawn)
-        found += [Path(parent, name) for name in sorted(files) if _is_visible(name) and _has_suffix(name)]
-    if not found:
+        images += [Path(parent, name) for name in sorted(files) if _is_visible(name) and _has_suffix(name)]
+    if not images:
         own = " but those that heedmap drew" if _is_drawing(folder) else ""
         raise DataError(f"Folder {folder} holds no images{own} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return found
+    return images
 
 
 def _matching(pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    found = _without_repeats([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
-    if not found:
+    images = _without_repeats([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
+    if not images:
         raise DataError(f"No image matches {pattern}.")
-    return found
+    return images
 
 
 def _without_repeats(paths: list[Path]) -> list[Path]:

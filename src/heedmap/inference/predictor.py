@@ -160,8 +160,8 @@ def _computed_map(
 ) -> AttentionMap:
     """Put a computed map on the scale that shows it.
 
-    Below zero speaks against the class and is drawn cold; an offset that even an idle map has is left out; and one
-    pixel in a hundred may be hotter than the scale, or it alone would be seen.
+    What is below zero speaks against the class and is drawn cold; an offset that all maps of a method have is left
+    out; and one pixel in a hundred may be above the scale, or it alone would be seen.
     """
     grid = grid_of(values)
     low = float(grid.min()) if source.has_offset else 0.0
@@ -337,7 +337,7 @@ class PanelOptions:
         boxes: outlined on the image and on its maps.
         notes: lines at the foot; empty ones are left out.
         scale: ``image`` keeps the ends that the maps carry; ``range`` runs from the smallest to the largest value of
-            each map; ``(low, high)`` is fixed; ``set`` says that the ends carried are those of a whole set.
+            each map; ``(low, high)`` is fixed; ``set`` names them as those of a whole set.
         other: drawn as a second row, each map on one scale with the first row's.
     """
 

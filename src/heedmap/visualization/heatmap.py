@@ -1,10 +1,10 @@
-"""Map and image in, image out; knows no model.
+"""Draw a map as a heatmap, alone or over its image.
 
-A heatmap is the image of a map. Three rules hold here: the numbers are drawn on the scale that the caller names and
+Three rules hold here: the numbers are drawn on the scale that the caller names and
 on no other; that scale is printed beside the image; NaN and infinity are refused rather than painted.
 
 Colours are matplotlib's *inferno* (CC0; S. van der Walt and N. Smith, 2015), whose luminance rises all the way, so a
-hotter place is also a lighter one and the image survives a grey printer and colour-blind eyes. Between the grid's
+hotter place is also a lighter one, in grey and for colour-blind eyes too. Between the grid's
 cell centres the values are interpolated linearly, as ``torch.nn.functional.interpolate(mode="bilinear",
 align_corners=False)`` does; ``smooth=False`` shows the grid's cells as they are.
 """
@@ -72,7 +72,7 @@ def hottest(values: Values) -> tuple[float, float]:
 
 
 def is_flat(values: Values) -> bool:
-    """Whether a map is about even, its largest value below 1.05 times its mean: its hottest cell says nothing."""
+    """Whether a map is about uniform, its largest value below 1.05 times its mean: its hottest cell is chance."""
     grid = grid_of(values)
     peak, mean = float(grid.max()), float(grid.mean())
     return peak < FLAT * mean if mean > 0 else peak == float(grid.min())
@@ -152,7 +152,7 @@ def _coloured(heat: NDArray[np.float32]) -> Image.Image:
 
 
 def peak_text(values: Values) -> str:
-    """Say how the largest value compares with an even spread, such as ``peak 0.0547 = 14 x uniform``."""
+    """Compare the largest value with a uniform map, such as ``peak 0.0547 = 14 x uniform``."""
     grid = grid_of(values)
     peak, mean = float(grid.max()), float(grid.mean())
     if mean <= 0 or grid.min() < 0:  # a mean of values of both signs is nothing to compare with

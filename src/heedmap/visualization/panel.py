@@ -34,8 +34,8 @@ class Caption:
     """The headline of a panel.
 
     Attributes:
-        predicted: the class that the network names.
-        probability: its probability, 0 to 1.
+        predicted: the predicted class.
+        probability: of that class, 0 to 1.
         label: the truth where it is known, else None.
         name: where the image came from, printed small.
     """
@@ -127,7 +127,7 @@ def _draw_headline(sheet: Image.Image, caption: Caption) -> None:
 
 
 def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour) -> int:
-    """A rounded label with a word on it; returns where it ends."""
+    """Draw a rounded label with a word on it; return where it ends."""
     width, height = round(_font(word, 14).getlength(word)) + 18, 25
     large = Image.new("L", (4 * width, 4 * height), 0)  # drawn large and shrunk: Pillow's shapes have rough edges
     ImageDraw.Draw(large).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=4 * height // 2, fill=255)
@@ -164,7 +164,7 @@ def _sized(image: Image.Image, tile: int) -> Image.Image:
 
 
 def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place: tuple[int, int], width: int) -> None:
-    """The likeliest classes: name, bar, per cent."""
+    """Draw the likeliest classes: name, bar, per cent."""
     for number, (name, probability) in enumerate(top[:3]):
         line, start, full = place[1] + 16 * number, place[0] + width // 2, width // 2 - 44
         _write(pen, (place[0], line), name, 12, INK, width=width // 2 - 8)
@@ -175,7 +175,7 @@ def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place
 
 
 def _outlined(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """The image with the boxes' outlines, light inside dark so that they show on any ground."""
+    """Return the image with the boxes' outlines, light inside dark so that they show on any ground."""
     outlined = image.copy() if boxes else image
     pen = ImageDraw.Draw(outlined)
     sides = (image.width - 1, image.height - 1) * 2
@@ -187,7 +187,7 @@ def _outlined(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
 
 
 def _marked(image: Image.Image, place: tuple[float, float]) -> Image.Image:
-    """The image with a small ring round the hottest place; the ring's inside shows the heat itself."""
+    """Return the image with a small ring around the hottest place."""
     marked, ring = image.copy(), _ring()
     x, y = (round(share * side - ring.width / 2) for share, side in zip(place, image.size, strict=True))
     marked.paste(ring, (x, y), ring)
@@ -213,7 +213,7 @@ def _write(
     anchor: str = "la",
     width: int | None = None,
 ) -> int:
-    """Write a line, shortened to ``width`` pixels; returns the x at which it ends."""
+    """Write a line, shortened to ``width`` pixels; return the x at which it ends."""
     text = text if width is None else _fit(text, size, width)
     text = _drawable(text)
     ink, left, top = _inked(text, size, anchor)
@@ -223,7 +223,7 @@ def _write(
 
 @functools.lru_cache(1024)  # most words of a panel return in the next one
 def _inked(text: str, size: int, anchor: str) -> tuple[Image.Image, int, int]:
-    """The ink of a line as a mask, and where its left upper corner lies from the place that the anchor is put at."""
+    """Return the ink of a line as a mask, and the offset of its left upper corner from the anchor."""
     font = _font(text, size)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(text, anchor=anchor))
     mask = Image.new("L", (max(right - left, 1), max(bottom - top, 1)), 0)
@@ -232,7 +232,7 @@ def _inked(text: str, size: int, anchor: str) -> tuple[Image.Image, int, int]:
 
 
 def _fit(text: str, size: int, width: int) -> str:
-    """The text, cut in its middle where it is wider than ``width`` pixels; both ends of a path tell something."""
+    """Return the text, cut in its middle where it is wider than ``width`` pixels; both ends of a path matter."""
     keep = len(text)
     shown = text
     while keep > 4 and _length(_drawable(shown), size) > width:
@@ -272,7 +272,7 @@ _NO_LETTERS = ("Cc", "Zl", "Zp")  # control characters, separators of lines and 
 def _drawable(text: str) -> str:
     r"""Return the text where a font for it is at hand; else without accents, and ``?`` for what then is not ASCII.
 
-    What ends a line is a space: a file's name may hold it, and no font can be asked how long that is. Bytes of a name
+    What ends a line is a space: a file's name may hold it, and no font can measure it. Bytes of a name
     that are no letters are written as ``\udcff``.
     """
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
