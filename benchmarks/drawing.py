@@ -26,12 +26,12 @@ from PIL import Image
 
 from benchmarks.end_to_end import draw_folder
 from benchmarks.measuring import ceiling, keep, ratios, spread, timed
-from heedmap.inference.prediction import TILE
+from heedmap.inference.predictor import TILE
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
 from heedmap.system import keep_freed_memory
-from heedmap.workflows.visualize import visualize
+from heedmap.workflows.visualize import VisualizeOptions, visualize
 
 SIZE, PANEL = 144, (1116, 472)
 Draw = Callable[[Image.Image, Any, Any, Path], None]
@@ -134,7 +134,7 @@ def _peak(folder: Path, count: int) -> float:
             _classifier(),
             _files(folder, count),
             Path(out) / "maps",
-            on_progress=lambda done: seen.append(psutil.Process().memory_info().rss),
+            options=VisualizeOptions(on_progress=lambda done: seen.append(psutil.Process().memory_info().rss)),
         )
     status = Path("/proc/self/status")
     words = status.read_text().split() if status.is_file() else []

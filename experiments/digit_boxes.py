@@ -17,7 +17,7 @@ from heedmap.data.digit_scenes import digit_scenes
 from heedmap.data.transforms import plain
 from heedmap.metrics.localization.localize import localize
 from heedmap.metrics.maps import MapFunction, all_maps, explained, learned_map, learned_map_at
-from heedmap.modules import asking
+from heedmap.modules import evaluation_mode
 from heedmap.runs import Run
 
 BATCH = 100
@@ -44,7 +44,7 @@ def main() -> None:
             functions["attention combined"] = learned_map
         functions |= {name: explained(name) for name in told.method}
         images, side = plain(scenes.images), scenes.images.shape[-1]
-        with asking(classifier) as lent:
+        with evaluation_mode(classifier, gradients=True, full_precision=True) as lent:
             maps = {
                 name: all_maps(name, ask, lent, images, scenes.labels, BATCH)[:, None]
                 for name, ask in functions.items()

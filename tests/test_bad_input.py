@@ -186,7 +186,7 @@ def test_drawing_passes_over_broken_images_and_names_them(
     main(["visualize", str(finished_run), str(folder), "--out", str(tmp_path / "maps")])
     said = capsys.readouterr()
     assert "1 image drawn" in said.out
-    assert "4 passed over" in said.out
+    assert "4 skipped" in said.out
     for kind, (_, reason) in BROKEN.items():
         assert any(f"{kind}.png" in line and reason in line for line in said.err.splitlines())
 

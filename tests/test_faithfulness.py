@@ -12,7 +12,7 @@ from heedmap.metrics.faithfulness import deletion as removal
 from heedmap.metrics.faithfulness.faithfulness import faithfulness, random_maps
 from heedmap.metrics.faithfulness.imputation import BLUR_SIGMA, blurred, imputed, stand_in
 from heedmap.metrics.maps import centre_map, edge_map, explained, learned_map, learned_map_at, score
-from heedmap.modules import asking
+from heedmap.modules import evaluation_mode
 from heedmap.types import Output
 
 SIDE = 8
@@ -383,14 +383,14 @@ def test_a_model_is_as_before_afterwards_and_gets_the_predicted_class(weight, sm
 def test_the_flags_of_every_module_come_back_after_an_error():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval()).train()
     model[1].eval()
-    with pytest.raises(RuntimeError, match="on purpose"), asking(model):
+    with pytest.raises(RuntimeError, match="on purpose"), evaluation_mode(model, gradients=True):
         raise RuntimeError("on purpose")
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
 def test_half_precision_weights_are_asked_in_float32_and_left_alone(weight, small_images):
     model = Linear(weight).to(torch.bfloat16)
-    with asking(model) as lent:
+    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
         assert lent.weight.dtype == torch.float32
     assert model.weight.dtype == torch.bfloat16
     report = faithfulness(model, small_images.float(), {"perfect": perfect_map}, measures=["insertion"])

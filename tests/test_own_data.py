@@ -203,9 +203,8 @@ def test_bytes_are_no_images(finished_run: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", ["images", (0.0, 0.0), (1.0, 0.0)])
-def test_a_scale_that_is_none_is_refused(finished_run: Path, cue_folder: Path, tmp_path: Path, scale: Any) -> None:
-    from heedmap import visualize
+def test_an_unknown_scale_is_refused(scale: Any) -> None:
+    from heedmap.workflows.visualize import VisualizeOptions
 
     with pytest.raises(OptionError, match="is none of image, range, set"):
-        visualize(Run.open(finished_run).classifier(), [cue_folder], tmp_path / "maps", scale=scale)
-    assert not (tmp_path / "maps").exists()
+        VisualizeOptions(scale=scale)

@@ -25,13 +25,13 @@ from heedmap.data.decoding import read_image, square, to_tensor
 from heedmap.data.loader import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.inference.boxes import boxes_of, resized
-from heedmap.inference.sources import Item
+from heedmap.inference.reading import DecodedImage, Item, read_item
+from heedmap.inference.torch_predictor import predictions_of
 from heedmap.models.classifier import AttentionClassifier, attention_maps
 from heedmap.runs import Run
 from heedmap.types import Output
 from heedmap.visualization.heatmap import hottest
-from heedmap.workflows.predict import TableOptions, find_sources, predict
-from heedmap.workflows.predict.reading import DecodedImage, read
+from heedmap.workflows.predict import PredictOptions, TableOptions, find_sources, predict
 from heedmap.workflows.predict.table import map_columns, rows_of
 
 SIDE = 24
@@ -86,7 +86,9 @@ def test_a_row_says_what_the_network_says(classifier: AttentionClassifier, tmp_p
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
     image.save(tmp_path / "wide.png")
     request = TableOptions(threshold=0.6, probabilities=True, maps="float32")
-    predict(classifier, tmp_path / "wide.png", tmp_path / "out", request=request, precision="float32")
+    predict(
+        classifier, tmp_path / "wide.png", tmp_path / "out", table=request, options=PredictOptions(precision="float32")
+    )
     (row,) = table(tmp_path / "out")
     view = to_tensor(square(read_image(tmp_path / "wide.png"), classifier.image_size)).float()[None] / 255
     with torch.inference_mode():
@@ -146,12 +148,13 @@ def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassi
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (1600, 800), "white").save(tmp_path / "turned.jpg", exif=exif)
-    image = read(Item(str(tmp_path / "turned.jpg")), classifier.image_size)
+    image = read_item(Item(str(tmp_path / "turned.jpg")), classifier.image_size)
     assert isinstance(image, DecodedImage)
     assert image.size == (800, 1600)  # although it was decoded at an eighth
     attention = torch.zeros(1, 1, 8, 8)
     attention[0, 0, :4, 6:] = 1 / 8
-    (row,) = rows_of(classifier, Output(torch.zeros(1, 3), {"tap": attention}), [image], TableOptions(0.75))
+    predictions = predictions_of(classifier, Output(torch.zeros(1, 3), {"tap": attention}))
+    (row,) = rows_of(predictions, [image], classifier.image_size, TableOptions(0.75))
     (box,) = row["boxes"]
     step = 800 / classifier.image_size
     assert (box["left"], box["top"], box["right"], box["bottom"]) == pytest.approx((600, 400, 800, 800), abs=step)
@@ -162,7 +165,7 @@ def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassi
 def test_maps_are_arrays_of_their_shape(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path, kind: Any
 ) -> None:
-    predict(classifier, digits / "00001.png", tmp_path / "out", request=TableOptions(maps=kind))
+    predict(classifier, digits / "00001.png", tmp_path / "out", table=TableOptions(maps=kind))
     column = pq.read_table(tmp_path / "out" / "predictions").column("combined_map")
     array = column.combine_chunks().to_numpy_ndarray()
     assert array.dtype == kind
@@ -177,7 +180,12 @@ def test_what_cannot_be_read_has_a_table_of_its_own(classifier: AttentionClassif
     short = tmp_path / "short.tar"
     short.write_bytes(shard.read_bytes()[:6000])
     (tmp_path / "no.tar").write_bytes(b"no tar file at all" * 100)
-    result = predict(classifier, [tmp_path / "d", shard, short, tmp_path / "no.tar"], tmp_path / "out", part_size=4)
+    result = predict(
+        classifier,
+        [tmp_path / "d", shard, short, tmp_path / "no.tar"],
+        tmp_path / "out",
+        options=PredictOptions(part_size=4),
+    )
     assert 10 < result.count == len(names(tmp_path / "out")) < 15
     assert (result.unreadable, result.finished) == (4, True)
     told = {(Path(row["path"]).name, row["member"]): row["reason"] for row in table(tmp_path / "out", "unreadable")}
@@ -226,8 +234,8 @@ def test_images_in_a_shard_get_the_answers_of_the_files_that_were_packed(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path
 ) -> None:
     files = sorted(digits.iterdir())[:20]
-    predict(classifier, files, tmp_path / "files", batch_size=8)
-    predict(classifier, pack(tmp_path / "s.tar", files), tmp_path / "shard", batch_size=8)
+    predict(classifier, files, tmp_path / "files", options=PredictOptions(batch_size=8))
+    predict(classifier, pack(tmp_path / "s.tar", files), tmp_path / "shard", options=PredictOptions(batch_size=8))
     one, other = table(tmp_path / "files"), table(tmp_path / "shard")
     assert [row["key"] for row in other] == [f"digits/{file.stem}" for file in files]
     for a, b in zip(one, other, strict=True):
@@ -245,7 +253,12 @@ def test_the_shares_of_all_processes_are_the_images_each_once(
 ) -> None:
     shard = pack(tmp_path / "s.tar", sorted(digits.iterdir())[:50])
     results = [
-        predict(classifier, [digits, shard], tmp_path / "out", part_size=16, share=Share(rank, world))
+        predict(
+            classifier,
+            [digits, shard],
+            tmp_path / "out",
+            options=PredictOptions(part_size=16, share=Share(rank, world)),
+        )
         for rank in range(world)
     ]
     assert [result.finished for result in results] == [False] * (world - 1) + [True]
@@ -254,10 +267,10 @@ def test_the_shares_of_all_processes_are_the_images_each_once(
 
 
 def test_a_finished_table_is_not_made_again(classifier: AttentionClassifier, digits: Path, tmp_path: Path) -> None:
-    predict(classifier, digits, tmp_path / "out", part_size=64)
+    predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=64))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
-    again = predict(classifier, digits, tmp_path / "out", part_size=64)
-    assert (again.count, again.kept, again.finished) == (0, 3, True)
+    again = predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=64))
+    assert (again.count, again.parts_kept, again.finished) == (0, 3, True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()} == before
 
 
@@ -268,7 +281,7 @@ def test_another_question_other_images_or_a_strange_folder_are_refused(
     with pytest.raises(DataError, match="another images"):
         predict(classifier, digits / "00002.png", tmp_path / "out")
     with pytest.raises(DataError, match="another threshold"):
-        predict(classifier, digits / "00001.png", tmp_path / "out", request=TableOptions(threshold=0.2))
+        predict(classifier, digits / "00001.png", tmp_path / "out", table=TableOptions(threshold=0.2))
     with torch.no_grad():
         next(classifier.parameters()).add_(1)
     with pytest.raises(DataError, match="another model"):
@@ -291,15 +304,15 @@ def test_a_image_that_has_changed_since_is_another_image(
 def test_a_damaged_table_is_named_and_its_part_alone_made_again(
     classifier: AttentionClassifier, digits: Path, tmp_path: Path
 ) -> None:
-    predict(classifier, digits, tmp_path / "out", part_size=64)
+    predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=64))
     damaged = tmp_path / "out" / "predictions" / "part-000001.parquet"
     whole = damaged.read_bytes()
     damaged.write_bytes(b"x")
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"part-000001\.parquet is damaged .* remove it and start again"):
-        predict(classifier, digits, tmp_path / "out", part_size=64)
+        predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=64))
     damaged.unlink()
-    assert predict(classifier, digits, tmp_path / "out", part_size=64).kept == 2
+    assert predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=64)).parts_kept == 2
     assert damaged.read_bytes() == whole
 
 
@@ -315,9 +328,13 @@ def test_names_that_are_no_utf8_stay_different(classifier: AttentionClassifier, 
 
 
 def test_values_out_of_range_are_refused(classifier: AttentionClassifier, digits: Path, tmp_path: Path) -> None:
-    for wrong in ({"batch_size": 0}, {"part_size": 0}, {"request": TableOptions(threshold=0.0)}):
-        with pytest.raises(OptionError):
-            predict(classifier, digits, tmp_path / "out", **wrong)  # type: ignore[arg-type]
+    for wrong in ({"batch_size": 0}, {"part_size": 0}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            PredictOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"0\.0"):
+        TableOptions(threshold=0.0)
+    with pytest.raises(OptionError, match="float8"):
+        predict(classifier, digits, tmp_path / "out", options=PredictOptions(precision="float8"))
     assert not (tmp_path / "out").exists()
 
 
@@ -381,9 +398,15 @@ def test_an_interrupted_part_leaves_nothing_that_could_be_taken_for_it(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(classifier, digits, tmp_path / "out", part_size=32, batch_size=8, on_progress=interrupt)
+        predict(
+            classifier,
+            digits,
+            tmp_path / "out",
+            on_progress=interrupt,
+            options=PredictOptions(part_size=32, batch_size=8),
+        )
     assert len(names(tmp_path / "out")) == 32
-    predict(classifier, digits, tmp_path / "out", part_size=32, batch_size=8)
+    predict(classifier, digits, tmp_path / "out", options=PredictOptions(part_size=32, batch_size=8))
     assert sorted(names(tmp_path / "out")) == sorted(map(str, digits.iterdir()))
 
 
@@ -393,7 +416,7 @@ def test_an_interrupted_part_leaves_nothing_that_could_be_taken_for_it(
 def test_the_command_says_what_it_did(finished_run: Path, digits: Path, tmp_path: Path, capsys: Any) -> None:
     main(["predict", str(finished_run), str(digits), "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
-    assert "150 images answered" in text
+    assert "150 images predicted" in text
     assert text.splitlines()[-1].startswith("Next: python -c \"import pyarrow.parquet as p; print(p.read_table('")
 
 

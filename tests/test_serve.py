@@ -18,10 +18,9 @@ from conftest import Refusal, cue_image
 from heedmap import AttentionMap, Run, visualize
 from heedmap.apps.server import Limits, build_app, open_predictor
 from heedmap.apps.server.images import MOST_SCANS
-from heedmap.apps.server.predictors import Served
 from heedmap.apps.server.replies import chosen_form
 from heedmap.errors import OptionError
-from heedmap.workflows.visualize import Prediction
+from heedmap.inference.predictor import Prediction, Predictor
 
 httpx = pytest.importorskip("httpx")
 
@@ -31,7 +30,7 @@ GRID = torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.1, 0.4, 0.3, 0.0], [0.0, 0.0, 0.0,
 class Still:
     """A predictor that always says the same; ``wait`` holds it until set."""
 
-    name, classes, image_size, taps = "still", ("cat", "dög", "hen"), 8, ("stage3", "combined")
+    name, classes, image_size, maps = "still", ("cat", "dög", "hen"), 8, ("stage3", "combined")
 
     def __init__(self) -> None:
         self.wait = threading.Event()
@@ -68,14 +67,14 @@ def bomb(side: int) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def client(predictor: Served, **limits: Any) -> AsyncIterator[Any]:
+async def client(predictor: Predictor, **limits: Any) -> AsyncIterator[Any]:
     app = build_app(predictor, Limits(**limits))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://here") as made:
         yield made
 
 
-def asked(talk: Callable[[Any], Awaitable[Any]], predictor: Served | None = None, **limits: Any) -> Any:
+def asked(talk: Callable[[Any], Awaitable[Any]], predictor: Predictor | None = None, **limits: Any) -> Any:
     """Run ``talk(client)`` against the application."""
 
     async def whole() -> Any:

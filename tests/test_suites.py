@@ -301,7 +301,7 @@ def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
     drawn = []
 
     def seen(*args: Any, **kept: Any) -> Any:
-        drawn.append((args[1], kept))
+        drawn.append((args[1], args[3]))
         return prediction_panel(*args, **kept)
 
     monkeypatch.setattr("heedmap.workflows.evaluate.panels.prediction_panel", seen)
@@ -310,10 +310,10 @@ def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
         drawn.clear()
         kept = {"map": name, "rows": {"best": [4]}, "boxes": {"4": boxes}, "figures": {"4": 0.345}}
         panels = ranked_panels({"ranked": kept}, corner_scenes.classifier, corner_scenes.images, torch.device("cpu"))
-        ((answer, words),) = drawn
+        ((answer, options),) = drawn
         assert tile in answer.maps
-        assert words["boxes"] == [tuple(box) for box in boxes]
-        assert words["remark"] == f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold."
+        assert options.boxes == [tuple(box) for box in boxes]
+        assert options.notes[0] == f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold."
         assert [panel.path for panel in panels["best"]] == ["4"]
     assert answer.maps["grad-cam"].target == 1  # the truth, about which the suite asked
     assert ranked_panels(None, corner_scenes.classifier, corner_scenes.images, torch.device("cpu")) == {}

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from heedmap.data.decoding import crop_box, read_image
 from heedmap.errors import DataError, ImageError, OptionError, Stopped
-from heedmap.inference.prediction import TILE
+from heedmap.inference.predictor import TILE
 from heedmap.models.classifier import combined_map
 from heedmap.types import Output
-from heedmap.visualization.png import png
-from heedmap.workflows.visualize import expand_images, visualize
+from heedmap.visualization.panel import png
+from heedmap.workflows.visualize import VisualizeOptions, expand_images, visualize
 
 
 class Fake(nn.Module):
@@ -74,7 +74,7 @@ def table(out: Path) -> list[dict[str, str]]:
 
 def test_every_image_gets_a_panel_raw_maps_a_thumbnail_and_a_line(tmp_path: Path) -> None:
     images = [red_spot(tmp_path / "in" / f"{number}.png") for number in range(5)]
-    result = visualize(Fake(), images, tmp_path / "out", batch_size=2)
+    result = visualize(Fake(), images, tmp_path / "out", options=VisualizeOptions(batch_size=2))
     assert (result.count, result.unreadable) == (5, ())
     assert result.index == tmp_path / "out" / "index.html"
     for part, suffix in (("panels", "png"), ("maps", "npz"), ("thumbnails", "jpg")):
@@ -84,7 +84,12 @@ def test_every_image_gets_a_panel_raw_maps_a_thumbnail_and_a_line(tmp_path: Path
 
 def test_the_network_gets_batches_and_keeps_its_train_flag(tmp_path: Path) -> None:
     classifier = Fake().train()
-    visualize(classifier, [red_spot(tmp_path / f"{n}.png") for n in range(5)], tmp_path / "out", batch_size=2)
+    visualize(
+        classifier,
+        [red_spot(tmp_path / f"{n}.png") for n in range(5)],
+        tmp_path / "out",
+        options=VisualizeOptions(batch_size=2),
+    )
     assert classifier.batches == [2, 2, 1]
     assert classifier.training
 
@@ -131,7 +136,7 @@ def test_the_crop_box_counts_pixels_of_the_whole_jpeg_turned_upright(tmp_path: P
         assert tuple(arrays["crop_box"]) == crop_box(*upright)
 
 
-def test_an_unreadable_image_is_named_counted_and_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named_counted_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"")
     result = visualize(Fake(), [tmp_path / "broken.jpg", red_spot(tmp_path / "good.png")], tmp_path / "out")
     assert result.count == 1
@@ -146,7 +151,7 @@ def test_no_readable_image_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"^The only image, .*broken\.jpg, cannot be read: [^:]*0 bytes"):
         visualize(Fake(), [tmp_path / "broken.jpg"], tmp_path / "out")
-    with pytest.raises(DataError, match="no images to draw"):
+    with pytest.raises(DataError, match="no images"):
         visualize(Fake(), [], tmp_path / "other")
 
 
@@ -174,9 +179,9 @@ def test_an_output_folder_with_something_in_it_is_refused_unless_allowed(tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"is not empty; .* --overwrite \(overwrite=True in Python\)\.$"):
+    with pytest.raises(DataError, match="--overwrite"):
         visualize(Fake(), [path], out)
-    visualize(Fake(), [path], out, overwrite=True)
+    visualize(Fake(), [path], out, options=VisualizeOptions(overwrite=True))
     assert (out / "precious.txt").read_text() == "mine"
 
 
@@ -184,7 +189,7 @@ def test_overwriting_removes_the_earlier_drawing_and_nothing_else(tmp_path: Path
     old, new, out = red_spot(tmp_path / "old.png"), red_spot(tmp_path / "new.png"), tmp_path / "out"
     visualize(Fake(), [old], out)
     red_spot(out / "panels" / "mine.png")
-    visualize(Fake(), [new], out, overwrite=True)
+    visualize(Fake(), [new], out, options=VisualizeOptions(overwrite=True))
     left = sorted(str(path.relative_to(out)) for path in out.glob("*/*"))
     assert left == ["maps/new.npz", "panels/mine.png", "panels/new.png", "thumbnails/new.jpg"]
 
@@ -193,7 +198,7 @@ def test_what_heedmap_drew_is_no_image_to_draw_unless_its_file_is_named(tmp_path
     photo, out = red_spot(tmp_path / "in" / "a.png"), tmp_path / "in" / "drawn"
     visualize(Fake(), tmp_path / "in", out)
     assert expand_images([str(tmp_path / "in")]) == expand_images([str(tmp_path / "in/**/*")]) == [photo]
-    assert visualize(Fake(), tmp_path / "in", out, overwrite=True).count == 1
+    assert visualize(Fake(), tmp_path / "in", out, options=VisualizeOptions(overwrite=True)).count == 1
     assert expand_images(out / "panels" / "a.png") == [out / "panels" / "a.png"]
     with pytest.raises(DataError, match="holds no images but those that heedmap drew"):
         expand_images([out])
@@ -207,7 +212,7 @@ def test_one_image_or_a_folder_needs_no_list(tmp_path: Path) -> None:
     assert visualize(Fake(), str(path), tmp_path / "one").count == 1
     assert visualize(Fake(), [tmp_path / "in"], tmp_path / "two").count == 2
     with pytest.raises(OptionError, match="batch_size 0 is too small"):
-        visualize(Fake(), path, tmp_path / "three", batch_size=0)
+        visualize(Fake(), path, tmp_path / "three", options=VisualizeOptions(batch_size=0))
 
 
 def test_an_output_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
@@ -236,7 +241,7 @@ def test_a_query_that_cannot_change_the_map_is_said_to_with_the_reason(tmp_path:
     assert "softmax over positions cancels it" in result.notes[0]
     assert "query_predicted" not in table(tmp_path / "out")[0]
     result = visualize(Fake(attention_name="feature", weights="sigmoid"), [path], tmp_path / "gate", query=path)
-    assert "looks at no query" in result.notes[0]
+    assert "uses no query" in result.notes[0]
 
 
 def test_a_query_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -248,7 +253,12 @@ def test_one_scale_for_the_set_draws_a_cooler_image_cooler(tmp_path: Path) -> No
     hot = red_spot(tmp_path / "hot.png")
     Image.new("RGB", (60, 40), (90, 120, 120)).save(tmp_path / "flat.png")  # a uniform map: at its own scale all hot
     for scale in ("image", "set"):
-        visualize(Fake(("fine",)), [hot, tmp_path / "flat.png"], tmp_path / scale, scale=scale, batch_size=1)
+        visualize(
+            Fake(("fine",)),
+            [hot, tmp_path / "flat.png"],
+            tmp_path / scale,
+            options=VisualizeOptions(scale=scale, batch_size=1),
+        )
     flat = {
         scale: np.asarray(read_image(tmp_path / scale / "thumbnails" / "flat.jpg")).mean() for scale in ("image", "set")
     }
@@ -281,7 +291,7 @@ def test_the_page_needs_no_network_and_escapes_names(tmp_path: Path) -> None:
 def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
     told: list[int] = []
     images = [red_spot(tmp_path / f"{n}.png") for n in range(3)]
-    visualize(Fake(), images, tmp_path / "out", batch_size=2, on_progress=told.append)
+    visualize(Fake(), images, tmp_path / "out", options=VisualizeOptions(batch_size=2, on_progress=told.append))
     assert told == [2, 3]
 
 
@@ -303,7 +313,7 @@ def test_whoever_interrupts_keeps_rows_and_page_of_what_was_drawn(tmp_path: Path
     images = [red_spot(tmp_path / f"{number}.png") for number in range(6)]
     out = tmp_path / "out"
     with pytest.raises(Stopped, match=r"^Stopped after 4 of 6 images; .* in \S+index.html\.$"):
-        visualize(Impatient(3), images, out, batch_size=2, scale=scale)
+        visualize(Impatient(3), images, out, options=VisualizeOptions(batch_size=2, scale=scale))
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         assert [Path(row["path"]).stem for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
     assert "Stopped after 4 of 6 images." in (out / "index.html").read_text(encoding="utf-8")
@@ -324,7 +334,12 @@ def test_an_interruption_in_the_midst_of_writing_leaves_no_file_without_a_row(
 
     monkeypatch.setattr(module, "_draw", impatient)
     with pytest.raises(Stopped, match="after 2 of 6"):
-        visualize(Fake(), [red_spot(tmp_path / f"{n}.png") for n in range(6)], tmp_path / "out", batch_size=2)
+        visualize(
+            Fake(),
+            [red_spot(tmp_path / f"{n}.png") for n in range(6)],
+            tmp_path / "out",
+            options=VisualizeOptions(batch_size=2),
+        )
     assert sorted(path.stem for path in (tmp_path / "out" / "maps").iterdir()) == ["0", "1"]
 
 
@@ -335,7 +350,12 @@ def test_an_interruption_while_progress_is_told_counts_no_image_twice(tmp_path: 
 
     out = tmp_path / "out"
     with pytest.raises(Stopped, match="after 4 of 8"):
-        visualize(Fake(), [red_spot(tmp_path / f"{n}.png") for n in range(8)], out, batch_size=2, on_progress=impatient)
+        visualize(
+            Fake(),
+            [red_spot(tmp_path / f"{n}.png") for n in range(8)],
+            out,
+            options=VisualizeOptions(batch_size=2, on_progress=impatient),
+        )
     assert sorted(path.stem for path in (out / "maps").iterdir()) == ["0", "1", "2", "3"]
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         assert [Path(row["path"]).stem for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
@@ -351,7 +371,12 @@ def test_the_next_batch_is_asked_about_while_one_is_drawn(tmp_path: Path, monkey
         draw(job, entry, *rest)
 
     monkeypatch.setattr(module, "_draw", patient)
-    visualize(fake, [red_spot(tmp_path / f"{n}.png") for n in range(4)], tmp_path / "out", batch_size=2)
+    visualize(
+        fake,
+        [red_spot(tmp_path / f"{n}.png") for n in range(4)],
+        tmp_path / "out",
+        options=VisualizeOptions(batch_size=2),
+    )
     assert waited == [True]
 
 
@@ -410,7 +435,7 @@ def test_links_are_followed_and_no_folder_is_entered_twice(tmp_path: Path, monke
     [
         ("https://example.org/a.png", "is an address; heedmap reads files only"),
         ("nowhere.png", "There is no file or folder nowhere.png"),
-        ("*.nothing", r"No image fits \*.nothing"),
+        ("*.nothing", r"No image matches \*.nothing"),
         ("empty", "Folder empty holds no images"),
         ("-", "No images were named"),
     ],

@@ -15,6 +15,7 @@ from heedmap import OnnxClassifier, Run, export, visualize
 from heedmap.cli.main import main
 from heedmap.data import read_image, square
 from heedmap.errors import OptionError
+from heedmap.workflows.visualize import VisualizeOptions
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -102,18 +103,21 @@ def test_a_target_by_name_is_asked_about(file, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("wish", "words"),
     [
-        ({"query": "other.png"}, "attends with each image's own query"),
+        ({"query": "small.png"}, "attends with each image's own query"),
         ({"layer": "stage2"}, "has its layer inside"),
         ({"methods": ("gradcam",)}, "holds no map 'gradcam'.*Did you mean 'grad-cam'"),
         ({"target": "grean"}, "No class 'grean'.*Did you mean 'green'"),
         ({"target": 3}, "Class 3 does not exist"),
     ],
 )
-def test_what_a_file_cannot_do_is_told_before_anything_is_drawn(asked, words, file, images, tmp_path):
+def test_what_a_file_cannot_do_is_refused_before_anything_is_drawn(wish, words, file, images, tmp_path):
+    query = images / wish["query"] if "query" in wish else None
+    options = VisualizeOptions(target=wish.get("target"), layer=wish.get("layer"))
+    methods = wish.get("methods", ())
     with pytest.raises(OptionError, match=words):
-        visualize(OnnxClassifier(file), images, tmp_path / "out", **asked)
+        visualize(OnnxClassifier(file), images, tmp_path / "out", query=query, methods=methods, options=options)
     assert not (tmp_path / "out").exists()
 
 

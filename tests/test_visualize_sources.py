@@ -11,9 +11,9 @@ from heedmap.cli.main import main
 from heedmap.data import open_data
 from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError, Stopped
-from heedmap.inference.listing import DRAWN, DrawingNames
-from heedmap.inference.sources import Sources
-from heedmap.workflows.visualize import find_sources, visualize
+from heedmap.inference.listing import DRAWN
+from heedmap.inference.reading import Sources
+from heedmap.workflows.visualize import DrawingNames, VisualizeOptions, find_sources, visualize
 from test_predict import pack as tar
 from test_visualize import Fake, Impatient, red_spot, table
 
@@ -32,9 +32,9 @@ def drawn(out: Path) -> list[str]:
 
 @pytest.mark.parametrize("scale", ["image", "set"])
 def test_images_in_a_shard_are_drawn_as_the_files_that_were_packed(tmp_path, files, scale) -> None:
-    visualize(Fake(), files, tmp_path / "files", scale=scale, batch_size=2)
+    visualize(Fake(), files, tmp_path / "files", options=VisualizeOptions(scale=scale, batch_size=2))
     shard = tar(tmp_path / "s.tar", files)
-    result = visualize(Fake(), shard, tmp_path / "shard", scale=scale, batch_size=2)
+    result = visualize(Fake(), shard, tmp_path / "shard", options=VisualizeOptions(scale=scale, batch_size=2))
     assert (result.count, result.unreadable) == (3, ())
     assert drawn(tmp_path / "shard") == ["s_digits_0", "s_digits_1", "s_digits_2"]
     for number in range(3):
@@ -56,21 +56,21 @@ def test_images_in_a_shard_are_drawn_as_the_files_that_were_packed(tmp_path, fil
 def test_equal_names_in_files_and_shards_get_drawings_of_their_own(tmp_path, files) -> None:
     shards = [tar(tmp_path / part / "0.tar", files) for part in ("a", "b") if (tmp_path / part).mkdir() is None]
     duplicate = red_spot(tmp_path / "other" / "0_digits_0.png")
-    visualize(Fake(), [duplicate, *files, *shards, *files], tmp_path / "out", batch_size=4)
+    visualize(Fake(), [duplicate, *files, *shards, *files], tmp_path / "out", options=VisualizeOptions(batch_size=4))
     assert len(drawn(tmp_path / "out")) == len(table(tmp_path / "out")) == 10
     assert {"0_digits_0", "0_digits_0-2", "0_digits_0-3", "0"} < set(drawn(tmp_path / "out"))
 
 
-def test_names_of_drawings_differ_whatever_was_wished() -> None:
+def test_names_of_drawings_differ_whatever_was_requested() -> None:
     name = DrawingNames()
-    wishes = ["a", "a-2", "A", "a", "a-2", "a-3", "a/b", "a_b", "", ".", "x" * 300, "x" * 301, "ä", "Ä"] * 3
-    found = [name(wish) for wish in wishes]
-    assert len({each.casefold() for each in found}) == len(wishes)
+    requested = ["a", "a-2", "A", "a", "a-2", "a-3", "a/b", "a_b", "", ".", "x" * 300, "x" * 301, "ä", "Ä"] * 3
+    found = [name(wish) for wish in requested]
+    assert len({each.casefold() for each in found}) == len(requested)
     assert found[:4] == ["a", "a-2", "A-3", "a-4"]
     assert all(each == Path(each).name and not each.startswith((".", "-")) for each in found)
 
 
-def test_ten_thousand_equal_wishes_are_met_at_once() -> None:
+def test_ten_thousand_equal_names_are_numbered_quickly() -> None:
     name = DrawingNames()
     assert len({name("000000") for _ in range(10_000)}) == 10_000
 
@@ -109,7 +109,9 @@ def test_what_cannot_be_read_of_a_shard_is_told_by_its_name(tmp_path, files) -> 
 
 def test_an_interruption_amid_shards_tells_what_was_drawn(tmp_path, files) -> None:
     with pytest.raises(Stopped, match=r"^Stopped after 2 images; "):
-        visualize(Impatient(2), tar(tmp_path / "s.tar", files), tmp_path / "out", batch_size=2)
+        visualize(
+            Impatient(2), tar(tmp_path / "s.tar", files), tmp_path / "out", options=VisualizeOptions(batch_size=2)
+        )
     assert drawn(tmp_path / "out") == ["s_digits_0", "s_digits_1"]
 
 

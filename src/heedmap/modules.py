@@ -1,8 +1,8 @@
-"""Any torch classifier, asked without leaving a trace.
+"""Run any torch classifier without leaving a trace in it.
 
 Gradients are taken by ``torch.autograd.grad`` with respect to activations and images, never by ``.backward()``, so no
-parameter's ``.grad`` is touched. What has to be changed meanwhile (train/eval flags, ``requires_grad``, the gradient
-and inference mode, hooks) is changed inside :func:`untouched` or :func:`hooked` and put back also after an exception.
+parameter's ``.grad`` is touched. What has to change meanwhile is changed by :func:`evaluation_mode` or :func:`hooked`
+and restored afterwards, also after an exception.
 """
 
 from __future__ import annotations
@@ -20,107 +20,128 @@ from torch import Tensor, nn
 from heedmap.errors import ModelError
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-# Flags and hooks belong to the module, not to the thread: two threads at once would put back each other's changes.
+# Flags and hooks belong to the module, not to the thread: two threads at once would restore each other's changes.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel and ``torch.compile``.
 
-    A map is asked of one device, and of the code as it was written: a compiled graph runs no hooks.
+    A map is computed on one device and from the code as it was written: a compiled graph runs no hooks.
     """
     inside: Any = model.module if isinstance(model, _WRAPPERS) else getattr(model, "_orig_mod", None)
     return unwrapped(inside) if isinstance(inside, nn.Module) else model
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Ask the model; (B, K) logits from a tensor or from anything with such ``.logits``.
+    """Run the model; return logits (B, K) from a tensor or from any object with such ``.logits``.
 
     Raises:
-        ModelError: the model gives neither, or another shape.
+        ModelError: the model returns neither, or another shape.
     """
-    answer = model(images)
-    logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+    output = model(images)
+    logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise ModelError(
-            f"{type(model).__name__} gives a {type(answer).__name__}; a map needs logits, a tensor (B, K) or an "
+            f"{type(model).__name__} returns a {type(output).__name__}; logits are needed, a tensor (B, K) or an "
             "object with such .logits. Wrap the model so that it returns them."
         )
     if logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] == 0:
         raise ModelError(
-            f"{type(model).__name__} gives {tuple(logits.shape)} for {len(images)} images; a map needs logits (B, K)."
+            f"{type(model).__name__} returns {tuple(logits.shape)} for {len(images)} images; logits (B, K) are needed."
         )
     return logits
 
 
-def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and precision of the first parameter of floating point; those of a fresh tensor where there is none."""
-    like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
-    return like.device, like.dtype
-
-
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, and no gradient kept for parameters inside; afterwards all is as it was.
+def evaluation_mode(
+    model: nn.Module,
+    *,
+    gradients: bool = False,
+    frozen: bool = False,
+    as_written: bool = False,
+    full_precision: bool = False,
+) -> Iterator[nn.Module]:
+    """Run a model in evaluation mode; afterwards it and the random state are as they were.
 
-    Put back are the train/eval flag of every submodule, ``requires_grad`` of every parameter, the random state, and
-    the gradient and inference mode that the caller was in. Compiled submodules run as they were written.
+    One thread at a time: the train/eval flags belong to the module.
+
+    Args:
+        model: its train/eval flags are restored one by one.
+        gradients: autograd is on inside, also where the caller is in ``no_grad`` or inference mode; otherwise off.
+        frozen: no parameter requires a gradient inside.
+        as_written: compiled submodules run uncompiled, for a compiled graph runs no hooks.
+        full_precision: autocast is off, and weights in half precision are replaced by a float32 copy. A step of 1/255
+            is smaller than the distance of two neighbouring bfloat16 numbers near one, so an attack would vanish in
+            rounding.
+
+    Yields:
+        The model to run: the same one, or its float32 copy.
+
+    Raises:
+        ModelError: ``as_written`` of a model with compiled parts, with a torch older than 2.6.
     """
-    with _ONE_AT_A_TIME:
-        flags = [(part, part.training) for part in model.modules()]
-        learning = [each for each in model.parameters() if each.requires_grad]
-        home, _ = home_of(model)
-        devices = [home] if home.type == "cuda" else []
-        try:
-            for part, _ in flags:
-                part.training = False
-            for parameter in learning:
-                parameter.requires_grad_(False)
-            with (
-                torch.random.fork_rng(devices),
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                _as_written(model),
-                _usable(model),
-            ):
-                yield
-        finally:
-            for parameter in learning:
-                parameter.requires_grad_(True)
-            for part, flag in flags:
-                part.training = flag
-
-
-def _as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Switch compiled submodules off: their graphs run no hooks."""
-    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
-        return contextlib.nullcontext()
-    if not hasattr(torch.compiler, "set_stance"):
-        raise ModelError("Maps of a network with compiled parts need torch 2.6 or newer; give the network uncompiled.")
-    return torch.compiler.set_stance("force_eager")
+    if full_precision and any(each.dtype in (torch.float16, torch.bfloat16) for each in _tensors(model)):
+        model = copy.deepcopy(model).float()
+    device, _ = home_of(model)
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(_restored_flags(model, frozen))
+        if gradients:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(_without_inference_tensors(model))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        if as_written and any(map(_is_compiled, model.modules())):
+            if not hasattr(torch.compiler, "set_stance"):
+                raise ModelError("Maps of a network with compiled parts need torch 2.6; give the network uncompiled.")
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if full_precision:
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield model
 
 
 @contextmanager
-def _usable(model: nn.Module) -> Iterator[None]:
-    """Lend ordinary copies in place of tensors that were made in inference mode, which autograd cannot save."""
-    lent: list[tuple[dict[str, Any], str, Any]] = []
+def _restored_flags(model: nn.Module, frozen: bool) -> Iterator[None]:
+    flags = [(part, part.training) for part in model.modules()]
+    trainable = [each for each in model.parameters() if each.requires_grad] if frozen else []
+    try:
+        for part, _ in flags:
+            part.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for part, flag in flags:
+            part.training = flag
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    return hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
+
+
+@contextmanager
+def _without_inference_tensors(model: nn.Module) -> Iterator[None]:
+    """Replace tensors that were made in inference mode, which autograd cannot save, by ordinary copies."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for part in model.modules():
             tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
             for table in tables:
                 for name, tensor in table.items():
                     if tensor is not None and tensor.is_inference():
-                        lent.append((table, name, tensor))
+                        replaced.append((table, name, tensor))
                         table[name] = tensor.clone()
         yield
     finally:
-        for table, name, tensor in lent:
+        for table, name, tensor in replaced:
             table[name] = tensor
 
 
 @contextmanager
 def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, with_kwargs: bool = False) -> Iterator[None]:
-    """Forward hooks inside, none afterwards; they run before those that the model has, which see what they return."""
+    """Register forward hooks inside; they run before those that the model has, which see what they return."""
     handles = []
     try:
         for module, hook in hooks.items():
@@ -131,57 +152,23 @@ def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, with_kwargs: bool =
             handle.remove()
 
 
-@contextlib.contextmanager
-def asking(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend the model out in eval mode, in full precision, with gradients possible; every flag is put back afterwards.
-
-    Autocast is off inside. Weights that are themselves half precision are worked on as a float32 copy: a step of 1/255
-    is smaller than the distance of two neighbouring bfloat16 numbers near one, so an attack would vanish in rounding.
-    """
-    halves = any(value.dtype in (torch.float16, torch.bfloat16) for value in _tensors(model))
-    lent = copy.deepcopy(model).float() if halves else model
-    flags = {module: module.training for module in lent.modules()}
-    device = device_of(lent)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            yield lent.eval()
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model computes: the place of its first tensor, the CPU where it has none."""
-    return next((value.device for value in _tensors(model)), torch.device("cpu"))
+def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return device and precision of the model's first floating-point tensor; the CPU's defaults without one."""
+    like = next((each for each in _tensors(model) if each.is_floating_point()), torch.empty(0, device="cpu"))
+    return like.device, like.dtype
 
 
 def fitted(model: nn.Module, images: Tensor) -> Tensor:
-    """Bring images to the model's device and type, out of inference mode and of any graph."""
-    kind = next((value.dtype for value in _tensors(model) if value.is_floating_point()), images.dtype)
-    there = images.detach().to(device_of(model), kind)
-    return there.clone() if there.is_inference() else there
+    """Move images to the model's device and precision, out of inference mode and of any graph."""
+    moved = images.detach().to(*home_of(model))
+    return moved.clone() if moved.is_inference() else moved
 
 
-@contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the train/eval flag of every submodule and the random state as before afterwards."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for part, training in flags:
-            part.training = training
-
-
-def made_up_image(module: nn.Module, size: int) -> Tensor:
-    """(1, 3, size, size) of fixed noise, on the module's device and in its precision."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise.to(like.device, like.dtype)
+def dummy_image(module: nn.Module, size: int) -> Tensor:
+    """Return (1, 3, size, size) of fixed noise, on the module's device and in its precision."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(*home_of(module))

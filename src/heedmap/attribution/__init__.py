@@ -1,6 +1,6 @@
 """Maps of any torch classifier: the attention it learned, and attributions computed afterwards.
 
-:func:`explain` is the one way in, :data:`METHODS` the one table of methods. A map shows where, never why.
+:func:`explain` computes a map, :data:`METHODS` is the registry. A map shows where, never why.
 """
 
 from heedmap.attribution.engine import explain

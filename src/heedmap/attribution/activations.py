@@ -1,12 +1,11 @@
 """A layer's activation, and the gradient of the scores with respect to it.
 
-The layers before the one that is read run without a graph, since no parameter and no image asks for a gradient there.
+The layers before the one that is read run without a graph, since no parameter and no image requires a gradient there.
 The activation itself becomes the leaf, so a gradient costs the layers behind it and no more. Where these are a mean
 over positions and one linear layer, no backward pass runs at all: the gradient of logit k is W[k] / N everywhere. That
 this is the whole head is read off the graph between logits and activation, which must hold nothing but reshaping, one
-mean and one matrix product, and is checked on the numbers. Dropout is nothing in evaluation mode. A learned readout is
-never of this form, for its weights depend on the features that they weigh; the control without attention is, up to its
-normalisation. All others get their gradient from autograd, which is exact too.
+mean and one matrix product, and is checked on the numbers. A learned readout is never of this form, for its weights
+depend on the features that they weigh. All others get their gradient from autograd, which is exact too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _RESHAPING = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Clone", "Alias",
 _AVERAGING = ("Mean", "AdaptiveAvgPool2D", "AvgPool2D")
 
 
-class Caught(NamedTuple):
+class Activation(NamedTuple):
     """A layer's activation in one forward pass.
 
     Attributes:
@@ -42,13 +41,11 @@ class Caught(NamedTuple):
     last: tuple[nn.Linear, Tensor] | None
 
 
-def catch(request: Request) -> Caught:
-    """Run the model once, with a leaf in place of the layer's output.
-
-    Where a layer is used several times, its last output is meant.
+def run_with_leaf(request: Request) -> Activation:
+    """Run the model once, with a leaf in place of the layer's output; its last one where it is used several times.
 
     Raises:
-        ModelError: no such layer; it did not run, or gives no tensor.
+        ModelError: no such layer; it did not run, or returns no tensor.
     """
     name, layer = named_layer(request.model, request.layer or last_spatial(request.model, request.images))
     leaves: list[Any] = []
@@ -56,10 +53,10 @@ def catch(request: Request) -> Caught:
 
     def make_leaf(_part: nn.Module, _given: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
-            raise ModelError(f"Layer {name!r} gives a {type(output).__name__}, not a tensor; name another one.")
+            raise ModelError(f"Layer {name!r} returns a {type(output).__name__}, not a tensor; name another one.")
         with torch.enable_grad():  # also where the model runs this part under no_grad
             leaves.append(output.detach().requires_grad_())
-            return leaves[-1].clone()  # what comes next may work in place, such as a ReLU
+            return leaves[-1].clone()  # the next module may work in place, such as a ReLU
 
     def note(part: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> None:
         linears.append((part, given[0], output))
@@ -72,11 +69,11 @@ def catch(request: Request) -> Caught:
     if not logits.requires_grad:
         raise ModelError(f"The logits do not depend on layer {name!r}; name another one.")
     last = next(((part, given) for part, given, output in linears if output.grad_fn is logits.grad_fn), None)
-    return Caught(name, leaves[-1], logits, last)
+    return Activation(name, leaves[-1], logits, last)
 
 
-def grid_of_layer(request: Request, caught: Caught, tensor: Tensor) -> Tensor:
-    """The activation, or its gradient, as (B, C, h, w) in at least float32.
+def grid_of_layer(request: Request, activation: Activation, tensor: Tensor) -> Tensor:
+    """Return the activation, or its gradient, as (B, C, h, w) in at least float32.
 
     Raises:
         ModelError: the layer's output is no grid.
@@ -85,47 +82,44 @@ def grid_of_layer(request: Request, caught: Caught, tensor: Tensor) -> Tensor:
     grid = as_grid(tensor.detach(), request.images, prefix=prefix)
     if grid is None:
         raise ModelError(
-            f"Layer {caught.layer!r} gives {tuple(tensor.shape)}, which is no grid of positions over the image; "
-            "name a layer that gives (B, C, h, w), (B, h, w, C) or tokens (B, N, C)."
+            f"Layer {activation.layer!r} returns {tuple(tensor.shape)}, which is no grid of positions over the image; "
+            "name a layer that returns (B, C, h, w), (B, h, w, C) or tokens (B, N, C)."
         )
     return grid.to(precise(grid.dtype))
 
 
-def gradients(request: Request, caught: Caught, targets: Tensor, score: str) -> Iterator[Tensor]:
-    """The gradient (B, C, h, w) of each target's score, one target after the other, from one forward pass.
+def gradients(request: Request, activation: Activation, targets: Tensor, score: str) -> Iterator[Tensor]:
+    """Yield the gradient (B, C, h, w) of each target's score, one target after the other, from one forward pass.
 
     Raises:
         ModelError: a score does not depend on the layer.
     """
-    scores = scores_of(caught.logits, score)
+    scores = scores_of(activation.logits, score)
     for number in range(targets.shape[1]):
-        asked = scores.gather(1, targets[:, number : number + 1]).sum()  # no image sees another one
-        found = torch.autograd.grad(asked, caught.leaf, retain_graph=number + 1 < targets.shape[1], allow_unused=True)
-        if found[0] is None:
-            raise ModelError(f"The logits do not depend on layer {caught.layer!r}; name another one.")
-        yield grid_of_layer(request, caught, found[0])
+        total = scores.gather(1, targets[:, number : number + 1]).sum()  # no image depends on another one
+        is_last = number + 1 == targets.shape[1]
+        (gradient,) = torch.autograd.grad(total, activation.leaf, retain_graph=not is_last, allow_unused=True)
+        if gradient is None:
+            raise ModelError(f"The logits do not depend on layer {activation.layer!r}; name another one.")
+        yield grid_of_layer(request, activation, gradient)
 
 
-def pooled_weights(caught: Caught, grid: Tensor) -> Tensor | None:
-    """The weights (K, C) of the linear layer, where the head is a mean over positions and that layer; else None."""
-    if caught.last is None or caught.leaf.shape != grid.shape:
+def pooled_weights(activation: Activation, grid: Tensor) -> Tensor | None:
+    """Return the linear layer's weights (K, C) where the head is a mean over positions and that layer; else None."""
+    if activation.last is None or activation.leaf.shape != grid.shape:
         return None
-    linear, given = caught.last
+    linear, given = activation.last
     weight = linear.weight.detach()
-    if given.shape != grid.shape[:2] or not _is_mean_and_linear(caught):
+    if given.shape != grid.shape[:2] or not _is_mean_and_linear(activation):
         return None
-    if not torch.allclose(given.detach().to(grid.dtype), grid.mean((2, 3)), rtol=2e-2 if _is_short(given) else 1e-4):
-        return None
-    return weight.to(grid.dtype)
+    rtol = 2e-2 if given.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    is_mean = torch.allclose(given.detach().to(grid.dtype), grid.mean((2, 3)), rtol=rtol)
+    return weight.to(grid.dtype) if is_mean else None
 
 
-def _is_short(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.bfloat16, torch.float16)
-
-
-def _is_mean_and_linear(caught: Caught) -> bool:
+def _is_mean_and_linear(activation: Activation) -> bool:
     """Whether logits and leaf are joined by one chain of reshaping, one mean and one matrix product."""
-    node: Any = caught.logits.grad_fn
+    node: Any = activation.logits.grad_fn
     products = means = 0
     while node is not None and getattr(node, "variable", None) is None:
         kind = node.name().partition("Backward")[0]
@@ -133,10 +127,10 @@ def _is_mean_and_linear(caught: Caught) -> bool:
         means += kind in _AVERAGING
         if kind not in ("Addmm", "Mm", *_AVERAGING, *_RESHAPING):
             return False
-        if kind == "AvgPool2D" and tuple(node._saved_kernel_size) != tuple(caught.leaf.shape[-2:]):
-            return False  # even features would have the same mean, but another gradient
+        if kind == "AvgPool2D" and tuple(node._saved_kernel_size) != tuple(activation.leaf.shape[-2:]):
+            return False  # uniform features would have the same mean, but another gradient
         ways = [way for way, _ in node.next_functions if way is not None]
         if len(ways) != 1:
             return False
         node = ways[0]
-    return node is not None and node.variable is caught.leaf and products == means == 1
+    return node is not None and node.variable is activation.leaf and products == means == 1

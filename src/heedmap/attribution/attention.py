@@ -1,4 +1,4 @@
-"""The attention that the network learned and used: not computed afterwards, and free."""
+"""The attention that the network learned and used, as a map method."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from heedmap.models.classifier import AttentionClassifier, combined_map
 
 
 def attention(request: Request) -> Attribution:
-    """The weights of one tap, named by ``layer``, or of all taps combined where none is named and there are several.
-
-    The map belongs to no class: it is the same for every target.
-    """
+    """Return the weights of the tap named by ``layer``, else of all taps combined; the same for every class."""
     model = request.model
     if not isinstance(model, AttentionClassifier):
         raise ModelError(
-            f"{type(model).__name__} has no attention that it learned; take another method, or put attention into it "
+            f"{type(model).__name__} has no learned attention; take another method, or put attention into it "
             "with heedmap.attach and train."
         )
-    known = (*model.taps, "combined") if len(model.taps) > 1 else model.taps
-    tap = request.layer or known[-1]
-    if tap not in known:
-        raise ModelError(f"No attention at {tap!r}; this classifier has it at {', '.join(known)}.{nearest(tap, known)}")
+    taps = (*model.taps, "combined") if len(model.taps) > 1 else model.taps
+    tap = request.layer or taps[-1]
+    if tap not in taps:
+        raise ModelError(f"No attention at {tap!r}; this classifier has it at {', '.join(taps)}.{nearest(tap, taps)}")
     with torch.no_grad():
         output = model(request.images)
-    used = combined_map(output.attention, output.shares) if tap == "combined" else output.attention[tap]
+    values = combined_map(output.attention, output.shares) if tap == "combined" else output.attention[tap]
     targets = request.targets(output.logits)
-    return Attribution(used.expand(-1, targets.shape[1], -1, -1), targets, output.logits, tap)
+    return Attribution(values.expand(-1, targets.shape[1], -1, -1), targets, output.logits, tap)

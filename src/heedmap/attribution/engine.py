@@ -1,4 +1,4 @@
-"""The one way to a map: check what is asked, run the method, check what came out."""
+"""Compute a map: check the request, run the method, check the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heedmap.attribution.registry import METHODS, Method
 from heedmap.attribution.request import Attribution, Explanation, Request, Target
 from heedmap.errors import ModelError, OptionError, nearest
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.modules import home_of, untouched, unwrapped
+from heedmap.modules import evaluation_mode, fitted, unwrapped
 
 
 def explain(
@@ -23,7 +23,7 @@ def explain(
     layer: str | None = None,
     settings: Mapping[str, Any] = {},
 ) -> Explanation:
-    """Compute a map for each image and each class asked about.
+    """Compute a map for each image and each target class.
 
     The model may be frozen, in bfloat16, compiled, or wrapped in DataParallel, and the call may stand inside
     ``torch.no_grad`` or ``torch.inference_mode``. Afterwards the model, the images and the random state are as they
@@ -37,7 +37,7 @@ def explain(
         target: None for the predicted class, one class, one an image (B,), several an image (B, T), or ``"all"``.
         layer: name of the module to read, as in ``model.named_modules()``, or of a tap for ``attention``; None takes
             the last spatial one.
-        settings: what the method can be told besides, see ``METHODS[method].settings``.
+        settings: options of the method, see ``METHODS[method].settings``.
 
     Returns:
         See :class:`Explanation`; ``values`` (B, T, h, w) are raw.
@@ -50,14 +50,14 @@ def explain(
     if not isinstance(model, nn.Module):
         raise ModelError(f"explain takes a torch module, not a {type(model).__name__}.")
     bare = unwrapped(model)
-    with untouched(bare):
+    with evaluation_mode(bare, gradients=True, frozen=True, as_written=True):
         request = Request(bare, _checked(bare, images), target, layer)
         try:
-            found = chosen.function(request, **settings)
+            attribution = chosen.function(request, **settings)
         except RuntimeError as reason:
-            _refuse_untaken(bare, request.images, reason)
+            _explain_wrong_shape(bare, request.images, reason)
             raise
-        return _explanation(found, method)
+        return _explanation(attribution, method)
 
 
 def _method(name: str, layer: str | None, settings: Mapping[str, Any]) -> Method:
@@ -79,20 +79,18 @@ def _checked(model: nn.Module, images: Tensor) -> Tensor:
         raise OptionError(f"images must be a tensor (B, C, H, W) with at least one image, not {shape}.")
     if not images.is_floating_point():
         raise OptionError(f"images hold {images.dtype}; give floating point, such as images.float() / 255.")
-    # NaN and infinity stand among the extremes; isfinite would make three tensors of this size, up to 6 % of a forward.
+    # NaN and infinity are among the extremes; isfinite makes three tensors of this size, up to 6 % of a forward pass.
     if not torch.stack(torch.aminmax(images.detach())).isfinite().all():
-        raise OptionError("images hold NaN or infinity; no map can be made of that.")
+        raise OptionError("images hold NaN or infinity; mend them first.")
     if isinstance(model, AttentionClassifier):
         model.backbone.check_size(*images.shape[-2:])
-    device, dtype = home_of(model)
-    # A copy where the images were made in inference mode: autograd cannot save those.
-    return (images.clone() if images.is_inference() else images.detach()).to(device, dtype)
+    return fitted(model, images)
 
 
-def _refuse_untaken(model: nn.Module, images: Tensor, reason: RuntimeError) -> None:
-    """Say in one line that it is the images' shape, where that is what torch says and the plain model says it too."""
-    told = str(reason).partition("\n")[0].rstrip(". ")
-    if not any(word in told for word in ("channels", "shape", "size")):
+def _explain_wrong_shape(model: nn.Module, images: Tensor, reason: RuntimeError) -> None:
+    """Raise a one-line error about the images' shape where torch names a shape and the plain model fails too."""
+    message = str(reason).partition("\n")[0].rstrip(". ")
+    if not any(word in message for word in ("channels", "shape", "size")):
         return
     try:
         with torch.no_grad():
@@ -100,12 +98,12 @@ def _refuse_untaken(model: nn.Module, images: Tensor, reason: RuntimeError) -> N
     except RuntimeError:
         is_last = images.shape[-1] in (1, 3)
         hint = " Channels seem to come last: take images.permute(0, 3, 1, 2)." if is_last else ""
-        raise OptionError(f"The model does not take images of {tuple(images.shape)}: {told}.{hint}") from reason
+        raise OptionError(f"The model does not take images of {tuple(images.shape)}: {message}.{hint}") from reason
 
 
-def _explanation(found: Attribution, method: str) -> Explanation:
-    values = found.values.detach().to(torch.float32)
+def _explanation(attribution: Attribution, method: str) -> Explanation:
+    values = attribution.values.detach().to(torch.float32)
     if not values.isfinite().all():
         raise ModelError(f"The {method} map holds NaN or infinity; look at the model's weights and precision.")
-    logits = found.logits.detach().to(torch.float32)
-    return Explanation(values, found.targets, logits, method, found.layer, found.signed)
+    logits = attribution.logits.detach().to(torch.float32)
+    return Explanation(values, attribution.targets, logits, method, attribution.layer, attribution.signed)

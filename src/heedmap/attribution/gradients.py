@@ -1,8 +1,8 @@
-"""Maps from the gradient with respect to the image, one value a pixel.
+"""Maps from the gradient with respect to the image, one value for each pixel.
 
 Two ways from three colour channels to one value. ``max``: the largest absolute value, as Simonyan et al. (2014) and the
 classic tutorials do. ``signed``: the value of the channel that is largest in absolute value, with its sign. Methods
-that multiply by the image add the channels up instead, so that the map's sum keeps its meaning.
+that multiply by the image sum the channels instead, so that the map's sum keeps its meaning.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ AT_A_TIME = 64
 
 
 def saliency(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
-    """The gradient of the score with respect to the pixels (Simonyan et al. 2014, section 3.1)."""
-    _check(channels)
+    """Compute the gradient of the score with respect to the pixels (Simonyan et al. 2014, section 3.1)."""
+    _check_channels(channels)
     logits, targets, gradients = pixel_gradients(request, request.images, None, score)
     values = torch.stack([_merged(each, channels) for each in gradients], 1)
     return Attribution(values, targets, logits, signed=channels == "signed")
@@ -40,10 +40,10 @@ def pixel_gradients(
     score: str,
     within: AbstractContextManager[object] | None = None,
 ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
-    """Logits (B, K), targets (B, T), and the gradients (B, C, H, W) one target after the other, at least float32.
+    """Return logits (B, K), targets (B, T), and the gradients (B, C, H, W) target by target, at least float32.
 
     Args:
-        question: asks for the targets where ``targets`` is None.
+        request: names the targets where ``targets`` is None.
         images: (B, C, H, W) where the gradient is taken.
         targets: (B, T) or None.
         score: see :func:`heedmap.attribution.request.scores_of`.
@@ -53,17 +53,17 @@ def pixel_gradients(
     with within or nullcontext():
         # The copy keeps the leaf whole where the first layer works in place.
         logits = request.logits(leaf.clone())
-    asked = request.targets(logits) if targets is None else targets
-    return logits.detach(), asked, _each(leaf, scores_of(logits, score), asked)
+    chosen = request.targets(logits) if targets is None else targets
+    return logits.detach(), chosen, _each(leaf, scores_of(logits, score), chosen)
 
 
 def _each(leaf: Tensor, scores: Tensor, targets: Tensor) -> Iterator[Tensor]:
     if not scores.requires_grad:
-        raise ModelError("The logits do not depend on the image by a gradient; take a method without, such as rise.")
+        raise ModelError("The logits have no gradient at the image; take a method without gradients, such as rise.")
     for number in range(targets.shape[1]):
-        asked = scores.gather(1, targets[:, number : number + 1]).sum()
-        (found,) = torch.autograd.grad(asked, leaf, retain_graph=number + 1 < targets.shape[1])
-        yield found.to(precise(found.dtype))
+        total = scores.gather(1, targets[:, number : number + 1]).sum()
+        (gradient,) = torch.autograd.grad(total, leaf, retain_graph=number + 1 < targets.shape[1])
+        yield gradient.to(precise(gradient.dtype))
 
 
 def _merged(gradient: Tensor, channels: str) -> Tensor:
@@ -73,14 +73,14 @@ def _merged(gradient: Tensor, channels: str) -> Tensor:
     return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]
 
 
-def _check(channels: str) -> None:
+def _check_channels(channels: str) -> None:
     if channels not in CHANNELS:
         known = " or ".join(CHANNELS)
         raise OptionError(f"channels {channels!r} is unknown; it can be {known}.{nearest(str(channels), CHANNELS)}")
 
 
 def input_x_gradient(request: Request, *, score: str = "logit") -> Attribution:
-    """Pixel times gradient, added up over the channels; signed (Shrikumar et al. 2016)."""
+    """Compute pixel times gradient, summed over the channels; signed (Shrikumar et al. 2016)."""
     logits, targets, gradients = pixel_gradients(request, request.images, None, score)
     images = request.images.to(precise(request.images.dtype))
     return Attribution(torch.stack([(images * each).sum(1) for each in gradients], 1), targets, logits, signed=True)
@@ -95,17 +95,16 @@ def smoothgrad(
     channels: str = "max",
     score: str = "logit",
 ) -> Attribution:
-    """The mean gradient over noisy copies of the image (Smilkov et al. 2017).
+    """Compute the mean gradient over noisy copies of the image (Smilkov et al. 2017).
 
     Args:
-        question: see :class:`Question`.
         count: number of noisy copies.
         noise: standard deviation of the noise as a share of the image's largest minus its smallest value.
         seed: of the noise. Every image gets the same draws, so that a map does not depend on its neighbours.
         channels: as :func:`saliency`.
         score: as :func:`saliency`.
     """
-    _check(channels)
+    _check_channels(channels)
     check_count("count", count)
     check_share("noise", noise, 10.0)
     images, source = request.images, torch.Generator().manual_seed(seed)
@@ -130,14 +129,13 @@ def smoothgrad(
 def integrated_gradients(
     request: Request, *, steps: int = 50, baseline: float = 0.0, score: str = "logit"
 ) -> Attribution:
-    """Integrated gradients (Sundararajan et al. 2017, eq. 1), added up over the channels; signed.
+    """Compute integrated gradients (Sundararajan et al. 2017, eq. 1), summed over the channels; signed.
 
     The integral is a Gauss-Legendre sum. The map's sum is the score minus that of the baseline, up to its error.
 
     Args:
-        question: see :class:`Question`.
-        steps: number of points on the way, each one pass over the batch.
-        baseline: the value of every pixel at the start of the way; 0 is black for heedmap's own classifiers.
+        steps: number of points on the path, each one forward and backward pass.
+        baseline: the value of every pixel at the start of the path; 0 is black for heedmap's own classifiers.
         score: as :func:`saliency`.
     """
     import numpy as np
@@ -156,18 +154,18 @@ def integrated_gradients(
 
 
 def guided_backprop(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
-    """The gradient with negative parts set to zero on its way back through each ReLU (Springenberg et al. 2015).
+    """Compute the gradient with negative parts set to zero on its way back through a ReLU (Springenberg et al. 2015).
 
-    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions alike are caught, in this thread and
+    ReLU6 counts as one, and so does a clamp from 0 up. Modules and functions are both changed, in this thread and
     during this call only.
 
     Raises:
         ModelError: the network has no ReLU, so this would be plain saliency.
     """
-    _check(channels)
-    guide = _Guide()
+    _check_channels(channels)
+    guide = _PositiveGradients()
     logits, targets, gradients = pixel_gradients(request, request.images, None, score, within=guide)
-    if guide.met == 0:
+    if guide.count == 0:
         raise ModelError(
             f"{type(request.model).__name__} uses no ReLU, so guided-backprop would be plain saliency; take saliency."
         )
@@ -181,18 +179,18 @@ _CLAMPS = {torch.clamp, torch.clamp_, torch.clip, torch.clip_, Tensor.clamp, Ten
 _CLAMPS |= {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 
 
-class _Guide(TorchFunctionMode):
-    """Lets only the positive part of a gradient pass back through every ReLU; ``met`` counts them."""
+class _PositiveGradients(TorchFunctionMode):
+    """Lets only the positive part of a gradient pass back through every ReLU; ``count`` counts them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.met = 0
+        self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         done = func(*args, **kwargs)
         if _is_relu(func, args, kwargs):
-            self.met += 1
+            self.count += 1
             if done.requires_grad:
                 done.register_hook(lambda gradient: gradient.clamp_min(0))  # also where it worked in place
         return done
@@ -214,5 +212,5 @@ def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any], low: str, high: str) 
     return kwargs.get(low, args[1] if len(args) > 1 else None), kwargs.get(high, args[2] if len(args) > 2 else None)
 
 
-def _is_number(value: Any, wanted: int) -> bool:
-    return isinstance(value, int | float) and value == wanted
+def _is_number(value: Any, number: int) -> bool:
+    return isinstance(value, int | float) and value == number

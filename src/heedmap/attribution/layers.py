@@ -2,8 +2,8 @@
 
 The layer found for the user is the last spatial one: the last module to finish whose output is a grid of more than one
 position in the image's proportions, and on which the logits depend. Poolings to a fixed size, dropout, placeholders,
-and a 1x1 convolution that makes the classes are passed over. Nothing is read off the source: one image runs through
-once, and the answer is remembered for as long as the model lives and keeps its modules.
+and a 1x1 convolution that makes the classes are skipped. It is found by running one image, and cached for as long as
+the model lives and keeps its modules.
 """
 
 from __future__ import annotations
@@ -17,19 +17,11 @@ from heedmap.errors import ModelError, nearest
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import hooked, logits_of
 
-_PASSED_OVER = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Softmax,
-    nn.Linear,
-)
-_FOUND: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = weakref.WeakKeyDictionary()
+_SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Softmax, nn.Linear)
+_LAST: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = weakref.WeakKeyDictionary()
 
 
-class _Place(NamedTuple):
+class _Output(NamedTuple):
     """A module whose output lies on the image; ``node`` is the step of the graph that made it."""
 
     name: str
@@ -41,10 +33,10 @@ class _Place(NamedTuple):
 def named_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     """Return the full name and the module of that name.
 
-    The prefixes of wrappers may stand before it, and for our own classifiers those of the backbone may be left out.
+    Wrappers' prefixes may stand before it, and the backbone's prefix of our own classifiers may be left out.
 
     Raises:
-        ModelError: there is none; the message names the nearest.
+        ModelError: there is none.
     """
     known = dict(model.named_modules())
     bare = name
@@ -55,7 +47,7 @@ def named_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
     if full is None:
         raise ModelError(
             f"No layer {name!r} in {type(model).__name__}; its parts are "
-            f"{', '.join(each for each, _ in model.named_children()) or 'none'}.{nearest(name, known)}"
+            f"{', '.join(child for child, _ in model.named_children()) or 'none'}.{nearest(name, known)}"
         )
     return full, known[full]
 
@@ -64,11 +56,11 @@ def last_spatial(model: nn.Module, images: Tensor) -> str:
     """Name the last spatial layer for images of this size.
 
     Raises:
-        ModelError: there is none in the deeper half of the network; the message says what to do.
+        ModelError: there is none in the deeper half of the network.
     """
-    # The identity of the modules is in the key: a model whose parts were exchanged is looked at again.
+    # The identity of the modules is in the key: a model whose parts were exchanged is examined again.
     key = (*images.shape[1:], *(id(part) for part in model.modules()))
-    known = _FOUND.setdefault(model, {})
+    known = _LAST.setdefault(model, {})
     if key not in known:
         known.clear()
         known[key] = _find(model, images[:1])
@@ -76,57 +68,57 @@ def last_spatial(model: nn.Module, images: Tensor) -> str:
 
 
 def _find(model: nn.Module, image: Tensor) -> str:
-    places: list[_Place] = []
+    outputs: list[_Output] = []
     layers: list[str] = []  # the innermost modules that hold parameters, as they finish
     # What an AttentionClassifier does after its backbone is attention and head; grids there are maps, not features.
     within = "backbone." if isinstance(model, AttentionClassifier) else ""
     names = {part: name for name, part in model.named_modules() if name and name.startswith(within)}
 
-    def look(part: nn.Module, _given: Any, output: Any) -> None:
+    def record(part: nn.Module, _given: Any, output: Any) -> None:
         if part._parameters and not any(child._parameters for child in part.modules() if child is not part):
             layers.append(names[part])
-        if isinstance(output, Tensor) and not isinstance(part, _PASSED_OVER) and as_grid(output, image) is not None:
-            places.append(_Place(names[part], output.grad_fn, output.dim() == 3, len(layers)))
+        if isinstance(output, Tensor) and not isinstance(part, _SKIPPED) and as_grid(output, image) is not None:
+            outputs.append(_Output(names[part], output.grad_fn, output.dim() == 3, len(layers)))
 
-    with hooked(dict.fromkeys(names, look)):
+    with hooked(dict.fromkeys(names, record)):
         logits = logits_of(model, image.clone().requires_grad_())
-    read = _nodes(logits.grad_fn)
-    # Without a node: the model runs that part under no_grad, and nothing can be said.
-    places = [place for place in places if place.node is None or place.node in read]
+    used = _nodes(logits.grad_fn)
+    # Without a node the model runs that part under no_grad, and its use is unknown.
+    outputs = [output for output in outputs if output.node is None or output.node in used]
     head = len(layers)
     last = model.get_submodule(layers[-1]) if layers else None
     if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == logits.shape[1]:
         head -= 1  # its output is K maps of classes already
-    return _last(model, [place for place in places if place.layers_done <= head], len(layers))
+    return _last(model, [output for output in outputs if output.layers_done <= head], len(layers))
 
 
 def _nodes(node: Any) -> set[Any]:
-    """All steps of the graph that the node depends on."""
+    """Return all steps of the graph that the node depends on."""
     seen: set[Any] = set()
-    ahead = [node]
-    while ahead:
-        node = ahead.pop()
+    pending = [node]
+    while pending:
+        node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            ahead += [way for way, _ in node.next_functions]
+            pending += [parent for parent, _ in node.next_functions]
     return seen
 
 
-def _last(model: nn.Module, places: list[_Place], layers: int) -> str:
-    grids = [place for place in places if not place.is_tokens]
+def _last(model: nn.Module, outputs: list[_Output], layers: int) -> str:
+    grids = [output for output in outputs if not output.is_tokens]
     if not grids:
         raise ModelError(
             f"{type(model).__name__} has no layer whose output is a grid of positions; name one, or take a method "
             "that reads no layer, such as saliency."
         )
-    if places[-1].is_tokens and grids[-1].layers_done < layers / 2:
+    if outputs[-1].is_tokens and grids[-1].layers_done < layers / 2:
         raise ModelError(
             f"After {grids[-1].name!r} {type(model).__name__} keeps its features as tokens, so no last spatial layer "
             "can be found; name one, such as the first normalisation of the last block, or take attention-rollout or "
             "relevance."
         )
-    # A container gives what its last part gave. Where attention has listened at the part, only the part is on its way.
-    same = [place.name for place in grids if place.node is not None and place.node is grids[-1].node]
+    # A container returns what its last part returned. Where attention taps the part, only the part is on its path.
+    same = [output.name for output in grids if output.node is not None and output.node is grids[-1].node]
     taps = {f"backbone.net.{tap}" for tap in model.taps} if isinstance(model, AttentionClassifier) else set()
     return next((name for name in same if name in taps), grids[-1].name)
 
@@ -137,7 +129,7 @@ def as_grid(output: Tensor, images: Tensor, *, prefix: int | None = None) -> Ten
     Args:
         output: (B, C, h, w), (B, h, w, C) as in Swin, or (B, N, C) tokens as in ViT.
         images: (B, 3, H, W).
-        prefix: number of tokens before the grid's, where it is known; else it is found from the proportions.
+        prefix: number of tokens before the grid's, where it is known; else derived from the proportions.
     """
     height, width = images.shape[-2:]
     if output.dim() == 4:

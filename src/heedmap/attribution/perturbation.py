@@ -1,6 +1,6 @@
-"""Maps from what the score does when parts of the image are changed; no gradient is taken.
+"""Maps from how the score changes when parts of the image are changed; no gradient is taken.
 
-Changed images go through ``chunk`` at a time, so memory is flat. All classes come out of the same passes.
+Changed images run ``chunk`` at a time, so memory stays flat. All classes come from the same forward passes.
 """
 
 from __future__ import annotations
@@ -12,42 +12,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heedmap.attribution.activations import catch, grid_of_layer
+from heedmap.attribution.activations import grid_of_layer, run_with_leaf
 from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
 from heedmap.errors import OptionError
 
 
 def score_cam(request: Request, *, chunk: int = 32) -> Attribution:
-    """Score-CAM (Wang et al. 2020, algorithm 1): a channel weighs what the image scores when seen through it.
+    """Compute Score-CAM (Wang et al. 2020, algorithm 1): a channel's weight is the score of the image masked by it.
 
-    The image is multiplied with each channel, brought to [0, 1] and to the image's size, and the logits of the
-    target under these masks are turned into weights by a softmax over channels. The unmasked score, which the paper
-    subtracts, cancels there. As torch-cam, and unlike the authors' code, a channel is brought to [0, 1] before it is
-    enlarged; an even channel is a black mask.
+    The image is multiplied with each channel, scaled to [0, 1] and to the image's size, and the target's logits under
+    these masks become weights by a softmax over channels. The unmasked score, which the paper subtracts, cancels
+    there. As in torch-cam, and unlike the authors' code, a channel is scaled to [0, 1] before it is enlarged; a
+    uniform channel is a black mask.
 
     Args:
-        question: see :class:`Question`.
         chunk: masked images at a time; there are as many as the layer has channels.
     """
     check_count("chunk", chunk)
-    caught = catch(request)
-    grid = grid_of_layer(request, caught, caught.leaf)
-    targets = request.targets(caught.logits)
+    activation = run_with_leaf(request)
+    grid = grid_of_layer(request, activation, activation.leaf)
+    targets = request.targets(activation.logits)
     low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
     masks = torch.where(high > low, (grid - low) / torch.where(high > low, high - low, 1), 0)
     weights = torch.stack([_scores_under(request, row, masks[row], targets[row], chunk) for row in range(len(masks))])
     values = torch.einsum("btc,bchw->bthw", weights.softmax(2), grid).relu()
-    return Attribution(values, targets, caught.logits, caught.layer)
+    return Attribution(values, targets, activation.logits, activation.layer)
 
 
 def _scores_under(request: Request, row: int, masks: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """(T, C) logits of one image under each of C masks (C, h, w)."""
-    image, found = request.images[row], []
+    """Return (T, C) logits of one image under each of C masks (C, h, w)."""
+    image, scores = request.images[row], []
     for some in masks.split(chunk):
         large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
         with torch.no_grad():
-            found.append(request.logits(image * large.to(image.dtype))[:, targets])
-    return torch.cat(found).T.to(masks.dtype)
+            scores.append(request.logits(image * large.to(image.dtype))[:, targets])
+    return torch.cat(scores).T.to(masks.dtype)
 
 
 def occlusion(
@@ -59,12 +58,11 @@ def occlusion(
     score: str = "logit",
     chunk: int = 32,
 ) -> Attribution:
-    """How far the score falls when a square is covered (Zeiler and Fergus 2014); signed, one value a pixel.
+    """Compute how far the score falls when a square is covered (Zeiler and Fergus 2014); signed, one value a pixel.
 
     A pixel's value is the mean fall over the squares that cover it. Squares at the right and lower border are cut.
 
     Args:
-        question: see :class:`Question`.
         window: side of the square in pixels; None takes a quarter of the image's short side.
         stride: pixels from one square to the next; None takes half the window.
         fill: the value that covers.
@@ -85,9 +83,9 @@ def occlusion(
     for squares, covered in _covered(images, list(_squares(height, width, window, stride)), fill, chunk):
         with torch.no_grad():
             scores = scores_of(request.logits(covered), score)
-        each = scores.view(len(squares), *logits.shape).to(plain.dtype)
-        for (rows, columns), now in zip(squares, each, strict=True):
-            falls[:, :, rows, columns] += (plain - now.gather(1, targets))[:, :, None, None]
+        by_square = scores.view(len(squares), *logits.shape).to(plain.dtype)
+        for (rows, columns), score_now in zip(squares, by_square, strict=True):
+            falls[:, :, rows, columns] += (plain - score_now.gather(1, targets))[:, :, None, None]
             times[rows, columns] += 1
     return Attribution(falls / times, targets, logits, signed=True)
 
@@ -101,7 +99,7 @@ def _squares(height: int, width: int, window: int, stride: int) -> Iterator[tupl
 def _covered(
     images: Tensor, squares: list[tuple[slice, slice]], fill: float, chunk: int
 ) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
-    """Some squares at a time, with the whole batch under each of them, (squares * B, C, H, W)."""
+    """Yield some squares at a time, with the whole batch under each of them, (squares * B, C, H, W)."""
     step = max(1, chunk // len(images))
     for first in range(0, len(squares), step):
         some = squares[first : first + step]
@@ -121,12 +119,11 @@ def rise(
     score: str = "probability",
     chunk: int = 32,
 ) -> Attribution:
-    """RISE (Petsiuk et al. 2018, eq. 6): the mean of random masks, weighed by the score of the image under them.
+    """Compute RISE (Petsiuk et al. 2018, eq. 6): the mean of random masks, weighted by the image's score under them.
 
-    Every image sees the same masks. Values carry the noise of ``count`` draws, and an offset: the mean score.
+    Every image gets the same masks. Values carry the noise of ``count`` draws, and an offset: the mean score.
 
     Args:
-        question: see :class:`Question`.
         count: number of masks.
         cells: cells to a side of the coarse random grid that becomes a mask.
         keep: probability that a cell is kept.
@@ -144,13 +141,13 @@ def rise(
         masked = (images[None] * masks[:, None, None].to(images.dtype)).flatten(0, 1)
         with torch.no_grad():
             scores = scores_of(request.logits(masked), score).view(len(masks), *logits.shape)
-        asked = scores.gather(2, targets.expand(len(masks), -1, -1)).to(total.dtype)
-        total += torch.einsum("nbt,nhw->bthw", asked, masks)
+        of_targets = scores.gather(2, targets.expand(len(masks), -1, -1)).to(total.dtype)
+        total += torch.einsum("nbt,nhw->bthw", of_targets, masks)
     return Attribution(total / (count * keep), targets, logits, signed=score == "logit")
 
 
 def _random_masks(count: int, cells: int, keep: float, seed: int, images: Tensor, step: int) -> Iterator[Tensor]:
-    """Masks (n, H, W) in [0, 1], ``step`` at a time; which ones does not depend on ``step``."""
+    """Yield masks (n, H, W) in [0, 1], ``step`` at a time; they do not depend on ``step``."""
     height, width = images.shape[-2:]
     if cells > min(height, width):
         raise OptionError(f"cells {cells} are more than the image's {height} x {width} pixels; take fewer.")

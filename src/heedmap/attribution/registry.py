@@ -1,4 +1,4 @@
-"""The table of map methods: one line each."""
+"""The registry of map methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from heedmap.errors import OptionError, nearest
 
 @dataclass(frozen=True)
 class Method:
-    """One line of the table.
+    """A map method.
 
     Attributes:
         function: takes a :class:`heedmap.attribution.request.Request` and the settings as keywords.
@@ -29,11 +29,9 @@ class Method:
         source: where it was published.
         needs_layer: whether it reads a layer, which then can be named.
         signed: whether negative values mean something, with the settings as they are by default.
-        per_class: whether the map depends on the class asked about.
-        has_offset: whether even a map that tells nothing is far above zero, so that it is drawn from its smallest
-            value.
-        is_peaked: whether a few pixels stand out so far that the rest could not be seen beside them, so that it is
-            drawn up to its 99th percentile.
+        per_class: whether the map depends on the target class.
+        has_offset: whether a map without information is far above zero; maps are drawn from their smallest value.
+        is_peaked: whether a few pixels exceed all others by far; maps are drawn up to their 99th percentile.
         cost: in forward (F) and backward (B) passes for one batch and one target.
         warning: what a reader of its maps has to know.
     """
@@ -51,9 +49,9 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Name -> default of what :func:`heedmap.attribution.explain` takes as ``settings``."""
+        """Name -> default of the options that :func:`heedmap.attribution.explain` takes as ``settings``."""
         parameters = inspect.signature(self.function).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 _HEAD = "1 F + 1 B behind the layer; 1 F where the head is a mean and a linear layer, all classes at once"
@@ -211,13 +209,13 @@ def method_of(words: str) -> tuple[str, dict[str, Any]]:
     Raises:
         OptionError: no such method or setting, or a value of another kind than the setting's.
     """
-    name, colon, told = words.partition(":")
+    name, colon, pairs = words.partition(":")
     if name not in METHODS:
         if "=" in name:
             raise OptionError(f"{name!r} is no map method; settings of one are joined by +: rise:count=500+cells=5.")
         raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(name, METHODS)}")
     defaults, settings = METHODS[name].settings, dict[str, Any]()
-    for pair in told.split("+") if colon else ():
+    for pair in pairs.split("+") if colon else ():
         key, sign, text = pair.partition("=")
         if key in settings:
             raise OptionError(f"{words} gives {key} twice; leave one of them out.")

@@ -1,4 +1,4 @@
-"""What is asked of a map method, and what comes back."""
+"""The request to a map method, and its result."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Explanation:
 
     Attributes:
         values: (B, T, h, w) float32, on the device of the model.
-        targets: (B, T) int64, the classes asked about.
+        targets: (B, T) int64, the classes that the maps explain.
         logits: (B, K) float32.
         method: key of :data:`heedmap.attribution.METHODS`.
         layer: the layer or tap that was read; None for methods that read none.
-        signed: whether negative values mean something (they speak against the class). Otherwise all are at least zero.
+        signed: whether negative values speak against the class; otherwise all are at least zero.
     """
 
     values: Tensor
@@ -40,12 +40,12 @@ class Explanation:
     signed: bool
 
     def resized(self, height: int, width: int) -> Tensor:
-        """The maps (B, T, height, width), bilinear between the centres of the cells."""
+        """Return the maps (B, T, height, width), bilinear between the centres of the cells."""
         return F.interpolate(self.values, (height, width), mode="bilinear", align_corners=False)
 
 
 class Attribution(NamedTuple):
-    """What a method hands to :func:`heedmap.attribution.explain`; see :class:`Explanation` for the fields."""
+    """What a method returns to :func:`heedmap.attribution.explain`; see :class:`Explanation` for the fields."""
 
     values: Tensor
     targets: Tensor
@@ -59,7 +59,7 @@ class Request:
     """One call of :func:`heedmap.attribution.explain`, checked.
 
     Attributes:
-        model: unwrapped, in evaluation mode, its parameters asking for no gradient.
+        model: unwrapped, in evaluation mode, its parameters frozen.
         images: (B, C, H, W) on the model's device, in its precision.
         target: see :data:`Target`.
         layer: a name that the user gave, or None.
@@ -71,20 +71,16 @@ class Request:
     layer: str | None
 
     def logits(self, images: Tensor | None = None) -> Tensor:
-        """(B, K) logits of the images, or of others."""
+        """Return (B, K) logits of the images, or of others."""
         return logits_of(self.model, self.images if images is None else images)
 
     def targets(self, logits: Tensor) -> Tensor:
-        """(B, T) int64 classes asked about.
-
-        Raises:
-            OptionError: no such class, or not one (row of) class for each image.
-        """
+        """Return (B, T) int64 target classes; see :func:`chosen_targets`."""
         return chosen_targets(self.target, logits)
 
 
 def chosen_targets(target: Target, logits: Tensor) -> Tensor:
-    """Turn what the user asked about into (B, T) int64 class indices, with logits (B, K) at hand.
+    """Turn the user's target into (B, T) int64 class indices, with logits (B, K) at hand.
 
     Raises:
         OptionError: no such class, or not one (row of) class for each image.
@@ -97,29 +93,29 @@ def chosen_targets(target: Target, logits: Tensor) -> Tensor:
             raise OptionError(f"target {target!r} is no class index; give an int, one an image, None, or 'all'.")
         return torch.arange(classes, device=logits.device).expand(batch, classes)
     try:
-        asked = torch.as_tensor(target)
+        chosen = torch.as_tensor(target)
     except (TypeError, ValueError) as reason:
         raise OptionError(f"target {target!r} is no table of class indices: {reason}.") from reason
-    if asked.dtype == torch.bool or asked.is_floating_point() or asked.is_complex():
-        raise OptionError(f"target holds {asked.dtype}; class indices are integers.")
-    asked = asked.to(logits.device, torch.int64)
-    if asked.dim() == 0:
-        asked = asked.expand(batch)
-    if asked.dim() == 1:
-        asked = asked[:, None]
-    if asked.dim() != 2 or len(asked) != batch or asked.shape[1] == 0:
+    if chosen.dtype == torch.bool or chosen.is_floating_point() or chosen.is_complex():
+        raise OptionError(f"target holds {chosen.dtype}; class indices are integers.")
+    chosen = chosen.to(logits.device, torch.int64)
+    if chosen.dim() == 0:
+        chosen = chosen.expand(batch)
+    if chosen.dim() == 1:
+        chosen = chosen[:, None]
+    if chosen.dim() != 2 or len(chosen) != batch or chosen.shape[1] == 0:
         raise OptionError(
             f"target has the shape {tuple(torch.as_tensor(target).shape)} for {batch} images; give one class, one a "
             "image (B,), or several an image (B, T)."
         )
-    if asked.min() < 0 or asked.max() >= classes:
-        wrong = int(asked.max() if asked.max() >= classes else asked.min())
+    if chosen.min() < 0 or chosen.max() >= classes:
+        wrong = int(chosen.max() if chosen.max() >= classes else chosen.min())
         raise OptionError(f"target {wrong} is no class; the model has {classes}, 0 to {classes - 1}.")
-    return asked
+    return chosen
 
 
 def scores_of(logits: Tensor, score: str = "logit") -> Tensor:
-    """(B, K) what is explained: the logits themselves, or the probabilities that their softmax gives.
+    """Return (B, K) what is explained: the logits themselves, or their softmax.
 
     Raises:
         OptionError: an unknown ``score``.
@@ -130,12 +126,12 @@ def scores_of(logits: Tensor, score: str = "logit") -> Tensor:
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
-    """Return ``dtype``, or float32 where that is more precise: maps are put together in at least that."""
+    """Return ``dtype``, or float32 where that is more precise: maps are computed in at least that."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def run_plainly(request: Request) -> tuple[Tensor, Tensor]:
-    """Logits (B, K) and targets (B, T) of the images as they are, without a graph."""
+    """Return logits (B, K) and targets (B, T) of the unchanged images, without a graph."""
     with torch.no_grad():
         logits = request.logits()
     return logits, request.targets(logits)

@@ -1,9 +1,9 @@
 """Maps of vision transformers, from the attention matrices that they use.
 
 Fused attention never makes the matrix, so it is made here: during one forward pass scaled dot-product attention is
-written out, a softmax over square matrices is noted (timm without fused attention, and most hand-written blocks), and
-``nn.MultiheadAttention`` (torchvision) is answered by the same sum written out. The logits are the model's own up to
-rounding. Matrices A are (B, heads, N, N), rows are queries, and each row sums to one.
+written out, a softmax over square matrices is recorded (timm without fused attention, and most hand-written blocks),
+and ``nn.MultiheadAttention`` (torchvision) is replaced by the same sum written out. The logits are the model's own up
+to rounding. Matrices A are (B, heads, N, N), rows are queries, and each row sums to one.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ HEADS = ("mean", "max", "min")
 
 
 def attention_rollout(request: Request, *, heads: str = "mean") -> Attribution:
-    """Attention rollout (Abnar and Zuidema 2020, eq. 1): how attention adds up from layer to layer.
+    """Compute attention rollout (Abnar and Zuidema 2020, eq. 1): how attention accumulates from layer to layer.
 
-    The map belongs to no class. Rows sum to one by construction, also after ``max`` and ``min``.
+    The map is the same for every class. Rows sum to one by construction, also after ``max`` and ``min``.
 
     Args:
-        question: see :class:`Question`.
         heads: how the heads are joined.
     """
     if heads not in HEADS:
         raise OptionError(f"heads {heads!r} is unknown; it can be {', '.join(HEADS)}.{nearest(str(heads), HEADS)}")
     with torch.no_grad():
         logits, matrices = _matrices(request, graph=False)
-    joined = [each.mean(1) if heads == "mean" else getattr(each, f"a{heads}")(1) for each in matrices]
+    joined = [matrix.mean(1) if heads == "mean" else getattr(matrix, f"a{heads}")(1) for matrix in matrices]
     targets = request.targets(logits)
     values = _read(request, rollout(joined))
     return Attribution(values[:, None].expand(-1, targets.shape[1], -1, -1), targets, logits)
 
 
 def rollout(matrices: list[Tensor]) -> Tensor:
-    """(B, N, N) product of the layers' (A + 1) / 2, the last layer leftmost; each row sums to one.
+    """Return the (B, N, N) product of the layers' (A + 1) / 2, the last layer leftmost; each row sums to one.
 
     Args:
-        matrices: (B, N, N) from the first layer to the last, not negative; rows are brought to the sum one.
+        matrices: (B, N, N) from the first layer to the last, not negative; rows are normalised to sum one.
     """
     total = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device)
     for matrix in matrices:
@@ -57,7 +56,7 @@ def rollout(matrices: list[Tensor]) -> Tensor:
 
 
 def relevance(request: Request, *, score: str = "logit") -> Attribution:
-    """Gradient-weighted relevance (Chefer et al. 2021, "Generic attention-model explainability", eq. 5 and 6).
+    """Compute gradient-weighted relevance (Chefer et al. 2021, "Generic attention-model explainability", eq. 5 and 6).
 
     R starts as the identity; each layer adds mean over heads of (gradient times attention)^+ times R.
     """
@@ -65,8 +64,8 @@ def relevance(request: Request, *, score: str = "logit") -> Attribution:
     targets, scores = request.targets(logits), scores_of(logits, score)
     values = []
     for number in range(targets.shape[1]):
-        asked = scores.gather(1, targets[:, number : number + 1]).sum()
-        gradients = torch.autograd.grad(asked, matrices, retain_graph=number + 1 < targets.shape[1], allow_unused=True)
+        target = scores.gather(1, targets[:, number : number + 1]).sum()
+        gradients = torch.autograd.grad(target, matrices, retain_graph=number + 1 < targets.shape[1], allow_unused=True)
         total = torch.eye(matrices[0].shape[-1], device=logits.device)
         for matrix, gradient in zip(matrices, gradients, strict=True):
             if gradient is None:
@@ -78,34 +77,34 @@ def relevance(request: Request, *, score: str = "logit") -> Attribution:
 
 
 def _matrices(request: Request, *, graph: bool) -> tuple[Tensor, list[Tensor]]:
-    """Logits and the attention matrices (B, heads, N, N) of one pass, first layer first.
+    """Return logits and the attention matrices (B, heads, N, N) of one forward pass, first layer first.
 
     Raises:
-        ModelError: none were met, or they are not over one and the same set of tokens.
+        ModelError: none were found, or they are not over one and the same set of tokens.
     """
     name = type(request.model).__name__
-    writer = _Written(len(request.images), graph)
+    recorder = _Recorder(len(request.images), graph)
     parts: dict[nn.Module, Any] = {
-        part: writer.answer for part in request.model.modules() if isinstance(part, nn.MultiheadAttention)
+        part: recorder.attend_module for part in request.model.modules() if isinstance(part, nn.MultiheadAttention)
     }
-    with hooked(parts, with_kwargs=True), writer:
+    with hooked(parts, with_kwargs=True), recorder:
         logits = request.logits()
-    sizes = {matrix.shape[-1] for matrix in writer.matrices}
-    if writer.is_in_windows or not sizes:
-        raise ModelError(f"No attention over the tokens of a whole image was met in {name}; this takes a ViT.")
+    sizes = {matrix.shape[-1] for matrix in recorder.matrices}
+    if recorder.is_in_windows or not sizes:
+        raise ModelError(f"No attention over the tokens of a whole image was found in {name}; this takes a ViT.")
     if len(sizes) > 1:
         raise ModelError(f"{name} changes its number of tokens on the way ({sorted(sizes)}); this takes a plain ViT.")
-    return logits, writer.matrices if graph else [matrix.to(precise(matrix.dtype)) for matrix in writer.matrices]
+    return logits, recorder.matrices if graph else [matrix.to(precise(matrix.dtype)) for matrix in recorder.matrices]
 
 
-class _Written(TorchFunctionMode):
-    """Writes attention out, and keeps its matrices."""
+class _Recorder(TorchFunctionMode):
+    """Writes attention out, and records its matrices."""
 
     def __init__(self, batch: int, graph: bool) -> None:
         super().__init__()
         self.batch, self.graph = batch, graph
         self.matrices: list[Tensor] = []
-        self.is_answering = self.is_in_windows = False
+        self.is_in_module = self.is_in_windows = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -113,7 +112,7 @@ class _Written(TorchFunctionMode):
             return self.attend(*args, **kwargs)
         done = func(*args, **kwargs)
         is_softmax = func in (F.softmax, torch.softmax, Tensor.softmax)
-        return self.keep(done) if is_softmax and not self.is_answering and self.is_attention(done) else done
+        return self.record(done) if is_softmax and not self.is_in_module and self.is_attention(done) else done
 
     def is_attention(self, tensor: Tensor) -> bool:
         if tensor.dim() != 4 or not 1 < tensor.shape[2] == tensor.shape[3]:
@@ -121,7 +120,7 @@ class _Written(TorchFunctionMode):
         self.is_in_windows |= len(tensor) != self.batch
         return not self.is_in_windows
 
-    def keep(self, matrix: Tensor) -> Tensor:
+    def record(self, matrix: Tensor) -> Tensor:
         if self.graph and not matrix.requires_grad:
             matrix = matrix.detach().requires_grad_()
         self.matrices.append(matrix)
@@ -135,22 +134,25 @@ class _Written(TorchFunctionMode):
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        *,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        **options: Any,
     ) -> Tensor:
         """Scaled dot-product attention as its documentation defines it, for what a ViT uses of it."""
-        if is_causal or enable_gqa or dropout_p:
-            raise ModelError("Causal or grouped attention, or dropout at rest, is not what a ViT does; not supported.")
+        scale = options.pop("scale", None)
+        if is_causal or dropout_p or any(options.values()):  # such as enable_gqa
+            raise ModelError(
+                "Causal or grouped attention, or dropout in evaluation mode, is not supported: no ViT has it."
+            )
         scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None:
             is_bool = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if is_bool else scores + attn_mask
         matrix = scores.softmax(-1)
-        return (self.keep(matrix) if self.is_attention(matrix) else matrix) @ value
+        return (self.record(matrix) if self.is_attention(matrix) else matrix) @ value
 
-    def answer(self, part: nn.MultiheadAttention, given: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """What ``nn.MultiheadAttention`` answers, with its matrix at hand.
+    def attend_module(
+        self, part: nn.MultiheadAttention, given: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Return what ``nn.MultiheadAttention`` returns, with its matrix recorded.
 
         Raises:
             ModelError: cross-attention, masks, or one of the module's rarer forms.
@@ -164,17 +166,17 @@ class _Written(TorchFunctionMode):
         ordered = tokens if part.batch_first else tokens.transpose(0, 1)
         mixed = F.linear(ordered, part.in_proj_weight, part.in_proj_bias)
         query, key, value = mixed.unflatten(2, (3, part.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        self.is_answering = True  # hooks run inside this mode, which would note the softmax a second time
-        seen = self.attend(query, key, value).transpose(1, 2).flatten(2)
-        self.is_answering = False
-        done: Tensor = F.linear(seen, part.out_proj.weight, part.out_proj.bias)
+        self.is_in_module = True  # hooks run inside this mode, which would record the softmax a second time
+        attended = self.attend(query, key, value).transpose(1, 2).flatten(2)
+        self.is_in_module = False
+        done: Tensor = F.linear(attended, part.out_proj.weight, part.out_proj.bias)
         return (done if part.batch_first else done.transpose(0, 1)), output[1]
 
 
 def _read(request: Request, matrix: Tensor) -> Tensor:
-    """(B, h, w): what the token that the head reads got from each place of the grid, from (B, N, N).
+    """Return (B, h, w): what the token that the head reads got from each grid position, from (B, N, N).
 
-    Where the head reads the mean of the places instead of a class token, so does this; where two heads read a token
+    Where the head reads the mean of the positions instead of a class token, so does this; where two heads read a token
     each and the logits are their mean, as in distilled DeiT, it is the mean over the two tokens.
 
     Raises:
@@ -182,10 +184,10 @@ def _read(request: Request, matrix: Tensor) -> Tensor:
     """
     model, count = request.model, matrix.shape[-1]
     height, width = request.images.shape[-2:]
-    found = token_grid(count, height, width, getattr(model, "num_prefix_tokens", None))
-    if found is None:
+    grid = token_grid(count, height, width, getattr(model, "num_prefix_tokens", None))
+    if grid is None:
         raise ModelError(f"The {count} tokens of {type(model).__name__} are no grid over {height} x {width} pixels.")
-    before, rows, columns = found
+    before, rows, columns = grid
     by_class = before > 0 and getattr(model, "global_pool", "token") in ("token", "", None)
     # DeiT's distilled head is the mean of two, one on the class token and one on the token beside it.
     heads = 2 if getattr(model, "head_dist", None) is not None and before > 1 else 1

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from heedmap.errors import ModelError
-from heedmap.modules import at_rest, made_up_image
+from heedmap.modules import dummy_image, evaluation_mode
 from heedmap.types import Stage
 
 # A network that flattens its features takes one size only; these are the usual ones.
@@ -187,8 +186,8 @@ def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None
                     part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name)),
                     part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out)),
                 ]
-        with at_rest(module), torch.no_grad():
-            output = module(made_up_image(module, size))
+        with evaluation_mode(module):
+            output = module(dummy_image(module, size))
     finally:
         for hook in hooks:
             hook.remove()

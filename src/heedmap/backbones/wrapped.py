@@ -21,7 +21,7 @@ from heedmap.backbones.inspection import choose_taps, survey
 from heedmap.backbones.registry import find_model, list_library_models, make_network, pretrained_settings
 from heedmap.backbones.weights import load_weights
 from heedmap.errors import ModelError, nearest
-from heedmap.modules import at_rest, made_up_image
+from heedmap.modules import dummy_image, evaluation_mode
 
 __all__ = ["WrappedBackbone", "build_wrapped", "list_library_models"]
 
@@ -179,8 +179,8 @@ class WrappedBackbone(Backbone):
 
     def grid_side(self, tap: str, image_size: int) -> int:
         """See :meth:`Backbone.grid_side`; found by a forward pass, since borders make it differ from the stride."""
-        with at_rest(self.net), torch.no_grad():
-            return self(made_up_image(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
+        with evaluation_mode(self.net):
+            return self(dummy_image(self.net, image_size), (tap,), need_query=False).features[tap].shape[2]
 
     def check_taps(self, taps: Sequence[str]) -> None:
         """As :meth:`Backbone.check_taps`; the message lists the outermost names, for there may be hundreds."""
@@ -215,8 +215,8 @@ class WrappedBackbone(Backbone):
         self._hooked = self._hooked.union(names)
 
     def _logit_channels(self) -> int:
-        with at_rest(self.net), torch.no_grad():
-            logits = self._logits(self.net(made_up_image(self.net, self.survey.size)))
+        with evaluation_mode(self.net):
+            logits = self._logits(self.net(dummy_image(self.net, self.survey.size)))
         return logits.shape[1]
 
     def _logits(self, output: object) -> Tensor:
@@ -234,10 +234,10 @@ class WrappedBackbone(Backbone):
         weights = [p for p in self.net.parameters() if p.is_floating_point()]
         flags = [p.requires_grad for p in weights]
         try:
-            with at_rest(self.net), torch.enable_grad():
+            with evaluation_mode(self.net, gradients=True):
                 for weight in weights:
                     weight.requires_grad_(True)  # whether frozen ones matter must be known too
-                trunk = self(made_up_image(self.net, self.least_size), taps, need_query)
+                trunk = self(dummy_image(self.net, self.least_size), taps, need_query)
                 outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
                 total = sum((out.float().sum() for out in outputs), torch.zeros(()))
                 known = total.requires_grad
@@ -287,8 +287,8 @@ class WrappedBackbone(Backbone):
 
     def _features(self) -> list[Tensor]:
         """The features and the query on the dummy image."""
-        with at_rest(self.net), torch.no_grad():
-            trunk = self(made_up_image(self.net, self.least_size), self.default_taps, need_query=True)
+        with evaluation_mode(self.net):
+            trunk = self(dummy_image(self.net, self.least_size), self.default_taps, need_query=True)
         return [*trunk.features.values(), *([] if trunk.query is None else [trunk.query])]
 
 

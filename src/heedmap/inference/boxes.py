@@ -1,4 +1,4 @@
-"""Boxes round what is attended to, found with numpy and scipy: an exported file is served where there is no torch."""
+"""Boxes around what is attended to, by numpy and scipy: an exported file is served where there is no torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from heedmap.visualization.heatmap import FLAT
 
 MOST_BOXES = 8
-"""Boxes told of an image, those with the most attention first."""
+"""Boxes reported of an image, those with the most attention first."""
 
 Box: TypeAlias = dict[str, float]
 
 
 def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[list[Box]]:
-    """Find the boxes round the places that are attended to.
+    """Find the boxes around the cells that are attended to.
 
     Each map is resized bilinearly to the network's view; connected regions (4 neighbours) of pixels that reach
     ``threshold`` times the map's largest value get a box each, after Zhou et al., "Learning Deep Features for
-    Discriminative Localization" (CVPR 2016), section 3.2, who keep the largest region only.
+    Discriminative Localization" (CVPR 2016), section 3.2, who take the largest region only.
 
     Args:
         values: (B, h, w), not negative.
@@ -33,24 +33,24 @@ def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[l
     """
     from scipy import ndimage
 
-    found: list[list[Box]] = []
+    boxes: list[list[Box]] = []
     for view in resized(values, size):
         top = float(view.max())
         if top < FLAT * float(view.mean()):
-            found.append([])
+            boxes.append([])
             continue
         regions, count = ndimage.label(view >= threshold * top)
         sums = ndimage.sum_labels(view, regions, range(1, count + 1)) / view.sum(dtype=np.float64)
         slices = ndimage.find_objects(regions)
         order = np.argsort(-sums, kind="stable")[:MOST_BOXES]
-        found.append([_box(slices[place], float(sums[place]), size) for place in order])
-    return found
+        boxes.append([_box(slices[place], float(sums[place]), size) for place in order])
+    return boxes
 
 
 def resized(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Return maps (B, h, w) as (B, size, size): linear between the centres of their cells, even beyond the outer ones.
+    """Return maps (B, h, w) as (B, size, size), linear between the centres of their cells.
 
-    That is ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``.
+    As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` does.
     """
     for axis in (1, 2):
         before, after, share = _between(values.shape[axis], size)
@@ -61,7 +61,7 @@ def resized(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def _between(count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of ``size`` pixels the cells before and after its centre, and how far it is on the way between them."""
+    """For each of ``size`` pixels the cells before and after its centre, and how far it lies between them."""
     places = ((np.arange(size) + 0.5) * count / size - 0.5).clip(0, count - 1)
     before = places.astype(np.intp)
     return before, np.minimum(before + 1, count - 1), (places - before).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A class by the name or the number that a user wrote."""
+"""Find a class by the name or the number that a user wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from heedmap.errors import OptionError, nearest
 
 
 def class_index(classes: Sequence[str], target: str | int) -> int:
-    """Return the place of a class.
+    """Return the place of a class, given by name or number.
 
     Raises:
         OptionError: there is no such class.

@@ -1,4 +1,4 @@
-"""Which images are meant by what a user wrote, and what their drawings are called."""
+"""Find the image files that a user named, and leave out what heedmap drew."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from heedmap.errors import DataError
 DRAWN = {"panels": ".png", "maps": ".npz", "thumbnails": ".jpg"}
 """What a drawing consists of: its folders, and the suffix of the one file that each holds for an image."""
 
-_PASSED_OVER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_SKIPPED = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_LONGEST_NAME = 120
 
 
 def expand_images(arguments: str | Path | Iterable[str | Path], stdin: Iterable[str] = ()) -> list[Path]:
-    """Return the image files that are meant, each once, in the order in which they were named.
+    """Return the named image files, each once, in the order in which they were named.
 
-    What heedmap drew earlier, in a folder searched or in reach of a pattern, is passed over.
+    What heedmap drew earlier, in a folder searched or in reach of a pattern, is skipped.
 
     Args:
         arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns
             with ``*``, ``?``, ``[]`` and ``**``; or ``-`` for a list read from ``stdin``.
-        stdin: lines, each one an argument; empty lines are passed over.
+        stdin: lines, each one an argument; empty lines are skipped.
 
     Raises:
-        DataError: a file that is not there, a folder or pattern without images, an address (URL), or nothing named.
+        DataError: a file that does not exist, a folder or pattern without images, an address (URL), or nothing named.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for argument in map(str, (arguments,) if isinstance(arguments, str | Path) else arguments):
         lines = (line.rstrip("\r\n") for line in stdin) if argument == "-" else iter((argument,))
         for line in lines:
-            found.update(dict.fromkeys(_meant_by(line) if line.strip() else ()))
-    if not found:
+            files.update(dict.fromkeys(_resolved(line) if line.strip() else ()))
+    if not files:
         raise DataError("No images were named; give files, folders, patterns such as 'photos/*.jpg', or - for a list.")
-    return list(found)
+    return list(files)
 
 
-def _meant_by(argument: str) -> list[Path]:
+def _resolved(argument: str) -> list[Path]:
     if _ADDRESS.match(argument):
         raise DataError(f"{argument} is an address; heedmap reads files only. Download it and name the file.")
     path = Path(argument).expanduser()
@@ -51,12 +50,12 @@ def _meant_by(argument: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(argument):
-        return _fitting(argument)
+        return _matching(argument)
     raise DataError(f"There is no file or folder {argument}.")
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    found = []
+    images = []
     # Links are followed as in folders to train on, but no folder is entered twice, and none that contains this one.
     seen = {str(above) for above in folder.resolve().parents}
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -66,38 +65,38 @@ def _in_folder(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         drawn = DRAWN if _is_drawing(Path(parent)) else ()
-        folders[:] = sorted(name for name in folders if _is_wanted(name) and name not in drawn)
-        found += [Path(parent, name) for name in sorted(files) if _is_wanted(name) and _has_suffix(name)]
-    if not found:
+        folders[:] = sorted(name for name in folders if _is_visible(name) and name not in drawn)
+        images += [Path(parent, name) for name in sorted(files) if _is_visible(name) and _has_suffix(name)]
+    if not images:
         own = " but those that heedmap drew" if _is_drawing(folder) else ""
         raise DataError(f"Folder {folder} holds no images{own} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return found
+    return images
 
 
-def _fitting(pattern: str) -> list[Path]:
+def _matching(pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    found = _each_once([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
-    if not found:
-        raise DataError(f"No image fits {pattern}.")
-    return found
+    images = _without_repeats([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
+    if not images:
+        raise DataError(f"No image matches {pattern}.")
+    return images
 
 
-def _each_once(paths: list[Path]) -> list[Path]:
-    """The same without what a link leads to a second time: ``**`` goes round a loop of links forty times."""
+def _without_repeats(paths: list[Path]) -> list[Path]:
+    """Leave out what a link leads to a second time: ``**`` goes round a loop of links forty times."""
     ways: dict[str, Path] = {}  # folder -> the shortest way to it
-    for parent in sorted({path.parent for path in paths}, key=lambda each: len(each.parts)):
+    for parent in sorted({path.parent for path in paths}, key=lambda folder: len(folder.parts)):
         ways.setdefault(os.path.realpath(parent), parent)
-    kept = set(ways.values())
-    return [path for path in paths if path.parent in kept]
+    shortest = set(ways.values())
+    return [path for path in paths if path.parent in shortest]
 
 
 def _is_image_place(path: Path) -> bool:
     is_drawn = any(parent.name in DRAWN and _is_drawing(parent.parent) for parent in path.parents)
-    return path.is_file() and not is_drawn and not any(part.lower() in _PASSED_OVER for part in path.parts)
+    return path.is_file() and not is_drawn and not any(part.lower() in _SKIPPED for part in path.parts)
 
 
-def _is_wanted(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _PASSED_OVER
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _SKIPPED
 
 
 def _has_suffix(name: str) -> bool:
@@ -119,21 +118,3 @@ def remove_drawing(folder: Path) -> None:
             (folder / part / f"{name}{suffix}").unlink(missing_ok=True)
     for page in ("index.html", "predictions.csv"):
         (folder / page).unlink(missing_ok=True)
-
-
-class DrawingNames:
-    """Names for the drawings of images, no two alike, also where a file system does not tell ``A`` from ``a``."""
-
-    def __init__(self) -> None:
-        self._taken: dict[str, int] = {}
-
-    def __call__(self, wish: str) -> str:
-        """Return the wish, made safe for a link, with a number behind where it is taken."""
-        stem = re.sub(r"[^\w.-]+", "_", wish)[:_LONGEST_NAME].lstrip("-.") or "image"
-        name, number = stem, self._taken.get(stem.casefold(), 0)
-        while name.casefold() in self._taken:
-            number = max(number, 1) + 1
-            name = f"{stem}-{number}"
-        self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
-        self._taken.setdefault(name.casefold(), 0)
-        return name

@@ -1,7 +1,7 @@
 """Run a file that ``heedmap export --to onnx`` wrote, with onnxruntime and numpy alone: no torch is imported.
 
-All that is known of the model is read from the file: class names, image size, which outputs are maps and of what
-kind. Resizing and normalisation are inside the graph, so an image goes in as it was decoded.
+Class names, image size, and which outputs are maps and of what kind are read from the file. Resizing and
+normalisation are inside the graph, so an image goes in as it was decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array: TypeAlias = NDArray[np.float32]
 
 
 class OnnxOutput(TypedDict):
-    """What the model says of B images, all float32.
+    """The model's outputs for B images, all float32.
 
     Attributes:
         logits: (B, K).
@@ -46,11 +46,11 @@ class OnnxOutput(TypedDict):
 
 
 class OnnxClassifier:
-    """A classifier in an ONNX file. Call it with images; one session may be called from several threads.
+    """A classifier in an ONNX file; it may be called from several threads.
 
     Args:
         path: a file that ``heedmap export`` wrote.
-        threads: that the network computes with; None takes one a core.
+        threads: that the network computes with; None takes one for each core.
 
     Attributes:
         path: the file.
@@ -59,8 +59,8 @@ class OnnxClassifier:
         taps: where attention was read, in the order of the maps.
         attention_name, attention_weights: as in :class:`heedmap.models.classifier.AttentionClassifier`, for legends.
         maps: names of all maps that the file gives, attention first.
-        takes_target: whether a target class can be asked about (``grad_cam`` and ``saliency``).
-        metadata: everything that the file says of itself, the parity with torch included.
+        takes_target: whether it has maps of a target class (``grad_cam`` and ``saliency``).
+        metadata: all that is stored about the model, the parity with torch included.
 
     Raises:
         ModelError: onnxruntime is missing, or the file is missing, damaged, no export of heedmap, or from a newer one.
@@ -79,28 +79,32 @@ class OnnxClassifier:
         self.attention_weights: str = self.metadata["attention_weights"]
         self._outputs = [output.name for output in self.session.get_outputs()]
         self.maps = tuple(name.removeprefix(MAP) for name in self._outputs if name.startswith(MAP))
-        self.takes_target = "target" in {each.name for each in self.session.get_inputs()}
+        self.takes_target = "target" in {node.name for node in self.session.get_inputs()}
 
     def __call__(self, images: NDArray[np.uint8], target: int | Sequence[int] | None = None) -> OnnxOutput:
-        """Answer images of one size.
+        """Run the model on images of one size.
 
         Args:
-            images: uint8 RGB (B, H, W, 3), upright; the file takes the centred square and brings it to its size.
-                An image that is a square of ``image_size`` already is not touched, and costs nothing.
-            target: the class, or one for each image, that ``grad_cam`` and ``saliency`` ask about; None takes the
+            images: uint8 RGB (B, H, W, 3), upright; the centred square is taken and resized, unless the
+                image is a square of ``image_size`` already.
+            target: the class, or one for each image, that ``grad_cam`` and ``saliency`` explain; None takes the
                 predicted ones.
 
         Raises:
-            ModelError: an array of another form, a class that does not exist, or a target where none can be asked for.
+            ModelError: an array of another form, a class that does not exist, or a target where no map takes one.
         """
         feed: dict[str, NDArray[Any]] = {"images": _checked(images)}
         if self.takes_target:
             feed["target"] = self._target(target, len(images))
         elif target is not None:
             raise ModelError(f"{self.path} has no maps of a target; export it with --include grad_cam or saliency.")
-        found = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
-        maps, features = ({n.removeprefix(kind): a for n, a in found.items() if n.startswith(kind)} for kind in _KINDS)
-        return OnnxOutput(logits=found["logits"], probabilities=found["probabilities"], maps=maps, features=features)
+        outputs = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
+        maps, features = (
+            {n.removeprefix(kind): a for n, a in outputs.items() if n.startswith(kind)} for kind in _KINDS
+        )
+        return OnnxOutput(
+            logits=outputs["logits"], probabilities=outputs["probabilities"], maps=maps, features=features
+        )
 
     def _target(self, target: int | Sequence[int] | None, count: int) -> NDArray[np.int64]:
         places = np.full(count, -1) if target is None else np.broadcast_to(np.asarray(target, np.int64), (count,))
@@ -142,10 +146,10 @@ def _session(path: Path, threads: int | None) -> Any:
 
 
 def _metadata(session: Any, path: Path) -> dict[str, Any]:
-    kept = session.get_modelmeta().custom_metadata_map.get(KEY)
-    if kept is None:
-        raise ModelError(f"{path} was not written by `heedmap export`: it does not say what its classes are.")
-    content: dict[str, Any] = json.loads(kept)
+    metadata = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if metadata is None:
+        raise ModelError(f"{path} was not written by `heedmap export`: it names no classes.")
+    content: dict[str, Any] = json.loads(metadata)
     if content["schema"] > SCHEMA:
         raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
     return content

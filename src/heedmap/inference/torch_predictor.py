@@ -1,102 +1,176 @@
-"""Ask a network in torch."""
+"""Predict with a network in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import hashlib
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heedmap.errors import ImageError
-from heedmap.inference.attributions import AttributionOptions, computed_lines, with_computed
-from heedmap.inference.prediction import Prediction, feature_maps
-from heedmap.inference.predictor import OtherQuery
-from heedmap.inference.reading import read_item
-from heedmap.inference.sources import Failure, Item
-from heedmap.models.classifier import AttentionClassifier, attention_maps
+from heedmap.attribution import METHODS, explain, method_of
+from heedmap.errors import OptionError
+from heedmap.inference.classes import class_index
+from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Prediction, Predictions
+from heedmap.models.classifier import AttentionClassifier, combined_map
+from heedmap.modules import evaluation_mode, home_of
+from heedmap.training.precision import resolve
 from heedmap.types import Output
+
+_NONE = AttributionOptions()
 
 
 class TorchPredictor:
-    """A classifier in eval mode; see :class:`heedmap.inference.predictor.Predictor`.
+    """A classifier in torch; see :class:`heedmap.inference.predictor.Predictor`.
+
+    It runs in evaluation mode during a call only; its train/eval flags are left as they are.
 
     Args:
-        classifier: on ``device``.
+        classifier: moved to ``device``.
         device: where it computes.
-        query: another image's file, to attend with.
-        asked: maps to compute besides.
+        name: for people.
+        attributions: maps to compute besides.
+        precision, channels_last: see :func:`heedmap.inference.predictor.open_predictor`.
 
     Raises:
-        ImageError: the query cannot be read.
+        OptionError: an unknown method or class, a target or layer that no method would read, or a precision.
     """
 
     def __init__(
-        self, classifier: AttentionClassifier, device: str | torch.device, query: Path | None, asked: AttributionOptions
+        self,
+        classifier: AttentionClassifier,
+        device: str | torch.device = "cpu",
+        name: str = "",
+        attributions: AttributionOptions = _NONE,
+        *,
+        precision: str = "float32",
+        channels_last: bool = False,
     ) -> None:
-        self._classifier, self._device, self._asked = classifier, device, asked
-        self.classes, self.image_size = tuple(classifier.classes), classifier.image_size
-        self.method = f"{classifier.attention_name}, {classifier.attention_weights}"
-        self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *asked.methods)
-        self.query, self._vector = None, None
-        if query is not None:
-            one = read_item(Item(str(query)), query.stem, classifier.image_size)
-            if isinstance(one, Failure):
-                raise ImageError(f"Query {query}: {one.reason}")
-            self.query = OtherQuery(query.name, one.view, "" if classifier.uses_query else why_no_query(classifier))
-            if classifier.uses_query:
-                self._vector = classifier.query(self._images(one.image[None]))
+        self.classes, self.image_size, self.name = tuple(classifier.classes), classifier.image_size, name
+        self._methods = checked_methods(attributions)
+        self._layer, self._target = attributions.layer, None
+        if attributions.target is not None:
+            self._target = class_index(self.classes, attributions.target)
+        self.device = torch.device(device)
+        self.precision = precision if precision == "float32" else resolve(precision, self.device)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.classifier = classifier.to(self.device)
+        if channels_last:
+            self.classifier.to(memory_format=torch.channels_last)
+        self.method = _method(classifier)
+        self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *self._methods)
+        self.query_note = "" if classifier.uses_query else why_no_query(classifier)
 
-    def __call__(self, images: NDArray[np.uint8]) -> tuple[list[Prediction], list[Prediction] | None]:
-        """Ask the network once, twice where a query changes the maps."""
-        scaled = self._images(images)
-        own = with_computed(self._classifier, scaled, self._answers(self._classifier(scaled)), self._asked)
-        if self._vector is None:
-            return own, None
-        return own, self._answers(self._classifier(scaled, query=self._vector))
+    def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
+        """Run once, and once for each method."""
+        images = self._images(views)
+        with self._running():
+            if query is not None:
+                vector = torch.from_numpy(query).to(*home_of(self.classifier))
+                return predictions_of(self.classifier, self.classifier(images, query=vector))
+            predictions = predictions_of(self.classifier, self.classifier(images))
+        return self._with_computed(images, predictions) if self._methods else predictions
 
-    def lines(self, answer: Prediction) -> Iterable[str]:
-        """Say of each map that was computed afterwards what it is."""
-        return computed_lines(answer)
+    def query(self, view: NDArray[np.uint8]) -> Array:
+        """Return the global feature of a view as a query (1, D)."""
+        if self.query_note:
+            raise OptionError(self.query_note)
+        with self._running():
+            vector: Array = self.classifier.query(self._images(view[None])).float().cpu().numpy()
+        return vector
 
-    def _answers(self, output: Output) -> list[Prediction]:
-        return [prediction_of(self._classifier, output, row) for row in range(len(output.logits))]
+    def fingerprint(self) -> str:
+        """Return a digest of the weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.classifier.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _running(self) -> ExitStack:
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.classifier))
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
+            return stack.pop_all()
 
     def _images(self, views: NDArray[np.uint8]) -> torch.Tensor:
-        return torch.from_numpy(views).to(self._device).float() / 255
+        return (torch.from_numpy(views).to(self.device).float() / 255).contiguous(memory_format=self._format)
+
+    def _with_computed(self, images: torch.Tensor, predictions: Predictions) -> Predictions:
+        maps, targets, sources = dict(predictions.maps), {}, dict(predictions.sources)
+        for words in self._methods:
+            key, settings = method_of(words)
+            method = METHODS[key]
+            layer = self._layer if method.needs_layer else None
+            explanation = explain(self.classifier, images, key, self._target, layer, settings)
+            maps[words] = explanation.values[:, 0].cpu().numpy()
+            targets[words] = explanation.targets[:, 0].cpu().numpy()
+            sources[words] = MapSource(
+                f"{words} at {explanation.layer}" if explanation.layer else words,
+                sentence=method.sentence,
+                warning=method.warning,
+                per_class=method.per_class,
+                has_offset=method.has_offset,
+                is_peaked=method.is_peaked,
+            )
+        return replace(predictions, maps=maps, targets=targets, sources=sources)
 
 
-@contextmanager
-def torch_predictor(
-    classifier: AttentionClassifier, device: str | torch.device, query: Path | None, asked: AttributionOptions
-) -> Iterator[TorchPredictor]:
-    """Ask a classifier, moved to ``device`` and in eval mode meanwhile; its train flags are put back."""
-    flags = [(module, module.training) for module in classifier.modules()]
-    classifier.to(device).eval()
-    try:
-        with torch.inference_mode():
-            yield TorchPredictor(classifier, device, query, asked)
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def checked_methods(attributions: AttributionOptions) -> tuple[str, ...]:
+    """Check names before anything is loaded; return the methods, each once.
+
+    Raises:
+        OptionError: an unknown method, ``attention`` itself, or a target or layer that no method would read.
+    """
+    methods, target, layer = attributions.methods, attributions.target, attributions.layer
+    keys = [method_of(words)[0] for words in methods]
+    if "attention" in keys:
+        raise OptionError("The learned attention is drawn in any case; leave attention out of the methods.")
+    if target is not None and not methods:
+        raise OptionError("The learned attention belongs to no class; name a method with the target, such as grad-cam.")
+    if layer is not None and not any(METHODS[key].needs_layer for key in keys):
+        raise OptionError(f"Layer {layer!r} would change nothing; name a method that reads one, such as grad-cam.")
+    return tuple(dict.fromkeys(methods))
 
 
-def prediction_of(classifier: AttentionClassifier, output: Output, row: int) -> Prediction:
-    """Take one image's share of a batch's output."""
-    return Prediction(
-        output.probabilities[row].float().cpu().numpy(),
-        attention_maps(classifier, output, row),
-        feature_maps({name: values[row, 0].float().cpu() for name, values in output.features.items()}),
+def predictions_of(classifier: AttentionClassifier, output: Output) -> Predictions:
+    """Return a batch's output as arrays on the CPU."""
+    attention = dict(output.attention)
+    if len(attention) > 1:
+        attention["combined"] = combined_map(output.attention, output.shares)
+    source = MapSource(_method(classifier), 1.0 if classifier.attention_weights == "sigmoid" else None)
+    return Predictions(
+        tuple(classifier.classes),
+        _array(output.logits),
+        _array(output.logits.softmax(1)),
+        {name: _array(values[:, 0]) for name, values in attention.items()},
+        {name: _array(values[:, 0]) for name, values in output.features.items()},
+        dict.fromkeys(attention, source),
     )
 
 
+def prediction_of(classifier: AttentionClassifier, output: Output, row: int) -> Prediction:
+    """Return the prediction for one image of a batch."""
+    return predictions_of(classifier, output)[row]
+
+
+def _array(values: torch.Tensor) -> Array:
+    array: Array = values.detach().float().cpu().numpy()
+    return array
+
+
+def _method(classifier: AttentionClassifier) -> str:
+    return f"{classifier.attention_name}, {classifier.attention_weights}"
+
+
 def why_no_query(classifier: AttentionClassifier) -> str:
-    """Say why no query can change the map of a classifier that does not use one."""
+    """Explain why no query can change the map of a classifier that does not use one."""
     if classifier.attention_name == "parametrised":
         return (
             "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
             "every position, and the softmax over positions cancels it."
         )
-    return f"The query cannot change this map: attention '{classifier.attention_name}' looks at no query."
+    return f"The query cannot change this map: attention '{classifier.attention_name}' uses no query."

@@ -26,7 +26,7 @@ from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.heads.classification import IndepHead
 from heedmap.metrics.classification import wilson_interval
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.modules import asking, fitted
+from heedmap.modules import evaluation_mode, fitted
 from heedmap.progress import Progress
 
 COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the SVM, tried in this order
@@ -172,7 +172,7 @@ def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], 
         ModelError: a layer that does not exist or did not run, or no linear layer to be found.
     """
     found: list[Tensor] = []
-    with asking(model) as lent, torch.no_grad(), _overheard(_readers(lent, layer)) as heard:
+    with evaluation_mode(model, full_precision=True) as lent, _overheard(_readers(lent, layer)) as heard:
         for images in batches:
             heard.clear()
             lent(fitted(lent, images))

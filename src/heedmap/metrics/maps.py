@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from heedmap.errors import DataError, ModelError, nearest
 from heedmap.metrics.localization.baselines import centre, edges
 from heedmap.models.classifier import combined_map
-from heedmap.modules import fitted
+from heedmap.modules import fitted, logits_of
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
@@ -45,20 +45,6 @@ def score(values: Tensor) -> Score:
     mean = values.mean().item()
     reach = 1.959964 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Score(mean, mean - reach, mean + reach)
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (B, K) of a model that answers with a tensor or with something that has ``logits``.
-
-    Raises:
-        ModelError: for any other answer.
-    """
-    answer = model(images)
-    logits = getattr(answer, "logits", answer)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
-        raise ModelError(f"The model answers {found}; logits (B, K), or a result with .logits, are needed.")
-    return logits
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ from heedmap.errors import OptionError, nearest
 from heedmap.metrics.classification import wilson_interval
 from heedmap.metrics.faithfulness.sanity_checks import is_constant, spearman
 from heedmap.metrics.localization.localize import hottest_points
-from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images, learned_map, logits_of
+from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images, learned_map
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.modules import asking, fitted
+from heedmap.modules import evaluation_mode, fitted, logits_of
 from heedmap.progress import Progress
 
 EPSILONS = (0.0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
@@ -116,7 +116,7 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
     """
     check_images(images, labels)
     _check_epsilon(epsilon)
-    with asking(model) as lent:
+    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
         there = fitted(lent, images)
         return _within(there, there + epsilon * _slope(lent, there, labels).sign(), epsilon).to(images)
 
@@ -152,7 +152,7 @@ def pgd(
     if steps < 1 or (step_size is not None and step_size <= 0):
         raise OptionError(f"steps = {steps}, step_size = {step_size} do not move; both must be above 0.")
     stride = 2.5 * epsilon / steps if step_size is None else step_size
-    with asking(model) as lent:
+    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
         there = fitted(lent, images)
         moved = there
         if random_start:
@@ -223,7 +223,7 @@ def robustness(
     attackers = _attackers(steps, seed)
     rows, warnings = {}, {}
     for name, model in models.items():
-        with asking(model) as lent:
+        with evaluation_mode(model, gradients=True, full_precision=True) as lent:
             subject = _Subject(name, lent, images, labels.cpu(), maps.get(name), batch_size)
             clean = subject.answer(images)
             found = []

@@ -48,7 +48,7 @@ def line_chart(
     from_zero: bool = False,
     mark: float | None = None,
 ) -> str:
-    """Draw lines with axes; each point tells its numbers when the pointer rests on it.
+    """Draw lines with axes; each point shows its numbers on hover.
 
     Args:
         title: read out in place of the image.
@@ -56,7 +56,7 @@ def line_chart(
         x_name: written under the x axis.
         is_share: y values are shares, written in per cent.
         from_zero: the y axis starts at zero.
-        mark: x of a dotted upright line, for the epoch that was kept.
+        mark: x of a dotted vertical line, for the best epoch.
 
     Returns:
         An ``<svg>`` element, or an empty string where there is nothing to draw.
@@ -82,7 +82,7 @@ def line_chart(
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where a number lies on the sheet."""
+    """Map numbers to places on the sheet."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
@@ -148,7 +148,7 @@ def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: floa
         rows: from top to bottom.
         unit: written behind the axis.
         scale: by which values are multiplied before they are shown.
-        zero: the axis holds zero, with an upright line there.
+        zero: the axis holds zero, with a vertical line there.
 
     Returns:
         An ``<svg>`` element, or an empty string where there is nothing to draw.

@@ -1,7 +1,4 @@
-"""How runs, maps and outputs show themselves in a notebook: HTML with the images inside, nothing loaded.
-
-Jupyter asks an object for ``_repr_html_``; nothing of IPython is imported here, so this works wherever HTML is shown.
-"""
+"""HTML of runs, maps and outputs for a notebook, with the images inside; needs no IPython."""
 
 from __future__ import annotations
 
@@ -34,12 +31,12 @@ def map_html(drawn: AttentionMap) -> str:
 
 
 def output_html(output: Output) -> str:
-    """Show each image's likeliest places among the logits, and its maps, each from zero to its own largest value."""
+    """Show each image's most probable classes and its maps, each from zero to its own largest value."""
     probabilities = output.probabilities.detach().float().cpu()
     parts = []
     for row in range(min(len(probabilities), _MOST_ROWS)):
-        share, place = probabilities[row].topk(min(3, probabilities.shape[1]))
-        best = ", ".join(f"{at} ({part:.1%})" for at, part in zip(place.tolist(), share.tolist(), strict=True))
+        values, classes = probabilities[row].topk(min(3, probabilities.shape[1]))
+        best = ", ".join(f"{at} ({share:.1%})" for at, share in zip(classes.tolist(), values.tolist(), strict=True))
         figures = [
             _figure(_heat(grid, *scale_of(grid)), tap, peak_text(grid))
             for tap, grid in ((tap, values[row, 0]) for tap, values in output.attention.items())
@@ -51,16 +48,16 @@ def output_html(output: Output) -> str:
 
 
 def run_html(run: Run) -> str:
-    """Show what a run is made of, and what it came to."""
+    """Show a run's options and results."""
     from heedmap.runs import EVALUATION, REPORT
 
     facts: dict[str, object] = {"folder": run.path, "finished": "yes" if run.is_finished else "not yet"}
     options = run.config.get("options", {})
     facts |= {name: options[name] for name in ("data", "model", "attention", "image_size", "epochs") if name in options}
-    found = run.read_json(EVALUATION)
-    if found:
-        facts["test accuracy"] = f"{found['top1']:.1%} of {found['count']:,} images"
-    for name, share in ((found or {}).get("pointing") or {}).items():
+    evaluation = run.read_json(EVALUATION) or {}
+    if evaluation:
+        facts["test accuracy"] = f"{evaluation['top1']:.1%} of {evaluation['count']:,} images"
+    for name, share in (evaluation.get("pointing") or {}).items():
         facts[f"hottest point in the box, {name}"] = f"{share:.1%}"
     if (run.path / REPORT).is_file():
         facts["report"] = run.path / REPORT

@@ -12,7 +12,7 @@ from heedmap.files import disk
 from heedmap.progress import Progress
 from heedmap.runs import Run
 from heedmap.workflows.train.train import train
-from heedmap.workflows.visualize import visualize
+from heedmap.workflows.visualize import VisualizeOptions, visualize
 
 EPOCHS = 8
 BATCH = 64  # twice the steps of the default; with them and Muon the digit is found in the second pass (LOG.md)
@@ -38,4 +38,4 @@ def demo(out: str | Path, *, seed: int = 0, progress: Progress | None = None) ->
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(scenes.load(index, 64).permute(1, 2, 0).numpy()).save(path)
             files.append(path)
-    return run, visualize(run.classifier(), files, folder / "maps", overwrite=True).index
+    return run, visualize(run.classifier(), files, folder / "maps", options=VisualizeOptions(overwrite=True)).index

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from heedmap.data import FolderDataset, ImageDataset, read_image, square, to_tensor
+from heedmap.data import FolderDataset, ImageDataset
 from heedmap.errors import DataError, ImageError
-from heedmap.workflows.visualize import expand_images
+from heedmap.inference.listing import expand_images
+from heedmap.inference.reading import decode
 
 VIEW = 512
 """Side in pixels of the square view that the page shows."""
@@ -154,16 +156,12 @@ def decoded(file: Path | _Named, name: str, label: str | None, sizes: Iterable[i
     Raises:
         ImageError: it cannot be decoded; the message begins with its name.
     """
-
-    def at(size: int) -> Image.Image:
-        if isinstance(file, _Named):
-            file.seek(0)
-        return square(read_image(file, short_side=size), size)
-
     with _decoding:
         try:
-            images = {size: to_tensor(at(size)) for size in sizes}
-            return Seen(name, label, images, at(VIEW))
+            images = {size: torch.from_numpy(decode(file, size).pixels) for size in sizes}
+            view = decode(file, VIEW, VIEW).view
+            assert view is not None
+            return Seen(name, label, images, view)
         except ImageError as error:
             raise ImageError(f"{name}: {str(error).removeprefix(f'{file}: ').removeprefix(f'{name}: ')}") from None
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from heedmap.apps.explorer.asking import Network, Reply
 from heedmap.apps.explorer.gallery import Seen
-from heedmap.inference.prediction import packed
 from heedmap.inference.torch_predictor import why_no_query
 from heedmap.types import AttentionMap
 
@@ -69,7 +68,7 @@ def map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
 
 def npz(network: Network, seen: Seen, reply: Reply) -> bytes:
     """The raw maps and probabilities as an ``.npz`` file, named as ``heedmap visualize`` names them."""
-    arrays = packed(reply.answer)
+    arrays = reply.answer.packed()
     arrays |= {"predicted": np.array(reply.answer.predicted), "classes": np.array(network.classifier.classes)}
     arrays |= {"image": np.array(seen.name), "run": np.array(network.name), "query": np.array(reply.said)}
     content = io.BytesIO()

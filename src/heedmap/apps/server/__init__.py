@@ -1,8 +1,6 @@
 """A small HTTP service: an image in, class, probabilities, boxes and the map out.
 
-    predictors.py  what answers: a run, or an exported file, behind one call
-    network.py     the run; the only file that knows torch, so that a file is served without it
-    images.py    bytes in, the classifier's view out, within bounds
+    images.py      bytes in, the classifier's view out, within bounds
     bodies.py      a request's body, counted and timed while it is read
     batching.py    concurrent requests share a batch; one thread asks the classifier
     replies.py     the answer as JSON, PNG or array
@@ -23,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from heedmap.apps.server.limits import Limits
 from heedmap.apps.server.listening import listening_socket
-from heedmap.apps.server.predictors import Served, open_predictor
 from heedmap.errors import OptionError
+from heedmap.inference.predictor import Predictor, open_predictor
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -45,7 +43,7 @@ def check_installed() -> None:
         raise OptionError(f"Serving needs {missing[0]}, which is not installed: pip install 'heedmap[serve]'.")
 
 
-def build_app(predictor: Served, limits: Limits | None = None) -> FastAPI:
+def build_app(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
     """Make the application alone, to mount it in a server of your own; connections are then yours to bound.
 
     Args:

@@ -18,9 +18,8 @@ from starlette.exceptions import HTTPException
 from heedmap._version import __version__
 from heedmap.apps.server.batching import Batcher
 from heedmap.apps.server.bodies import FIELD, Held, check_kind, image_in
-from heedmap.apps.server.images import Upload, read_bytes
+from heedmap.apps.server.images import read_bytes
 from heedmap.apps.server.limits import Limits, Refusal
-from heedmap.apps.server.predictors import Served
 from heedmap.apps.server.replies import (
     MEDIA,
     ErrorReply,
@@ -35,7 +34,8 @@ from heedmap.apps.server.replies import (
     prediction_reply,
 )
 from heedmap.errors import nearest
-from heedmap.workflows.visualize import Prediction
+from heedmap.inference.predictor import Prediction, Predictor
+from heedmap.inference.reading import DecodedImage
 
 _DECODERS = 2
 
@@ -75,7 +75,7 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 class Service:
     """What the addresses share: the classifier behind its queue, the decoding threads, the bounds."""
 
-    def __init__(self, predictor: Served, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.batcher, self.held = Batcher(predictor, limits), Held(limits)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
@@ -90,7 +90,7 @@ class Service:
             await self.batcher.stop()
             self._decoders.shutdown(cancel_futures=True)
 
-    async def answer(self, content: bytes, draw_at: int | None) -> tuple[Upload, Prediction]:
+    async def answer(self, content: bytes, draw_at: int | None) -> tuple[DecodedImage, Prediction]:
         """Decode an image and ask the classifier, within the time.
 
         Raises:
@@ -100,12 +100,12 @@ class Service:
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     image = await self._in_thread(read_bytes, content, self.predictor.image_size, self.limits, draw_at)
-                    return image, await self.batcher.ask(image.image)
+                    return image, await self.batcher.ask(image.pixels)
             except TimeoutError:
                 sentence = f"The answer took longer than {self.limits.timeout:g} s; ask again later."
                 raise Refusal(503, sentence, {"Retry-After": "10"}) from None
 
-    async def file(self, image: Upload, answer: Prediction, form: Form, asked: PredictRequest) -> Response:
+    async def file(self, image: DecodedImage, answer: Prediction, form: Form, asked: PredictRequest) -> Response:
         """Draw the map that was asked for."""
         drawn = answer.maps[self.tap(asked.tap)]
         content = await self._in_thread(drawn_map, drawn, image.view, form, asked)
@@ -117,7 +117,7 @@ class Service:
         Raises:
             Refusal: 422 for a name that there is not.
         """
-        taps = self.predictor.taps
+        taps = self.predictor.maps
         if name is not None and name not in taps:
             raise Refusal(422, f"Unknown tap {name!r}; there are {', '.join(taps)}.{nearest(name, taps)}")
         return name or ("combined" if "combined" in taps else taps[0])
@@ -127,7 +127,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, call)
 
 
-def make_app(predictor: Served, limits: Limits) -> FastAPI:
+def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
     """Return the application; its documentation page is its own, since FastAPI's loads scripts from elsewhere."""
     service = Service(predictor, limits)
     app = FastAPI(
@@ -144,7 +144,7 @@ def make_app(predictor: Served, limits: Limits) -> FastAPI:
     app.add_exception_handler(Exception, _failed)
     _add_predict(app, service)
     _add_reading(app, service)
-    _name_taps(app, predictor.taps)
+    _name_taps(app, predictor.maps)
     return app
 
 
@@ -204,7 +204,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.get("/classes", summary="What the classifier can say", response_model=ModelReply)
     async def classes() -> ModelReply:
-        return ModelReply(classes=list(predictor.classes), taps=list(predictor.taps), image_size=predictor.image_size)
+        return ModelReply(classes=list(predictor.classes), taps=list(predictor.maps), image_size=predictor.image_size)
 
     @app.get("/", include_in_schema=False)
     async def home() -> HTMLResponse:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heedmap.apps.server.limits import Limits, Refusal
-from heedmap.apps.server.predictors import Served
-from heedmap.workflows.visualize import Prediction
+from heedmap.inference.predictor import Prediction, Predictor
 
 
 class Batcher:
@@ -32,7 +31,7 @@ class Batcher:
         batches, answered: counts since the start.
     """
 
-    def __init__(self, predictor: Served, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self._predictor, self._limits = predictor, limits
         self._queue: asyncio.Queue[tuple[NDArray[np.uint8], asyncio.Future[Prediction]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "classifier")

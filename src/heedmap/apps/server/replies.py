@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from heedmap.apps.server.limits import Refusal
 from heedmap.data.decoding import crop_box
 from heedmap.inference.boxes import boxes_of
+from heedmap.inference.predictor import Prediction
 from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import grid_of, hottest, is_flat, overlay
-from heedmap.workflows.visualize import Prediction
 
 Form: TypeAlias = Literal["json", "overlay", "grey", "npy"]
 MEDIA = {"json": "application/json", "overlay": "image/png", "grey": "image/png", "npy": "application/x-npy"}

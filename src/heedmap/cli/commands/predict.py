@@ -13,7 +13,7 @@ from typing import Literal
 import tyro
 from rich.markup import escape
 
-from heedmap.cli.commands.device import pick_device
+from heedmap.cli.commands.device import cpu_only, pick_device
 from heedmap.cli.console import console, counting, show_next
 from heedmap.config import check_range, counted
 from heedmap.errors import DataError, OptionError
@@ -24,10 +24,10 @@ _SPECIAL = '"$`\\!'  # what a shell reads between double quotes
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Answer any number of images into Parquet tables: classes, probabilities, and where the attention lies.
+    """Predict any number of images into Parquet tables: classes, probabilities, and where the attention lies.
 
     Attributes:
-        run: The run folder.
+        run: The run folder, or a file that export wrote (.onnx).
         images: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
             standard input.
         out: Folder for the tables; one that was interrupted goes on.
@@ -35,7 +35,7 @@ class Predict:
         probabilities: Write the probabilities of all classes.
         maps: Write the maps themselves, in this type.
         batch_size: Images at a time.
-        part_size: Images in one file of the table; a death costs no more than one file's work.
+        part_size: Images in one file of the table; an interruption costs no more than one file's work.
         workers: Threads that decode. Default: the machine's cores.
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
@@ -54,40 +54,35 @@ class Predict:
     precision: Literal["auto", "bf16", "float32"] = "auto"
 
     def work(self) -> None:
-        """Answer, and say where the tables are."""
+        """Predict, and print where the tables are."""
         from heedmap.data.loader import Share
+        from heedmap.inference.onnx import OnnxClassifier
         from heedmap.runs import Run
-        from heedmap.workflows.predict import MANIFEST, TableOptions, find_sources, predict
+        from heedmap.workflows.predict import MANIFEST, PredictOptions, TableOptions, find_sources, predict
 
         keep_freed_memory()
         check_range("batch_size", self.batch_size, 1, 100_000)
         check_range("part_size", self.part_size, 1, 1_000_000)
         check_range("workers", self.workers, 1, 1024)
-        # torchrun tells each process these; they share no memory and need not meet.
+        # torchrun gives each process these; they share no memory and need not meet.
         share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if share.world > 1 and "-" in self.images:
             raise OptionError("Several processes cannot share standard input; write the list to a file: @list.txt.")
-        run = Run.open(self.run)
-        sources = find_sources(self.images, sys.stdin)  # a wrong name is told before the weights are loaded
+        is_file = Path(self.run).suffix.lower() == ".onnx"
+        open_it = (lambda: OnnxClassifier(self.run)) if is_file else Run.open(self.run).classifier
+        device = cpu_only(self.device) if is_file else _own_device(pick_device(self.device), share.world)
+        sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
         total = None if sources.count is None else len(sources.files[share.rank :: share.world])
-        with counting(total, "answering") as advance:
+        options = PredictOptions(self.batch_size, self.part_size, self.workers, self.precision, share)
+        table = TableOptions(self.threshold, self.probabilities, self.maps)
+        with counting(total, "predicting") as advance:
             result = predict(
-                run.classifier(),
-                sources,
-                self.out,
-                request=TableOptions(self.threshold, self.probabilities, self.maps),
-                batch_size=self.batch_size,
-                part_size=self.part_size,
-                workers=self.workers,
-                device=_own_device(pick_device(self.device), share.world),
-                precision=self.precision,
-                share=share,
-                on_progress=advance,
+                open_it(), sources, self.out, table=table, device=device, options=options, on_progress=advance
             )
-        kept = f", {counted(result.kept, 'part')} were there already" if result.kept else ""
+        kept = f", {counted(result.parts_kept, 'part')} were there already" if result.parts_kept else ""
         rate = result.count / max(result.seconds, 1e-9)
         console.print(
-            f"{counted(result.count, 'image')} answered in {result.seconds:.1f} s ({rate:,.0f} a second), "
+            f"{counted(result.count, 'image')} predicted in {result.seconds:.1f} s ({rate:,.0f} a second), "
             f"{result.unreadable} could not be read{kept}.",
             soft_wrap=True,
         )
@@ -100,11 +95,11 @@ class Predict:
 
 
 def _refuse_nothing(out: Path, manifest: str) -> None:
-    """A script must learn that no image at all could be read."""
+    """Fail where no image at all could be read, so that a script notices."""
     written = json.loads((out / manifest).read_text(encoding="utf-8"))
     if written["images"] == 0:
         lost = counted(written["unreadable"], "image")
-        raise DataError(f"No image was answered: {lost} could not be read; {out / 'unreadable'} says why.")
+        raise DataError(f"No image was predicted: {lost} could not be read; {out / 'unreadable'} says why.")
 
 
 def _showing(table: Path) -> str:

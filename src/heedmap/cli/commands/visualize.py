@@ -57,36 +57,28 @@ class Visualize:
 
     def work(self) -> None:
         """Draw, and say where the page is."""
-        from heedmap.workflows.visualize import find_sources, visualize
+        from heedmap.workflows.visualize import VisualizeOptions, find_sources, visualize
 
         keep_freed_memory()
         check_range("batch_size", self.batch_size, 1, 100_000)
         methods = wanted_names("method", self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
-        sources = find_sources(self.images, sys.stdin)  # a wrong name is told before the weights are loaded
+        sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
         classifier = open_it()
         out = Path(self.out) if self.out else free_name(Path(), "maps")
         with counting(sources.count, "drawing") as advance:
+            options = VisualizeOptions(
+                self.target, self.layer, self.scale, self.batch_size, overwrite=self.overwrite, on_progress=advance
+            )
             result = visualize(
-                classifier,
-                sources,
-                out,
-                batch_size=self.batch_size,
-                query=self.query,
-                methods=methods,
-                target=self.target,
-                layer=self.layer,
-                device=device,
-                scale=self.scale,
-                overwrite=self.overwrite,
-                on_progress=advance,
+                classifier, sources, out, query=self.query, methods=methods, device=device, options=options
             )
         for path, reason in result.unreadable:
-            complaints.print(f"[yellow]passed over[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
+            complaints.print(f"[yellow]skipped[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
         for note in result.notes:
             console.print(escape(note))
         drawn = counted(result.count, "image")
-        console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} passed over.")
+        console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} skipped.")
         show_next(f"open {shlex.quote(str(result.index))}")
 
     def _file(self) -> tuple[Callable[[], OnnxClassifier], str]:
@@ -97,8 +89,9 @@ class Visualize:
 
     def _network(self, methods: Sequence[str]) -> tuple[Callable[[], AttentionClassifier], str]:
         """How to open a run's network, and where it computes."""
-        from heedmap.inference.attributions import check_methods
+        from heedmap.inference.predictor import AttributionOptions
+        from heedmap.inference.torch_predictor import checked_methods
         from heedmap.runs import Run
 
-        check_methods(methods, self.target, self.layer)
+        checked_methods(AttributionOptions(tuple(methods), self.target, self.layer))
         return Run.open(self.run).classifier, pick_device(self.device)

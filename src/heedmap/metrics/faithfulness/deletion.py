@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from heedmap.data.loader import generator
 from heedmap.errors import DataError, OptionError, nearest
 from heedmap.metrics.faithfulness.imputation import imputed, stand_in
-from heedmap.metrics.maps import logits_of
-from heedmap.modules import device_of, fitted
+from heedmap.modules import fitted, home_of, logits_of
 
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 ORDERS = ("most", "least")
@@ -180,7 +179,7 @@ def _stepwise(model: nn.Module, mixing: _Mixing, targets: Tensor, step: int | No
 def _mixed(model: nn.Module, kept: dict[int, tuple[Tensor, Tensor, Tensor]], rows: Tensor, counts: Tensor) -> Tensor:
     """(B, 3, H, W): of each image in ``rows`` as many first ranked pixels as ``counts`` says from its other end."""
     start, end, ranks = (torch.stack(each) for each in zip(*kept.values(), strict=True))
-    device = device_of(model)
+    device, _ = home_of(model)
     places = (rows - rows[0]).to(device)
     changed = ranks.to(device)[places] < counts.to(device)[:, None]
     start, end = fitted(model, start)[places], fitted(model, end)[places]

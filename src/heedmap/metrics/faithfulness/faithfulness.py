@@ -20,7 +20,7 @@ from heedmap.errors import OptionError, nearest
 from heedmap.metrics.faithfulness import deletion as removal
 from heedmap.metrics.faithfulness.deletion import ROAD_SHARES
 from heedmap.metrics.maps import MapFunction, Score, all_logits, all_maps, centre_map, check_images, score
-from heedmap.modules import asking
+from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 
 MEASURES = ("deletion", "insertion", "road", "drop")
@@ -139,7 +139,7 @@ def faithfulness(
     """
     check_images(images, targets)
     _check(measures, methods)
-    with asking(model) as lent:
+    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
         aims = all_logits(lent, images, batch_size).argmax(1) if targets is None else targets.cpu()
         asked = _Asked(images, aims, step, (deletion_baseline, insertion_baseline), tuple(shares), seed, batch_size)
         named = {**methods, "centre": centre_map}

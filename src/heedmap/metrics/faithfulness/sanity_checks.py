@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.metrics.faithfulness.deletion import upsampled
 from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images
-from heedmap.modules import asking
+from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 
 DEPENDS_BELOW = 0.5  # mean rank correlation with every layer randomized
@@ -119,7 +119,7 @@ def randomization(
     check_images(images, targets)
     if min(images.shape[2:]) < SSIM_SIDE:
         raise DataError(f"Images of {tuple(images.shape[2:])} are too small for SSIM; {SSIM_SIDE} pixels are needed.")
-    with asking(model) as lent:
+    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
         groups = _groups(lent, layers, most)
         aims = all_logits(lent, images, batch_size).argmax(1) if targets is None else targets.cpu()
         before = all_maps("before randomizing", method, lent, images, aims, batch_size)

@@ -11,13 +11,10 @@ from PIL import Image
 
 from heedmap.attribution import METHODS
 from heedmap.data import ImageDataset
-from heedmap.data.transforms import plain
-from heedmap.inference.attributions import AttributionOptions, with_computed
-from heedmap.inference.torch_predictor import prediction_of
+from heedmap.inference.predictor import AttributionOptions, PanelOptions, open_predictor, prediction_panel
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.report import ReportPanel
-from heedmap.visualization.heatmap import Box
-from heedmap.workflows.visualize import prediction_panel
+from heedmap.visualization.panel import Box
 
 
 @torch.no_grad()
@@ -42,20 +39,17 @@ def report_panel(
         method: a map of :data:`heedmap.attribution.METHODS` to draw beside the learned ones, asked about the truth.
         remark: one more line at the foot.
     """
-    images = plain(dataset.load(row, classifier.image_size)[None]).to(device)
-    answer = prediction_of(classifier, classifier(images), 0)
     label, name = dataset.classes[int(dataset.labels[row])], dataset.names[row]
-    if method is not None:
-        (answer,) = with_computed(
-            classifier, images, [answer], AttributionOptions((method,), classifier.classes.index(label))
-        )
+    attributions = None if method is None else AttributionOptions((method,), label)
+    answer = open_predictor(classifier, device, attributions=attributions)(
+        dataset.load(row, classifier.image_size).numpy()[None]
+    )[0]
     if boxes is None and dataset.boxes is not None:
         left, top, right, bottom = dataset.boxes[row].tolist()
         boxes = [(left, top, right, bottom)]
     image = Image.fromarray(dataset.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
-    sheet = prediction_panel(
-        image, answer, classifier.classes, label=label, name=name, boxes=boxes or (), remark=remark
-    )
+    options = PanelOptions(label, name, boxes or (), (remark,))
+    sheet = prediction_panel(image, answer, classifier.classes, options)
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=88, subsampling=0)
     return ReportPanel(

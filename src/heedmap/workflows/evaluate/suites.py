@@ -173,14 +173,14 @@ def check_maps(wanted: Wanted, classifier: AttentionClassifier, attention: str) 
         ModelError, OptionError: a map that cannot be had of this classifier, or a setting that cannot be.
     """
     from heedmap.metrics.maps import all_maps
-    from heedmap.modules import asking
+    from heedmap.modules import evaluation_mode
 
     if not set(USERS["method"]) & set(wanted.suites):
         return
     side = classifier.image_size
     images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(1, dtype=torch.int64)
-    with asking(classifier) as lent:
+    with evaluation_mode(classifier, gradients=True, full_precision=True) as lent:
         for name, function in map_functions(wanted, classifier, attention).items():
             try:
                 all_maps(name, function, lent, images, target, 1)
@@ -263,7 +263,7 @@ def _images(subject: Subject, rows: Tensor) -> Tensor:
 def _localization(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
     from heedmap.metrics.localization.localize import localize
     from heedmap.metrics.maps import all_maps
-    from heedmap.modules import asking
+    from heedmap.modules import evaluation_mode
 
     images = subject.images.subset(rows)
     annotations, functions = (
@@ -274,7 +274,7 @@ def _localization(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
     def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
         def maps(some: Tensor) -> Tensor:
             targets = subject.labels[rows[some]]
-            with asking(subject.classifier) as lent:
+            with evaluation_mode(subject.classifier, gradients=True, full_precision=True) as lent:
                 return all_maps(name, function, lent, _images(subject, rows[some]), targets, BATCH)[:, None]
 
         return maps

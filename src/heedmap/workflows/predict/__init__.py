@@ -1,63 +1,93 @@
-"""Answers for images by the million: tables in Parquet, in parts that are there whole or not at all.
+"""Predictions for images by the million: tables in Parquet, in parts that are written whole or not at all.
 
-    OUT/plan.json                        what is asked, of which images; another question is refused
+    OUT/plan.json                        which images, which options; others are refused
     OUT/predictions/part-000000.parquet  one row an image
-    OUT/unreadable/part-000000.parquet   what could not be read, and why; only where there is something to tell
+    OUT/unreadable/part-000000.parquet   what could not be read, and why; only where there is any
     OUT/manifest.json                    written last: rows of each part
 
 The images are cut into parts in a way that depends on nothing but their list, and a part whose predictions are there
-is done. So whoever was killed goes on with the same command, and of several processes each takes the parts whose
+is finished. So after an interruption the same command goes on, and of several processes each takes the parts whose
 number, divided by the number of processes, leaves its own: no image comes twice and none is lost, however many
-processes there were before. Only the part under way is computed anew.
+processes there were before. Only the part under way is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from heedmap.data.loader import Share
 from heedmap.errors import DataError, OptionError
 from heedmap.files import disk, printable, write_whole
-from heedmap.inference.sources import Failure, Part, Sources, find_sources
-from heedmap.models.classifier import AttentionClassifier
+from heedmap.inference.onnx import OnnxClassifier
+from heedmap.inference.predictor import Predictor, open_predictor
+from heedmap.inference.reading import DecodedImage, Failure, Part, Reader, Sources, find_sources
 from heedmap.system import cores
-from heedmap.training.precision import autocast, resolve
-from heedmap.workflows.predict.reading import DecodedImage, read_ahead
 from heedmap.workflows.predict.table import MapKind, Row, TableOptions, rows_of, schemas
 
-_PLAIN, _ALONE = TableOptions(), Share()
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["MapKind", "PredictResult", "Sources", "TableOptions", "find_sources", "predict"]
+    from heedmap.models.classifier import AttentionClassifier
+
+__all__ = ["MapKind", "PredictOptions", "PredictResult", "Sources", "TableOptions", "find_sources", "predict"]
 
 PLAN, MANIFEST, PREDICTIONS, UNREADABLE = "plan.json", "manifest.json", "predictions", "unreadable"
-_AHEAD = 4  # batches that are read before they are wanted
+_AHEAD = 4  # batches that are decoded early
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How the work is done; the predictions depend on ``precision`` alone.
+
+    Attributes:
+        batch_size: images per forward pass; the last batch of a part may be smaller.
+        part_size: images in a file of the table, and so the most that an interruption costs.
+        workers: threads that decode; None takes the machine's cores.
+        precision: ``auto``, ``bf16`` or ``float32``.
+        share: which of several processes this is; each takes its parts.
+        cache: see :func:`heedmap.data.webdataset.index.index_shard`.
+
+    Raises:
+        OptionError: a size below 1.
+    """
+
+    batch_size: int = 64
+    part_size: int = 2048
+    workers: int | None = None
+    precision: str = "auto"
+    share: Share = field(default_factory=Share)
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "part_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} {getattr(self, name)} is too small; it must be at least 1.")
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What this process came to.
+    """What this process did.
 
     Attributes:
-        count: images answered now.
+        count: images predicted now.
         unreadable: images, or shards, that could not be read now.
-        kept: parts that were there already.
-        seconds: all of it, from the first image to the last file.
+        parts_kept: parts that were there already.
+        seconds: from the first image to the last file.
         finished: the work of all processes is done, and the manifest written.
     """
 
     count: int
     unreadable: int
-    kept: int
+    parts_kept: int
     seconds: float
     finished: bool
 
@@ -66,16 +96,13 @@ class PredictResult:
 class _Job:
     """What stays the same from part to part, and what adds up."""
 
-    classifier: AttentionClassifier
+    predictor: Predictor
     out: Path
-    request: TableOptions
-    precision: str
-    device: torch.device
-    batch_size: int
-    share: Share
-    tables: tuple[Any, Any]
+    table: TableOptions
+    options: PredictOptions
+    schemas: tuple[Any, Any]
     parts: int = 0
-    kept: int = 0
+    parts_kept: int = 0
     count: int = 0
     unreadable: int = 0
     rows: list[Row] = field(default_factory=list)
@@ -83,87 +110,71 @@ class _Job:
     waiting: list[DecodedImage] = field(default_factory=list)
 
 
+_TABLE, _DEFAULTS = TableOptions(), PredictOptions()
+
+
 def predict(
-    classifier: AttentionClassifier,
+    classifier: AttentionClassifier | OnnxClassifier | str | Path,
     images: Sources | str | Path | Iterable[str | Path],
     out: str | Path,
     *,
-    request: TableOptions = _PLAIN,
-    batch_size: int = 64,
-    part_size: int = 2048,
-    workers: int | None = None,
+    table: TableOptions = _TABLE,
     device: str | torch.device = "cpu",
-    precision: str = "auto",
-    share: Share = _ALONE,
-    cache: Path | None = None,
+    options: PredictOptions = _DEFAULTS,
     on_progress: Callable[[int], None] | None = None,
 ) -> PredictResult:
-    """Answer any number of images into a folder, or go on where that was interrupted.
+    """Predict any number of images into a folder, or go on where that was interrupted.
 
     Memory holds a few batches and the rows of one part, and the list of names where images are single files.
 
     Args:
-        classifier: moved to ``device`` and put in eval mode.
+        classifier: a classifier, a run folder or an exported file; see
+            :func:`heedmap.inference.predictor.open_predictor`.
         images: see :func:`find_sources`.
         out: folder to write to.
-        question: what the table is to tell.
-        batch_size: images per forward pass; the last batch of a part may be smaller.
-        part_size: images in a file of the table, and so the most that a death costs.
-        workers: threads that decode; None takes the machine's cores.
+        table: what the table holds.
         device: where the network runs.
-        precision: ``auto``, ``bf16`` or ``float32``.
-        share: which of several processes this is; each takes its parts.
-        cache: see :func:`heedmap.data.webdataset.index.index_shard`.
-        on_progress: called with the number of images answered by this process, after each batch.
+        options: see :class:`PredictOptions`.
+        on_progress: called with the number of images predicted by this process, after each batch.
 
     Raises:
-        DataError: nothing to read, or a folder that holds something else or answers to another question.
-        OptionError: a value out of range, or pyarrow is not installed.
+        DataError: nothing to read, or a folder that holds something else or predictions with other options.
+        OptionError: pyarrow is not installed.
         RunError: the folder cannot be written.
     """
-    _check(batch_size, part_size, request.threshold)
     if not isinstance(images, Sources):
         images = find_sources((images,) if isinstance(images, str | Path) else images)
-    began, place = time.monotonic(), torch.device(device)
-    classifier.to(place, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    tables = schemas(classifier, request)
-    job = _Job(classifier, Path(out), request, resolve(precision, place), place, batch_size, share, tables)
+    began = time.monotonic()
+    predictor = open_predictor(classifier, device, precision=options.precision, channels_last=True)
+    job = _Job(predictor, Path(out), table, options, schemas(predictor, table))
     with disk(job.out):
-        _agree(job, images, part_size)
-        with ThreadPoolExecutor(workers or cores()) as pool, torch.inference_mode():
-            todo = _todo(job, images.parts(part_size, cache))
-            for part, one in read_ahead(todo, pool, classifier.image_size, _AHEAD * batch_size):
-                _take(job, part, one)
+        _agree(job, images)
+        with ThreadPoolExecutor(options.workers or cores()) as pool:
+            todo = _todo(job, images.parts(options.part_size, options.cache))
+            for part, image in Reader(pool, predictor.image_size).images(todo, _AHEAD * options.batch_size):
+                _take(job, part, image)
                 if on_progress is not None and not job.waiting:
                     on_progress(job.count)
         finished = _finish(job)
-    return PredictResult(job.count, job.unreadable, job.kept, time.monotonic() - began, finished)
+    return PredictResult(job.count, job.unreadable, job.parts_kept, time.monotonic() - began, finished)
 
 
-def _check(batch_size: int, part_size: int, threshold: float) -> None:
-    for name, value in (("batch_size", batch_size), ("part_size", part_size)):
-        if value < 1:
-            raise OptionError(f"{name} {value} is too small; it must be at least 1.")
-    if not 0 < threshold <= 1:
-        raise OptionError(f"threshold {threshold} must lie above 0 and not above 1.")
-
-
-def _agree(job: _Job, sources: Sources, part_size: int) -> None:
-    """Write down what is asked, or check that it is what was asked when the work began."""
+def _agree(job: _Job, sources: Sources) -> None:
+    """Write down the images and options, or check that they are those of the folder."""
     plan = {
         "schema": 1,
         "images": sources.digest(),
         "files": len(sources.files),
         "shards": len(sources.shards),
-        "model": _weights_digest(job.classifier),
-        "classes": list(job.classifier.classes),
-        "part_size": part_size,
-        "precision": job.precision,
-        **asdict(job.request),
+        "model": job.predictor.fingerprint(),
+        "classes": list(job.predictor.classes),
+        "part_size": job.options.part_size,
+        "precision": job.predictor.precision,
+        **asdict(job.table),
     }
     target = job.out / PLAN
     if not target.is_file():
-        others = job.out.is_dir() and any(not each.name.startswith(".") for each in job.out.iterdir())
+        others = job.out.is_dir() and any(not path.name.startswith(".") for path in job.out.iterdir())
         if others and not target.is_file():  # another process may have begun between the two looks
             raise DataError(f"{job.out} is not empty and holds no predictions to go on with; name another --out.")
         job.out.mkdir(parents=True, exist_ok=True)
@@ -173,28 +184,20 @@ def _agree(job: _Job, sources: Sources, part_size: int) -> None:
     if other:
         raise DataError(
             f"{job.out} holds predictions with another {' and another '.join(other)} ({PLAN}); name another --out, or "
-            "ask as before to go on."
+            "give the same options to go on."
         )
-    for table in (PREDICTIONS, UNREADABLE):
-        (job.out / table).mkdir(exist_ok=True)
-
-
-def _weights_digest(classifier: AttentionClassifier) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(classifier.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    for folder in (PREDICTIONS, UNREADABLE):
+        (job.out / folder).mkdir(exist_ok=True)
 
 
 def _todo(job: _Job, parts: Iterable[Part]) -> Iterator[Part]:
     """This process's parts that are not there yet; counts all of them."""
     for part in parts:
         job.parts = part.number + 1
-        if part.number % job.share.world != job.share.rank:
+        if part.number % job.options.share.world != job.options.share.rank:
             continue
         if _file(job, PREDICTIONS, part.number).is_file():
-            job.kept += 1
+            job.parts_kept += 1
         else:
             yield part
 
@@ -203,41 +206,35 @@ def _file(job: _Job, table: str, number: int) -> Path:
     return job.out / table / f"part-{number:06d}.parquet"
 
 
-def _take(job: _Job, part: Part, one: DecodedImage | Failure | None) -> None:
-    """Take an image in; answer when a batch is full or the part ends, and write when it ends."""
-    if isinstance(one, Failure):
-        job.failures.append(one)
+def _take(job: _Job, part: Part, image: DecodedImage | Failure | None) -> None:
+    """Take an image in; predict when a batch is full or the part ends, and write when it ends."""
+    if isinstance(image, Failure):
+        job.failures.append(image)
         return
-    if one is not None:
-        job.waiting.append(one)
-    if job.waiting and (one is None or len(job.waiting) == job.batch_size):
-        job.rows += _answer(job)
+    if image is not None:
+        job.waiting.append(image)
+    if job.waiting and (image is None or len(job.waiting) == job.options.batch_size):
+        predictions = job.predictor(np.stack([waiting.pixels for waiting in job.waiting]))
+        job.rows += rows_of(predictions, job.waiting, job.predictor.image_size, job.table)
+        job.count += len(job.waiting)
         job.waiting.clear()
-    if one is None:
+    if image is None:
         _write(job, part)
 
 
-def _answer(job: _Job) -> list[Row]:
-    images = torch.stack([image.image for image in job.waiting]).to(job.device).float().div_(255)
-    with autocast(job.precision, job.device):
-        output = job.classifier(images.contiguous(memory_format=torch.channels_last))
-    job.count += len(job.waiting)
-    return rows_of(job.classifier, output, job.waiting, job.request)
-
-
 def _write(job: _Job, part: Part) -> None:
-    """Write a part: what could not be read first, for the predictions are the sign that all of it is done."""
+    """Write a part: what could not be read first, for the predictions are the sign that it is complete."""
     failures = [*part.failures, *job.failures]
     if failures:
-        told = [
+        rows = [
             {
-                **{"path": printable(each.item.path), "key": printable(each.item.key)},
-                **{"member": printable(each.item.member), "reason": printable(each.reason)},
+                **{"path": printable(failure.item.path), "key": printable(failure.item.key)},
+                **{"member": printable(failure.item.member), "reason": printable(failure.reason)},
             }
-            for each in failures
+            for failure in failures
         ]
-        _put_table(job, _file(job, UNREADABLE, part.number), told, job.tables[1])
-    _put_table(job, _file(job, PREDICTIONS, part.number), job.rows, job.tables[0])
+        _put_table(job, _file(job, UNREADABLE, part.number), rows, job.schemas[1])
+    _put_table(job, _file(job, PREDICTIONS, part.number), job.rows, job.schemas[0])
     job.unreadable += len(failures)
     job.rows, job.failures = [], []
 
@@ -261,7 +258,7 @@ def _put_table(job: _Job, target: Path, rows: list[Row], schema: Any) -> None:
 
 def _put(job: _Job, target: Path, content: bytes) -> None:
     """Write a file whole, although another process may be writing the same one."""
-    own = target.with_name(f".{target.name}.{job.share.rank}")
+    own = target.with_name(f".{target.name}.{job.options.share.rank}")
     write_whole(own, content)
     own.replace(target)
 
@@ -279,7 +276,7 @@ def _rows(file: Path) -> int:
         return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
-            f"{file} is damaged ({error}); remove it and start again: only its part is made anew."
+            f"{file} is damaged ({error}); remove it and start again: only its part is computed again."
         ) from None
 
 

@@ -14,13 +14,11 @@ from PIL import Image
 from heedmap.attribution import METHODS, explain, method_of
 from heedmap.cli.main import main
 from heedmap.errors import OptionError
-from heedmap.inference.attributions import attribution_options, computed_lines, with_computed
-from heedmap.inference.reading import read_item
-from heedmap.inference.sources import Item
-from heedmap.inference.torch_predictor import prediction_of
+from heedmap.inference.predictor import AttributionOptions
+from heedmap.inference.reading import decode
+from heedmap.inference.torch_predictor import TorchPredictor, checked_methods
 from heedmap.runs import Run
-from heedmap.types import Output
-from heedmap.workflows.visualize import visualize
+from heedmap.workflows.visualize import VisualizeOptions, visualize
 
 
 def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
@@ -34,11 +32,10 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
     wide, narrow = (Image.open(io.BytesIO(panel.read_bytes())).width for panel in panels)
     assert wide - narrow == 2 * (256 + 16)
     classifier = Run.open(finished_run).classifier()
-    one = read_item(Item(str(image)), "000", classifier.image_size)
-    assert not isinstance(one, tuple)
+    pixels = decode(image, classifier.image_size).pixels
     with np.load(out / "maps" / "000.npz") as arrays:
         for method in ("grad-cam", "layer-cam"):
-            wanted = explain(classifier, torch.from_numpy(one.image)[None].float() / 255, method).values[0, 0]
+            wanted = explain(classifier, torch.from_numpy(pixels)[None].float() / 255, method).values[0, 0]
             np.testing.assert_allclose(arrays[f"map_{method}"], wanted.numpy(), rtol=1e-4, atol=1e-6)
     with (out / "predictions.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -46,16 +43,12 @@ def test_named_maps_are_drawn_beside_the_learned_ones_and_kept_raw(
 
 
 def test_the_class_asked_about_is_named_under_the_image(finished_run: Path, cue_folder: Path) -> None:
-    classifier = Run.open(finished_run).classifier().eval()
-    one = read_item(Item(str(cue_folder / "test" / "red" / "000.png")), "000", classifier.image_size)
-    assert not isinstance(one, tuple)
-    images = torch.from_numpy(one.image)[None].float() / 255
-    with torch.inference_mode():
-        output: Output = classifier(images)
-        asked = attribution_options(classifier.classes, ("grad-cam", "guided-backprop", "rise"), "green")
-        (answer,) = with_computed(classifier, images, [prediction_of(classifier, output, 0)], asked)
+    classifier = Run.open(finished_run).classifier()
+    pixels = decode(cue_folder / "test" / "red" / "000.png", classifier.image_size).pixels
+    attributions = AttributionOptions(("grad-cam", "guided-backprop", "rise"), "green")
+    answer = TorchPredictor(classifier, attributions=attributions)(pixels[None])[0]
 
-    lines = list(computed_lines(answer))
+    lines = answer.notes
     assert len(lines) == 3
     assert lines[0].startswith("grad-cam at backbone.stage3 for green, computed afterwards: ")
     assert METHODS["guided-backprop"].warning in lines[1]
@@ -73,7 +66,14 @@ def test_every_rule_of_the_scale_and_a_query_go_with_computed_maps(
 ) -> None:
     images = sorted((cue_folder / "test" / "red").iterdir())[:3]
     classifier = Run.open(finished_run).classifier()
-    done = visualize(classifier, images, tmp_path / "out", methods=["input-x-gradient"], scale=scale, query=images[0])
+    done = visualize(
+        classifier,
+        images,
+        tmp_path / "out",
+        methods=["input-x-gradient"],
+        query=images[0],
+        options=VisualizeOptions(scale=scale),
+    )
     assert done.count == 3
 
 
@@ -106,11 +106,15 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_left(
     assert not (tmp_path / "maps").exists()
 
 
-def test_a_class_may_be_given_by_its_index() -> None:
-    assert attribution_options(("a", "b"), ("grad-cam", "grad-cam"), 1).target == 1
-    assert attribution_options(("a", "b"), ("grad-cam", "grad-cam"), 1).methods == ("grad-cam",)
-    with pytest.raises(OptionError, match="Class 2 does not exist"):
-        attribution_options(("a", "b"), ("grad-cam",), 2)
+def test_a_class_may_be_given_by_its_index(finished_run: Path) -> None:
+    classifier = Run.open(finished_run).classifier()
+    view = np.zeros((1, 3, classifier.image_size, classifier.image_size), np.uint8)
+    predictor = TorchPredictor(classifier, attributions=AttributionOptions(("grad-cam", "grad-cam"), 1))
+    assert predictor.maps[-1:] == ("grad-cam",) != predictor.maps[-2:-1]
+    assert predictor(view)[0].maps["grad-cam"].target == 1
+    with pytest.raises(OptionError, match="Class 99 "):
+        TorchPredictor(classifier, attributions=AttributionOptions(("grad-cam",), 99))
+    assert checked_methods(AttributionOptions(("rise", "rise"))) == ("rise",)
 
 
 @pytest.mark.parametrize(

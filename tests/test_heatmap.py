@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from heedmap.types import AttentionMap
-from heedmap.visualization.heatmap import (
-    COLOURS,
+from heedmap.visualization.heatmap import COLOURS, heatmap, hottest, is_flat, overlay, peak_text, scale_of
+from heedmap.visualization.panel import (
     PAPER,
     RIGHT,
     WRONG,
@@ -17,14 +17,8 @@ from heedmap.visualization.heatmap import (
     _fit,
     _font,
     _write,
-    heatmap,
-    hottest,
-    is_flat,
+    draw_panel,
     legend,
-    overlay,
-    panel,
-    peak_text,
-    scale_of,
 )
 
 
@@ -165,7 +159,7 @@ def test_a_legend_runs_from_the_first_colour_to_the_last() -> None:
 def test_a_panel_has_a_column_for_the_image_and_one_for_each_map() -> None:
     image = Image.new("RGB", (90, 90), (30, 90, 160))
     one, three = (
-        panel([Row(image, "image", (drawn_map(torch.eye(4)),) * count)], Caption("sea", 0.9), tile=100)
+        draw_panel([Row(image, "image", (drawn_map(torch.eye(4)),) * count)], Caption("sea", 0.9), tile=100)
         for count in (1, 3)
     )
     assert three.width - one.width == 2 * (100 + 16)
@@ -175,7 +169,7 @@ def test_a_panel_has_a_column_for_the_image_and_one_for_each_map() -> None:
 def test_a_map_that_is_flat_to_rounding_gets_no_ring() -> None:
     def ringed(values: torch.Tensor) -> bool:
         row = Row(Image.new("RGB", (64, 64)), "image", (AttentionMap(values, "a", "", 0.0, 1e9),))
-        return has_colour(panel([row], Caption("sea", 0.5)).crop((294, 92, 550, 348)), (255, 255, 255))
+        return has_colour(draw_panel([row], Caption("sea", 0.5)).crop((294, 92, 550, 348)), (255, 255, 255))
 
     even = torch.full((4, 4), 1 / 16)
     assert not ringed(even + 1e-7 * torch.eye(4))
@@ -191,7 +185,8 @@ def test_a_map_that_is_flat_to_rounding_gets_no_ring() -> None:
 def test_a_second_row_and_a_note_make_the_panel_taller() -> None:
     row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),), top=(("sea", 0.9), ("ice", 0.1)))
     heights = [
-        panel(rows, Caption("sea", 0.9), note).height for rows, note in (([row], ""), ([row], "a\nb"), ([row] * 2, ""))
+        draw_panel(rows, Caption("sea", 0.9), note).height
+        for rows, note in (([row], ""), ([row], "a\nb"), ([row] * 2, ""))
     ]
     assert heights[0] < heights[1] < heights[2]
 
@@ -200,7 +195,7 @@ def test_right_and_wrong_have_their_colour_and_an_unknown_truth_has_none() -> No
     row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),))
     found = {}
     for label in ("sea", "ice", None):
-        drawn = panel([row], Caption("sea", 0.9, label)).crop((0, 0, 560, 60))
+        drawn = draw_panel([row], Caption("sea", 0.9, label)).crop((0, 0, 560, 60))
         found[label] = has_colour(drawn, RIGHT), has_colour(drawn, WRONG)
     assert found == {"sea": (True, False), "ice": (False, True), None: (False, False)}
 
@@ -209,7 +204,7 @@ def test_a_box_is_outlined_where_it_is_given() -> None:
     row = Row(Image.new("RGB", (90, 90), (30, 90, 160)), "image", (drawn_map(torch.eye(4)),))
     one, other = (0.25, 0.25, 0.75, 0.75), (0.1, 0.4, 0.2, 0.9)
     plain, boxed, both, alone = (
-        np.asarray(panel([row], Caption("sea", 0.9), boxes=boxes, tile=100))
+        np.asarray(draw_panel([row], Caption("sea", 0.9), boxes=boxes, tile=100))
         for boxes in ((), (one,), (one, other), (other,))
     )
     assert ((both != plain) == ((boxed != plain) | (alone != plain))).all()
@@ -234,12 +229,12 @@ def test_a_name_that_holds_the_end_of_a_line_is_drawn_on_one(end: str) -> None:
     assert _fit(f"Zürich{end}See", 12, 500).split(end) == ["Zürich", "See"]
     assert _drawable(f"a{end}b") == f"a{' ' * len(end)}b"
     row = Row(Image.new("RGB", (90, 90)), f"Zürich{end}See.png", (drawn_map(torch.eye(4)),))
-    panel([row], Caption("sea", 0.5, None, f"Zürich{end}See.png"))
+    draw_panel([row], Caption("sea", 0.5, None, f"Zürich{end}See.png"))
 
 
 def test_other_writing_than_ascii_can_always_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heedmap.visualization.heatmap._other_font", lambda size: None)
+    monkeypatch.setattr("heedmap.visualization.panel._other_font", lambda size: None)
     assert _drawable("café") == "cafe"
     assert _drawable("猫") == "?"
     row = Row(Image.new("RGB", (90, 90)), "image", (drawn_map(torch.eye(4)),))
-    panel([row], Caption("Ägypten 猫", 0.9))
+    draw_panel([row], Caption("Ägypten 猫", 0.9))
