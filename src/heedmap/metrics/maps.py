@@ -1,7 +1,7 @@
-"""Ask any classifier, and any map, without leaving a trace in the network.
+"""What the metrics of maps share: logits and maps of many images, from any classifier and any map function.
 
-What the metrics of maps share. They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and
-a map as a function of it, so learned attention, an attribution and a user's own idea are evaluated by the same lines.
+They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and a map as a function of it, so
+learned attention, an attribution and a user's own idea are evaluated by the same lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from heedmap.errors import DataError, ModelError, nearest
 from heedmap.metrics.localization.baselines import centre, edges
 from heedmap.models.classifier import combined_map
-from heedmap.modules import fitted
+from heedmap.modules import fitted, logits_of
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
@@ -25,7 +25,7 @@ MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over images with its 95 % interval (normal; it says how far few images may mislead, not other seeds).
+    """A mean over images with its 95 % interval (normal; over images, not over seeds).
 
     Attributes:
         mean: over images.
@@ -38,7 +38,7 @@ class Score:
 
 
 def score(values: Tensor) -> Score:
-    """Summarise one value for each image (N,); all NaN where there is no image."""
+    """Summarise one value an image (N,); all NaN where there is no image."""
     values = values.double()
     if not len(values):
         return Score(math.nan, math.nan, math.nan)
@@ -47,49 +47,35 @@ def score(values: Tensor) -> Score:
     return Score(mean, mean - reach, mean + reach)
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (B, K) of a model that answers with a tensor or with something that has ``logits``.
-
-    Raises:
-        ModelError: for any other answer.
-    """
-    answer = model(images)
-    logits = getattr(answer, "logits", answer)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(answer).__name__
-        raise ModelError(f"The model answers {found}; logits (B, K), or a result with .logits, are needed.")
-    return logits
-
-
 @torch.no_grad()
 def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits (N, K) of all images, on the CPU."""
+    """Return the logits (N, K) of all images, on the CPU."""
     return torch.cat([logits_of(model, fitted(model, part)).cpu() for part in images.split(batch_size)])
 
 
 def all_maps(
     name: str, function: MapFunction, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int
 ) -> Tensor:
-    """Ask a map function for all images.
+    """Compute the maps of all images.
 
     Returns:
         (N, h, w) on the CPU, at least float32, without gradient.
 
     Raises:
-        ModelError: a map of another shape, or with values that are not finite; the message says ``name``.
+        ModelError: a map of another shape, or with values that are not finite; the message names it.
     """
     parts = []
-    for some, aims in zip(images.split(batch_size), targets.split(batch_size), strict=True):
-        there = fitted(model, some)
+    for batch, labels in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+        batch = fitted(model, batch)
         with torch.enable_grad():
-            values = function(model, there, aims.to(there.device))
-        parts.append(_read(name, values, len(some)))
+            values = function(model, batch, labels.to(batch.device))
+        parts.append(_checked(name, values, len(batch)))
     if len({part.shape[1:] for part in parts}) != 1:
         raise ModelError(f"Map {name!r} changes its size between batches; one size is needed.")
     return torch.cat(parts)
 
 
-def _read(name: str, values: Tensor, count: int) -> Tensor:
+def _checked(name: str, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor):
         raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
     values = values.detach()
@@ -98,7 +84,9 @@ def _read(name: str, values: Tensor, count: int) -> Tensor:
     if values.dim() != 3 or len(values) != count or 0 in values.shape:
         raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
     if not values.isfinite().all():
-        raise ModelError(f"Map {name!r} holds values that are not finite; look at the images and weights it came of.")
+        raise ModelError(
+            f"Map {name!r} holds values that are not finite; look at the images and weights it is made from."
+        )
     return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
 
 
@@ -119,7 +107,7 @@ def check_images(images: Tensor, targets: Tensor | None = None) -> None:
 def learned_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the attention that the classifier used, (B, h, w): all taps combined (see ``combined_map``).
 
-    A :data:`MapFunction`; the target plays no part.
+    A :data:`MapFunction`; it does not depend on the target.
 
     Raises:
         ModelError: the model gives no attention.
@@ -158,10 +146,10 @@ def explained(method: str, layer: str | None = None, settings: Mapping[str, Any]
     """
     from heedmap.attribution import explain
 
-    def ask(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def attribution(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         return explain(model, images, method, targets, layer, settings).values[:, 0]
 
-    return ask
+    return attribution
 
 
 def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -170,5 +158,5 @@ def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def edge_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return how steep the image itself is, (B, H, W); a :data:`MapFunction` that never asks the model."""
+    """Return how steep the image itself is, (B, H, W); a :data:`MapFunction` that never runs the model."""
     return edges(images)[:, 0]

@@ -1,6 +1,6 @@
-"""Maps that know nothing of what a network learned; a score means little without theirs beside it.
+"""Maps and points that know nothing of what a network learned; a figure means little without theirs beside it.
 
-``centre``       an even Gaussian around the middle, the baseline of Choe et al. (2020).
+``centre``       a Gaussian around the middle, the baseline of Choe et al. (2020).
 ``centre box``   a pyramid: its levels are all centred squares, so that MaxBoxAcc finds the best box of one size.
 ``uniform``      the same everywhere: what the share of the image that the objects cover is worth.
 ``random``       noise on a coarse grid, interpolated like any map.
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-__all__ = ["FIXED_BASELINES", "centre", "edges", "fixed_baselines"]
-
 GRID = 14  # cells of the noise along a side: as many as the deepest features of most networks at 224 pixels have
-RANDOM_MAPS = 64  # then they come round again: their components need to be found only once
+RANDOM_MAPS = 64  # then they repeat: their components need to be found only once
 SPREAD = 0.25  # standard deviation of the Gaussian in shares of the image; only the order of its values matters much
 
 FIXED_BASELINES = ("centre", "centre box", "uniform", "random")
@@ -46,19 +44,19 @@ def fixed_baselines(size: int, seed: int) -> dict[str, Tensor]:
 
 
 def centre(height: int, width: int) -> Tensor:
-    """The Gaussian around the middle, (height, width)."""
+    """Return the Gaussian around the middle, (height, width)."""
     row, column = ((torch.arange(side) + 0.5) / side - 0.5 for side in (height, width))
     return torch.exp(-(row[:, None] ** 2 + column[None, :] ** 2) / (2 * SPREAD**2))
 
 
 def edges(images: Tensor) -> Tensor:
-    """Steepness of the image's brightness: the length of the Sobel gradient.
+    """Return how steep the image's brightness is: the length of the Sobel gradient.
 
     Args:
         images: (M, 3, H, W) RGB, uint8 or in [0, 1].
 
     Returns:
-        (M, 1, H, W) float32, where the images are.
+        (M, 1, H, W) float32, on the images' device.
     """
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
     grey = (images.float() * weights[:, None, None]).sum(1, keepdim=True)
