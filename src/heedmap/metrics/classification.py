@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from heedmap.errors import DataError, ModelError
 
 BINS = 15
+_PLAIN = ("count", "top1", "top5", "nll", "ece")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,22 @@ class ClassificationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers, strings, lists and dicts, ready for JSON."""
-        plain = {name: getattr(self, name) for name in ("count", "top1", "top5", "nll", "ece")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
             "classes": list(self.classes),
             "per_class": [asdict(scores) for scores in self.per_class],
             "confusion": self.confusion.tolist(),
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ClassificationReport:
+        """Return the report that :meth:`as_dict` has written, whatever else the content holds."""
+        return cls(
+            **{name: content[name] for name in _PLAIN},
+            classes=tuple(content["classes"]),
+            per_class=tuple(ClassScores(**scores) for scores in content["per_class"]),
+            confusion=torch.tensor(content["confusion"]),
+        )
 
 
 def classification_report(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> ClassificationReport:
@@ -111,8 +122,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
 
     The confidence of an image is its largest probability. Images are sorted by confidence into ``bins`` bins of
     equal width, (0, 1/15], (1/15, 2/15], ...; the error is the mean over images of
-    | accuracy - mean confidence | of the image's bin. 0: of the images predicted with 80 % confidence, 80 % are correct.
-    Few images make it look worse than it is: the accuracy of a bin is then noise.
+    | accuracy - mean confidence | of the image's bin. 0: of the images predicted with 80 % confidence, 80 % are
+    correct. Few images make it look worse than it is: the accuracy of a bin is then noise.
 
     Args:
         probabilities: (N, K), rows sum to one.
@@ -181,7 +192,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of ``count`` images (Wilson 1927, without continuity correction).
 
     It states how far the figure may be off because the test set is small, not how much another seed would change it.
-    ``scipy.stats.binomtest(...).proportion_ci("wilson")`` takes whole numbers of images alone; a share may count halves.
+    SciPy's (``binomtest(...).proportion_ci``) takes whole numbers of images only; a share may count half an image.
     """
     z = 1.959964
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)

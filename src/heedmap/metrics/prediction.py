@@ -57,7 +57,7 @@ class DatasetPredictions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
+class ComputeOptions:
     """Where and how a network runs over a data set.
 
     Attributes:
@@ -67,14 +67,14 @@ class Computing:
         workers: threads that decode; None takes the processor's cores.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     precision: str = "float32"
     memory: float | None = None
     workers: int | None = None
 
 
 def predict_dataset(
-    classifier: AttentionClassifier, images: ImageDataset, computing: Computing, *, mirrored: bool = False
+    classifier: AttentionClassifier, images: ImageDataset, computing: ComputeOptions, *, mirrored: bool = False
 ) -> DatasetPredictions:
     """Predict all images, or their mirror images; the attention is kept where the objects' boxes are known."""
     began = time.perf_counter()
@@ -90,7 +90,7 @@ def predict_dataset(
 def _predict_batches(
     classifier: AttentionClassifier,
     batches: Iterable[Batch],
-    computing: Computing,
+    computing: ComputeOptions,
     *,
     keep_attention: bool,
     mirrored: bool,

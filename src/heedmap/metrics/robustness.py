@@ -97,6 +97,11 @@ class RobustnessReport:
         return asdict(self)
 
 
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise OptionError(f"epsilon = {epsilon} is out of range; pixels run from 0 to 1, so write 8/255 and not 8.")
+
+
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """Move every pixel by ``epsilon`` in the direction that raises the loss: x + epsilon sign(dL/dx), within [0, 1].
 
@@ -365,8 +370,3 @@ def masking(rows: Sequence[RobustnessRow], silent: float, count: int) -> tuple[s
         if attack == "pgd" and epsilon >= 16 / 255 and accuracy > 0.5 * table[attack, 0.0] + slack:
             found.append(f"{result}, more than half of the clean accuracy: rare without masked gradients; look closer.")
     return tuple(found)
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 <= epsilon <= 1:
-        raise OptionError(f"epsilon = {epsilon} is out of range; pixels run from 0 to 1, so write 8/255 and not 8.")

@@ -163,7 +163,8 @@ class _Path:
     def of(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return where the image starts and ends (3, H, W), and the ranks of its pixels (H * W,)."""
         image = self.mapped.images[row : row + 1]
-        ranks = _ranked(self.mapped.maps, row, *image.shape[2:], self.seed)
+        height, width = image.shape[2:]
+        ranks = _ranked(self.mapped.maps, row, height, width, self.seed)
         ends = (image[0], stand_in(image, self.baseline)[0])
         return (*(ends if self.is_deletion else ends[::-1]), ranks)
 

@@ -97,7 +97,8 @@ def imputed(image: Tensor, removed: Tensor, noise: float, generator: torch.Gener
 def _linear_system(gone: NDArray[np.bool_], pixels: NDArray[np.float64]) -> tuple[object, NDArray[np.float64]]:
     """Return matrix (n, n) and right side (n, C).
 
-    For each removed i: sum_j w_ij x_i - sum_(j removed) w_ij x_j = known part. j runs over the neighbours that lie in the image, n counts the removed pixels.
+    For each removed i: sum_j w_ij x_i - sum_(j removed) w_ij x_j = known part.
+    j runs over the neighbours that lie in the image, n counts the removed pixels.
     """
     from scipy.sparse import csc_matrix
 

@@ -15,7 +15,7 @@ from heedmap.data.decoding import crop_box
 from heedmap.errors import OptionError
 from heedmap.files import printable
 from heedmap.inference.boxes import Box, boxes_of
-from heedmap.metrics.localization.localize import hottest_points
+from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.models.classifier import AttentionClassifier, combined_map
 from heedmap.types import Output
 from heedmap.visualization.heatmap import FLAT
