@@ -7,6 +7,7 @@ from typing import Any
 
 from heedmap.files import printable
 from heedmap.inference.predictor import Predictor
+from heedmap.report import page_template
 
 
 def index_page(
@@ -25,12 +26,7 @@ def index_page(
         unreadable: (path, reason) of those passed over.
         notes: sentences for the user.
     """
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", "workflows/visualize"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return pages.get_template("index.html.jinja").render(
+    return page_template("index.html.jinja", "workflows/visualize").render(
         entries=entries,
         count=count,
         classes=sorted({entry["predicted"] for entry in entries}),
