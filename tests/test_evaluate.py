@@ -224,7 +224,7 @@ def test_a_number_of_threads_that_cannot_be_is_refused(finished_run: Path, refus
 def test_unknown_and_missing_classes_are_named(cue_folder: Path) -> None:
     splits = open_data(str(cue_folder))
     assert EvaluationData.of_splits(splits, ("red", "blue", "green")).labels.bincount().tolist() == [12, 12, 12]
-    with pytest.raises(DataError, match="'red'.*'reed'"):
+    with pytest.raises(DataError, match=r"'red'.*'reed'"):
         EvaluationData.of_splits(splits, ("blue", "green", "reed"))
     with pytest.raises(DataError, match="'yellow'"):
         EvaluationData.of_splits(splits, ("blue", "green", "red", "yellow"))

@@ -156,8 +156,8 @@ def test_no_map_deletes_or_inserts_better_than_a_linear_models_own_weights(model
         grown = removal.insertion(model, MappedImages(white, targets, maps), step=1, baseline="black").area[0].item()
         areas[name + " grown"] = grown
     many = torch.rand(300, SIDE, SIDE, generator=generator)
-    chance = removal.deletion(model, MappedImages(white[:1].expand(300, -1, -1, -1), torch.ones(300).long(), many), step=1,
-                              baseline="black").area  # fmt: skip
+    mapped = MappedImages(white[:1].expand(300, -1, -1, -1), torch.ones(300).long(), many)
+    chance = removal.deletion(model, mapped, step=1, baseline="black").area
     assert areas["perfect"] < chance.min().item() <= chance.max().item() < areas["worst"]
     assert areas["worst grown"] < areas["perfect grown"]
 
@@ -339,8 +339,8 @@ def test_the_table_sets_perfect_random_and_centre_beside_each_other(model, weigh
     assert set(rows["perfect"].scores) == {
         "deletion", "insertion", "road_most", "road_least", "road", "average_drop", "increase"
     }  # fmt: skip
-    first = removal.deletion(model, MappedImages(images, torch.ones(24).long(), perfect_map(model, images, None)), step=4,
-                             baseline="black")  # fmt: skip
+    mapped = MappedImages(images, torch.ones(24).long(), perfect_map(model, images, None))
+    first = removal.deletion(model, mapped, step=4, baseline="black")
     assert rows["perfect"].scores["deletion"] == score(first.area)
     assert report.count == 24
     assert report.as_dict()["rows"][0]["sentence"] == rows["perfect"].sentence
@@ -479,10 +479,9 @@ def test_a_score_is_a_mean_with_its_normal_interval():
 )
 def test_what_cannot_be_evaluated_is_refused(model, small_images, change, error, word):
     given = {"model": model, "images": small_images, "methods": {"perfect": perfect_map}} | change
+    chosen = {name: given.pop(name) for name in ("measures", "step", "shares") if name in given}
     with pytest.raises(error, match=word):
-        names = [name for name in ("measures", "step", "shares") if name in given]
-        given["options"] = FaithfulnessOptions(**{name: given.pop(name) for name in names})
-        evaluate_faithfulness(**given)
+        evaluate_faithfulness(**given, options=FaithfulnessOptions(**chosen))
 
 
 def test_unknown_orders_and_misfitting_maps_are_refused(model, small_images, targets, maps):

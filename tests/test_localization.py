@@ -12,13 +12,12 @@ from heedmap.data.digit_scenes import digit_scenes
 from heedmap.data.masks import TensorMask
 from heedmap.errors import DataError, OptionError
 from heedmap.metrics.classification import wilson_interval
-from heedmap.metrics.localization.baselines import edges, fixed_baselines
 from heedmap.metrics.localization.components import components
 from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 from heedmap.metrics.localization.measures import Truth, masks_of, measure, near, otsu_levels, prepared, scaled
 from heedmap.metrics.localization.pointing_game import pointing_table
-from heedmap.metrics.localization.report import METRICS, YES_NO
-from heedmap.metrics.statistics.bootstrap import Bootstrap
+from heedmap.metrics.localization.report import METRICS, YES_NO, Bootstrap
+from heedmap.metrics.maps import edges, fixed_baselines
 
 SIDE = 16
 

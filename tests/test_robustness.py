@@ -295,9 +295,9 @@ def test_a_saturated_model_gets_a_warning(small):
 )
 def test_what_cannot_be_attacked_is_refused(weight, small, change, error, word):
     given = {"models": {"sum": Sum(weight)}, "images": small, "labels": torch.zeros(5).long()} | change
+    chosen = {key: given.pop(key) for key in ("attacks", "epsilons") if key in given}
     with pytest.raises(error, match=word):
-        given["options"] = RobustnessOptions(**{key: given.pop(key) for key in ("attacks", "epsilons") if key in given})
-        evaluate_robustness(**given)
+        evaluate_robustness(**given, options=RobustnessOptions(**chosen))
 
 
 def test_attacks_that_do_not_move_are_refused(weight, small):

@@ -441,7 +441,7 @@ def test_learned_attention_of_heedmaps_own_net_is_evaluated_like_any_map(images)
     ],
 )
 def test_what_cannot_be_randomized_is_refused(model, images, change, error, word):
+    given = {"model": model, "images": images, "method": edge_map} | change
+    chosen = {key: given.pop(key) for key in ("layers", "most") if key in given}
     with pytest.raises(error, match=word):
-        given = {"model": model, "images": images, "method": edge_map} | change
-        options = RandomizationOptions(**{key: given.pop(key) for key in ("layers", "most") if key in given})
-        randomization_check(**given, options=options)
+        randomization_check(**given, options=RandomizationOptions(**chosen))

@@ -106,7 +106,7 @@ def test_images_are_counted_in_pairs() -> None:
     assert (found.images, found.only_control, found.only_other) == (10, 1, 3)
     assert found.difference == pytest.approx(0.2)
     assert found.low < 0.2 < found.high
-    with pytest.raises(ValueError, match="10 .* 9"):
+    with pytest.raises(ValueError, match=r"10 .* 9"):
         within_seed(control, other[:9])
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def test_a_control_must_see_the_same_images(finished_run: Path, copied_run: Path
     run, other = Run.open(finished_run), Run.open(copied_run)
     assert control_of(other, run.classifier()).classes == run.classifier().classes
     other.config["architecture"]["classes"] = ["red", "green", "blue"]
-    with pytest.raises(RunError, match="classes .*'red'"):
+    with pytest.raises(RunError, match=r"classes .*'red'"):
         control_of(other, run.classifier())
 
 

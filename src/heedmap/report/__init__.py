@@ -212,8 +212,8 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
         ("Accuracy", "On the validation set.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=best)),
         (
             "Attention peak",
-            "The largest weight of a map, mean over images. With softmax 1 is a single point, and a flat low line stayed "
-            "uniform; for gates 1 is open and 0 is closed.",
+            "The largest weight of a map, mean over images. With softmax 1 is a single point, and a flat low line "
+            "stayed uniform; for gates 1 is open and 0 is closed.",
             peaks,
             line_chart("Attention peak by epoch", peaks, from_zero=True, mark=best),
         ),

@@ -17,7 +17,6 @@ from heedmap.data.annotations.annotations import Annotations
 from heedmap.data.dataset import ImageDataset
 from heedmap.errors import DataError, OptionError
 from heedmap.metrics.classification import wilson_interval
-from heedmap.metrics.localization.baselines import FIXED_BASELINES, edges, fixed_baselines
 from heedmap.metrics.localization.components import DELTAS, LEVELS
 from heedmap.metrics.localization.measures import (
     IGNORED,
@@ -36,10 +35,11 @@ from heedmap.metrics.localization.report import (
     METRICS,
     PER_IMAGE,
     YES_NO,
+    Bootstrap,
     LocalizationReport,
     ScoreWithInterval,
 )
-from heedmap.metrics.statistics.bootstrap import Bootstrap
+from heedmap.metrics.maps import FIXED_BASELINES, edges, fixed_baselines
 from heedmap.progress import Progress
 from heedmap.system import cores
 
