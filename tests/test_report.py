@@ -165,7 +165,7 @@ def test_many_classes_become_a_shaded_square_instead_of_a_table() -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="report.html"):
+    with pytest.raises(DataError, match=r"report\.html"):
         write_report(data(), tmp_path / "none" / "report.html")
     assert write_report(data(), tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 

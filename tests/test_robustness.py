@@ -172,8 +172,8 @@ def test_accuracy_and_fooling_are_those_of_a_model_known_by_hand():
     weight = torch.full((3, 4, 4), 25.5 / 48)  # a tenth of a logit for each grey level
     levels = torch.tensor([100.5, 102.5, 200.0, 50.0])
     images = (levels / 255)[:, None, None, None].expand(4, 3, 4, 4).contiguous()
-    report = evaluate_robustness({"sum": Sum(weight, bar=10.0)}, images, torch.ones(4).long(), RobustnessOptions(attacks=("fgsm", "pgd"),
-                        epsilons=(1 / 255, 4 / 255)))  # fmt: skip
+    options = RobustnessOptions(attacks=("fgsm", "pgd"), epsilons=(1 / 255, 4 / 255))
+    report = evaluate_robustness({"sum": Sum(weight, bar=10.0)}, images, torch.ones(4).long(), options)
     rows = {(row.attack, round(row.epsilon * 255)): row for row in report.models["sum"]}
     for attack in ("fgsm", "pgd"):
         assert [rows[attack, level].accuracy for level in (0, 1, 4)] == [0.75, 0.5, 0.25]

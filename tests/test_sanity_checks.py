@@ -1,4 +1,4 @@
-"""Randomizing weights: similarity against slow definitions, weights put back, and verdicts that are known in advance."""
+"""Randomized weights: similarity against slow definitions, weights restored, and verdicts known in advance."""
 
 import math
 
