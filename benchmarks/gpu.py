@@ -45,7 +45,9 @@ from heedmap.config import TrainOptions
 from heedmap.errors import HeedmapError
 from heedmap.progress import Progress
 from heedmap.types import EpochReport
+from heedmap.workflows.evaluate.data import OFFLINE
 from heedmap.workflows.evaluate.evaluate import evaluate
+from heedmap.workflows.evaluate.suites import EvaluateOptions
 from heedmap.workflows.train.train import train
 
 WANTED, WITHIN = 0.94, 10.0  # of the test part, seconds of the loop
@@ -151,7 +153,8 @@ def _trained_once(data: str, root: str, epochs: int | None, batch: int, seed: in
         )  # fmt: skip
         run = train(options, progress=loop)
         whole = time.perf_counter() - began
-        evaluated = evaluate(run, device="cuda" if torch.cuda.is_available() else "cpu", download=False, flips=True)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        evaluated = evaluate(run, options=EvaluateOptions(device=device, flips=True, opening=OFFLINE))
     assert evaluated.top1_with_flips is not None
     return {
         "accuracy": evaluated.report.top1,

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.measuring import ceiling, keep, spread, timed
 from heedmap.data.annotations.annotations import Annotations
-from heedmap.metrics.localization.localize import localize
+from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 
 SIZE = 224
 MAPS = {14: 10_000, 224: 1000}  # cells along a side -> maps evaluated
@@ -36,7 +36,8 @@ def predict_batches(side: int, count: int) -> None:
         source = torch.Generator().manual_seed(int(rows[0]))
         return torch.rand(len(rows), 1, side, side, generator=source)
 
-    localize({"maps": maps}, drawn(count, torch.Generator().manual_seed(0)), size=SIZE)
+    annotations = drawn(count, torch.Generator().manual_seed(0))
+    evaluate_localization({"maps": maps}, annotations, LocalizationOptions(size=SIZE))
 
 
 def main(rounds: int = 1) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from conftest import write_cue_part
 from heedmap import OnnxClassifier, TrainOptions, evaluate, explain, export, train
 from heedmap.progress import Progress
 from heedmap.types import StepReport
-from heedmap.workflows.evaluate.suites import Wanted
+from heedmap.workflows.evaluate.suites import EvaluateOptions
 
 METHODS = (
     *("attention", "saliency", "smoothgrad", "integrated-gradients", "input-x-gradient", "guided-backprop"),
@@ -61,8 +61,8 @@ def figures(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     found = OnnxClassifier(file.path, threads=1)(np.stack([pixels] * 2))
     arrays["onnx logits"] = found["logits"]
     arrays |= {f"onnx map {name}": values for name, values in found["maps"].items()}
-    wanted = Wanted(suites=("accuracy", "faithfulness", "robustness"), limit=6)
-    evaluation = evaluate(run, wanted=wanted).as_dict()
+    chosen = EvaluateOptions(suites=("accuracy", "faithfulness", "robustness"), limit=6)
+    evaluation = evaluate(run, options=chosen).as_dict()
     numbers = {
         "losses": steps.losses[:20],
         "weights": hashlib.sha256("".join(parts).encode()).hexdigest(),

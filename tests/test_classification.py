@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from heedmap.errors import DataError, ModelError
-from heedmap.metrics.classification import calibration_error, classification_report, confusion_table
+from heedmap.metrics.classification import (
+    ClassificationReport,
+    calibration_error,
+    classification_report,
+    confusion_table,
+)
 
 CLASSES = tuple("abcdefg")
 
@@ -85,7 +90,7 @@ def test_a_bin_owns_its_right_edge() -> None:
     assert calibration_error(probabilities, torch.tensor([0, 1]), bins=2) == pytest.approx(1.1 / 2, abs=1e-12)
 
 
-def test_a_sure_and_right_classifier_is_perfect_and_a_sure_and_wrong_one_is_fully_miscalibrated() -> None:
+def test_a_confident_and_correct_classifier_is_perfect_and_a_confident_and_wrong_one_is_fully_miscalibrated() -> None:
     labels = torch.tensor([0, 1, 2])
     right = classification_report(1000 * torch.eye(3), labels, CLASSES[:3])
     wrong = classification_report(1000 * torch.eye(3), labels.roll(1), CLASSES[:3])
@@ -111,7 +116,7 @@ def test_top5_is_one_where_there_are_five_classes_or_fewer() -> None:
     assert report.top5 == 1.0
 
 
-def test_half_precision_logits_are_judged_in_double_precision() -> None:
+def test_half_precision_logits_are_evaluated_in_double_precision() -> None:
     logits = torch.randn(64, 7, generator=torch.Generator().manual_seed(3)).bfloat16()
     labels = torch.arange(64) % 7
     low, high = (classification_report(values, labels, CLASSES) for values in (logits, logits.double()))
@@ -123,6 +128,7 @@ def test_the_report_becomes_json_without_loss(answers: tuple[Tensor, Tensor]) ->
     report = classification_report(*answers, CLASSES)
     plain = report.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert ClassificationReport.from_dict(plain).as_dict() == plain
     assert set(plain) == {"count", "classes", "top1", "top5", "nll", "ece", "per_class", "confusion"}
     assert plain["per_class"][0]["name"] == "a"
     assert sum(map(sum, plain["confusion"])) == 200
@@ -131,22 +137,22 @@ def test_the_report_becomes_json_without_loss(answers: tuple[Tensor, Tensor]) ->
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "words"),
     [
-        (torch.zeros(2, 3), torch.tensor([0, 1]), ModelError, r"\(2, 3\) do not fit 2 classes"),
-        (torch.zeros(2), torch.tensor([0, 1]), ModelError, r"\(N, K\) is needed"),
-        (torch.zeros(2, 2), torch.tensor([0]), DataError, "do not fit 2 images"),
-        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), DataError, "no images to evaluate"),
-        (torch.zeros(2, 2), torch.tensor([0.0, 1.0]), DataError, "float32 are no class indices"),
-        (torch.zeros(2, 2), torch.tensor([0, 2]), DataError, r"Label 2 lies outside 0 \.\. 1"),
-        (torch.zeros(2, 2), torch.tensor([-1, 1]), DataError, r"Label -1 lies outside 0 \.\. 1"),
+        (torch.zeros(2, 3), torch.tensor([0, 1]), ModelError, r"\(2, 3\)"),
+        (torch.zeros(2), torch.tensor([0, 1]), ModelError, r"\(2,\)"),
+        (torch.zeros(2, 2), torch.tensor([0]), DataError, "2 images"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), DataError, "no images"),
+        (torch.zeros(2, 2), torch.tensor([0.0, 1.0]), DataError, "float32"),
+        (torch.zeros(2, 2), torch.tensor([0, 2]), DataError, "Label 2"),
+        (torch.zeros(2, 2), torch.tensor([-1, 1]), DataError, "Label -1"),
         (
             torch.tensor([[0.0, math.nan], [0.0, 1.0]]),
             torch.tensor([0, 1]),
             ModelError,
-            "1 of 2 images are not finite",
+            "1 of 2 images",
         ),
     ],
 )
-def test_what_cannot_be_judged_is_refused_in_one_line(
+def test_what_cannot_be_evaluated_is_refused_in_one_line(
     logits: Tensor, labels: Tensor, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:

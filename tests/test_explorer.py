@@ -39,7 +39,7 @@ from heedmap.attribution import METHODS, explain
 from heedmap.data import TensorDataset
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, ImageError, OptionError
-from heedmap.metrics.localization.localize import hottest_points
+from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.visualization.heatmap import COLOURS
 
 PLAIN, DOT = 0, 1  # places of the runs

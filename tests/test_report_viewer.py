@@ -31,11 +31,11 @@ def content(page: str) -> dict:
     return json.loads(found[1])
 
 
-def test_a_image_comes_with_its_answer_its_thumbnail_and_its_map() -> None:
-    told = json.loads(viewer_json([image(predicted=1)], CLASSES)[0])
-    assert told["classes"] == list(CLASSES)
-    assert base64.b64decode(told["colours"]) == COLOURS.tobytes()
-    (one,) = told["images"]
+def test_an_image_comes_with_its_prediction_its_thumbnail_and_its_map() -> None:
+    shown_data = json.loads(viewer_json([image(predicted=1)], CLASSES)[0])
+    assert shown_data["classes"] == list(CLASSES)
+    assert base64.b64decode(shown_data["colours"]) == COLOURS.tobytes()
+    (one,) = shown_data["images"]
     assert (one["n"], one["t"], one["p"], one["q"], one["l"]) == ("a.png", 0, 1, 0.75, 0.3)
     assert Image.open(io.BytesIO(base64.b64decode(one["i"]))).size == (144, 144)
     height, width, high, cells = one["m"][0]
@@ -64,7 +64,7 @@ def test_a_page_without_images_has_no_viewer() -> None:
     ("right", "wrong", "most", "kept"),
     [(3, 2, 10, (3, 2)), (100, 5, 10, (5, 5)), (100, 50, 10, (5, 5)), (3, 50, 10, (3, 7)), (0, 50, 10, (0, 10))],
 )
-def test_mistakes_come_before_right_answers_where_there_is_no_room_for_all(right, wrong, most, kept) -> None:
+def test_mistakes_come_before_correct_predictions_where_there_is_no_room_for_all(right, wrong, most, kept) -> None:
     is_right = [True] * right + [False] * wrong
     rows = choose_rows(is_right, most)
     assert rows == sorted(set(rows))
@@ -86,11 +86,11 @@ def test_a_thousand_images_stay_below_ten_megabytes_whatever_their_maps(side, le
 
 
 def test_the_report_of_a_run_shows_every_image_of_its_test_part(finished_run: Path) -> None:
-    told = content((finished_run / "report.html").read_text(encoding="utf-8"))
+    shown_data = content((finished_run / "report.html").read_text(encoding="utf-8"))
     evaluation = json.loads((finished_run / "evaluation.json").read_text(encoding="utf-8"))
-    assert len(told["images"]) == evaluation["count"]
-    assert told["taps"][-1] == "combined"
+    assert len(shown_data["images"]) == evaluation["count"]
+    assert shown_data["taps"][-1] == "combined"
     confusion = np.zeros((3, 3), int)
-    for one in told["images"]:
+    for one in shown_data["images"]:
         confusion[one["t"], one["p"]] += 1
     assert confusion.tolist() == evaluation["confusion"]

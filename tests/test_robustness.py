@@ -1,4 +1,4 @@
-"""Attacks worked out by hand, the ball never left, the model left alone, and masked gradients noticed."""
+"""Attacks worked out by hand, the ball never left, the model unchanged, and masked gradients detected."""
 
 import math
 
@@ -9,12 +9,14 @@ from torch import nn
 from heedmap.errors import DataError, OptionError
 from heedmap.metrics.maps import learned_map
 from heedmap.metrics.robustness import (
+    PgdOptions,
+    RobustnessOptions,
     RobustnessRow,
+    evaluate_robustness,
     fgsm,
     masking,
     noise,
     pgd,
-    robustness,
     stability,
 )
 from heedmap.types import Output
@@ -72,7 +74,9 @@ def test_pgd_of_a_linear_model_ends_where_fgsm_does(weight, small):
     model = Sum(weight)
     expected = fgsm(model, small, labels, SIZE)
     for random_start in (True, False):
-        assert torch.allclose(pgd(model, small, labels, SIZE, random_start=random_start), expected, atol=1e-6)
+        assert torch.allclose(
+            pgd(model, small, labels, SIZE, PgdOptions(random_start=random_start)), expected, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("epsilon", [1 / 255, 16 / 255, 0.5, 1.0])
@@ -80,7 +84,7 @@ def test_pgd_of_a_linear_model_ends_where_fgsm_does(weight, small):
 def test_pgd_never_leaves_the_ball_or_the_range(net, images, epsilon, step_size):
     images = images[:, :, :4, :4]
     for seed in range(3):
-        moved = pgd(net, images, torch.arange(4) % 3, epsilon, step_size=step_size, seed=seed, steps=3)
+        moved = pgd(net, images, torch.arange(4) % 3, epsilon, PgdOptions(step_size=step_size, seed=seed, steps=3))
         assert moved.min() >= 0
         assert moved.max() <= 1
         assert (moved - images).abs().max().item() <= epsilon + 1e-7
@@ -88,16 +92,16 @@ def test_pgd_never_leaves_the_ball_or_the_range(net, images, epsilon, step_size)
 
 def test_pgd_goes_step_by_step_as_a_slow_loop_does(net, images):
     images, labels = images[:, :, :4, :4], torch.arange(4) % 3
-    found = pgd(net, images, labels, SIZE, steps=4, random_start=False)
+    found = pgd(net, images, labels, SIZE, PgdOptions(steps=4, random_start=False))
     net.eval()
     moved = images.clone()
     for _ in range(4):
         rows = []
         for row in range(4):
-            asked = moved[row : row + 1].clone().requires_grad_(True)
-            loss = -net(asked).log_softmax(1)[0, labels[row]]
-            (slope,) = torch.autograd.grad(loss, asked)
-            stepped = asked.detach() + 2.5 * SIZE / 4 * slope.sign()
+            pixels = moved[row : row + 1].clone().requires_grad_(True)
+            loss = -net(pixels).log_softmax(1)[0, labels[row]]
+            (slope,) = torch.autograd.grad(loss, pixels)
+            stepped = pixels.detach() + 2.5 * SIZE / 4 * slope.sign()
             rows.append(stepped.clamp(images[row] - SIZE, images[row] + SIZE).clamp(0, 1)[0])
         moved = torch.stack(rows)
     assert torch.allclose(found, moved, atol=1e-6)
@@ -105,9 +109,9 @@ def test_pgd_goes_step_by_step_as_a_slow_loop_does(net, images):
 
 def test_a_random_start_is_a_function_of_the_seed(net, images):
     images, labels = images[:, :, :4, :4], torch.arange(4) % 3
-    first = pgd(net, images, labels, SIZE, steps=1, step_size=1e-9, seed=1)
-    assert torch.equal(first, pgd(net, images, labels, SIZE, steps=1, step_size=1e-9, seed=1))
-    assert not torch.equal(first, pgd(net, images, labels, SIZE, steps=1, step_size=1e-9, seed=2))
+    first = pgd(net, images, labels, SIZE, PgdOptions(steps=1, step_size=1e-9, seed=1))
+    assert torch.equal(first, pgd(net, images, labels, SIZE, PgdOptions(steps=1, step_size=1e-9, seed=1)))
+    assert not torch.equal(first, pgd(net, images, labels, SIZE, PgdOptions(steps=1, step_size=1e-9, seed=2)))
     assert (first - images).abs().max() > SIZE / 2
 
 
@@ -168,8 +172,8 @@ def test_accuracy_and_fooling_are_those_of_a_model_known_by_hand():
     weight = torch.full((3, 4, 4), 25.5 / 48)  # a tenth of a logit for each grey level
     levels = torch.tensor([100.5, 102.5, 200.0, 50.0])
     images = (levels / 255)[:, None, None, None].expand(4, 3, 4, 4).contiguous()
-    report = robustness({"sum": Sum(weight, bar=10.0)}, images, torch.ones(4).long(), attacks=("fgsm", "pgd"),
-                        epsilons=(1 / 255, 4 / 255))  # fmt: skip
+    options = RobustnessOptions(attacks=("fgsm", "pgd"), epsilons=(1 / 255, 4 / 255))
+    report = evaluate_robustness({"sum": Sum(weight, bar=10.0)}, images, torch.ones(4).long(), options)
     rows = {(row.attack, round(row.epsilon * 255)): row for row in report.models["sum"]}
     for attack in ("fgsm", "pgd"):
         assert [rows[attack, level].accuracy for level in (0, 1, 4)] == [0.75, 0.5, 0.25]
@@ -183,13 +187,15 @@ def test_accuracy_and_fooling_are_those_of_a_model_known_by_hand():
 
 def test_fooling_is_undefined_where_nothing_was_right(weight, small):
     predicted = Sum(weight)(small).argmax(1)
-    rows = robustness({"sum": Sum(weight)}, small, 1 - predicted, attacks=("noise",), epsilons=(0.0,)).models["sum"]
+    rows = evaluate_robustness(
+        {"sum": Sum(weight)}, small, 1 - predicted, RobustnessOptions(attacks=("noise",), epsilons=(0.0,))
+    ).models["sum"]
     assert rows[0].accuracy == 0
     assert math.isnan(rows[0].fooled)
 
 
 class Attending(nn.Module):
-    """A map that is the image's first channel, and a control that gives no map."""
+    """A map that is the image's first channel, and a control that gives none."""
 
     def __init__(self):
         super().__init__()
@@ -200,10 +206,12 @@ class Attending(nn.Module):
         return Output(self.linear(images.flatten(1)), {"tap": images[:, :1]})
 
 
-def test_models_stand_beside_each_other_and_a_map_is_followed(small):
+def test_models_are_compared_and_a_map_is_followed(small):
     labels = torch.zeros(5).long()
     models = {"attention": Attending(), "control": Sum(torch.ones(3, 4, 4))}
-    report = robustness(models, small, labels, maps={"attention": learned_map}, epsilons=(0.0, 0.5), batch_size=2)
+    report = evaluate_robustness(
+        models, small, labels, RobustnessOptions(epsilons=(0.0, 0.5), batch_size=2), maps={"attention": learned_map}
+    )
     assert list(report.models) == ["attention", "control"]
     rows = {(row.attack, row.epsilon): row for row in report.models["attention"]}
     still = rows["fgsm", 0.0].stability
@@ -222,9 +230,11 @@ def test_heedmaps_own_classifier_is_attacked_and_its_attention_followed(images):
     }
     for parameter in own["parametrised"].attentions.parameters():
         nn.init.normal_(parameter)
-    report = robustness(own, images, torch.arange(4) % 2, attacks=("fgsm",), epsilons=(4 / 255,))
+    report = evaluate_robustness(
+        own, images, torch.arange(4) % 2, RobustnessOptions(attacks=("fgsm",), epsilons=(4 / 255,))
+    )
     assert report.models["parametrised"][1].stability.rank < 1
-    assert report.models["none"][1].stability is None  # the control's map is even, so it has no order
+    assert report.models["none"][1].stability is None  # the control's map is uniform, so it has no order
 
 
 def test_stability_is_worked_out_by_hand():
@@ -265,10 +275,10 @@ def test_signs_of_masked_gradients_are_named(rows, silent, word):
     assert (found == ()) if word is None else (len(found) == 1 and word in found[0])
 
 
-def test_a_saturated_model_is_warned_of(small):
+def test_a_saturated_model_gets_a_warning(small):
     """Logits so far apart that the cross-entropy's gradient is zero in float32."""
     model = Sum(torch.full((3, 4, 4), 1e6))
-    report = robustness({"sure": model}, small, torch.ones(5).long(), epsilons=(16 / 255,))
+    report = evaluate_robustness({"sure": model}, small, torch.ones(5).long(), RobustnessOptions(epsilons=(16 / 255,)))
     assert "100% of the images is zero in every pixel" in report.warnings["sure"][0]
 
 
@@ -285,13 +295,14 @@ def test_a_saturated_model_is_warned_of(small):
 )
 def test_what_cannot_be_attacked_is_refused(weight, small, change, error, word):
     given = {"models": {"sum": Sum(weight)}, "images": small, "labels": torch.zeros(5).long()} | change
+    chosen = {key: given.pop(key) for key in ("attacks", "epsilons") if key in given}
     with pytest.raises(error, match=word):
-        robustness(**given)
+        evaluate_robustness(**given, options=RobustnessOptions(**chosen))
 
 
 def test_attacks_that_do_not_move_are_refused(weight, small):
     labels = torch.zeros(5).long()
     with pytest.raises(OptionError, match="steps = 0"):
-        pgd(Sum(weight), small, labels, SIZE, steps=0)
+        PgdOptions(steps=0)
     with pytest.raises(OptionError, match=r"epsilon = -0\.1"):
         fgsm(Sum(weight), small, labels, -0.1)

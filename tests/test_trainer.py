@@ -19,7 +19,7 @@ from heedmap.data.decoding import to_tensor
 from heedmap.data.loader import Share, Store, TrainingBatches, plain_batches
 from heedmap.data.transforms import Augmentation
 from heedmap.errors import OptionError, TrainingError
-from heedmap.metrics.localization.localize import pointing, random_pointing
+from heedmap.metrics.localization.pointing_game import pointing, random_pointing
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier

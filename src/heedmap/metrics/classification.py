@@ -1,9 +1,9 @@
-"""How well a classifier classifies, and whether its probabilities can be believed."""
+"""How well a classifier classifies, and how well its probabilities are calibrated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,17 +14,18 @@ from torch.nn import functional as F
 from heedmap.errors import DataError, ModelError
 
 BINS = 15
+_PLAIN = ("count", "top1", "top5", "nll", "ece")
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class fared; shares in [0, 1].
+    """How well one class is recognised; shares in [0, 1].
 
     Attributes:
         name: the class.
         count: images whose label is this class.
-        precision: share of the images called this class that are it; 0 where none is called so.
-        recall: share of the images of this class that are called so; 0 where the class has no images.
+        precision: share of the images predicted as this class that are it; 0 where there are none.
+        recall: share of the images of this class that are predicted as it; 0 where the class has no images.
         f1: harmonic mean of both; 0 where both are 0.
     """
 
@@ -37,7 +38,7 @@ class ClassScores:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationReport:
-    """What a classifier came to on a set of labelled images.
+    """How well a classifier did on a set of labelled images.
 
     Attributes:
         count: number of images, N.
@@ -61,18 +62,28 @@ class ClassificationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers, strings, lists and dicts, ready for JSON."""
-        plain = {name: getattr(self, name) for name in ("count", "top1", "top5", "nll", "ece")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
             "classes": list(self.classes),
             "per_class": [asdict(scores) for scores in self.per_class],
             "confusion": self.confusion.tolist(),
         }
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ClassificationReport:
+        """Return the report that :meth:`as_dict` has written, whatever else the content holds."""
+        return cls(
+            **{name: content[name] for name in _PLAIN},
+            classes=tuple(content["classes"]),
+            per_class=tuple(ClassScores(**scores) for scores in content["per_class"]),
+            confusion=torch.tensor(content["confusion"]),
+        )
+
 
 def classification_report(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> ClassificationReport:
-    """Evaluate the answers of a classifier.
+    """Evaluate the logits of a classifier.
 
-    Computed in float64 whatever the type of the logits, so that a bf16 run and its float32 twin are evaluated alike.
+    Computed in float64 whatever the type of the logits, so that bf16 and float32 are evaluated alike.
 
     Args:
         logits: (N, K), finite.
@@ -111,13 +122,13 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
 
     The confidence of an image is its largest probability. Images are sorted by confidence into ``bins`` bins of
     equal width, (0, 1/15], (1/15, 2/15], ...; the error is the mean over images of
-    | share of right answers - mean confidence | of the image's bin. 0: of the images called with 80 % confidence,
-    80 % are right. Few images make it look worse than it is: each bin's share of right answers is then noise.
+    | accuracy - mean confidence | of the image's bin. 0: of the images predicted with 80 % confidence, 80 % are
+    correct. Few images make it look worse than it is: the accuracy of a bin is then noise.
 
     Args:
         probabilities: (N, K), rows sum to one.
         labels: (N,) int64.
-        bins: number of bins; 15 is the field's habit, and figures with another number do not compare.
+        bins: number of bins; figures with other numbers do not compare.
     """
     confidence, predicted = probabilities.max(dim=1)
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
@@ -180,7 +191,8 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of ``count`` images (Wilson 1927, without continuity correction).
 
-    It says how far the figure might be off because the test part is small; not how much another seed would change it.
+    It states how far the figure may be off because the test set is small, not how much another seed would change it.
+    SciPy's (``binomtest(...).proportion_ci``) takes whole numbers of images only; a share may count half an image.
     """
     z = 1.959964
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)

@@ -1,9 +1,9 @@
-"""Are the features of one run of use on other images? Freeze them, and put a linear SVM on top.
+"""Are the features of one run useful on other images? Freeze them, and train a linear SVM on top.
 
 After the cross-domain experiment of Jetley et al., "Learn To Pay Attention" (ICLR 2018): what the head of
 the trained network reads (the weighted readouts; for the control the pooled features) is computed for another data set,
-brought to length one, and a linear SVM is trained on it. How the paper set the SVM is not known; here its C is chosen
-by cross-validation inside the train part, and the test part is touched once.
+scaled to length one, and a linear SVM is trained on it. How the paper set the SVM is not known; here its C is chosen
+by cross-validation inside the training set, and the test set is used once.
 """
 
 from __future__ import annotations
@@ -34,19 +34,63 @@ FOLDS = 5
 ROUNDS = 20_000  # of the solver; what has not converged by then is reported
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """How the SVM is trained.
+
+    Attributes:
+        costs: the C tried; the best mean accuracy over the folds wins, of equal ones the smallest C.
+        folds: stratified and shuffled, inside the training set.
+        seed: of the folds and of the solver.
+
+    Raises:
+        OptionError: no C above 0, or fewer than two folds.
+    """
+
+    costs: tuple[float, ...] = COSTS
+    folds: int = FOLDS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.costs or min(self.costs) <= 0 or self.folds < 2:
+            raise OptionError(
+                f"costs = {self.costs}, folds = {self.folds}; each C must be above 0, and folds 2 or more."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """Which features are computed, and how.
+
+    Attributes:
+        image_size: side of the images; None takes each heedmap classifier's own.
+        layer: see :func:`features_of`.
+        batch_size: images a forward pass.
+        workers: threads that decode.
+    """
+
+    image_size: int | None = None
+    layer: str | None = None
+    batch_size: int = 100
+    workers: int = 2
+
+
+PROBE, FEATURES = ProbeOptions(), FeatureOptions()
+
+
 @dataclass(frozen=True)
 class Probe:
     """A linear SVM on frozen features.
 
     Attributes:
-        accuracy: share of the test images that are right, with its 95 % interval ``low`` to ``high``.
-        majority: what always saying the most frequent class of train would score on test.
+        accuracy: share of the test images classified correctly, with its 95 % interval ``low`` to ``high``.
+        majority: accuracy of always predicting the most frequent class of the training set.
         cost: the C chosen; of equal means the smallest.
         fold_mean, fold_spread: mean and standard deviation (n - 1) of the accuracy over the folds, inside train, at C.
         folds: their number: five, or as many as the smallest class has images.
         train, test: number of images.
         width: of the features.
-        converged: the solver came to its end in the final fit.
+        converged: the solver converged in the final fit.
     """
 
     accuracy: float
@@ -92,70 +136,55 @@ class TransferReport:
 def transfer(
     models: Mapping[str, nn.Module],
     sets: Mapping[str, Splits],
+    options: ProbeOptions = PROBE,
+    features: FeatureOptions = FEATURES,
     *,
-    image_size: int | None = None,
-    layer: str | None = None,
-    costs: Sequence[float] = COSTS,
-    folds: int = FOLDS,
-    seed: int = 0,
-    batch_size: int = 100,
-    workers: int = 2,
     progress: Progress | None = None,
 ) -> TransferReport:
     """Evaluate each model's features on each data set.
 
     Args:
         models: name -> classifier from RGB in [0, 1].
-        sets: name -> data set with train and test; a validation part is learned from too.
-        image_size: side at which the images are shown; None takes each heedmap classifier's own.
-        layer: see :func:`features_of`.
-        costs, folds, seed: see :func:`probe`.
-        batch_size: images a forward pass.
-        workers: threads or processes that decode.
-        progress: is told what is at work.
+        sets: name -> data set with train and test; a validation part is trained on too.
+        progress: receives which features are being evaluated.
 
     Raises:
         DataError: a set without a test part, or as :func:`probe`.
         ModelError: as :func:`features_of`.
-        OptionError: no model, no set, no image size where the model has none, or as :func:`probe`.
+        OptionError: no model, no set, or no image size where the model has none.
     """
     if not models or not sets:
         raise OptionError("There is no model or no data set; name at least one of each.")
     check_sets(sets)
-    rows = []
+    rows, progress = [], progress or Progress()
     for data, splits in sets.items():
         for name, model in models.items():
-            if progress is not None:
-                progress.message(f"Transfer: {name} to {data}")
-            size = image_size or getattr(model, "image_size", None)
+            progress.message(f"Transfer: {name} to {data}")
+            size = features.image_size or getattr(model, "image_size", None)
             if size is None:
-                raise OptionError(f"Model {name!r} does not say how large its images are; give image_size.")
+                raise OptionError(f"Model {name!r} has no image_size; give one.")
             parts = []
             for images in (splits.train, splits.validation, splits.test):
                 if images is not None:
-                    store = Store(images, size, workers, memory_to_use(None, 1))
-                    batches = (batch.images for batch in plain_batches(store, batch_size))
-                    parts.append((features_of(model, batches, layer), images.labels))
-            *learned, (features, labels) = parts
-            train = torch.cat([part for part, _ in learned]), torch.cat([part for _, part in learned])
-            found = probe(*train, features, labels, costs=costs, folds=folds, seed=seed)
-            rows.append(TransferRow(name, data, found))
-    return TransferReport(tuple(rows), {"costs": list(costs), "folds": folds, "seed": seed, "length": "one (L2)"})
+                    store = Store(images, size, features.workers, memory_to_use(None, 1))
+                    batches = (batch.images for batch in plain_batches(store, features.batch_size))
+                    parts.append((features_of(model, batches, features.layer), images.labels))
+            *trained, (test, labels) = parts
+            train = torch.cat([part for part, _ in trained]), torch.cat([part for _, part in trained])
+            rows.append(TransferRow(name, data, probe(*train, test, labels, options)))
+    settings = {"costs": list(options.costs), "folds": options.folds, "seed": options.seed, "length": "one (L2)"}
+    return TransferReport(tuple(rows), settings)
 
 
 def check_sets(sets: Mapping[str, Splits]) -> None:
-    """Check that each data set has what is evaluated.
-
-    Raises:
-        DataError: one has no test part.
-    """
+    """Raise DataError where a data set has no test part."""
     for data, splits in sets.items():
         if splits.test is None:
             raise DataError(f"{data} has no test part; add a folder 'test' beside 'train'.")
 
 
 def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], layer: str | None = None) -> Tensor:
-    """Compute what the head of a classifier reads.
+    """Compute the features that the head of a classifier reads.
 
     For a heedmap classifier these are the vectors of all taps side by side, normalised as the head normalises them:
     the weighted readouts, or the pooled features of the control. For any other it is what its last linear layer gets.
@@ -171,17 +200,17 @@ def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], 
     Raises:
         ModelError: a layer that does not exist or did not run, or no linear layer to be found.
     """
-    found: list[Tensor] = []
-    with evaluation_mode(model, full_precision=True) as lent, _overheard(_readers(lent, layer)) as heard:
+    features: list[Tensor] = []
+    with evaluation_mode(model, full_precision=True) as network, _inputs_of(_readers(network, layer)) as inputs:
         for images in batches:
-            heard.clear()
-            lent(fitted(lent, images))
-            if not heard:
+            inputs.clear()
+            network(fitted(network, images))
+            if not inputs:
                 raise ModelError(f"Layer {layer or 'of the head'!r} did not run; name another with layer=.")
-            found.append(torch.cat(heard, dim=1).float().cpu())
-    if not found:
+            features.append(torch.cat(inputs, dim=1).float().cpu())
+    if not features:
         raise ModelError("There were no images to compute features of.")
-    return torch.cat(found)
+    return torch.cat(features)
 
 
 def _readers(model: nn.Module, layer: str | None) -> list[nn.Module]:
@@ -195,61 +224,48 @@ def _readers(model: nn.Module, layer: str | None) -> list[nn.Module]:
     linear: list[nn.Module] = [module for module in known.values() if isinstance(module, nn.Linear)]
     if not linear:
         raise ModelError(
-            f"{type(model).__name__} has no linear layer; name the layer whose input is wanted with layer=."
+            f"{type(model).__name__} has no linear layer; name the layer whose input is taken with layer=."
         )
     return linear[-1:]
 
 
 @contextlib.contextmanager
-def _overheard(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the first input of each module as (B, C) while inside."""
-    heard: list[Tensor] = []
+    collected: list[Tensor] = []
 
-    def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard.append(inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0].flatten(1))
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0].flatten(1))
 
-    hooks = [module.register_forward_pre_hook(listen) for module in modules]
+    hooks = [module.register_forward_pre_hook(collect) for module in modules]
     try:
-        yield heard
+        yield collected
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    costs: Sequence[float] = COSTS,
-    folds: int = FOLDS,
-    seed: int = 0,
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, options: ProbeOptions = PROBE
 ) -> Probe:
     """Train a linear SVM (one against the rest, squared hinge) on features of length one, and evaluate it once.
 
     Args:
-        train, test: (N, C) and (M, C) features; each row is brought to length one here.
+        train, test: (N, C) and (M, C) features; each row is scaled to length one here.
         train_labels, test_labels: (N,) and (M,) int64.
-        costs: the C tried; the best mean accuracy over the folds wins, of equal ones the smallest C.
-        folds: stratified and shuffled, inside train.
-        seed: of the folds and of the solver.
 
     Raises:
         DataError: features or labels that do not fit or are not finite, one class only, or one with a single image.
-        OptionError: no C above 0, or fewer than two folds.
     """
     _check_probe(train, train_labels, test, test_labels)
-    if not costs or min(costs) <= 0 or folds < 2:
-        raise OptionError(f"costs = {tuple(costs)}, folds = {folds}; each C must be above 0, and folds 2 or more.")
-    known, learned = _unit(train), train_labels.cpu().numpy()
-    names, counts = np.unique(learned, return_counts=True)
-    folds = min(folds, int(counts.min()))
-    grid = {cost: _fold_accuracies(known, learned, cost, folds, seed) for cost in sorted(costs)}
+    features, labels, seed = _unit(train), train_labels.cpu().numpy(), options.seed
+    names, counts = np.unique(labels, return_counts=True)
+    folds = min(options.folds, int(counts.min()))
+    grid = {cost: _fold_accuracies(features, labels, cost, folds, seed) for cost in sorted(options.costs)}
     cost = max(grid, key=lambda tried: grid[tried].mean())  # of equal ones the first
-    fitted_svm, converged = _fit(known, learned, cost, seed)
+    svm, converged = _fit(features, labels, cost, seed)
     truth = test_labels.cpu().numpy()
-    accuracy = float((fitted_svm.predict(_unit(test)) == truth).mean())
+    accuracy = float((svm.predict(_unit(test)) == truth).mean())
     return Probe(
         accuracy,
         *wilson_interval(accuracy, len(truth)),
@@ -258,7 +274,7 @@ def probe(
         fold_mean=float(grid[cost].mean()),
         fold_spread=float(grid[cost].std(ddof=1)),
         folds=folds,
-        train=len(known),
+        train=len(features),
         test=len(truth),
         width=train.shape[1],
         converged=converged,
@@ -275,15 +291,15 @@ def _fold_accuracies(
 ) -> NDArray[np.float64]:
     from sklearn.model_selection import StratifiedKFold
 
-    found = []
-    for kept, left in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
-        svm, _ = _fit(features[kept], labels[kept], cost, seed)
-        found.append((svm.predict(features[left]) == labels[left]).mean())
-    return np.array(found)
+    accuracies = []
+    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+        svm, _ = _fit(features[train], labels[train], cost, seed)
+        accuracies.append((svm.predict(features[held_out]) == labels[held_out]).mean())
+    return np.array(accuracies)
 
 
 def _fit(features: NDArray[np.float64], labels: NDArray[np.int64], cost: float, seed: int) -> tuple[Any, bool]:
-    """The SVM, and whether its solver converged; sklearn says that by a warning, which is no news to print."""
+    """Return the SVM, and whether its solver converged, which sklearn reports by a warning that is not printed."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -298,13 +314,13 @@ def _fit(features: NDArray[np.float64], labels: NDArray[np.int64], cost: float, 
 
 
 def _check_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> None:
-    for word, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
+    for part, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
             raise DataError(
-                f"{word}: features {tuple(features.shape)}, labels {tuple(labels.shape)}; (N, C) and (N,) are needed."
+                f"{part}: features {tuple(features.shape)}, labels {tuple(labels.shape)}; (N, C) and (N,) are needed."
             )
         if not features.isfinite().all():
-            raise DataError(f"{word}: some features are not finite; the weights of the network are broken.")
+            raise DataError(f"{part}: some features are not finite; the weights of the network are broken.")
     if train.shape[1] != test.shape[1]:
         raise DataError(f"Features of width {train.shape[1]} in train and {test.shape[1]} in test; one is needed.")
     counts = train_labels.unique(return_counts=True)[1]

@@ -1,7 +1,15 @@
-"""Ask any classifier, and any map, without leaving a trace in the network.
+"""What the metrics of maps share: logits and maps of many images, from any classifier and any map function.
 
-What the metrics of maps share. They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and
-a map as a function of it, so learned attention, an attribution and a user's own idea are evaluated by the same lines.
+They take any ``nn.Module`` from RGB in [0, 1] to logits, heedmap's own or another, and a map as a function of it, so
+learned attention, an attribution and a user's own idea are evaluated by the same lines.
+
+The baselines are maps that know nothing of what a network learned; a figure means little without theirs beside it:
+
+``centre``       a Gaussian around the middle, the baseline of Choe et al. (2020).
+``centre box``   a pyramid: its levels are all centred squares, so that MaxBoxAcc finds the best box of one size.
+``uniform``      the same everywhere: what the share of the image that the objects cover is worth.
+``random``       noise on a coarse grid, interpolated like any map.
+``edges``        how steep the image itself is (Sobel), which no network has seen.
 """
 
 from __future__ import annotations
@@ -13,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
 
 from heedmap.errors import DataError, ModelError, nearest
-from heedmap.metrics.localization.baselines import centre, edges
 from heedmap.models.classifier import combined_map
 from heedmap.modules import fitted, logits_of
 
@@ -23,9 +31,16 @@ MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
 
 
+GRID = 14  # cells of the noise along a side: as many as the deepest features of most networks at 224 pixels have
+RANDOM_MAPS = 64  # then they repeat: their components need to be found only once
+SPREAD = 0.25  # standard deviation of the Gaussian in shares of the image; only the order of its values matters much
+
+FIXED_BASELINES = ("centre", "centre box", "uniform", "random")
+
+
 @dataclass(frozen=True)
 class Score:
-    """A mean over images with its 95 % interval (normal; it says how far few images may mislead, not other seeds).
+    """A mean over images with its 95 % interval (normal; over images, not over seeds).
 
     Attributes:
         mean: over images.
@@ -38,7 +53,7 @@ class Score:
 
 
 def score(values: Tensor) -> Score:
-    """Summarise one value for each image (N,); all NaN where there is no image."""
+    """Summarise one value an image (N,); all NaN where there is no image."""
     values = values.double()
     if not len(values):
         return Score(math.nan, math.nan, math.nan)
@@ -49,33 +64,33 @@ def score(values: Tensor) -> Score:
 
 @torch.no_grad()
 def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits (N, K) of all images, on the CPU."""
+    """Return the logits (N, K) of all images, on the CPU."""
     return torch.cat([logits_of(model, fitted(model, part)).cpu() for part in images.split(batch_size)])
 
 
 def all_maps(
     name: str, function: MapFunction, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int
 ) -> Tensor:
-    """Ask a map function for all images.
+    """Compute the maps of all images.
 
     Returns:
         (N, h, w) on the CPU, at least float32, without gradient.
 
     Raises:
-        ModelError: a map of another shape, or with values that are not finite; the message says ``name``.
+        ModelError: a map of another shape, or with values that are not finite; the message names it.
     """
     parts = []
-    for some, aims in zip(images.split(batch_size), targets.split(batch_size), strict=True):
-        there = fitted(model, some)
+    for batch, labels in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+        batch = fitted(model, batch)
         with torch.enable_grad():
-            values = function(model, there, aims.to(there.device))
-        parts.append(_read(name, values, len(some)))
+            values = function(model, batch, labels.to(batch.device))
+        parts.append(_checked(name, values, len(batch)))
     if len({part.shape[1:] for part in parts}) != 1:
         raise ModelError(f"Map {name!r} changes its size between batches; one size is needed.")
     return torch.cat(parts)
 
 
-def _read(name: str, values: Tensor, count: int) -> Tensor:
+def _checked(name: str, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor):
         raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
     values = values.detach()
@@ -84,7 +99,9 @@ def _read(name: str, values: Tensor, count: int) -> Tensor:
     if values.dim() != 3 or len(values) != count or 0 in values.shape:
         raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
     if not values.isfinite().all():
-        raise ModelError(f"Map {name!r} holds values that are not finite; look at the images and weights it came of.")
+        raise ModelError(
+            f"Map {name!r} holds values that are not finite; look at the images and weights it is made from."
+        )
     return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
 
 
@@ -105,7 +122,7 @@ def check_images(images: Tensor, targets: Tensor | None = None) -> None:
 def learned_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the attention that the classifier used, (B, h, w): all taps combined (see ``combined_map``).
 
-    A :data:`MapFunction`; the target plays no part.
+    A :data:`MapFunction`; it does not depend on the target.
 
     Raises:
         ModelError: the model gives no attention.
@@ -144,10 +161,55 @@ def explained(method: str, layer: str | None = None, settings: Mapping[str, Any]
     """
     from heedmap.attribution import explain
 
-    def ask(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def attribution(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         return explain(model, images, method, targets, layer, settings).values[:, 0]
 
-    return ask
+    return attribution
+
+
+def fixed_baselines(size: int, seed: int) -> dict[str, Tensor]:
+    """Return the baselines that do not depend on the image.
+
+    Args:
+        size: side of the maps in pixels.
+        seed: of the noise.
+
+    Returns:
+        name -> (K, 1, h, w); image i has map i modulo K.
+    """
+    # An odd number of cells has one in the very middle, which is where these two point.
+    axis = (torch.arange(size | 1) + 0.5) / (size | 1) - 0.5
+    row, column = axis[:, None], axis[None, :]
+    generator = torch.Generator().manual_seed(seed)
+    maps = {
+        "centre": centre(size | 1, size | 1)[None, None],
+        "centre box": 1 - 2 * torch.maximum(row.abs(), column.abs())[None, None],
+        "uniform": torch.ones(1, 1, GRID, GRID),
+        "random": torch.rand(RANDOM_MAPS, 1, GRID, GRID, generator=generator),
+    }
+    return {name: maps[name] for name in FIXED_BASELINES}
+
+
+def centre(height: int, width: int) -> Tensor:
+    """Return the Gaussian around the middle, (height, width)."""
+    row, column = ((torch.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+    return torch.exp(-(row[:, None] ** 2 + column[None, :] ** 2) / (2 * SPREAD**2))
+
+
+def edges(images: Tensor) -> Tensor:
+    """Return how steep the image's brightness is: the length of the Sobel gradient.
+
+    Args:
+        images: (M, 3, H, W) RGB, uint8 or in [0, 1].
+
+    Returns:
+        (M, 1, H, W) float32, on the images' device.
+    """
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    grey = (images.float() * weights[:, None, None]).sum(1, keepdim=True)
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
+    filters = torch.stack([across, across.T])[:, None]
+    return conv2d(pad(grey, (1, 1, 1, 1), mode="replicate"), filters).norm(dim=1, keepdim=True)
 
 
 def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -156,5 +218,5 @@ def centre_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def edge_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return how steep the image itself is, (B, H, W); a :data:`MapFunction` that never asks the model."""
+    """Return how steep the image itself is, (B, H, W); a :data:`MapFunction` that never runs the model."""
     return edges(images)[:, 0]

@@ -1,4 +1,4 @@
-"""Run a classifier over images and keep what the measures need."""
+"""Run a classifier over a data set once, and keep what the metrics need."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import csv
 import io
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from heedmap.data.dataset import ImageDataset
+from heedmap.data.loader import Store, memory_to_use, plain_batches
 from heedmap.models.classifier import AttentionClassifier
+from heedmap.system import threads
 from heedmap.training.precision import autocast
 from heedmap.types import Batch
 
+BATCH = 100
+
 
 @dataclass(frozen=True)
-class Predictions:
-    """Answers in the order of the images.
+class DatasetPredictions:
+    """Predictions in the order of the images.
 
     Attributes:
         logits: (N, K) float32.
         labels: (N,) int64.
-        attention: tap -> (N, 1, h, w) float32; empty unless asked for.
-        seconds: from the first batch asked for to the last answer; whoever has prepared the batches adds his own.
-        network_seconds: of these, the network's alone, its answers fetched.
+        attention: tap -> (N, 1, h, w) float32; empty unless requested.
+        seconds: by the clock, decoding included.
+        network_seconds: of these, the network's alone, until its logits are on the CPU.
     """
 
     logits: Tensor
@@ -34,51 +39,75 @@ class Predictions:
     seconds: float
     network_seconds: float
 
+    @property
+    def correct(self) -> Tensor:
+        """(N,) bool: the label has the largest logit."""
+        return self.logits.argmax(1) == self.labels
+
+    def table(self, names: Sequence[str], classes: Sequence[str]) -> str:
+        """Return a CSV: image, label, predicted, and the probability of the predicted class."""
+        best = self.logits.softmax(1).max(1)
+        lines = io.StringIO()
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerow(("image", "label", "predicted", "probability"))
+        columns = (self.labels.tolist(), best.indices.tolist(), best.values.tolist())
+        for name, label, predicted, share in zip(names, *columns, strict=True):
+            table.writerow((name, classes[label], classes[predicted], f"{share:.5f}"))
+        return lines.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """Where and how a network runs over a data set.
+
+    Attributes:
+        device: where to compute.
+        precision: ``bf16`` or ``float32``.
+        memory: gigabytes for decoded images; None takes what is free.
+        workers: threads that decode; None takes the processor's cores.
+    """
+
+    device: torch.device
+    precision: str = "float32"
+    memory: float | None = None
+    workers: int | None = None
+
+
+def predict_dataset(
+    classifier: AttentionClassifier, images: ImageDataset, computing: ComputeOptions, *, mirrored: bool = False
+) -> DatasetPredictions:
+    """Predict all images, or their mirror images; the attention is kept where the objects' boxes are known."""
+    began = time.perf_counter()
+    store = Store(images, classifier.image_size, threads(computing.workers), memory_to_use(computing.memory, 1))
+    decoding = time.perf_counter() - began
+    batches = plain_batches(store, BATCH, computing.device)
+    keep = images.boxes is not None and not mirrored
+    predictions = _predict_batches(classifier, batches, computing, keep_attention=keep, mirrored=mirrored)
+    return replace(predictions, seconds=predictions.seconds + decoding)
+
 
 @torch.no_grad()
-def predict_batches(
+def _predict_batches(
     classifier: AttentionClassifier,
     batches: Iterable[Batch],
+    computing: ComputeOptions,
     *,
-    precision: str = "float32",
-    device: torch.device | str = "cpu",
-    keep_attention: bool = False,
-    mirrored: bool = False,
-) -> Predictions:
-    """Answer every batch.
-
-    Args:
-        classifier: in eval mode, on ``device``.
-        batches: images in [0, 1].
-        precision: ``bf16`` or ``float32``.
-        device: where to compute.
-        keep_attention: keep the maps of all images too.
-        mirrored: show every image as in a mirror.
-    """
-    began, device, at_work = time.perf_counter(), torch.device(device), 0.0
+    keep_attention: bool,
+    mirrored: bool,
+) -> DatasetPredictions:
+    began, network_seconds = time.perf_counter(), 0.0
     logits, labels = [], []
     maps: dict[str, list[Tensor]] = {tap: [] for tap in classifier.taps} if keep_attention else {}
     for batch in batches:
         images = batch.images.flip(3) if mirrored else batch.images
-        asked = time.perf_counter()
-        with autocast(precision, device):
+        started = time.perf_counter()
+        with autocast(computing.precision, computing.device):
             output = classifier(images.contiguous(memory_format=torch.channels_last))
         logits.append(output.logits.float().cpu())  # which waits for the device
         for tap, kept in maps.items():
             kept.append(output.attention[tap].float().cpu())
-        at_work += time.perf_counter() - asked
+        network_seconds += time.perf_counter() - started
         labels.append(batch.labels.cpu())
     attention = {tap: torch.cat(kept) for tap, kept in maps.items()}
-    return Predictions(torch.cat(logits), torch.cat(labels), attention, time.perf_counter() - began, at_work)
-
-
-def predictions_table(evaluated: Predictions, names: Sequence[str], classes: Sequence[str]) -> str:
-    """The answer to each image as CSV: image, label, predicted, and the probability of what was predicted."""
-    best = evaluated.logits.softmax(1).max(1)
-    lines = io.StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("image", "label", "predicted", "probability"))
-    columns = (evaluated.labels.tolist(), best.indices.tolist(), best.values.tolist())
-    for name, label, predicted, share in zip(names, *columns, strict=True):
-        table.writerow((name, classes[label], classes[predicted], f"{share:.5f}"))
-    return lines.getvalue()
+    seconds = time.perf_counter() - began
+    return DatasetPredictions(torch.cat(logits), torch.cat(labels), attention, seconds, network_seconds)

@@ -1,13 +1,13 @@
-"""How little of a change to the pixels turns an answer, and whether the map moves with it.
+"""How small a change to the pixels flips a prediction, and whether the map moves with it.
 
     FGSM   Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples" (ICLR 2015)
     PGD    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks" (ICLR 2018), maximum norm
 
 Images are RGB in [0, 1] and the normalisation is inside the model, so an epsilon of 1/255 is one step of an 8-bit
 pixel, for every model alike. The attacks know the weights and push against the label. A third row, ``noise``, moves
-every pixel by epsilon up or down at random: what an attack adds to that is the attack.
+every pixel by epsilon up or down at random: what an attack does beyond that is the attack.
 
-These two attacks give an upper bound of robustness, never a proof; where gradients are masked the report says so.
+These two attacks give an upper bound of robustness, never a proof; masked gradients are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from heedmap.data.loader import generator
 from heedmap.errors import OptionError, nearest
 from heedmap.metrics.classification import wilson_interval
 from heedmap.metrics.faithfulness.sanity_checks import is_constant, spearman
-from heedmap.metrics.localization.localize import hottest_points
+from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images, learned_map
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import evaluation_mode, fitted, logits_of
@@ -33,13 +33,12 @@ from heedmap.progress import Progress
 
 EPSILONS = (0.0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)
 ATTACKS = ("noise", "fgsm", "pgd")
-PGD_STEPS = 10
 HOT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How alike the maps of an image and of its attacked duplicate are; means over images whose map is not constant.
+    """How similar the maps of an image and of its attacked copy are; means over images whose map is not constant.
 
     Attributes:
         count: those images.
@@ -61,9 +60,9 @@ class RobustnessRow:
     Attributes:
         attack: ``noise``, ``fgsm`` or ``pgd``.
         epsilon: largest change of a pixel value, which runs from 0 to 1.
-        accuracy: share of right answers, with its 95 % interval ``low`` to ``high``.
-        fooled: share of the answers right at epsilon 0 that are wrong now; NaN where none was right.
-        changed: share of all answers that are others than at epsilon 0.
+        accuracy: share of correct predictions, with its 95 % interval ``low`` to ``high``.
+        fooled: share of the predictions correct at epsilon 0 that are wrong now; NaN where none was correct.
+        changed: share of all predictions that differ from those at epsilon 0.
         stability: of the model's map; None where it has none.
     """
 
@@ -98,6 +97,11 @@ class RobustnessReport:
         return asdict(self)
 
 
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise OptionError(f"epsilon = {epsilon} is out of range; pixels run from 0 to 1, so write 8/255 and not 8.")
+
+
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """Move every pixel by ``epsilon`` in the direction that raises the loss: x + epsilon sign(dL/dx), within [0, 1].
 
@@ -108,7 +112,7 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
         epsilon: in [0, 1].
 
     Returns:
-        (B, 3, H, W) in [0, 1], of the images' type and place; the images themselves at epsilon 0.
+        (B, 3, H, W) in [0, 1], of the images' type and device; the images themselves at epsilon 0.
 
     Raises:
         DataError: images or labels that do not fit.
@@ -116,55 +120,63 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
     """
     check_images(images, labels)
     _check_epsilon(epsilon)
-    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
-        there = fitted(lent, images)
-        return _within(there, there + epsilon * _slope(lent, there, labels).sign(), epsilon).to(images)
+    with evaluation_mode(model, gradients=True, full_precision=True) as network:
+        pixels = fitted(network, images)
+        return _within(pixels, pixels + epsilon * _slope(network, pixels, labels).sign(), epsilon).to(images)
 
 
-def pgd(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    epsilon: float,
-    *,
-    steps: int = PGD_STEPS,
-    step_size: float | None = None,
-    random_start: bool = True,
-    seed: int = 0,
-) -> Tensor:
-    """Step ``steps`` times like FGSM, each time back into the ball of ``epsilon`` (maximum norm) and into [0, 1].
+@dataclass(frozen=True, kw_only=True)
+class PgdOptions:
+    """Steps of PGD.
 
-    Args:
-        model, images, labels, epsilon: as for :func:`fgsm`.
+    Attributes:
         steps: 1 or more.
         step_size: of one step; None takes 2.5 epsilon / steps, which can cross the ball (Madry et al.).
         random_start: start anywhere in the ball and not at the image.
         seed: of the start.
 
+    Raises:
+        OptionError: steps or a step size that are not above 0.
+    """
+
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.step_size is not None and self.step_size <= 0):
+            raise OptionError(f"steps = {self.steps}, step_size = {self.step_size} do not move; both must be above 0.")
+
+
+PGD = PgdOptions()
+
+
+def pgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, options: PgdOptions = PGD) -> Tensor:
+    """Step several times like FGSM, each time back into the ball of ``epsilon`` (maximum norm) and into [0, 1].
+
     Returns:
         (B, 3, H, W): the last step. In [0, 1] exactly; in the ball up to rounding of the last bit.
 
     Raises:
-        DataError, OptionError: as :func:`fgsm`, or steps or a step size that are not above 0.
+        DataError, OptionError: as :func:`fgsm`.
     """
     check_images(images, labels)
     _check_epsilon(epsilon)
-    if steps < 1 or (step_size is not None and step_size <= 0):
-        raise OptionError(f"steps = {steps}, step_size = {step_size} do not move; both must be above 0.")
-    stride = 2.5 * epsilon / steps if step_size is None else step_size
-    with evaluation_mode(model, gradients=True, full_precision=True) as lent:
-        there = fitted(lent, images)
-        moved = there
-        if random_start:
-            start = torch.rand(there.shape, generator=generator(seed)).to(there) * 2 - 1
-            moved = _within(there, there + epsilon * start, epsilon)
-        for _ in range(steps):
-            moved = _within(there, moved + stride * _slope(lent, moved, labels).sign(), epsilon)
+    stride = 2.5 * epsilon / options.steps if options.step_size is None else options.step_size
+    with evaluation_mode(model, gradients=True, full_precision=True) as network:
+        pixels = fitted(network, images)
+        moved = pixels
+        if options.random_start:
+            start = torch.rand(pixels.shape, generator=generator(options.seed)).to(pixels) * 2 - 1
+            moved = _within(pixels, pixels + epsilon * start, epsilon)
+        for _ in range(options.steps):
+            moved = _within(pixels, moved + stride * _slope(network, moved, labels).sign(), epsilon)
         return moved.to(images)
 
 
 def noise(images: Tensor, epsilon: float, seed: int = 0) -> Tensor:
-    """Move every pixel by ``epsilon`` up or down at random, within [0, 1]: the control of the attacks."""
+    """Move every pixel by ``epsilon`` up or down at random, within [0, 1]: the baseline of the attacks."""
     signs = torch.rand(images.shape, generator=generator(seed)).to(images) * 2 - 1
     return _within(images, images + epsilon * signs.sign(), epsilon)
 
@@ -176,85 +188,112 @@ def _within(images: Tensor, moved: Tensor, epsilon: float) -> Tensor:
 
 
 def _slope(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the summed cross-entropy by the images; no ``.grad`` of anything is touched."""
-    asked = images.detach().requires_grad_(True)
-    loss = F.cross_entropy(logits_of(model, asked), labels.to(asked.device).long().clone(), reduction="sum")
-    return torch.autograd.grad(loss, asked)[0]
+    """Return the gradient of the summed cross-entropy with respect to the images; no ``.grad`` is touched."""
+    pixels = images.detach().requires_grad_(True)
+    loss = F.cross_entropy(logits_of(model, pixels), labels.to(pixels.device).long().clone(), reduction="sum")
+    return torch.autograd.grad(loss, pixels)[0]
 
 
-def robustness(
+@dataclass(frozen=True, kw_only=True)
+class RobustnessOptions:
+    """Which attacks, how strong.
+
+    Attributes:
+        attacks: some of :data:`ATTACKS`, at least one.
+        epsilons: in [0, 1]; 0 is added where it is missing.
+        steps: of PGD.
+        seed: of noise and PGD's start.
+        batch_size: images at a time.
+
+    Raises:
+        OptionError: no or an unknown attack, an epsilon or a number of steps out of range.
+    """
+
+    attacks: tuple[str, ...] = ATTACKS
+    epsilons: tuple[float, ...] = EPSILONS
+    steps: int = PGD.steps
+    seed: int = 0
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise OptionError(f"There is no attack; name at least one of {', '.join(ATTACKS)}.")
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                hint = nearest(attack, ATTACKS)
+                raise OptionError(f"Unknown attack {attack!r}; it can be {', '.join(ATTACKS)}.{hint}")
+        for epsilon in self.epsilons:
+            _check_epsilon(epsilon)
+        PgdOptions(steps=self.steps)
+
+    def attacker(self, attack: str) -> Attack:
+        """Return the function of an attack."""
+        return {
+            "noise": lambda model, images, labels, epsilon, batch: noise(images, epsilon, self.seed + batch),
+            "fgsm": lambda model, images, labels, epsilon, batch: fgsm(model, images, labels, epsilon),
+            "pgd": lambda model, images, labels, epsilon, batch: pgd(
+                model, images, labels, epsilon, PgdOptions(steps=self.steps, seed=self.seed + batch)
+            ),
+        }[attack]
+
+
+Attack = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
+"""Function (model, images, labels, epsilon, number of the batch) -> moved images."""
+
+DEFAULTS = RobustnessOptions()
+
+
+def evaluate_robustness(
     models: Mapping[str, nn.Module],
     images: Tensor,
     labels: Tensor,
+    options: RobustnessOptions = DEFAULTS,
     *,
-    attacks: Sequence[str] = ATTACKS,
-    epsilons: Sequence[float] = EPSILONS,
     maps: Mapping[str, MapFunction] | None = None,
-    steps: int = PGD_STEPS,
-    seed: int = 0,
-    batch_size: int = 100,
     progress: Progress | None = None,
 ) -> RobustnessReport:
-    """Attack several models on the same images: put the attention net and its control beside each other.
+    """Attack several models on the same images, such as an attention net and its matched control.
 
     Args:
         models: name -> any classifier from RGB in [0, 1]; each is attacked by its own gradients.
         images: (N, 3, H, W) in [0, 1].
         labels: (N,) true classes.
-        attacks: some of :data:`ATTACKS`.
-        epsilons: in [0, 1]; 0 is added where it is missing.
-        maps: name of a model -> the map whose stability is asked for, computed for the label. None takes the learned
+        maps: name of a model -> the map whose stability is measured, computed for the label. None takes the learned
             attention of every heedmap classifier; a model that is not named gives none.
-        steps: of PGD.
-        seed: of noise and PGD's start.
-        batch_size: images at a time.
-        progress: is told what is at work.
+        progress: receives which attack is being evaluated.
 
     Raises:
         DataError: images or labels that do not fit.
-        ModelError: an answer without logits, or a map that is no map.
-        OptionError: an unknown attack, an epsilon out of range, or a map of a model that is not there.
+        ModelError: an output without logits, or a map that is no map.
+        OptionError: no model, or a map of a model that is not there.
     """
     check_images(images, labels)
-    _check(models, attacks, epsilons, maps)
-    levels = sorted({0.0, *epsilons})
+    if not models:
+        raise OptionError("There is no model to attack; name at least one.")
     if maps is None:
         maps = {name: learned_map for name, model in models.items() if isinstance(model, AttentionClassifier)}
-    attackers = _attackers(steps, seed)
+    if unknown := [name for name in maps if name not in models]:
+        raise OptionError(f"A map is given for {unknown[0]!r}, which is no model here.{nearest(unknown[0], models)}")
+    levels, progress = sorted({0.0, *options.epsilons}), progress or Progress()
     rows, warnings = {}, {}
     for name, model in models.items():
-        with evaluation_mode(model, gradients=True, full_precision=True) as lent:
-            subject = _Subject(name, lent, images, labels.cpu(), maps.get(name), batch_size)
-            clean = subject.answer(images)
+        with evaluation_mode(model, gradients=True, full_precision=True) as network:
+            subject = _Attacked(name, network, images, labels.cpu(), maps.get(name), options.batch_size)
+            clean = subject.predict(images)
             found = []
-            for attack in attacks:
-                if progress is not None:
-                    progress.message(f"Robustness: {name}, {attack}")
+            for attack in options.attacks:
+                progress.message(f"Robustness: {name}, {attack}")
                 for epsilon in levels:
-                    now = subject.answer(subject.moved(attackers[attack], epsilon)) if epsilon else clean
+                    now = subject.predict(subject.moved(options.attacker(attack), epsilon)) if epsilon else clean
                     found.append(subject.row(attack, epsilon, clean, now))
             rows[name] = tuple(found)
             warnings[name] = masking(found, subject.silent_share(), len(images))
-    settings = {"pgd_steps": steps, "pgd_step_size": "2.5 epsilon / steps", "restarts": 1, "seed": seed}
+    settings = {"pgd_steps": options.steps, "pgd_step_size": "2.5 epsilon / steps", "restarts": 1, "seed": options.seed}
     return RobustnessReport(len(images), rows, warnings, settings)
 
 
-Attack = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
-
-
-def _attackers(steps: int, seed: int) -> dict[str, Attack]:
-    """Attack name -> function (model, images, labels, epsilon, number of the batch)."""
-    return {
-        "noise": lambda model, images, labels, epsilon, batch: noise(images, epsilon, seed + batch),
-        "fgsm": lambda model, images, labels, epsilon, batch: fgsm(model, images, labels, epsilon),
-        "pgd": lambda model, images, labels, epsilon, batch: pgd(
-            model, images, labels, epsilon, steps=steps, seed=seed + batch
-        ),
-    }
-
-
 @dataclass(frozen=True, eq=False)
-class _Subject:
+class _Attacked:
     """A model, the images, and its map."""
 
     name: str
@@ -264,8 +303,8 @@ class _Subject:
     method: MapFunction | None
     batch_size: int
 
-    def answer(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predicted classes (N,) and maps (N, h, w)."""
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return predicted classes (N,) and maps (N, h, w)."""
         predicted = all_logits(self.model, images, self.batch_size).argmax(1)
         if self.method is None:
             return predicted, None
@@ -287,18 +326,18 @@ class _Subject:
         return RobustnessRow(attack, epsilon, accuracy, low, high, fooled, changed, still)
 
     def silent_share(self) -> float:
-        """Share of images whose gradient is zero in every pixel: an attack by gradients cannot see them."""
+        """Return the share of images whose gradient is zero in every pixel: no attack by gradients sees them."""
         silent = 0
-        for some, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
-            slope = _slope(self.model, fitted(self.model, some), labels)
+        for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
+            slope = _slope(self.model, fitted(self.model, images), labels)
             silent += int((slope.flatten(1) == 0).all(1).sum())
         return silent / len(self.images)
 
 
 def stability(before: Tensor, after: Tensor) -> Stability | None:
-    """Compare maps (N, h, w) of images and of their attacked duplicates; None where all maps before are constant."""
-    telling = ~is_constant(before)
-    before, after = before[telling], after[telling]
+    """Compare maps (N, h, w) of images and of their attacked copies; None where all maps before are constant."""
+    varied = ~is_constant(before)
+    before, after = before[varied], after[varied]
     if not len(before):
         return None
     shift = (hottest_points(before) - hottest_points(after)).double().square().sum(1).sqrt().mean().item()
@@ -323,34 +362,11 @@ def masking(rows: Sequence[RobustnessRow], silent: float, count: int) -> tuple[s
     if silent > 0.01:
         found.append(f"The gradient of {silent:.0%} of the images is zero in every pixel, so no attack can see them.")
     for (attack, epsilon), accuracy in table.items():
-        size = f"{attack} at {epsilon * 255:g}/255 leaves {accuracy:.1%} right"
+        result = f"{attack} at {epsilon * 255:g}/255 leaves {accuracy:.1%} right"
         for weaker, sign in (("fgsm", "one step does more than many"), ("noise", "noise does more than the gradient")):
             other = table.get((weaker, epsilon), 1.0)
             if attack in ("fgsm", "pgd") and weaker != attack and accuracy > other + slack:
-                found.append(f"{size}, {weaker} only {other:.1%}: {sign}, a sign of masked gradients.")
+                found.append(f"{result}, {weaker} only {other:.1%}: {sign}, a sign of masked gradients.")
         if attack == "pgd" and epsilon >= 16 / 255 and accuracy > 0.5 * table[attack, 0.0] + slack:
-            found.append(f"{size}, more than half of the clean accuracy: rare without masked gradients; look closer.")
+            found.append(f"{result}, more than half of the clean accuracy: rare without masked gradients; look closer.")
     return tuple(found)
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not 0 <= epsilon <= 1:
-        raise OptionError(f"epsilon = {epsilon} is out of range; pixels run from 0 to 1, so write 8/255 and not 8.")
-
-
-def _check(
-    models: Mapping[str, nn.Module],
-    attacks: Sequence[str],
-    epsilons: Sequence[float],
-    maps: Mapping[str, MapFunction] | None,
-) -> None:
-    if not models or not attacks:
-        raise OptionError("There is no model or no attack; name at least one of each.")
-    for attack in attacks:
-        if attack not in ATTACKS:
-            raise OptionError(f"Unknown attack {attack!r}; it can be {', '.join(ATTACKS)}.{nearest(attack, ATTACKS)}")
-    for epsilon in epsilons:
-        _check_epsilon(epsilon)
-    for name in maps or ():
-        if name not in models:
-            raise OptionError(f"A map is given for {name!r}, which is no model here.{nearest(name, models)}")

@@ -1,7 +1,6 @@
 """One self-contained page about a run: result, maps, curves, tables, audit, and how it was made.
 
-The page loads nothing: style, charts (SVG) and images are inside it, and so is the one script, of the viewer of
-images. It can be mailed.
+The page loads nothing: style, charts (SVG), images and the script of the image viewer are inside it. It can be mailed.
 """
 
 from __future__ import annotations
@@ -26,16 +25,13 @@ from heedmap.visualization.charts import Series, line_chart, matrix
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["TEST_AGAIN", "TEST_ONCE", "ReportData", "ReportPanel", "write_report"]
-
 TEST_ONCE = (
-    "The test part was touched once, after training; "
-    "the weights were chosen on images set apart from the training part."
+    "The test set was used once, after training; the weights were chosen on images set apart from the training set."
 )
 
 TEST_AGAIN = (
-    "The weights were chosen on images set apart from the training part. The test part was evaluated once after "
-    "training, and looked at again for the measures below; nothing was chosen by it."
+    "The weights were chosen on images set apart from the training set. The test set was evaluated once after "
+    "training, and used again for the measures below; nothing was chosen by it."
 )
 
 MOST_CLASSES_IN_TABLE = 24
@@ -49,8 +45,8 @@ class ReportPanel:
     Attributes:
         path: the image's name.
         label: the truth.
-        predicted: the answer.
-        probability: of the answer, 0 to 1.
+        predicted: the predicted class.
+        probability: of it, 0 to 1.
         image: a PNG or JPEG file's bytes.
     """
 
@@ -62,20 +58,20 @@ class ReportPanel:
 
     @property
     def source(self) -> str:
-        """The image as a ``data:`` address."""
+        """The image as a ``data:`` URL."""
         kind = "png" if self.image.startswith(b"\x89PNG") else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(self.image).decode('ascii')}"
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels: the page keeps the room, or what is read jumps when a panel comes in."""
+        """Width and height in pixels: the page reserves the room, or the text jumps when a panel is loaded."""
         with Image.open(io.BytesIO(self.image)) as panel:
             return panel.size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that the page tells.
+    """All that the page shows.
 
     Attributes:
         title: such as ``intel_scenes, compact with parametrised attention``.
@@ -91,13 +87,13 @@ class ReportData:
         audit: None where none was made.
         pointing: tap -> share of images whose hottest point lies in the object's box, with the baselines ``centre``
             and ``random``; None where there are no boxes.
-        right, wrong: panels of right and wrong answers.
+        right, wrong: panels of correct and wrong predictions.
         viewer: the images behind the figures, to sort and filter on the page; may be empty.
         notes: sentences, such as how the data was split.
-        warnings: sentences that should be seen first.
-        test_sentence: what was done with the test part.
+        warnings: sentences that are shown first.
+        test_sentence: how the test set was used.
         is_leakage_suspected: leakage would explain the accuracy.
-        sections: what the suites found.
+        sections: results of the suites.
         ranked: ``best``, ``median``, ``worst`` -> panels, by how well the map lies on the object.
     """
 
@@ -150,19 +146,22 @@ def report_page(data: ReportData) -> str:
         viewer=viewer,
         viewer_count=viewer_count,
         pointing=_pointing_rows(data.pointing),
-        kept=_best_epoch(data.epochs),
+        best_epoch=_best_epoch(data.epochs),
         seconds=sum(epoch.seconds for epoch in data.epochs),
         findings=_findings(data.audit),
         most_findings=MOST_FINDINGS,
     )
 
 
-def page_template(name: str) -> jinja2.Template:
-    """A page of this room, which escapes what it is given and knows how to write shares and options."""
-    import jinja2
+def page_template(name: str, folder: str = "report") -> jinja2.Template:
+    """Return a template of a folder of the package: the one environment, which escapes all values.
+
+    Its filters write shares (``percent``) and options (``shown``).
+    """
+    import jinja2  # late, for it takes a tenth of a second of the start
 
     pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", "report"),
+        loader=jinja2.PackageLoader("heedmap", folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -176,7 +175,7 @@ def page_template(name: str) -> jinja2.Template:
 def most_confused(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 6
 ) -> list[tuple[str, str, int]]:
-    """Return (truth, answer, count) of the most frequent mistakes, most frequent first."""
+    """Return (truth, predicted, count) of the most frequent mistakes, most frequent first."""
     pairs = [
         (classes[row], classes[column], count)
         for row, line in enumerate(confusion)
@@ -202,28 +201,33 @@ def _shown(value: object) -> str:
 
 
 def _charts(data: ReportData) -> list[dict[str, Any]]:
-    """The curves that have something to show: title, sentence, names for the key, SVG."""
-    epochs, kept = data.epochs, _best_epoch(data.epochs)
+    """Return the curves that are not empty: title, sentence, names for the key, SVG."""
+    epochs, best = data.epochs, _best_epoch(data.epochs)
     taps = list(dict.fromkeys(tap for epoch in epochs for tap in epoch.attention_peak))
     loss = [_course(epochs, "training", "train_loss"), _validation(epochs, "loss")]
     accuracy = [_validation(epochs, "accuracy")]
     peaks = [Series(tap, tuple((e.epoch, e.attention_peak.get(tap, math.nan)) for e in epochs)) for tap in taps]
     drawn = [
-        ("Loss", "Cross-entropy, in nats.", loss, line_chart("Loss by epoch", loss, mark=kept)),
-        ("Accuracy", "On the validation part.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=kept)),
+        ("Loss", "Cross-entropy, in nats.", loss, line_chart("Loss by epoch", loss, mark=best)),
+        ("Accuracy", "On the validation set.", accuracy, line_chart("Accuracy", accuracy, is_share=True, mark=best)),
         (
             "Attention peak",
-            "The largest weight of a map, mean over images. Of shares (softmax) 1 is a single point, and a flat low "
-            "line stayed uniform; of gates 1 is open and 0 is shut.",
+            "The largest weight of a map, mean over images. With softmax 1 is a single point, and a flat low line "
+            "stayed uniform; for gates 1 is open and 0 is closed.",
             peaks,
-            line_chart("Attention peak by epoch", peaks, from_zero=True, mark=kept),
+            line_chart("Attention peak by epoch", peaks, from_zero=True, mark=best),
         ),
     ]
     if data.steps:
         steps = [Series("training", tuple((float(step), loss) for step, loss in data.steps))]
         drawn.insert(1, ("Loss by step", "While training.", steps, line_chart("Loss by step", steps, x_name="step")))
     return [
-        {"title": title, "sentence": sentence, "names": [one.name if one.known else "" for one in series], "svg": svg}
+        {
+            "title": title,
+            "sentence": sentence,
+            "names": [line.name if line.known else "" for line in series],
+            "svg": svg,
+        }
         for title, sentence, series, svg in drawn
         if svg
     ]
@@ -238,7 +242,7 @@ def _validation(epochs: Sequence[EpochReport], figure: str) -> Series:
 
 
 def _best_epoch(epochs: Sequence[EpochReport]) -> int | None:
-    """The epoch whose weights were kept: the last of those that were the best so far."""
+    """Return the epoch whose weights were saved: the last of those that were the best so far."""
     return max((epoch.epoch for epoch in epochs if epoch.is_best), default=None)
 
 
@@ -249,7 +253,7 @@ def _big_matrix(data: ReportData) -> str:
 
 
 def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]:
-    """Taps first, then the two baselines that any map must beat."""
+    """Return rows: taps first, then the two baselines that any map must beat."""
     words = {"centre": "always the image's centre", "random": "a random point"}
     rows = [
         {"name": words.get(key, key), "share": share, "base": key in words} for key, share in (pointing or {}).items()
@@ -258,8 +262,8 @@ def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]
 
 
 def _findings(audit: Audit | None) -> dict[str, list[Any]]:
-    """Findings by kind, those that touch two parts first within each."""
+    """Return findings by kind, those across two parts first."""
     grouped: dict[str, list[Any]] = {}
     for finding in audit.findings if audit is not None else ():
         grouped.setdefault(finding.kind, []).append(finding)
-    return {kind: sorted(found, key=lambda one: len(set(one.splits)) < 2) for kind, found in grouped.items()}
+    return {kind: sorted(found, key=lambda finding: len(set(finding.splits)) < 2) for kind, found in grouped.items()}

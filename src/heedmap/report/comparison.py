@@ -19,7 +19,7 @@ PLOT_STYLE = (
 
 
 def comparison_page(found: Mapping[str, Any]) -> str:
-    """Return the page of what ``comparison.json`` holds."""
+    """Return the page from the content of ``comparison.json``."""
     return page_template("comparison.html.jinja").render(
         found=found,
         tables=[_table(found, group) for group in GROUPS],
@@ -42,7 +42,7 @@ def comparison_plot(found: Mapping[str, Any]) -> str:
 
 
 def difference_chart(found: Mapping[str, Any]) -> str:
-    """Differences of test accuracy to the control: a dot a seed, the mean, its 95 % interval."""
+    """Return the chart of differences in test accuracy to the control: a dot a seed, the mean, its 95 % interval."""
     names = [variant["name"] for variant in found["variants"]]
     rows = [
         DotRow(
@@ -70,7 +70,7 @@ def _accuracy_chart(found: Mapping[str, Any]) -> str:
 
 
 def _table(found: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """Head and rows of the variants' figures of one group; costs that are known of the network stand with the costs."""
+    """Return head and rows of the variants' figures of one group; the network's own costs are among the costs."""
     measures = [each for each in found["measures"] if each["group"] == group]
     more = ("parameters", "multiply-adds") if group == "cost" else ()
     rows = []
@@ -83,7 +83,7 @@ def _table(found: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def cell(summary: Mapping[str, float] | None, unit: str) -> str:
-    """Mean ± standard deviation, as a table shows it."""
+    """Return mean ± standard deviation, as a table shows it."""
     if summary is None:
         return "-"
     factor, digits = (100, 2) if unit == "share" else (1, _digits(summary["mean"]))
@@ -92,7 +92,7 @@ def cell(summary: Mapping[str, float] | None, unit: str) -> str:
 
 
 def amounts(variant: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters and multiply-accumulates in millions."""
+    """Return parameters and multiply-accumulates in millions."""
     keys = {"parameters": "parameters", "work": "multiply_accumulates"}
     found = {short: variant[key] for short, key in keys.items()}
     return {short: "-" if value is None else f"{value / 1e6:,.2f} M" for short, value in found.items()}

@@ -1,4 +1,4 @@
-"""What the suites found, as sentences and tables that the terminal and the page share."""
+"""Results of the suites as sentences and tables that the terminal and the page share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LEFT = {
     "black": "black",
     "blur": "a blur",
 }
-"""Deletion baseline -> what it leaves of an image."""
+"""Deletion baseline -> what replaces deleted pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Table:
     Attributes:
         head: of the columns.
         rows: as many cells each.
-        grey: first cells of the lines that are baselines.
-        keys: how many columns, from the left, say which line it is; repeated where a table is parted.
+        grey: first cells of the rows that are baselines.
+        keys: how many columns, from the left, name the row; repeated where a table is split.
     """
 
     head: tuple[str, ...]
@@ -55,7 +55,7 @@ class Section:
         title: a question.
         sentence: how to read the tables.
         tables: what was measured.
-        notes: what to know of it; verdicts.
+        notes: how many images, verdicts, warnings.
     """
 
     key: str
@@ -66,41 +66,37 @@ class Section:
 
 
 def sections(suites: Mapping[str, Any]) -> list[Section]:
-    """The sections of the suites that were run, in the order of the page."""
-    writers = {
-        "localization": _localization,
-        "faithfulness": _faithfulness,
-        "robustness": _robustness,
-        "transfer": _transfer,
-    }
-    return [write(suites[key]) for key, write in writers.items() if key in suites]
+    """Return the sections of the suites that were run, in the order of the page."""
+    return [write(suites[key]) for key, write in SECTIONS.items() if key in suites]
 
 
 def _localization(found: Mapping[str, Any]) -> Section:
     metrics = list(found["metrics"])
-    rows = [(name, *(_score(scores[metric]) for metric in metrics)) for name, scores in found["scores"].items()]
+    rows = [(name, *(_interval(scores[metric]) for metric in metrics)) for name, scores in found["scores"].items()]
     table = Table(
         ("map", *(WORDS.get(metric, metric) for metric in metrics)), tuple(rows), frozenset(found["baselines"])
     )
     left = ", ".join(f"{count:,} {reason}" for reason, count in found["left_out"].items())
     notes = [
         _sample(found),
-        found["asked"],
+        found["target"],
         *([f"Left out: {left}."] if left else []),
-        *(f"{name}: {kind} in {count:,} images." for name, kinds in found["unjudgeable"].items()
+        *(f"{name}: {kind} in {count:,} images." for name, kinds in found["unmeasurable"].items()
           for kind, count in kinds.items()),
         *found["notes"],
     ]  # fmt: skip
     sentence = (
-        "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over images; a "
-        "map that does not beat the lines of centre and edges says little."
+        "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over images; a map that does "
+        "not beat the rows of centre and edges shows little."
     )
-    return Section("localization", "Does it lie on the object?", sentence, (table,), tuple(notes))
+    return Section("localization", "Do maps lie on the object?", sentence, (table,), tuple(notes))
 
 
 def _faithfulness(found: Mapping[str, Any]) -> Section:
     measures = list(dict.fromkeys(key for row in found["rows"] for key in row["scores"]))
-    rows = tuple((row["name"], *(_plain(row["scores"].get(key)) for key in measures)) for row in found["rows"])
+    rows = tuple(
+        (row["name"], *(_interval(row["scores"].get(key), "mean", 1, 3) for key in measures)) for row in found["rows"]
+    )
     baselines = frozenset(row["name"] for row in found["rows"] if row["chance"] is None or row["name"] == "centre")
     checks = tuple(
         (name, *(_likeness(check["cascading"][-1][key]) for key in ("absolute", "ssim")))
@@ -109,7 +105,10 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
     randomized = Table(("map, all weights randomized", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
     stages = [
         table
-        for check, said in (("cascading", "weights randomized, from the top down to"), ("independent", "this alone"))
+        for check, said in (
+            ("cascading", "weights randomized, from the top down to"),
+            ("independent", "this layer alone"),
+        )
         if (table := _stages(found["randomization"], check, f"rank correlation; {said}")) is not None
     ]
     baseline = found.get("deletion_baseline", "mean")
@@ -120,17 +119,21 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
     ]
     notes += [f"{name}: {check['verdict']}" for name, check in found["randomization"].items()]
     sentence = (
-        "Does the answer suffer when a map's hot places are taken away? Deletion and average drop: less is better; "
+        "Does the prediction suffer when a map's hot places are removed? Deletion and average drop: less is better; "
         "insertion, ROAD and increase: more. Random maps of the same grid stand beside."
     )
     table = Table(("map", *(key.replace("_", " ") for key in measures)), rows, baselines)
     return Section(
-        "faithfulness", "Do the hot places matter to the answer?", sentence, (table, randomized, *stages), tuple(notes)
+        "faithfulness",
+        "Do the hot places matter to the prediction?",
+        sentence,
+        (table, randomized, *stages),
+        tuple(notes),
     )
 
 
 def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
-    """Each stage of a randomization, a column for each map; None where it was not made."""
+    """Return each stage of a randomization, a column for each map; None where it was not made."""
     if not all(found[check] for found in checks.values()):
         return None
     rows = []
@@ -142,7 +145,7 @@ def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
 
 
 def _robustness(found: Mapping[str, Any]) -> Section:
-    head = ("classifier", "attack", "epsilon", "accuracy", "fooled", "map rank correlation", "hottest tenth kept")
+    head = ("classifier", "attack", "epsilon", "accuracy", "fooled", "map rank correlation", "hottest tenth in common")
     rows = []
     for name, lines in found["models"].items():
         for line in lines:
@@ -153,18 +156,18 @@ def _robustness(found: Mapping[str, Any]) -> Section:
                     name,
                     line["attack"],
                     f"{255 * line['epsilon']:g}/255",
-                    f"{100 * line['accuracy']:.1f} ({100 * line['low']:.1f} - {100 * line['high']:.1f})",
+                    _interval(line, "accuracy"),
                     "-" if _unknown(line["fooled"]) else f"{line['fooled']:.1%}",
                     *maps,
                 )
             )
     notes = [_sample(found), *(f"{name}: {each}" for name, said in found["warnings"].items() for each in said)]
     sentence = (
-        "Accuracy in per cent when every pixel may change by epsilon; fooled: of the answers right before. "
-        "The last columns say how far the map stays what it was."
+        "Accuracy in per cent when every pixel may change by epsilon; fooled: share of the correct "
+        "predictions that are wrong then. The last columns: how similar the map stays."
     )
     return Section(
-        "robustness", "Does it hold under attack?", sentence, (Table(head, tuple(rows), keys=3),), tuple(notes)
+        "robustness", "Does it withstand attacks?", sentence, (Table(head, tuple(rows), keys=3),), tuple(notes)
     )
 
 
@@ -177,7 +180,7 @@ def _transfer(found: Mapping[str, Any]) -> Section:
             (
                 row["data"],
                 row["model"],
-                f"{100 * probe['accuracy']:.1f} ({100 * probe['low']:.1f} - {100 * probe['high']:.1f})",
+                _interval(probe, "accuracy"),
                 f"{100 * probe['majority']:.1f}",
                 f"{probe['cost']:g}",
                 str(probe["width"]),
@@ -186,39 +189,42 @@ def _transfer(found: Mapping[str, Any]) -> Section:
             )
         )
     slow = [row["data"] for row in found["rows"] if not row["probe"]["converged"]]
-    notes = [f"The solver did not come to its end on {name}." for name in slow]
+    notes = [f"The solver did not converge on {name}." for name in slow]
     sentence = "A linear SVM on the frozen features of this network; C was chosen inside the training part."
     table = Table(head, tuple(rows), keys=2)
-    return Section("transfer", "Do its features serve elsewhere?", sentence, (table,), tuple(notes))
+    return Section("transfer", "Are the features useful on other data?", sentence, (table,), tuple(notes))
 
 
 def _sample(found: Mapping[str, Any]) -> str:
     evaluated, count = found["sample"]["evaluated"], found["sample"]["of"]
     if evaluated == count:
-        return f"All {count:,} images of the part."
-    return f"{evaluated:,} of {count:,} images, each class with its share (--limit N takes others)."
+        return f"All {count:,} images."
+    return f"{evaluated:,} of {count:,} images, each class with its share (--limit N takes more or fewer)."
 
 
-def _score(score: Mapping[str, float]) -> str:
-    if _unknown(score["value"]):
+def _interval(score: Mapping[str, Any] | None, key: str = "value", factor: float = 100, digits: int = 1) -> str:
+    """Return a figure with its interval, by default in per cent."""
+    if score is None or _unknown(score[key]):
         return "-"
-    value = f"{100 * score['value']:.1f}"
-    if _unknown(score["low"]):
-        return value
-    return f"{value} ({100 * score['low']:.1f} - {100 * score['high']:.1f})"
-
-
-def _plain(score: Mapping[str, float] | None) -> str:
-    if score is None or _unknown(score["mean"]):
-        return "-"
-    interval = "" if _unknown(score["low"]) else f" ({score['low']:.3f} - {score['high']:.3f})"
-    return f"{score['mean']:.3f}{interval}"
+    value, low, high = (
+        "" if _unknown(score[name]) else f"{factor * score[name]:.{digits}f}" for name in (key, "low", "high")
+    )
+    return f"{value} ({low} - {high})" if low else value
 
 
 def _likeness(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+    return "-" if _unknown(value) else f"{value:.2f}"
 
 
 def _unknown(value: float | None) -> bool:
-    """JSON keeps what is not a number as null."""
+    """Whether a figure is NaN, or null as JSON has it."""
     return value is None or math.isnan(value)
+
+
+SECTIONS = {
+    "localization": _localization,
+    "faithfulness": _faithfulness,
+    "robustness": _robustness,
+    "transfer": _transfer,
+}
+"""Suite -> function that writes its section."""

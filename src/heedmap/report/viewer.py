@@ -21,11 +21,9 @@ from PIL import Image
 
 from heedmap.data.dataset import ImageDataset
 from heedmap.data.transforms import plain
-from heedmap.metrics.prediction import Predictions
+from heedmap.metrics.prediction import DatasetPredictions
 from heedmap.models.classifier import AttentionClassifier, attention_maps
 from heedmap.visualization.heatmap import COLOURS, grid_of
-
-__all__ = ["MOST_IMAGES", "THUMBNAIL", "ViewerImage", "choose_rows", "viewer_images", "viewer_json"]
 
 MOST_IMAGES = 1000
 """The page shows no more images than this."""
@@ -42,12 +40,12 @@ _BATCH = 50
 
 @dataclass(frozen=True)
 class ViewerImage:
-    """One image with its answer and its maps.
+    """One image with its prediction and its maps.
 
     Attributes:
         name: the image's name.
-        truth, predicted: places among the class names.
-        probability: of the answer, 0 to 1.
+        truth, predicted: indices of classes.
+        probability: of the predicted class, 0 to 1.
         loss: negative log-likelihood of the truth, in nats.
         view: uint8 RGB (S, S, 3), the square that the classifier sees.
         maps: tap -> (h, w), not negative, the same taps for all images; drawn from zero to ``ends``.
@@ -72,7 +70,7 @@ def choose_rows(is_right: Sequence[bool], most: int = MOST_IMAGES) -> list[int]:
     """
     wrong = [row for row, right in enumerate(is_right) if not right]
     right = [row for row, right in enumerate(is_right) if right]
-    # Half of the room is enough for mistakes where there are many: how right answers look is worth seeing too.
+    # Half of the room is enough for mistakes where there are many: correct predictions are worth seeing too.
     kept = _spread(wrong, max(most // 2, most - len(right)))
     return sorted(kept + _spread(right, most - len(kept)))
 
@@ -85,32 +83,31 @@ def _spread(rows: list[int], most: int) -> list[int]:
 
 @torch.no_grad()
 def viewer_images(
-    classifier: AttentionClassifier, images: ImageDataset, evaluated: Predictions, device: torch.device
+    classifier: AttentionClassifier, images: ImageDataset, predictions: DatasetPredictions
 ) -> list[ViewerImage]:
-    """Gather what the page shows of a evaluated part: its images as thumbnails, each with its maps.
+    """Return the images that the page shows of an evaluated part, as thumbnails, each with its maps.
 
     Args:
-        classifier: in eval mode, on ``device``; asked again for the maps, since evaluating forgets them.
+        classifier: in eval mode; run again for the maps, which are not kept of all images.
         images: the part.
-        evaluated: the answers to it.
-        device: where the classifier is.
+        predictions: of it.
     """
-    predicted = evaluated.logits.argmax(1)
-    probabilities = evaluated.logits.softmax(1).amax(1)
-    losses = F.cross_entropy(evaluated.logits, evaluated.labels, reduction="none")
+    predicted = predictions.logits.argmax(1)
+    probabilities = predictions.logits.softmax(1).amax(1)
+    losses = F.cross_entropy(predictions.logits, predictions.labels, reduction="none")
     side, shown = min(THUMBNAIL, classifier.image_size), []
-    rows = choose_rows((predicted == evaluated.labels).tolist())
+    rows = choose_rows(predictions.correct.tolist())
     for start in range(0, len(rows), _BATCH):
         chosen = rows[start : start + _BATCH]
         views = torch.stack([images.load(row, classifier.image_size) for row in chosen])
-        output = classifier(plain(views).to(device))
+        output = classifier(plain(views).to(classifier.mean.device))
         for place, row in enumerate(chosen):
             maps = attention_maps(classifier, output, place)
             view = Image.fromarray(views[place].permute(1, 2, 0).numpy())
             shown.append(
                 ViewerImage(
                     name=images.names[row],
-                    truth=int(evaluated.labels[row]),
+                    truth=int(predictions.labels[row]),
                     predicted=int(predicted[row]),
                     probability=float(probabilities[row]),
                     loss=float(losses[row]),
@@ -123,7 +120,7 @@ def viewer_images(
 
 
 def viewer_json(images: Sequence[ViewerImage], classes: Sequence[str]) -> tuple[str, int]:
-    """Return what the page's script reads, safe inside a ``script`` element, and how many images are in it."""
+    """Return the data of the page's script, safe inside a ``script`` element, and how many images are in it."""
     taps = list(images[0].maps)
     entries = [_entry(image, taps) for image in images]
     size = sum(len(json.dumps(entry)) for entry in entries)
@@ -154,7 +151,7 @@ def _entry(image: ViewerImage, taps: Sequence[str]) -> dict[str, Any]:
 
 
 def _packed(values: NDArray[np.float32], high: float) -> list[Any]:
-    """Height, width, the value of 255, and the cells row by row, one byte each."""
+    """Return height, width, the value of 255, and the cells row by row, one byte each."""
     heat = (grid_of(values) / (high if high > 0 else 1.0)).clip(0, 1)
     return [*values.shape, float(f"{high:.4g}"), _text((heat * 255).round().astype(np.uint8).tobytes())]
 

@@ -18,7 +18,7 @@ from heedmap.apps.server.listening import listening_socket
 from heedmap.data import FolderDataset
 from heedmap.errors import HeedmapError, OptionError
 from heedmap.runs import Run
-from heedmap.workflows.evaluate.run_data import open_run_data
+from heedmap.workflows.evaluate.data import open_run_data
 
 FIRST_PORT, PORTS = 8470, 20
 

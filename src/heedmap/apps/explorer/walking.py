@@ -19,7 +19,7 @@ from heedmap.apps.explorer.gallery import Source, confined
 from heedmap.data import FolderDataset
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, ImageError
-from heedmap.metrics.localization.localize import hottest_points
+from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.models.classifier import combined_map
 
 BATCH = 16

@@ -28,20 +28,20 @@ class Evaluate:
     Attributes:
         run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
-        suite: What is evaluated, with commas between: accuracy, localization, faithfulness, robustness, transfer.
+        suite: Suites to run, with commas between: accuracy, localization, faithfulness, robustness, transfer.
         method: Maps that localization and faithfulness evaluate, with commas between, such as
             attention,rise:count=500+cells=5. Default: attention and Grad-CAM, or Grad-CAM alone for the control.
         annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
             Default: what the data brings.
-        annotation_format: How the annotations are written. Default: told from the files.
+        annotation_format: How the annotations are written. Default: detected from the files.
         same_class: Take only objects of the image's own class, by name; else every object counts.
-        mask_kind: How the values of mask files are read. Default: told from them, and said.
+        mask_kind: How the values of mask files are read. Default: detected from them, and reported.
         class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
             objects.
         parts: Give each connected part of a mask a box of its own; else one for all pixels of a value.
         transfer: Folders or named sets for the transfer suite.
         control: A run evaluated beside this one for robustness and transfer, such as its matched control.
-        flips: Evaluate the mirrored images too; the accuracy of both answers averaged is reported beside the plain one.
+        flips: Predict the mirrored images too; the accuracy of the averaged logits is reported beside the plain one.
         limit: Images that localization, faithfulness and robustness evaluate, each class with its share; accuracy takes
             all. Default: all; 100 for faithfulness, 200 for robustness.
         deletion_baseline: What deletion of the faithfulness suite leaves of an image: its own mean colour, that of the
@@ -53,10 +53,10 @@ class Evaluate:
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
         workers: Threads that decode images. Default: the run's, or the machine's cores.
-        cache: Folder where is kept which files were decoded before, or off. Default: the run's, where that is there, or
+        cache: Folder that records which files were decoded before, or off. Default: the run's, where that exists, or
             else $HEEDMAP_CACHE, or the user's cache folder.
         root: Where named sets lie. Default: as in the run.
-        download: Fetch a named set that is not there.
+        download: Fetch a named set that is missing.
     """
 
     run: tyro.conf.Positional[str]
@@ -87,63 +87,54 @@ class Evaluate:
         """Evaluate and print the tables."""
         from heedmap.data.annotations.annotations import as_told
         from heedmap.runs import Run
+        from heedmap.workflows.evaluate.data import DataOptions
         from heedmap.workflows.evaluate.evaluate import evaluate
-        from heedmap.workflows.evaluate.suites import Wanted
+        from heedmap.workflows.evaluate.suites import EvaluateOptions
 
         keep_freed_memory()
         check_range("workers", self.workers, 0, 1024)
         if self.out is not None:
             _refuse_other(Path(self.out))
-        wanted = Wanted(
+        options = EvaluateOptions(
             suites=wanted_names("suite", self.suite),
             methods=wanted_names("method", self.method),
             annotations=self.annotations,
             reading=as_told(self),
             transfer=self.transfer,
+            control=None if self.control is None else Run.open(self.control),
             limit=self.limit,
             deletion_baseline=self.deletion_baseline,
             independent=self.independent,
+            flips=self.flips,
+            device=pick_device(self.device),
+            precision=self.precision,
+            opening=DataOptions(root=self.root, download=self.download, workers=self.workers, cache=self.cache),
         )
-        run, device = Run.open(self.run), pick_device(self.device)
-        found: list[Evaluation] = []
+        run = Run.open(self.run)
+        results: list[Evaluation] = []
         try:
             with show_progress() as progress:
-                evaluate(
-                    run,
-                    self.data,
-                    device=device,
-                    precision=self.precision,
-                    root=self.root,
-                    download=self.download,
-                    workers=self.workers,
-                    cache=self.cache,
-                    wanted=wanted,
-                    control=None if self.control is None else Run.open(self.control),
-                    flips=self.flips,
-                    progress=progress,
-                    on_found=found.append,
-                )
-        finally:  # what is known before a later suite fails, or Ctrl-C or SIGTERM comes, took long enough
-            if found:
-                self._tell(run, found[-1], device)
+                evaluate(run, self.data, options, progress=progress, on_update=results.append)
+        finally:  # results before a later suite fails, or Ctrl-C or SIGTERM comes, took long enough
+            if results:
+                self._show(run, results[-1])
         show_next(f"heedmap visualize {shlex.quote(self.run)} IMAGES")
 
-    def _tell(self, run: Run, found: Evaluation, device: str) -> None:
-        """Print what was found, and write it where it belongs."""
+    def _show(self, run: Run, evaluation: Evaluation) -> None:
+        """Print the results, and write them where they belong."""
         from heedmap.config import free_name
-        from heedmap.workflows.evaluate.evaluate import write_evaluation
-        from heedmap.workflows.evaluate.refresh import refresh
+        from heedmap.workflows.evaluate.page import refresh, write_evaluation
 
-        show_evaluation(found.as_dict())
-        show_sections(found.suites)
+        show_evaluation(evaluation.as_dict())
+        show_sections(evaluation.suites)
         out = Path(self.out) if self.out else None
-        if found.suites and out is None and self.data is None:
-            refresh(run, found, device=device, root=self.root, workers=self.workers, cache=self.cache)
+        if evaluation.suites and out is None and self.data is None:
+            refresh(run, evaluation)
             console.print(f"Report: [bold]{escape(str(run.path / 'report.html'))}[/]", soft_wrap=True)
-        elif found.suites and out is None:
+        elif evaluation.suites and out is None:
             out = free_name(Path(), "evaluation")
         if out is not None:
-            console.print(f"Written to {escape(str(write_evaluation(found, out)))}", soft_wrap=True)
+            console.print(f"Written to {escape(str(write_evaluation(evaluation, out)))}", soft_wrap=True)
 
 
 def _refuse_other(out: Path) -> None:

@@ -1,12 +1,12 @@
-"""Take the hot places of an image away, or show only them, and ask the classifier again: the measures themselves.
+"""Remove the hot places of an image, or show only them, and classify again: the measures of faithfulness themselves.
 
     deletion, insertion     Petsiuk, Das, Saenko, "RISE" (BMVC 2018), section 4.2 and the published code
     ROAD                    Rong et al., "A Consistent and Efficient Evaluation Strategy ..." (ICML 2022)
     average drop, increase  Chattopadhyay et al., "Grad-CAM++" (WACV 2018), section 4.1
 
 Rules that hold for all of them: a map coarser than the image is upsampled bilinearly; among equal values a random
-order decides, which is a function of seed and image, so a constant map is at chance. The model is asked in the state
-it is in; put it into eval mode, or call :func:`heedmap.metrics.faithfulness.faithfulness.faithfulness`, which does.
+order decides, which is a function of seed and image, so a constant map is at chance. The model runs in the mode it is
+in; call ``eval()`` before, or use :func:`heedmap.metrics.faithfulness.evaluation.evaluate_faithfulness`, which does.
 """
 
 from __future__ import annotations
@@ -29,14 +29,41 @@ ORDERS = ("most", "least")
 
 
 @dataclass(frozen=True, eq=False)
+class MappedImages:
+    """Images, each with its map and the class whose probability is followed.
+
+    Attributes:
+        images: (N, 3, H, W) in [0, 1].
+        targets: (N,) classes.
+        maps: (N, h, w), finite, on the CPU; larger is hotter.
+
+    Raises:
+        DataError: numbers that do not fit, or a map that is not finite.
+    """
+
+    images: Tensor
+    targets: Tensor
+    maps: Tensor
+
+    def __post_init__(self) -> None:
+        maps, count = self.maps, len(self.images)
+        if maps.dim() != 3 or len(maps) != count or len(self.targets) != count or 0 in maps.shape:
+            raise DataError(
+                f"Maps {tuple(maps.shape)} and {len(self.targets)} targets for {count} images; (N, h, w) and (N,)."
+            )
+        if not maps.isfinite().all():
+            raise DataError("A map holds values that are not finite, so its pixels have no order.")
+
+
+@dataclass(frozen=True, eq=False)
 class Curve:
-    """How the answer changes while more and more of the image is changed.
+    """How the prediction changes while more and more of the image is changed.
 
     Attributes:
         shares: (S,) share of the pixels changed.
         probabilities: (N, S) of the target.
         kept: (N, S) bool, the target still has the largest logit.
-        area: (N,) what the measure makes of it: the area under the probabilities, for ROAD their mean.
+        area: (N,) the area under the probabilities, for ROAD their mean.
     """
 
     shares: Tensor
@@ -60,18 +87,17 @@ def pixel_ranks(maps: Tensor, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def _ranked(maps: Tensor, row: int, height: int, width: int, seed: int) -> Tensor:
-    """(height * width,) int32 of one image, see :func:`pixel_ranks`."""
+    """Return (height * width,) int32 of one image, see :func:`pixel_ranks`."""
     values = upsampled(maps[row : row + 1], height, width).flatten()
     shuffled = torch.randperm(len(values), generator=generator(seed, row))
+    order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
     ranks = torch.empty(len(values), dtype=torch.int32)
-    ranks[shuffled[values[shuffled].argsort(descending=True, stable=True)]] = torch.arange(
-        len(values), dtype=torch.int32
-    )
+    ranks[order] = torch.arange(len(values), dtype=torch.int32)
     return ranks
 
 
 def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
-    """Bring maps (N, h, w) to (N, height, width): bilinear, corners not aligned; as they are where the size fits."""
+    """Resize maps (N, h, w) to (N, height, width): bilinear, corners not aligned; as they are where the size fits."""
     if maps.shape[1:] == (height, width):
         return maps
     return F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
@@ -79,9 +105,7 @@ def upsampled(maps: Tensor, height: int, width: int) -> Tensor:
 
 def deletion(
     model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    maps: Tensor,
+    mapped: MappedImages,
     *,
     step: int | None = None,
     baseline: str | Tensor = "mean",
@@ -92,11 +116,8 @@ def deletion(
 
     Args:
         model: any classifier from RGB in [0, 1].
-        images: (N, 3, H, W) in [0, 1].
-        targets: (N,) class whose probability is followed.
-        maps: (N, h, w), finite.
-        step: pixels deleted between two questions; None takes W. There are ceil(H W / step) steps, and the curve begins
-            with the whole image; the area is by trapezoids over equal steps, as in RISE's code.
+        step: pixels deleted between two predictions; None takes W. There are ceil(H W / step) steps, and the curve
+            begins with the whole image; the area is by trapezoids over equal steps, as in RISE's code.
         baseline: what deleted pixels become, see :func:`heedmap.metrics.faithfulness.imputation.stand_in`. RISE takes
             the zero of the normalised image, here ``classifier.mean.flatten()``; ``mean`` is each image's own mean
             colour.
@@ -104,19 +125,14 @@ def deletion(
         batch_size: images a forward pass.
 
     Raises:
-        DataError: maps that do not fit the images.
         OptionError: an unknown baseline, or a step below 1.
     """
-    _check(images, targets, maps)
-    mixing = _Mixing(images, maps, baseline, seed, is_deletion=True)
-    return _stepwise(model, mixing, targets, step, batch_size)
+    return _stepwise(model, _Path(mapped, baseline, seed, is_deletion=True), step, batch_size)
 
 
 def insertion(
     model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    maps: Tensor,
+    mapped: MappedImages,
     *,
     step: int | None = None,
     baseline: str | Tensor = "blur",
@@ -127,59 +143,59 @@ def insertion(
 
     ``baseline`` is what the image is before anything is inserted. For the rest see :func:`deletion`.
     """
-    _check(images, targets, maps)
-    mixing = _Mixing(images, maps, baseline, seed, is_deletion=False)
-    return _stepwise(model, mixing, targets, step, batch_size)
+    return _stepwise(model, _Path(mapped, baseline, seed, is_deletion=False), step, batch_size)
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixing:
-    """Images on their way from one end to the other, each made when it is asked about.
+class _Path:
+    """Images on their way from one end to the other, each prepared when a batch needs it.
 
     Attributes:
-        images, maps, baseline, seed: as for :func:`deletion`.
+        mapped, baseline, seed: as for :func:`deletion`.
         is_deletion: from the image to the baseline; else the other way round.
     """
 
-    images: Tensor
-    maps: Tensor
+    mapped: MappedImages
     baseline: str | Tensor
     seed: int
     is_deletion: bool
 
     def of(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the image starts and ends (3, H, W), and the ranks of its pixels (H * W,)."""
-        image = self.images[row : row + 1]
+        """Return where the image starts and ends (3, H, W), and the ranks of its pixels (H * W,)."""
+        image = self.mapped.images[row : row + 1]
         height, width = image.shape[2:]
-        ranks = _ranked(self.maps, row, height, width, self.seed)
+        ranks = _ranked(self.mapped.maps, row, height, width, self.seed)
         ends = (image[0], stand_in(image, self.baseline)[0])
         return (*(ends if self.is_deletion else ends[::-1]), ranks)
 
 
-def _stepwise(model: nn.Module, mixing: _Mixing, targets: Tensor, step: int | None, batch_size: int) -> Curve:
-    """Ask about every step of every image; a batch takes what comes next, and no more than its images are kept."""
-    height, width = mixing.images.shape[2:]
+def _stepwise(model: nn.Module, path: _Path, step: int | None, batch_size: int) -> Curve:
+    """Classify every step of every image; only the images of one batch are prepared at a time."""
+    images, targets = path.mapped.images, path.mapped.targets
+    height, width = images.shape[2:]
     step = width if step is None else step
     if step < 1:
         raise OptionError(f"step = {step} deletes nothing; it counts pixels, 1 or more.")
     steps = math.ceil(height * width / step)
     counts = (torch.arange(steps + 1) * step).clamp_max(height * width).to(torch.int32)
-    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    answers = []
-    for pairs in torch.arange(len(mixing.images) * len(counts)).split(batch_size):
+    prepared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    predictions = []
+    for pairs in torch.arange(len(images) * len(counts)).split(batch_size):
         rows, places = pairs // len(counts), pairs % len(counts)
-        here = range(int(rows[0]), int(rows[-1]) + 1)
-        kept = {row: kept[row] if row in kept else mixing.of(row) for row in here}
-        answers.append(_asked(model, _mixed(model, kept, rows, counts[places]), targets[rows.to(targets.device)]))
-    both = torch.cat(answers).view(len(mixing.images), len(counts), 2)
+        prepared = {row: prepared.get(row) or path.of(row) for row in range(int(rows[0]), int(rows[-1]) + 1)}
+        mixed = _mixed(model, prepared, rows, counts[places])
+        predictions.append(_predicted(model, mixed, targets[rows.to(targets.device)]))
+    both = torch.cat(predictions).view(len(images), len(counts), 2)
     area = torch.trapezoid(both[..., 0], dx=1 / steps, dim=1)
     return Curve(counts.double() / (height * width), both[..., 0], both[..., 1] > 0, area)
 
 
-def _mixed(model: nn.Module, kept: dict[int, tuple[Tensor, Tensor, Tensor]], rows: Tensor, counts: Tensor) -> Tensor:
-    """(B, 3, H, W): of each image in ``rows`` as many first ranked pixels as ``counts`` says from its other end."""
-    start, end, ranks = (torch.stack(each) for each in zip(*kept.values(), strict=True))
-    device, _ = home_of(model)
+def _mixed(
+    model: nn.Module, prepared: dict[int, tuple[Tensor, Tensor, Tensor]], rows: Tensor, counts: Tensor
+) -> Tensor:
+    """Return (B, 3, H, W): of each image in ``rows``, its ``counts`` first ranked pixels from its other end."""
+    start, end, ranks = (torch.stack(part) for part in zip(*prepared.values(), strict=True))
+    device = home_of(model)[0]
     places = (rows - rows[0]).to(device)
     changed = ranks.to(device)[places] < counts.to(device)[:, None]
     start, end = fitted(model, start)[places], fitted(model, end)[places]
@@ -187,8 +203,8 @@ def _mixed(model: nn.Module, kept: dict[int, tuple[Tensor, Tensor, Tensor]], row
 
 
 @torch.no_grad()
-def _asked(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """(B, 2) float64 on the CPU: probability of the target, and 1 where it has the largest logit."""
+def _predicted(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return (B, 2) float64 on the CPU: probability of the target, and 1 where it has the largest logit."""
     logits = logits_of(model, images).double().cpu()
     own = targets.cpu()[:, None]
     return torch.cat((logits.softmax(1).gather(1, own), (logits.argmax(1, keepdim=True) == own).double()), dim=1)
@@ -196,9 +212,7 @@ def _asked(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 def road(
     model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    maps: Tensor,
+    mapped: MappedImages,
     *,
     order: str = "most",
     shares: Sequence[float] = ROAD_SHARES,
@@ -206,12 +220,12 @@ def road(
     seed: int = 0,
     batch_size: int = 128,
 ) -> Curve:
-    """Remove and debias: impute a share of the pixels from their neighbours (see ``imputation.imputed``), ask again.
+    """Remove and debias: impute a share of the pixels from their neighbours (see ``imputation.imputed``), classify.
 
     What a mask's shape alone gives away is gone with it, unlike with a fixed colour.
 
     Args:
-        model, images, targets, maps, seed, batch_size: as for :func:`deletion`.
+        model, seed, batch_size: as for :func:`deletion`.
         order: ``most`` removes the hottest pixels first (a small area is good), ``least`` the coldest (a large one is).
         shares: of the pixels removed, each above 0 and below 1.
         noise: standard deviation in pixel units; 0.01 as in the published code, which adds it to normalised images.
@@ -220,76 +234,54 @@ def road(
         A curve whose ``area`` is the mean probability over ``shares``.
 
     Raises:
-        DataError: maps that do not fit the images.
         OptionError: an unknown order, or a share out of range.
     """
-    _check(images, targets, maps)
     if order not in ORDERS:
         raise OptionError(f"Unknown order {order!r}; it can be {', '.join(ORDERS)}.{nearest(order, ORDERS)}")
     if not shares or not all(0 < share < 1 for share in shares):
         raise OptionError(f"shares = {tuple(shares)}; each must lie between 0 and 1, both left out.")
-    height, width = images.shape[2:]
-    ranks = pixel_ranks(maps, height, width, seed).view(-1, height, width)
+    height, width = mapped.images.shape[2:]
+    ranks = pixel_ranks(mapped.maps, height, width, seed).view(-1, height, width)
     if order == "least":
         ranks = height * width - 1 - ranks
-    answers = []
-    asked = [(row, share) for row in range(len(images)) for share in range(len(shares))]
-    pixels = images.detach().cpu()
-    for start in range(0, len(asked), batch_size):
-        pairs = asked[start : start + batch_size]
+    pixels, targets = mapped.images.detach().cpu(), mapped.targets.cpu()
+    pairs = [(row, place) for row in range(len(pixels)) for place in range(len(shares))]
+    predictions = []
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
         views = [
             imputed(pixels[row], ranks[row] < round(shares[place] * height * width), noise, generator(seed, row, place))
-            for row, place in pairs
+            for row, place in batch
         ]
-        rows = torch.tensor([row for row, _ in pairs])
-        answers.append(_asked(model, fitted(model, torch.stack(views)), targets.cpu()[rows]))
-    both = torch.cat(answers).view(len(images), len(shares), 2)
+        rows = torch.tensor([row for row, _ in batch])
+        predictions.append(_predicted(model, fitted(model, torch.stack(views)), targets[rows]))
+    both = torch.cat(predictions).view(len(pixels), len(shares), 2)
     return Curve(torch.tensor(shares, dtype=torch.float64), both[..., 0], both[..., 1] > 0, both[..., 0].mean(1))
 
 
 def confidence_change(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    maps: Tensor,
-    *,
-    baseline: str | Tensor = "black",
-    batch_size: int = 128,
+    model: nn.Module, mapped: MappedImages, *, baseline: str | Tensor = "black", batch_size: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Show the image through its map (Grad-CAM++, section 4.1, equation E = L * I) and compare the probabilities.
 
-    The map is upsampled and brought to [0, 1] by its own smallest and largest value; where it is 0 the image becomes
+    The map is upsampled and scaled to [0, 1] by its own smallest and largest value; where it is 0 the image becomes
     ``baseline`` (black in the equation). A constant map shows the whole image.
-
-    Args:
-        model, images, targets, maps, batch_size: as for :func:`deletion`.
-        baseline: see :func:`heedmap.metrics.faithfulness.imputation.stand_in`.
 
     Returns:
         drop: (N,) float64, max(0, p - p shown) / p; its mean is the average drop, as a share and not in percent.
         increase: (N,) bool, p shown > p; its share is the increase in confidence.
 
     Raises:
-        DataError: maps that do not fit the images.
         OptionError: an unknown baseline.
     """
-    _check(images, targets, maps)
-    found = []
-    for some, aims, grids in zip(*(whole.split(batch_size) for whole in (images, targets, maps)), strict=True):
-        there = fitted(model, some)
-        grid = upsampled(grids, *there.shape[2:]).to(there)[:, None]
+    pairs = []
+    parts = (mapped.images.split(batch_size), mapped.targets.split(batch_size), mapped.maps.split(batch_size))
+    for images, targets, maps in zip(*parts, strict=True):
+        pixels = fitted(model, images)
+        grid = upsampled(maps, *pixels.shape[2:]).to(pixels)[:, None]
         low, high = grid.amin((1, 2, 3), keepdim=True), grid.amax((1, 2, 3), keepdim=True)
         weight = torch.where(high > low, (grid - low) / (high - low).clamp_min(torch.finfo(grid.dtype).tiny), 1.0)
-        shown = _asked(model, torch.lerp(stand_in(there, baseline), there, weight), aims)
-        found.append(torch.stack((_asked(model, there, aims)[:, 0], shown[:, 0]), dim=1))
-    whole, shown = torch.cat(found).unbind(1)
+        shown = _predicted(model, torch.lerp(stand_in(pixels, baseline), pixels, weight), targets)
+        pairs.append(torch.stack((_predicted(model, pixels, targets)[:, 0], shown[:, 0]), dim=1))
+    whole, shown = torch.cat(pairs).unbind(1)
     return (whole - shown).clamp_min(0) / whole.clamp_min(torch.finfo(torch.float64).tiny), shown > whole
-
-
-def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:
-    if maps.dim() != 3 or len(maps) != len(images) or len(targets) != len(images) or 0 in maps.shape:
-        raise DataError(
-            f"Maps {tuple(maps.shape)} and {len(targets)} targets for {len(images)} images; (N, h, w) and (N,)."
-        )
-    if not maps.isfinite().all():
-        raise DataError("A map holds values that are not finite, so its pixels have no order.")

@@ -1,4 +1,4 @@
-"""What stands where a part of an image is taken away: a colour, a blur, or what its neighbours suggest."""
+"""What replaces removed pixels: a colour, a blur, or what their neighbours suggest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stand_in(images: Tensor, baseline: str | Tensor) -> Tensor:
 def blurred(images: Tensor) -> Tensor:
     """Blur images as RISE's published code does, with a kernel of 11 x 11 and sigma 5.
 
-    That kernel is a Gaussian of sigma 5 folded back into 11 x 11 pixels at its rim, so nearly flat. One departure: at
+    That kernel is a Gaussian of sigma 5 folded back into 11 x 11 pixels at its rim, so nearly flat. One difference: at
     the image's border the code pads with the mean colour of ImageNet, here the border pixels are repeated.
     """
     from scipy.ndimage import gaussian_filter
@@ -64,7 +64,7 @@ def imputed(image: Tensor, removed: Tensor, noise: float, generator: torch.Gener
     Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods" (ICML 2022), section 4.2.
     Each removed pixel becomes the weighted mean of its eight neighbours (1/6 straight, 1/12 diagonal, at the border
     those that there are, weights scaled to sum to one), all removed pixels at once by one sparse linear system; then
-    Gaussian noise is added. Departures: the noise is in pixel units (theirs in units of the normalised image), and
+    Gaussian noise is added. Differences: the noise is in pixel units (theirs in units of the normalised image), and
     the result is clamped to [0, 1].
 
     Args:
@@ -95,8 +95,9 @@ def imputed(image: Tensor, removed: Tensor, noise: float, generator: torch.Gener
 
 
 def _linear_system(gone: NDArray[np.bool_], pixels: NDArray[np.float64]) -> tuple[object, NDArray[np.float64]]:
-    """Matrix (n, n) and right side (n, C): for each removed i, sum_j w_ij x_i - sum_(j removed) w_ij x_j = known part.
+    """Return matrix (n, n) and right side (n, C).
 
+    For each removed i: sum_j w_ij x_i - sum_(j removed) w_ij x_j = known part.
     j runs over the neighbours that lie in the image, n counts the removed pixels.
     """
     from scipy.sparse import csc_matrix
@@ -109,13 +110,13 @@ def _linear_system(gone: NDArray[np.bool_], pixels: NDArray[np.float64]) -> tupl
     rows, columns, weights = [np.arange(count)], [np.arange(count)], [own]
     for down, right in ((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x):
         weight = DIAGONAL if down and right else STRAIGHT
-        here = np.s_[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
-        there = np.s_[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)]
-        mine, other = number[here].ravel(), number[there].ravel()
-        colours = pixels[:, there[0], there[1]].reshape(len(pixels), -1)
-        asked, shared = mine >= 0, (mine >= 0) & (other >= 0)
-        given = asked & (other < 0)
-        own[mine[asked]] += weight  # a pixel meets each neighbour once, so the places are distinct
+        pixel = np.s_[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+        neighbour = np.s_[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)]
+        mine, other = number[pixel].ravel(), number[neighbour].ravel()
+        colours = pixels[:, neighbour[0], neighbour[1]].reshape(len(pixels), -1)
+        removed, shared = mine >= 0, (mine >= 0) & (other >= 0)
+        given = removed & (other < 0)
+        own[mine[removed]] += weight  # a pixel meets each neighbour once, so the places are distinct
         known[mine[given]] += weight * colours[:, given].T
         rows.append(mine[shared])
         columns.append(other[shared])

@@ -1,34 +1,23 @@
-"""What is measured of each map, image by image, so that figures and their intervals are means of rows.
+"""From a map to masks and boxes, and what is measured of them image by image; figures are means of these rows.
 
-A chunk of maps is cut to 256 levels once; counts of pixels at each level, inside and outside the object, then give
-every mask, and :mod:`heedmap.metrics.localization.components` gives every box.
+A map is scaled by its own lowest and highest value to 0 to 1 and cut to whole levels 0 to 255, as the reference code
+of Choe et al. (2020) does; the mask of level k holds what reaches k. Counts of pixels at each level, inside and outside
+the object, then give every mask, and :mod:`heedmap.metrics.localization.components` gives every box.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from heedmap.metrics.localization.components import Components, components
-from heedmap.metrics.localization.iou import BoxHits, box_hits
-from heedmap.metrics.localization.thresholds import LEVELS, is_measurable, otsu_levels, quantised, resized, stretched
-
-__all__ = [
-    "IGNORED",
-    "OBJECT",
-    "Measured",
-    "PreparedMaps",
-    "Truth",
-    "iou_by_level",
-    "measure",
-    "near",
-    "pixel_average_precision",
-    "prepared",
-]
+from heedmap.errors import OptionError, nearest
+from heedmap.metrics.localization.components import LEVELS, Components, box_hits, components, quantised
 
 OBJECT, IGNORED = 1, 2
 FLAT_GRID = 28  # points at which a map that prefers no place is tried
@@ -37,12 +26,119 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 
+# ---- from a map to a mask
+
+
+def is_measurable(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two (M,) bool: which maps (M, ...) hold finite values only, and which of these differ between places."""
+    finite = torch.isfinite(maps).flatten(1).all(1)
+    low, high = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
+    return finite, finite & (high > low)
+
+
+def scaled(maps: Tensor, size: int) -> Tensor:
+    """Resize maps (M, 1, h, w) and scale each to 0 to 1 by its own lowest and highest value: (M, size, size) float32.
+
+    A map that is not finite, or the same everywhere, becomes 0 everywhere: it prefers no place.
+    """
+    return stretched(resized(torch.where(is_measurable(maps)[1][:, None, None, None], maps, 0), size))
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """Scale finite maps (M, H, W) to 0 to 1 by their own lowest and highest value; 0 where these are the same."""
+    low, high = maps.flatten(1).amin(1)[:, None, None], maps.flatten(1).amax(1)[:, None, None]
+    return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+
+def resized(maps: Tensor, size: int) -> Tensor:
+    """Interpolate maps (M, 1, h, w) linearly between the centres of their cells: (M, size, size) float32.
+
+    Maps that shrink are averaged. The reference code of Choe et al. interpolates with a cubic, which overshoots.
+    """
+    maps = maps.float()
+    if maps.shape[-2:] != (size, size):
+        is_larger = max(maps.shape[-2:]) > size
+        maps = interpolate(maps, (size, size), mode="bilinear", align_corners=False, antialias=is_larger)
+    return maps[:, 0]
+
+
+def otsu_levels(counts: Tensor) -> Tensor:
+    """Choose the level that separates low from high best, by Otsu (IEEE Trans. SMC 9(1), 1979, equation 18).
+
+    Args:
+        counts: (M, 256) pixels at each level.
+
+    Returns:
+        (M,) int64, the lowest level of the bright part: the one that makes the variance between the two parts largest,
+        the first among equals; 0, the whole image, where all pixels lie at one level.
+    """
+    share = counts.double() / counts.sum(1, keepdim=True)
+    levels = torch.arange(LEVELS, dtype=torch.float64)
+    below, mean_below = share.cumsum(1), (share * levels).cumsum(1)
+    mean = mean_below[:, -1:]
+    parted = (below > 0) & (below < 1 - 1e-12)
+    between = (mean * below - mean_below) ** 2 / torch.where(parted, below * (1 - below), 1.0)
+    between = torch.where(parted, between, 0.0)
+    # Sums in another order differ in the last bits; what is equal but for them is equal.
+    best = (between >= between.amax(1, keepdim=True) * (1 - 1e-12)).to(torch.uint8).argmax(1)
+    return torch.where(parted.any(1), best + 1, 0)
+
+
+def _at_percentile(maps: Tensor, percent: float) -> Tensor:
+    return torch.quantile(maps.flatten(1).double(), percent / 100, dim=1)[:, None, None] <= maps
+
+
+def _at_otsu(maps: Tensor, _: float) -> Tensor:
+    levels = quantised(maps)
+    counts = torch.stack([level.flatten().long().bincount(minlength=LEVELS) for level in levels])
+    return levels >= otsu_levels(counts)[:, None, None]
+
+
+THRESHOLDS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "otsu": _at_otsu,
+    "fixed": lambda maps, share: maps >= share,
+    "percentile": _at_percentile,
+}
+"""Way of choosing the threshold -> (maps (M, H, W) in 0 to 1, value) -> masks. ``otsu`` takes no value;
+``fixed`` takes what reaches that share of the map's range, ``percentile`` that percentile of its values."""
+
+
+def masks_of(maps: Tensor, threshold: str = "otsu", value: float = 0.5, *, size: int = 224) -> Tensor:
+    """Turn maps into masks.
+
+    Args:
+        maps: (M, 1, h, w), any scale.
+        threshold: a name in ``THRESHOLDS``.
+        value: for ``fixed`` a share of the range from 0 to 1, such as one chosen on other images
+            (``LocalizationReport.thresholds``); for ``percentile`` from 0 to 100.
+        size: side of the masks in pixels.
+
+    Returns:
+        (M, size, size) bool; all True for a map that prefers no place.
+
+    Raises:
+        OptionError: an unknown threshold or a value out of range.
+    """
+    if threshold not in THRESHOLDS:
+        raise OptionError(
+            f"Threshold {threshold!r} is unknown; there are {', '.join(THRESHOLDS)}.{nearest(threshold, THRESHOLDS)}"
+        )
+    most = 100 if threshold == "percentile" else 1
+    if not 0 <= value <= most:
+        raise OptionError(f"The value of the threshold {threshold!r} lies between 0 and {most}, not at {value}.")
+    _, differs = is_measurable(maps)
+    return THRESHOLDS[threshold](scaled(maps, size), value) | ~differs[:, None, None]
+
+
+# ---- what is measured of each map
+
+
 class Truth(NamedTuple):
     """Where the objects of M images are.
 
     Attributes:
-        regions: (M, S, S) uint8: 1 on an object, 2 where nobody may evaluate, else 0. None is without object.
-        near: (M, S, S) bool: at most so far from an object as a point may miss it by.
+        regions: (M, S, S) uint8: 1 on an object, 2 where pixels are ignored, else 0. None is without object.
+        near: (M, S, S) bool: within the tolerance of an object.
         boxes: M times (G, 4) float64 left, top, right, bottom in shares of the image, G at least 1.
         outlined: (M,) bool: the region is a mask; else it is what the boxes cover.
     """
@@ -54,12 +150,12 @@ class Truth(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What came of M maps; see ``METRICS`` in :mod:`heedmap.metrics.localization.localize` for the definitions.
+    """What was measured of M maps; ``METRICS`` in :mod:`heedmap.metrics.localization.report` has the definitions.
 
     Attributes:
         pointing, tolerant, energy, otsu_iou, otsu_box_iou: (M,) float64.
         inside, outside: (M, 256) pixels at each level on the object, and off it.
-        largest, every: (M, 256, 3) bool, see :class:`heedmap.metrics.localization.iou.BoxHits`.
+        largest, every: (M, 256, 3) bool, see :class:`heedmap.metrics.localization.components.BoxHits`.
         finite, differs: (M,) bool: the map is finite; it is, and not the same everywhere.
     """
 
@@ -77,12 +173,12 @@ class Measured(NamedTuple):
 
 
 class PreparedMaps(NamedTuple):
-    """What can be told of M maps without the truth, so that maps that come round again are prepared once.
+    """What is known of M maps without the truth, so that maps that repeat are prepared once.
 
     Attributes:
         maps: (M, 1, h, w), any scale.
         finite, differs: (M,) bool, see :class:`Measured`.
-        weights: (M, S, S) from 0 to 1: what is positive, as shares of the largest value; ones where nothing is.
+        weights: (M, S, S) from 0 to 1: positive values as shares of the largest; ones where there is none.
         levels: (M, S, S) uint8.
         components: of these levels.
     """
@@ -101,7 +197,7 @@ class PreparedMaps(NamedTuple):
 
 
 def prepared(maps: Tensor, size: int) -> PreparedMaps:
-    """Prepare maps (M, 1, h, w), any scale, for being evaluated at a size in pixels."""
+    """Prepare maps (M, 1, h, w), any scale, for the measures at a size in pixels."""
     finite, differs = is_measurable(maps)
     values = resized(torch.where(finite[:, None, None, None], maps, 0), size)
     positive = values.clamp_min(0)
@@ -112,10 +208,10 @@ def prepared(maps: Tensor, size: int) -> PreparedMaps:
 
 
 def measure(shown: PreparedMaps, truth: Truth) -> Measured:
-    """Measure a chunk of maps by the truth of their M images."""
+    """Compare M maps with the truth of their images."""
     inside, outside, ignored = _counts(shown.levels, truth.regions)
     otsu = otsu_levels(torch.from_numpy(inside + outside + ignored)).numpy()
-    hits: BoxHits = box_hits(shown.components, truth.boxes)
+    hits = box_hits(shown.components, truth.boxes)
     pointing, tolerant = _pointing(shown.maps, shown.differs, truth)
     rows = np.arange(len(shown.maps))
     return Measured(
@@ -150,29 +246,26 @@ def pixel_average_precision(inside: Floats, outside: Floats) -> Floats:
         (...) from 0 to 1: the sum over levels, from the top down, of precision times gain in recall.
     """
     right, wrong = (counts[..., ::-1].cumsum(-1) for counts in (inside, outside))
-    kept = right + wrong
-    precision = right / np.where(kept > 0, kept, 1.0)
+    marked = right + wrong
+    precision = right / np.where(marked > 0, marked, 1.0)
     return (precision * inside[..., ::-1]).sum(-1) / inside.sum(-1)
 
 
 def _counts(levels: Tensor, regions: Tensor) -> tuple[Counts, Counts, Counts]:
-    """(M, 256) each: pixels at each level on the object, off it, and where nobody may evaluate."""
-    found = []
-    for level, region in zip(levels.flatten(1), regions.flatten(1), strict=True):
-        key = region.to(torch.int32) * LEVELS + level
-        found.append(key.bincount(minlength=3 * LEVELS))
-    counts = torch.stack(found).numpy().reshape(-1, 3, LEVELS)
+    """Return (M, 256) each: pixels at each level on the object, off it, and ignored."""
+    keys = regions.flatten(1).to(torch.int32) * LEVELS + levels.flatten(1)
+    counts = torch.stack([key.bincount(minlength=3 * LEVELS) for key in keys]).numpy().reshape(-1, 3, LEVELS)
     return counts[:, OBJECT], counts[:, 0], counts[:, IGNORED]
 
 
 def _energy(weights: Tensor, regions: Tensor) -> Floats:
-    """Share of the map's positive sum that lies on the object; of a map without a positive value, of a map of ones."""
+    """Return the share of each map's positive sum on the object; without a positive value, that of a map of ones."""
     on, off = ((weights * (regions == kind)).sum((1, 2), dtype=torch.float64) for kind in (OBJECT, 0))
     return (on / torch.where(on + off > 0, on + off, 1.0)).numpy()
 
 
 def _pointing(maps: Tensor, differs: Tensor, truth: Truth) -> tuple[Floats, Floats]:
-    """Share of the hottest cells whose centres lie on the object, and on it or near it."""
+    """Return the share of the hottest cells whose centres lie on the object, and on it or near it."""
     size = truth.regions.shape[-1]
     strict, tolerant = torch.zeros(len(maps), dtype=torch.float64), torch.zeros(len(maps), dtype=torch.float64)
     for rows, grid in (
@@ -208,25 +301,20 @@ def _on_object(image: Tensor, x: Tensor, y: Tensor, truth: Truth) -> Tensor:
 
 
 def near(region: NDArray[np.uint8], distance: float) -> NDArray[np.bool_]:
-    """Widen the object by a disc: whether a pixel's centre is at most so far from the centre of one of the object's.
+    """Widen the object of a region (S, S) by a disc: (S, S) bool, whether a pixel of it is within the distance.
 
-    Args:
-        region: (S, S), see :class:`Truth`.
-        distance: in shares of the side.
-
-    Returns:
-        (S, S) bool.
+    The distance is from centre to centre, in shares of the side.
     """
     size, reach = len(region), distance * len(region)
     wide = np.zeros((size, size), bool)
-    # Pixels of the object up to each column, so that one comparison tells whether a stretch of a row holds any.
+    # Pixels of the object up to each column, so that one comparison decides whether a stretch of a row holds any.
     edge = int(reach) + 1
     upto = np.pad(np.cumsum(region == OBJECT, axis=1, dtype=np.int32), ((0, 0), (edge + 1, edge)), mode="edge")
     upto[:, : edge + 1] = 0
     for down in range(-int(reach), int(reach) + 1):
         half = int((reach**2 - down**2) ** 0.5 + 1e-9)
-        there = slice(max(0, down), size + min(0, down))
-        here = slice(max(0, -down), size - max(0, down))
+        shifted = slice(max(0, down), size + min(0, down))
+        rows = slice(max(0, -down), size - max(0, down))
         left, right = edge - half, edge + 1 + half
-        wide[here] |= upto[there, right : right + size] > upto[there, left : left + size]
+        wide[rows] |= upto[shifted, right : right + size] > upto[shifted, left : left + size]
     return wide

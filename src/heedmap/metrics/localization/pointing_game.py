@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["centre_pointing", "hottest_points", "pointing", "pointing_table", "random_pointing"]
-
 BASELINES = ("centre", "random")
 
 
@@ -36,13 +34,13 @@ def hottest_points(maps: Tensor) -> Tensor:
         raise ValueError("A map holds values that are not finite, so it has no hottest point.")
     height, width = maps.shape[1:]
     flat = maps.flatten(1)
-    # argmax may return any of several equal cells; the first that equals the maximum is the same on every device
+    # argmax may return any of several equal cells; the first that equals the maximum is the same on every device.
     cell = (flat == flat.amax(1, keepdim=True)).to(torch.uint8).argmax(1)
     return torch.stack([(cell % width + 0.5) / width, (cell // width + 0.5) / height], dim=1)
 
 
 def _hits(points: Tensor, boxes: Tensor) -> float:
-    """Share of points (N, 2) that lie in their box, edges included."""
+    """Return the share of points (N, 2) that lie in their box, edges included."""
     inside = (points >= boxes[:, :2]) & (points <= boxes[:, 2:])
     return inside.all(1).double().mean().item()
 
@@ -56,7 +54,7 @@ def _checked(boxes: Tensor) -> Tensor:
 
 
 def pointing(maps: Tensor, boxes: Tensor) -> float:
-    """Share of images whose map's hottest point (see :func:`hottest_points`) lies inside the box.
+    """Return the share of images whose map's hottest point (see :func:`hottest_points`) lies inside the box.
 
     Args:
         maps: (N, 1, h, w), any scale.
@@ -71,17 +69,17 @@ def pointing(maps: Tensor, boxes: Tensor) -> float:
 
 
 def centre_pointing(boxes: Tensor) -> float:
-    """Share of boxes (N, 4) that hold the middle of the image: what a map that always points there would score."""
+    """Return the share of boxes (N, 4) that hold the middle of the image, as a map that always points there scores."""
     return _hits(torch.full_like(_checked(boxes)[:, :2], 0.5), boxes)
 
 
 def random_pointing(boxes: Tensor) -> float:
-    """Mean area of the boxes (N, 4): what pointing at random would score in the long run."""
+    """Return the mean area of the boxes (N, 4): what pointing at random scores in the long run."""
     return (_checked(boxes)[:, 2:] - boxes[:, :2]).prod(1).double().mean().item()
 
 
 def pointing_table(attention: dict[str, Tensor], boxes: Tensor) -> dict[str, float]:
-    """Pointing for each map, and for the baselines ``centre`` and ``random``.
+    """Return the pointing share of each map, and of the baselines ``centre`` and ``random``.
 
     Args:
         attention: tap name (or ``combined``) -> (N, 1, h, w).

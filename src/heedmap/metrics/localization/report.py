@@ -1,11 +1,11 @@
-"""What :func:`heedmap.metrics.localization.localize.localize` found: figures with intervals, and images to look at.
+"""The result of localization: figures with intervals, and images to look at.
 
 Figures are means over images. Where a paper and its code differ, or we depart from both, ``METRICS`` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from heedmap.errors import OptionError, nearest
 
-__all__ = ["CHOOSING", "METRICS", "PER_IMAGE", "YES_NO", "LocalizationReport", "ScoreWithInterval"]
-
 Floats = NDArray[np.float64]
+_AT_ONCE = 100  # draws held in memory together
 
 METRICS = {
     "pointing": "share of images whose hottest cell's centre lies on the object (Zhang et al. 2016, section 4.1); of "
@@ -33,7 +32,7 @@ METRICS = {
     "max_box_acc_v2": "the same where the box of any component may overlap, for IoU 0.3, 0.5 and 0.7, each at its own "
     "best threshold, averaged (Choe et al. 2020, TPAMI version)",
     "corloc": "share of images where the largest component's box overlaps an object by IoU 0.5 (Deselaers et al. "
-    "2012), cut at Otsu's threshold, so that nothing is chosen by looking at the answer",
+    "2012), cut at Otsu's threshold, so that nothing is chosen by looking at the result",
 }
 """Name of a metric -> what it is. All lie between 0 and 1, and more is better."""
 
@@ -41,7 +40,7 @@ PER_IMAGE = ("pointing", "pointing_near", "energy", "otsu_iou", "best_iou", "cor
 """The metrics that are means of one figure for each image."""
 
 YES_NO = ("pointing", "pointing_near", "corloc", "max_box_acc")
-"""The metrics that say yes or no of an image, unless its map is equally hot in several places."""
+"""The metrics that are yes or no for an image, unless its map is equally hot in several places."""
 
 CHOOSING = ("max_box_acc",)
 """Those of them whose threshold is the best for these very images."""
@@ -50,7 +49,7 @@ CHOOSING = ("max_box_acc",)
 class ScoreWithInterval(NamedTuple):
     """A figure from 0 to 1 and the ends of its 95 % interval over images.
 
-    Wilson's where each image says yes or no; bootstrap for all others, and where the threshold is chosen on the same
+    Wilson's where each image is a yes or a no; bootstrap for all others, and where the threshold is chosen on the same
     images (unless the figure is 0 or 1, where no draw of the bootstrap differs).
     """
 
@@ -60,8 +59,62 @@ class ScoreWithInterval(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Bootstrap:
+    """How much a figure would vary with other images of the same kind: the bootstrap over images.
+
+    Images are drawn with replacement, as many as there are, and the figure is computed again (Efron and Tibshirani,
+    "An Introduction to the Bootstrap", 1993, chapter 13: percentile intervals). Every map gets the same draws, so that
+    their figures may be subtracted draw by draw.
+
+    ``scipy.stats.bootstrap`` draws the same rows from the same seed, but gathers all values of every draw: of one map
+    on 500 images 1,000 x 500 x 2,054 numbers, 100 draws at a time 0.4 GB. As all figures here follow from means,
+    counting how often an image is drawn and one matrix product give the same (a test compares the two): 3 ms instead
+    of 1.5 s for 100 draws.
+
+    Attributes:
+        count: images there are, and in each draw.
+        draws: their number.
+        seed: of the draws.
+        level: share of the draws that an interval spans.
+    """
+
+    count: int
+    draws: int = 1000
+    seed: int = 0
+    level: float = 0.95
+
+    def means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the means over the images of each draw.
+
+        Args:
+            values: (count, K), one row an image.
+
+        Returns:
+            (draws, K) float32.
+        """
+        return np.concatenate([values[:0], *(times @ values for times in self._shares())])
+
+    def interval(self, drawn: Floats) -> tuple[float, float]:
+        """Return the interval between equal tails of a figure's draws; NaN at both ends where there are none."""
+        if not len(drawn):
+            return float("nan"), float("nan")
+        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)
+
+    def _shares(self) -> Iterator[NDArray[np.float32]]:
+        """Yield how often each image is drawn, as a share of the draw, (up to 100, count) at a time."""
+        random = np.random.default_rng(self.seed)
+        for first in range(0, self.draws, _AT_ONCE):
+            rows = min(_AT_ONCE, self.draws - first)
+            picked = random.integers(self.count, size=(rows, self.count))
+            picked += np.arange(rows)[:, None] * self.count
+            times = np.bincount(picked.ravel(), minlength=rows * self.count).reshape(rows, self.count)
+            yield times.astype(np.float32) / np.float32(self.count)
+
+
+@dataclass(frozen=True)
 class LocalizationReport:
-    """What maps came to.
+    """How well maps lie on the objects.
 
     Attributes:
         scores: map or baseline -> metric -> score; the maps first, in their order.
@@ -71,14 +124,14 @@ class LocalizationReport:
         rows: (n,) the images that were evaluated, as rows of what was given.
         per_image: map -> metric -> (n,) figures of these images.
         left_out: reason -> number of images that were not evaluated.
-        unjudgeable: map -> number of images whose map was ``not finite`` or ``flat``; they were evaluated as a map that
-            is the same everywhere.
-        outlined: how many of the evaluated images have masks; of the rest, what the boxes cover is the object.
-        covered: how many are covered by their objects wholly, so that nothing can miss.
+        unmeasurable: map -> number of images whose map was ``not finite`` or ``flat``; they were evaluated as a map
+            that is the same everywhere.
+        outlined: how many of the evaluated images have masks; for the rest, what the boxes cover is the object.
+        covered: how many are wholly covered by their objects, so that nothing can miss.
         size: side in pixels at which maps and objects were compared.
         tolerance: of ``pointing_near``, in shares of the side.
         draws: of the bootstrap.
-        notes: what else there is to say.
+        notes: how annotations were read, and what is missing.
     """
 
     scores: dict[str, dict[str, ScoreWithInterval]]
@@ -96,10 +149,9 @@ class LocalizationReport:
     notes: tuple[str, ...]
 
     def table(self) -> list[list[str]]:
-        """Lines of cells in percent: a head, then a line for each map and baseline, ``value (low - high)``."""
-        head = ["map", *METRICS]
-        lines = [[name, *(_percent(row[metric]) for metric in METRICS)] for name, row in self.scores.items()]
-        return [head, *lines]
+        """Return rows of cells in percent: a head, then one for each map and baseline, ``value (low - high)``."""
+        rows = [[name, *(_percent(row[metric]) for metric in METRICS)] for name, row in self.scores.items()]
+        return [["map", *METRICS], *rows]
 
     def ranked(self, name: str, metric: str = "otsu_iou", count: int = 4) -> dict[str, list[int]]:
         """Find images to look at.
@@ -125,7 +177,7 @@ class LocalizationReport:
         return {"best": rows[:count], "median": rows[middle : middle + count], "worst": rows[len(rows) - count :]}
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it, without the figures of single images."""
+        """Return the report as JSON can hold it, without the figures of single images."""
         return {
             "scores": {
                 name: {metric: score._asdict() for metric, score in row.items()} for name, row in self.scores.items()
@@ -135,7 +187,7 @@ class LocalizationReport:
             "thresholds": {name: list(shares) for name, shares in self.thresholds.items()},
             "images": len(self.rows),
             "left_out": self.left_out,
-            "unjudgeable": self.unmeasurable,
+            "unmeasurable": self.unmeasurable,
             "outlined": self.outlined,
             "covered": self.covered,
             "size": self.size,

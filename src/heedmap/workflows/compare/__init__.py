@@ -182,7 +182,7 @@ def _check_all(plan: Plan, progress: Progress) -> None:
     prepared = prepare(plan.options, progress)
     if plan.options.annotations is not None:
         from heedmap.data.annotations.annotations import annotations_for, as_told
-        from heedmap.workflows.evaluate.evaluate import test_part
+        from heedmap.workflows.evaluate.data import test_part
 
         annotations_for(test_part(prepared.splits), plan.options.annotations, as_told(plan.options))
     for job in plan.jobs(Path())[: len(plan.variants)]:

@@ -6,9 +6,10 @@ from heedmap.data.annotations.annotations import as_told
 from heedmap.progress import Progress
 from heedmap.runs import EVALUATION, Run
 from heedmap.workflows.compare.plan import Job
+from heedmap.workflows.evaluate.data import OFFLINE
 from heedmap.workflows.evaluate.evaluate import evaluate
-from heedmap.workflows.evaluate.refresh import refresh
-from heedmap.workflows.evaluate.suites import Wanted
+from heedmap.workflows.evaluate.page import refresh
+from heedmap.workflows.evaluate.suites import EvaluateOptions
 
 __all__ = ["evaluate_maps", "has_maps_to_evaluate"]
 
@@ -31,5 +32,12 @@ def evaluate_maps(job: Job, progress: Progress) -> None:
     """
     progress.message(f"Evaluating the maps of {job.name}.")
     run, options = Run.open(job.path), job.options
-    wanted = Wanted(suites=(SUITE,), annotations=options.annotations, reading=as_told(options), limit=MOST)
-    refresh(run, evaluate(run, wanted=wanted, precision="float32", download=False))
+    chosen = EvaluateOptions(
+        suites=(SUITE,),
+        annotations=options.annotations,
+        reading=as_told(options),
+        limit=MOST,
+        precision="float32",
+        opening=OFFLINE,
+    )
+    refresh(run, evaluate(run, options=chosen))

@@ -1,86 +1,86 @@
-"""The suites of ``heedmap evaluate``: which evaluates are asked about which maps, on which images.
+"""The suites of ``heedmap evaluate``: what each needs, on which images it runs, and what it gives.
 
-The evaluates themselves are in ``evaluation``; here stands what each is given. All of it is measured on a part that
-nothing was chosen by.
+A suite is a class with a name, the options that it uses, a constructor that opens all it needs, so that a wrong name
+fails before minutes of work, and ``compute``. To add one, write the class and enter it in ``SUITES``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from heedmap.data import ImageDataset, check_splits, load_many, open_data
-from heedmap.data.annotations.annotations import AnnotationOptions, Annotations, annotations_for, refuse_unread
+from heedmap.data.annotations.annotations import AnnotationOptions, annotations_for, refuse_unread
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
+from heedmap.metrics.classification import classification_report
 from heedmap.metrics.faithfulness.imputation import BASELINES
-from heedmap.models.classifier import AttentionClassifier
+from heedmap.metrics.maps import MapFunction, all_maps, edge_map, explained, learned_map, learned_map_at
+from heedmap.metrics.prediction import DatasetPredictions
+from heedmap.models.classifier import AttentionClassifier, combined_map
+from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 from heedmap.runs import Run
+from heedmap.workflows.evaluate.data import DataOptions
 
 if TYPE_CHECKING:
-    from heedmap.metrics.localization.localize import LocalizationReport
+    from heedmap.metrics.localization.report import LocalizationReport
 
-AS_TOLD_BY_FILES = AnnotationOptions()
-SUITES = ("accuracy", "localization", "faithfulness", "robustness", "transfer")
-MOST = {"faithfulness": 100, "robustness": 200}  # images, unless told: each costs hundreds of forward passes
+READ_FROM_FILES, OPENING = AnnotationOptions(), DataOptions()
 MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller images at their own size
 DATASET = "dataset"  # the deletion baseline that is the classifier's own mean colour
 COMBINED = "attention combined"
-SHOWN = 3  # images of each sort: best, median and worst
+SHOWN = 3  # images of each kind: best, median and worst
 BATCH = 64
 WORKERS = 2
 
-USERS = {  # of an option, the suites that heed it
-    "annotations": ("localization",),
-    "method": ("localization", "faithfulness"),
-    "limit": ("localization", "faithfulness", "robustness"),
-    "control": ("robustness", "transfer"),
-    "deletion-baseline": ("faithfulness",),
-    "independent": ("faithfulness",),
-}
-
-MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Suite = Callable[[Progress], dict[str, Any]]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is to be evaluated.
+class EvaluateOptions:
+    """What is evaluated, and how.
 
     Attributes:
-        suites: some of ``SUITES``.
+        suites: some of ``SUITES``; accuracy is always among them.
         methods: map methods, with settings as :func:`heedmap.attribution.method_of` reads them; empty takes the learned
             attention and Grad-CAM, or for a control Grad-CAM alone.
         annotations: of the images, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
         reading: how these are read.
         transfer: folders or named sets for the transfer suite.
+        control: a run that is evaluated beside this one for robustness and transfer.
         limit: images that localization, faithfulness and robustness evaluate, spread evenly over the classes; None
-            takes all, and for slow suites those of ``MOST``.
+            takes all, and for slow suites ``Suite.most``.
         deletion_baseline: what deletion leaves of an image: its own ``mean`` colour, the mean colour of the
             ``dataset`` (the classifier's, zero once normalised, as RISE), ``black`` or ``blur``.
         independent: randomize each layer alone too.
+        flips: predict the mirrored images too, for ``top1_with_flips``.
+        device: where to compute.
+        precision: ``auto``, ``bf16`` or ``float32``.
+        opening: how data is opened.
+
+    Raises:
+        OptionError: an unknown suite, method or baseline, or an option that none of the suites uses.
     """
 
     suites: tuple[str, ...] = ("accuracy",)
     methods: tuple[str, ...] = ()
     annotations: str | None = None
-    reading: AnnotationOptions = AS_TOLD_BY_FILES
+    reading: AnnotationOptions = READ_FROM_FILES
     transfer: tuple[str, ...] = ()
+    control: Run | None = None
     limit: int | None = None
     deletion_baseline: str = "mean"
     independent: bool = False
+    flips: bool = False
+    device: str | torch.device = "cpu"
+    precision: str = "auto"
+    opening: DataOptions = OPENING
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            OptionError: an unknown suite or method, or a suite and its option that are not named together.
-        """
         from heedmap.attribution import method_of
 
         for name in self.suites:
@@ -88,134 +88,241 @@ class Wanted:
                 raise OptionError(f"There is no suite {name!r}; it can be {', '.join(SUITES)}.{nearest(name, SUITES)}")
         for name in self.methods:
             method_of(name)
-        if ("transfer" in self.suites) != bool(self.transfer):
+        if "transfer" in self.suites and not self.transfer:
             raise OptionError("The transfer suite needs data sets: --suite transfer --transfer DIR ...")
-        if self.deletion_baseline not in (DATASET, *BASELINES):
-            words = ("mean", DATASET, "black", "blur")
+        words = ("mean", DATASET, *(name for name in BASELINES if name != "mean"))
+        if self.deletion_baseline not in words:
             hint = nearest(self.deletion_baseline, words)
             raise OptionError(f"No deletion baseline {self.deletion_baseline!r}; it can be {', '.join(words)}.{hint}")
-        baseline = None if self.deletion_baseline == "mean" else self.deletion_baseline
-        for option, value in (
-            ("annotations", self.annotations),
-            ("method", self.methods),
-            ("limit", self.limit),
-            ("deletion-baseline", baseline),
-            ("independent", self.independent),
-        ):
-            check_used(option, value or None, self.suites)
+        for option in fields(self):
+            users = [name for name, suite in SUITES.items() if option.name in suite.uses]
+            if users and getattr(self, option.name) != option.default and not set(users) & set(self.suites):
+                flag = FLAGS.get(option.name, option.name.replace("_", "-"))
+                raise OptionError(f"--{flag} is used by {' and '.join(users)} only: add --suite {users[0]}.")
         refuse_unread(self.annotations, self.reading)
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
 
-@dataclass(frozen=True)
+FLAGS = {"methods": "method"}  # options whose flag has another name
+
+
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """Who is evaluated, on what.
+    """What is evaluated: a classifier with its maps, and images.
 
     Attributes:
         classifier: on the device to compute on, in eval mode.
         images: the part that is evaluated.
         labels: (N,) in the order of the classifier's classes.
-        attention: the kind it was built with; ``none`` for a control.
-        name: of the classifier, for tables.
+        maps: name -> map function, see :func:`map_functions`.
         others: name -> classifiers evaluated beside it where that makes sense, such as its control.
-        sets: how data sets of the transfer suite are opened: root, download, seed, test share.
+        opened: how the data sets of the transfer suite are opened: arguments of :func:`heedmap.data.open.open_data`.
     """
 
     classifier: AttentionClassifier
     images: ImageDataset
     labels: Tensor
-    attention: str
-    name: str
+    maps: Mapping[str, MapFunction] = field(default_factory=dict)
     others: Mapping[str, AttentionClassifier] = field(default_factory=dict)
-    sets: Mapping[str, Any] = field(default_factory=dict)
+    opened: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """All of them."""
-        return {self.name: self.classifier, **self.others}
+        """All classifiers."""
+        return {"this run": self.classifier, **self.others}
+
+    def load(self, rows: Tensor) -> Tensor:
+        """Return images (n, 3, S, S) float32 in [0, 1], at the classifier's size; raise DataError for a broken one."""
+        images, unreadable = load_many(self.images, rows, self.classifier.image_size, WORKERS)
+        if unreadable:
+            raise DataError(f"Image {self.images.names[unreadable[0][0]]} cannot be read: {unreadable[0][1]}.")
+        return plain(images)
 
 
-def check_used(option: str, value: Any, suites: tuple[str, ...]) -> None:
-    """Refuse an option (a key of ``USERS``) that was given, not None, and that none of the suites would heed.
+class Suite(ABC):
+    """An entry of ``SUITES``; the constructor opens what it needs.
 
-    Raises:
-        OptionError: it is such a one.
-    """
-    users = USERS[option]
-    if value is not None and not set(users) & set(suites):
-        raise OptionError(f"--{option} is heeded by {' and '.join(users)} alone: add --suite {users[0]}.")
-
-
-def ready_suites(wanted: Wanted, subject: Subject) -> dict[str, Suite]:
-    """Open all that the suites need, so that a wrong name is told before the first of them has worked for minutes.
-
-    Returns:
-        suite -> what evaluates when called with a progress; it gives what the suite's report holds as plain numbers,
-        with ``sample``: how many images of how many were evaluated. Accuracy is always evaluated before, and is not
-        among them.
+    Attributes:
+        uses: the fields of :class:`EvaluateOptions` that are for this suite and those that share them.
+        most: images that it evaluates unless a limit is given; None takes all.
+        rows: (n,) the images that it evaluates.
+        sample: how many images of how many these are.
+        message: the line of progress while it runs.
 
     Raises:
-        DataError, OptionError: a data set or annotations that cannot be used.
+        DataError, OptionError: from the constructor, where a data set or annotations cannot be used.
     """
-    return {name: _ready(name, wanted, subject) for name in wanted.suites if name != "accuracy"}
+
+    name: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ()
+    most: ClassVar[int | None] = None
+
+    def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
+        self.subject, self.options = subject, options
+        limit = options.limit if "limit" in self.uses else None
+        self.rows = spread_rows(subject.labels, limit or self.most)
+        self.sample = {"evaluated": len(self.rows), "of": len(subject.labels)}
+        self.message = f"Suite {self.name}, {len(self.rows):,} of {len(subject.labels):,} images."
+
+    @abstractmethod
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return what JSON can hold; see the report of the metric."""
 
 
-def check_maps(wanted: Wanted, classifier: AttentionClassifier, attention: str) -> None:
-    """Ask each map for one image, of noise: what a network cannot give shows in no other way.
+class Accuracy(Suite):
+    """Accuracy, calibration and confusion, and where boxes are known the pointing game; on all images."""
 
-    Args:
-        wanted: the suites and methods.
-        classifier: on the device to compute on.
-        attention: its option; ``none`` of a control.
+    name = "accuracy"
 
-    Raises:
-        ModelError, OptionError: a map that cannot be had of this classifier, or a setting that cannot be.
-    """
-    from heedmap.metrics.maps import all_maps
-    from heedmap.modules import evaluation_mode
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return the fields of a ``ClassificationReport``, ``pointing`` and rates."""
+        classifier, boxes = self.subject.classifier, self.subject.images.boxes
+        report = classification_report(predictions.logits, predictions.labels, classifier.classes)
+        seconds = {"images": predictions.seconds, "network_images": predictions.network_seconds}
+        rates = {f"{name}_per_second": len(predictions.labels) / max(took, 1e-9) for name, took in seconds.items()}
+        pointing = None
+        if boxes is not None and predictions.attention:
+            # Late, as all metrics of maps: accuracy alone, at the end of each training, needs none of them.
+            from heedmap.metrics.localization.pointing_game import pointing_table
 
-    if not set(USERS["method"]) & set(wanted.suites):
-        return
-    side = classifier.image_size
-    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    target = torch.zeros(1, dtype=torch.int64)
-    with evaluation_mode(classifier, gradients=True, full_precision=True) as lent:
-        for name, function in map_functions(wanted, classifier, attention).items():
-            try:
-                all_maps(name, function, lent, images, target, 1)
-            except HeedmapError as error:
-                raise type(error)(f"--method {name} cannot be evaluated on this run: {error}") from None
+            maps, shares = predictions.attention, classifier.shares()
+            if len(maps) > 1:
+                maps = {
+                    **maps,
+                    "combined": combined_map(maps, None if shares is None else shares.detach().float().cpu()),
+                }
+            pointing = pointing_table(maps, boxes)
+        return {**report.as_dict(), "pointing": pointing, **rates}
 
 
-def _ready(name: str, wanted: Wanted, subject: Subject) -> Suite:
-    count = len(subject.labels)
-    rows = spread_rows(subject.labels, wanted.limit or MOST.get(name))
-    predict_batches = _SUITES[name](wanted, subject, rows)
+class Localization(Suite):
+    """Do maps lie on the annotated objects?"""
 
-    def run_suite(progress: Progress) -> dict[str, Any]:
-        if name == "transfer":  # it evaluates other images
-            progress.message("Suite transfer.")
-            return predict_batches(progress)
-        progress.message(f"Suite {name}, {len(rows):,} of {count:,} images.")
-        return {**predict_batches(progress), "sample": {"evaluated": len(rows), "of": count}}
+    name = "localization"
+    uses = ("annotations", "methods", "limit")
 
-    return run_suite
+    def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
+        super().__init__(subject, options)
+        self.images = subject.images.subset(self.rows)
+        self.annotations = annotations_for(self.images, options.annotations, options.reading)
+
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return a ``LocalizationReport``, and which images are worth a look."""
+        from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
+
+        report = evaluate_localization(
+            {name: self._maps_of(name, function) for name, function in self.subject.maps.items()},
+            self.annotations,
+            LocalizationOptions(size=min(self.subject.classifier.image_size, MOST_SIZE)),
+            images=self.images,
+            progress=progress,
+        )
+        target = "Attributions explain the true class."
+        return {**report.as_dict(), "ranked": self._ranked(report), "target": target, "sample": self.sample}
+
+    def _maps_of(self, name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
+        def maps(places: Tensor) -> Tensor:
+            rows = self.rows[places]
+            with evaluation_mode(self.subject.classifier, gradients=True, full_precision=True) as network:
+                images, labels = self.subject.load(rows), self.subject.labels[rows]
+                return all_maps(name, function, network, images, labels, BATCH)[:, None]
+
+        return maps
+
+    def _ranked(self, report: LocalizationReport) -> dict[str, Any]:
+        """Return the images worth a look, by which map, as rows of the whole part, with their boxes and figures."""
+        name = COMBINED if COMBINED in report.per_image else next(iter(report.per_image))
+        ranked = report.ranked(name, count=SHOWN)
+        rows = {place: int(self.rows[place]) for places in ranked.values() for place in places}
+        figures = dict(zip(report.rows.tolist(), report.per_image[name]["otsu_iou"].tolist(), strict=True))
+        return {
+            "map": name,
+            "rows": {kind: [rows[place] for place in places] for kind, places in ranked.items()},
+            "boxes": {row: self.annotations.boxes[place].tolist() for place, row in rows.items()},
+            "figures": {row: figures[place] for place, row in rows.items()},
+        }
+
+
+class Faithfulness(Suite):
+    """Do the hot places matter to the prediction, and do maps depend on what was learned?"""
+
+    name = "faithfulness"
+    uses = ("methods", "limit", "deletion_baseline", "independent")
+    most = 100  # each image costs hundreds of forward passes
+
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return a ``FaithfulnessReport``, and a ``RandomizationReport`` for each map."""
+        from heedmap.metrics.faithfulness import evaluation, sanity_checks
+
+        classifier, images, word = self.subject.classifier, self.subject.load(self.rows), self.options.deletion_baseline
+        baseline = classifier.mean.flatten() if word == DATASET else word
+        options = evaluation.FaithfulnessOptions(deletion_baseline=baseline, batch_size=BATCH)
+        maps = self.subject.maps
+        report = evaluation.evaluate_faithfulness(classifier, images, maps, options=options, progress=progress)
+        randomizing, checks = sanity_checks.RandomizationOptions(independent=self.options.independent), {}
+        for name, function in {**maps, "edges": edge_map}.items():
+            progress.message(f"Randomizing the weights under {name}.")
+            check = sanity_checks.randomization_check(classifier, images, function, options=randomizing)
+            checks[name] = check.as_dict()
+        return {**report.as_dict(), "randomization": checks, "deletion_baseline": word, "sample": self.sample}
+
+
+class Robustness(Suite):
+    """Do predictions and maps withstand attacks?"""
+
+    name = "robustness"
+    uses = ("limit", "control")
+    most = 200
+
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return a ``RobustnessReport``."""
+        from heedmap.metrics.robustness import evaluate_robustness
+
+        images, labels = self.subject.load(self.rows), self.subject.labels[self.rows]
+        report = evaluate_robustness(self.subject.models, images, labels, progress=progress)
+        return {**report.as_dict(), "sample": self.sample}
+
+
+class Transfer(Suite):
+    """Are the features useful on other data sets? A linear probe."""
+
+    name = "transfer"
+    uses = ("transfer", "control")
+
+    def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
+        from heedmap.metrics.linear_probe import check_sets
+
+        super().__init__(subject, options)
+        self.sets = {name: check_splits(open_data(name, **subject.opened), WORKERS) for name in options.transfer}
+        check_sets(self.sets)
+        self.message = "Suite transfer."
+
+    def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
+        """Return a ``TransferReport``."""
+        from heedmap.metrics.linear_probe import transfer
+
+        return transfer(self.subject.models, self.sets, progress=progress).as_dict()
+
+
+SUITES: dict[str, type[Suite]] = {
+    suite.name: suite for suite in (Accuracy, Localization, Faithfulness, Robustness, Transfer)
+}
 
 
 def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
-    """The classifier of a run that is to stand beside another one.
+    """Return the classifier of a run that is evaluated beside another one.
 
     Raises:
-        RunError: its classes or the size of its images are others, so that the two cannot see the same.
+        RunError: its classes or the size of its images differ, so that the two cannot see the same.
     """
     control = run.classifier()
-    for what, its, own in (
+    for what, theirs, own in (
         ("classes", control.classes, classifier.classes),
         ("image size", control.image_size, classifier.image_size),
     ):
-        if its != own:
-            raise RunError(f"{run.path} cannot stand beside this run: its {what} is {its}, not {own}.")
+        if theirs != own:
+            raise RunError(f"{run.path} cannot be compared with this run: its {what} is {theirs}, not {own}.")
     return control
 
 
@@ -228,18 +335,25 @@ def spread_rows(labels: Tensor, most: int | None) -> Tensor:
     return by_class[(2 * torch.arange(most) + 1) * count // (2 * most)].sort()[0]
 
 
-def map_functions(wanted: Wanted, classifier: AttentionClassifier, attention: str) -> dict[str, MapFunction]:
-    """Name -> map function of what is to be evaluated; learned attention gives one for each tap, and the combined one.
+def map_functions(options: EvaluateOptions, classifier: AttentionClassifier, attention: str) -> dict[str, MapFunction]:
+    """Return name -> map function; learned attention gives one for each tap, and the combined one.
+
+    Each runs once on noise, for what a network cannot give shows in no other way; none where no suite uses maps.
+
+    Args:
+        attention: its option; ``none`` of a control.
 
     Raises:
-        ModelError: learned attention of a control, which has none.
+        ModelError, OptionError: learned attention of a control, a map that this classifier cannot give, or a setting
+            that cannot be.
     """
     from heedmap.attribution import method_of
-    from heedmap.metrics.maps import explained, learned_map, learned_map_at
 
+    if not any("methods" in SUITES[name].uses for name in options.suites):
+        return {}
     has_attention, taps = attention != "none", classifier.taps
     functions: dict[str, MapFunction] = {}
-    for method in wanted.methods or (("attention", "grad-cam") if has_attention else ("grad-cam",)):
+    for method in options.methods or (("attention", "grad-cam") if has_attention else ("grad-cam",)):
         if method != "attention":
             key, settings = method_of(method)
             functions[method] = explained(key, settings=settings)
@@ -249,113 +363,12 @@ def map_functions(wanted: Wanted, classifier: AttentionClassifier, attention: st
         functions |= {f"attention {tap}": learned_map_at(tap) for tap in taps}
         if len(taps) > 1:
             functions[COMBINED] = learned_map
+    side = classifier.image_size
+    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with evaluation_mode(classifier, gradients=True, full_precision=True) as network:
+        for name, function in functions.items():
+            try:
+                all_maps(name, function, network, noise, torch.zeros(1, dtype=torch.int64), 1)
+            except HeedmapError as error:
+                raise type(error)(f"--method {name} cannot be evaluated on this run: {error}") from None
     return functions
-
-
-def _images(subject: Subject, rows: Tensor) -> Tensor:
-    """(n, 3, S, S) float32 in [0, 1], at the classifier's size."""
-    images, unreadable = load_many(subject.images, rows, subject.classifier.image_size, WORKERS)
-    if unreadable:
-        raise DataError(f"Image {subject.images.names[unreadable[0][0]]} cannot be read: {unreadable[0][1]}.")
-    return plain(images)
-
-
-def _localization(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
-    from heedmap.metrics.localization.localize import localize
-    from heedmap.metrics.maps import all_maps
-    from heedmap.modules import evaluation_mode
-
-    images = subject.images.subset(rows)
-    annotations, functions = (
-        annotations_for(images, wanted.annotations, wanted.reading),
-        map_functions(wanted, subject.classifier, subject.attention),
-    )
-
-    def called(name: str, function: MapFunction) -> Callable[[Tensor], Tensor]:
-        def maps(some: Tensor) -> Tensor:
-            targets = subject.labels[rows[some]]
-            with evaluation_mode(subject.classifier, gradients=True, full_precision=True) as lent:
-                return all_maps(name, function, lent, _images(subject, rows[some]), targets, BATCH)[:, None]
-
-        return maps
-
-    def predict_batches(progress: Progress) -> dict[str, Any]:
-        report = localize(
-            {name: called(name, function) for name, function in functions.items()},
-            annotations,
-            images=images,
-            size=min(subject.classifier.image_size, MOST_SIZE),
-            progress=progress,
-        )
-        asked = "Attributions were asked about the true class."
-        return {**report.as_dict(), "ranked": _ranked(report, annotations, rows), "asked": asked}
-
-    return predict_batches
-
-
-def _ranked(report: LocalizationReport, annotations: Annotations, rows: Tensor) -> dict[str, Any]:
-    """Which images are worth a look, by which map, as rows of the whole part, with their boxes and figures."""
-    name = COMBINED if COMBINED in report.per_image else next(iter(report.per_image))
-    places = report.ranked(name, count=SHOWN)
-    shown = {place: int(rows[place]) for each in places.values() for place in each}
-    figures = dict(zip(report.rows.tolist(), report.per_image[name]["otsu_iou"].tolist(), strict=True))
-    return {
-        "map": name,
-        "rows": {kind: [shown[place] for place in each] for kind, each in places.items()},
-        "boxes": {row: annotations.boxes[place].tolist() for place, row in shown.items()},
-        "figures": {row: figures[place] for place, row in shown.items()},
-    }
-
-
-def _faithfulness(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
-    from heedmap.metrics.faithfulness.faithfulness import faithfulness
-    from heedmap.metrics.faithfulness.sanity_checks import randomization
-    from heedmap.metrics.maps import edge_map
-
-    functions = map_functions(wanted, subject.classifier, subject.attention)
-
-    def predict_batches(progress: Progress) -> dict[str, Any]:
-        images = _images(subject, rows)
-        word = wanted.deletion_baseline
-        report = faithfulness(
-            subject.classifier,
-            images,
-            functions,
-            deletion_baseline=subject.classifier.mean.flatten() if word == DATASET else word,
-            batch_size=BATCH,
-            progress=progress,
-        )
-        checks = {}
-        for name, function in {**functions, "edges": edge_map}.items():
-            progress.message(f"Randomizing the weights under {name}.")
-            found = randomization(subject.classifier, images, function, independent=wanted.independent)
-            checks[name] = found.as_dict()
-        return {**report.as_dict(), "randomization": checks, "deletion_baseline": word}
-
-    return predict_batches
-
-
-def _robustness(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
-    from heedmap.metrics.robustness import robustness
-
-    def predict_batches(progress: Progress) -> dict[str, Any]:
-        images, labels = _images(subject, rows), subject.labels[rows]
-        return robustness(subject.models, images, labels, batch_size=BATCH, progress=progress).as_dict()
-
-    return predict_batches
-
-
-def _transfer(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
-    from heedmap.metrics.linear_probe import check_sets, transfer
-
-    sets = {name: check_splits(open_data(name, **subject.sets), WORKERS) for name in wanted.transfer}
-    check_sets(sets)
-    return lambda progress: transfer(subject.models, sets, progress=progress).as_dict()
-
-
-_SUITES: dict[str, Callable[[Wanted, Subject, Tensor], Suite]] = {
-    "localization": _localization,
-    "faithfulness": _faithfulness,
-    "robustness": _robustness,
-    "transfer": _transfer,
-}

@@ -17,7 +17,7 @@ from heedmap.files import printable
 from heedmap.inference.boxes import Box, boxes_of
 from heedmap.inference.predictor import Predictions, Predictor
 from heedmap.inference.reading import DecodedImage
-from heedmap.metrics.localization.localize import hottest_points
+from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.visualization.heatmap import FLAT
 
 MapKind = Literal["none", "float16", "float32"]

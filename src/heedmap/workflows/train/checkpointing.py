@@ -24,7 +24,7 @@ from heedmap.progress import Progress
 from heedmap.runs import Run
 from heedmap.training.trainer import Fitting
 from heedmap.types import EpochReport, StepReport
-from heedmap.workflows.evaluate.evaluate import panel_sheet
+from heedmap.workflows.evaluate.page import panel_sheet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -24,8 +24,7 @@ from heedmap.progress import Progress
 from heedmap.system import threads
 from heedmap.training.recipes import derive
 from heedmap.types import Audit
-from heedmap.workflows.evaluate.evaluate import is_named
-from heedmap.workflows.evaluate.run_data import digests
+from heedmap.workflows.evaluate.data import digests, is_named
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,7 +41,7 @@ class Prepared:
     validation: ImageDataset | None
     audit: Audit
     architecture: Architecture
-    names: dict[str, str]  # see heedmap.workflows.evaluate.run_data.digests
+    names: dict[str, str]  # see heedmap.workflows.evaluate.data.digests
 
     @property
     def sizes(self) -> dict[str, int]:

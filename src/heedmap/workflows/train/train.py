@@ -31,6 +31,7 @@ from heedmap.data.cache.folder import cache_folder
 from heedmap.data.loader import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import OptionError, RunError, Stopped
 from heedmap.files import only_one
+from heedmap.metrics.prediction import ComputeOptions
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
@@ -39,7 +40,7 @@ from heedmap.system import term_as_interrupt, threads
 from heedmap.training.batch_size import fitting_batch_size
 from heedmap.training.recipes import derive, early_views
 from heedmap.training.trainer import Fitting, fit, make_accelerator
-from heedmap.workflows.evaluate.evaluate import complete
+from heedmap.workflows.evaluate.page import complete
 from heedmap.workflows.train.checkpointing import Checkpointer
 from heedmap.workflows.train.setup import (
     Prepared,
@@ -139,7 +140,13 @@ def _train(
             progress.message("Evaluating the test part, once.")
             try:
                 with term_as_interrupt():
-                    complete(run, classifier, prepared.splits, device=accelerator.device, precision=fitting.precision)
+                    computing = ComputeOptions(
+                        device=accelerator.device,
+                        precision=fitting.precision,
+                        memory=options.memory,
+                        workers=options.workers,
+                    )
+                    complete(run, classifier, prepared.splits, computing)
             except KeyboardInterrupt:
                 command = f"heedmap train --resume {shlex.quote(str(run.path))}"
                 raise Stopped(

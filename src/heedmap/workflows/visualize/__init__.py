@@ -54,7 +54,8 @@ from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResul
 if TYPE_CHECKING:
     import torch
 
-    from heedmap.models.classifier import AttentionClassifier
+    from heedmap.report import page_template
+from heedmap.models.classifier import AttentionClassifier
 
 __all__ = [
     "AttributionOptions",
@@ -343,13 +344,8 @@ def _notes(job: _Job) -> Iterator[str]:
 
 
 def _write_page(job: _Job, notes: Sequence[str]) -> None:
-    import jinja2
-
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", "workflows/visualize"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     entries = job.entries[:MOST_ON_PAGE]
-    page = pages.get_template("index.html.jinja").render(
+    page = page_template("index.html.jinja", "workflows/visualize").render(
         entries=entries,
         count=job.count,
         classes=sorted({entry["predicted"] for entry in entries}),

@@ -1,4 +1,4 @@
-"""Randomizing weights: likeness against slow definitions, weights put back, and verdicts that are known beforehand."""
+"""Randomized weights: similarity against slow definitions, weights restored, and verdicts known in advance."""
 
 import math
 
@@ -8,8 +8,9 @@ from torch import nn
 
 from heedmap.errors import DataError, ModelError, OptionError
 from heedmap.metrics.faithfulness.sanity_checks import (
+    RandomizationOptions,
     is_constant,
-    randomization,
+    randomization_check,
     randomize,
     ranks,
     restored,
@@ -56,9 +57,9 @@ def cam(model, images, targets):
 
 
 def gradient(model, images, targets):
-    asked = images.detach().requires_grad_(True)
-    logits = model(asked).gather(1, targets[:, None]).sum()
-    return torch.autograd.grad(logits, asked)[0].abs().amax(1)
+    pixels = images.detach().requires_grad_(True)
+    logits = model(pixels).gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(logits, pixels)[0].abs().amax(1)
 
 
 def slow_ranks(row):
@@ -139,20 +140,22 @@ def assert_same(model, before):
         assert torch.equal(value, before[name]), name
 
 
-def test_the_named_layer_is_drawn_anew_and_no_other(model):
+def test_the_named_layer_gets_new_weights_and_no_other(model):
     before = state(model)
     randomize(model, ["0"], seed=1)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"0.weight", "0.bias"}
 
 
-def test_a_batch_norm_forgets_its_statistics_too(model):
+def test_a_batch_norm_resets_its_statistics_too(model):
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([0.5, 0.6, 0.7, 0.8]))
     randomize(model, ["1"], seed=1)
     assert model[1].running_var.eq(1).all()
     assert model[1].running_mean.eq(0).all()
-    assert model[1].weight.unique().numel() == 4  # fresh ones are even, so they are drawn around what was learned
+    assert (
+        model[1].weight.unique().numel() == 4
+    )  # fresh ones are all the same, so they are drawn around what was learned
 
 
 class OwnBatchNorm(nn.BatchNorm2d):
@@ -188,7 +191,7 @@ def moved(norm):
 
 
 @pytest.mark.parametrize("norm", [OwnBatchNorm(4), nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4), FrozenNorm()])
-def test_every_kind_of_batch_norm_forgets_its_statistics(norm, images):
+def test_every_kind_of_batch_norm_resets_its_statistics(norm, images):
     norm = moved(norm)
     before = state(norm)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.LazyLinear(3))
@@ -198,12 +201,12 @@ def test_every_kind_of_batch_norm_forgets_its_statistics(norm, images):
     assert norm.running_var.eq(1).all()
     for name in {"weight", "bias"} & set(before):
         assert not torch.equal(getattr(norm, name), before[name])
-        assert getattr(norm, name).unique().numel() == 4  # around what was learned, not even
-    stages = randomization(nn.Sequential(*net[:2]), images, edge_map, torch.zeros(len(images)).long()).cascading
+        assert getattr(norm, name).unique().numel() == 4  # around what was learned, not all the same
+    stages = randomization_check(nn.Sequential(*net[:2]), images, edge_map, torch.zeros(len(images)).long()).cascading
     assert [stage.layers for stage in stages] == [("1",), ("0",)]
 
 
-def test_timms_batch_norm_forgets_its_statistics():
+def test_timms_batch_norm_resets_its_statistics():
     layers = pytest.importorskip("timm.layers")
     for kind in (layers.BatchNormAct2d, layers.FrozenBatchNormAct2d):
         norm = moved(kind(4))
@@ -249,7 +252,7 @@ def test_weights_and_statistics_come_back_bit_by_bit(model, images):
     model.train()
     model[1].eval()
     before = state(model)
-    randomization(model, images, grad_cam)
+    randomization_check(model, images, grad_cam)
     assert_same(model, before)
     assert [module.training for module in model][:2] == [True, False]
     assert not model[0].weight.requires_grad
@@ -267,15 +270,15 @@ def test_weights_come_back_when_the_map_fails_half_way(model, images):
         return grad_cam(model, images, targets)
 
     with pytest.raises(RuntimeError, match="on purpose"):
-        randomization(model, images, failing)
+        randomization_check(model, images, failing)
     assert_same(model, before)
 
 
 # ---- verdicts
 
 
-def test_an_edge_filter_stays_at_one_and_is_told_to_show_the_image(model, images):
-    report = randomization(model, images, edge_map)
+def test_an_edge_filter_stays_at_one_and_is_reported_to_show_the_image(model, images):
+    report = randomization_check(model, images, edge_map)
     for stage in report.cascading + report.independent:
         assert (stage.absolute, stage.signed, stage.ssim, stage.constant) == pytest.approx((1, 1, 1, 0))
     assert report.depends is False
@@ -307,39 +310,43 @@ def cues(generator):
 def test_cam_of_a_trained_net_falls_below_a_half_where_the_edge_filter_does_not(model, cues):
     images, labels = cues
     trained(model, images, labels)
-    report = randomization(model, images, cam, labels)
+    report = randomization_check(model, images, cam, labels)
     assert report.cascading[-1].absolute < 0.5
     assert report.depends is True
     assert "Yes: " in report.verdict
-    assert randomization(model, images, edge_map, labels).depends is False
+    assert randomization_check(model, images, edge_map, labels).depends is False
 
 
 def test_the_cascade_begins_at_the_top_and_ends_with_every_layer(model, images):
-    report = randomization(model, images, gradient)
+    report = randomization_check(model, images, gradient)
     assert [stage.layers for stage in report.cascading] == [("6",), ("3",), ("1",), ("0",)]
     assert report.independent[0] == report.cascading[0]
     assert report.independent[-1] != report.cascading[-1]
-    assert randomization(model, images, gradient, independent=False).independent == ()
-    assert randomization(model, images, gradient, layers=["0", "6"]).cascading[0].layers == ("6",)
+    assert (
+        randomization_check(model, images, gradient, options=RandomizationOptions(independent=False)).independent == ()
+    )
+    assert randomization_check(model, images, gradient, options=RandomizationOptions(layers=("0", "6"))).cascading[
+        0
+    ].layers == ("6",)
 
 
 def test_many_layers_are_joined_with_their_neighbours(model, images):
-    report = randomization(model, images, edge_map, most=3)
+    report = randomization_check(model, images, edge_map, options=RandomizationOptions(most=3))
     assert [stage.layers for stage in report.cascading] == [("6",), ("3", "1"), ("0",)]
 
 
 def test_constant_maps_are_left_out_and_too_many_of_them_leave_no_verdict(model, images):
-    def even(model, images, targets):
+    def uniform(model, images, targets):
         return torch.ones(len(images), 4, 4)
 
-    def mostly_even(model, images, targets):
-        return even(model, images, targets) * images[:, 0, :4, :4] * (torch.arange(len(images)) == 0)[:, None, None]
+    def mostly_uniform(model, images, targets):
+        return uniform(model, images, targets) * images[:, 0, :4, :4] * (torch.arange(len(images)) == 0)[:, None, None]
 
-    report = randomization(model, images, mostly_even)
+    report = randomization_check(model, images, mostly_uniform)
     assert (report.count, report.left_out, report.depends) == (1, 3, None)
     assert "3 of 4 maps are constant" in report.verdict
     assert report.cascading[0].absolute == pytest.approx(1)
-    assert math.isnan(randomization(model, images, even).cascading[0].absolute)
+    assert math.isnan(randomization_check(model, images, uniform).cascading[0].absolute)
 
 
 def going_blank(count):
@@ -354,8 +361,8 @@ def going_blank(count):
     return method
 
 
-def test_maps_that_go_blank_are_left_out_and_counted(model, images):
-    report = randomization(model, images, going_blank(2))
+def test_maps_that_become_blank_are_left_out_and_counted(model, images):
+    report = randomization_check(model, images, going_blank(2))
     last = report.cascading[-1]
     assert (last.absolute, last.signed, last.ssim, last.constant) == pytest.approx((1, 1, 1, 0.5))
     assert report.depends is False
@@ -363,22 +370,22 @@ def test_maps_that_go_blank_are_left_out_and_counted(model, images):
 
 
 @pytest.mark.parametrize("count", [3, 4])
-def test_there_is_no_verdict_when_most_maps_go_blank(model, images, count):
-    report = randomization(model, images, going_blank(count))
+def test_there_is_no_verdict_when_most_maps_become_blank(model, images, count):
+    report = randomization_check(model, images, going_blank(count))
     assert report.depends is None
     assert f"with all weights randomized {count} of 4 maps are constant" in report.verdict
     assert report.cascading[-1].constant == count / 4
     assert math.isnan(report.cascading[-1].absolute) == (count == 4)
 
 
-def test_a_report_of_maps_that_all_went_blank_can_be_written_and_drawn_again(model, images):
+def test_a_report_of_maps_that_all_became_blank_can_be_written_and_drawn_again(model, images):
     from heedmap.files import finite
     from heedmap.report.sections import sections
 
     found = {
         "rows": [],
         "sample": {"evaluated": 4, "of": 4},
-        "randomization": {"grad-cam": randomization(model, images, going_blank(4)).as_dict()},
+        "randomization": {"grad-cam": randomization_check(model, images, going_blank(4)).as_dict()},
     }
     for content in (found, finite(found)):
         table = sections({"faithfulness": content})[0].tables[1]
@@ -390,31 +397,33 @@ def test_what_maps_have_in_common_stands_beside(model, images):
         row = torch.arange(16.0)
         return (row * (15 - row)).expand(len(images), 16, 16)
 
-    report = randomization(model, images, middle)
+    report = randomization_check(model, images, middle)
     assert report.between == pytest.approx(1)
     assert report.as_dict()["between"] == report.between
 
 
-def test_the_sign_counts_only_where_it_is_asked_for(model, images):
+def test_the_sign_counts_only_in_the_signed_figure(model, images):
     calls = []
 
     def turning(model, images, targets):
         calls.append(1)
         return (images[:, 0] - 0.5) * (1 if len(calls) == 1 else -1)
 
-    stage = randomization(model, images, turning).cascading[-1]
+    stage = randomization_check(model, images, turning).cascading[-1]
     assert (stage.absolute, stage.signed) == pytest.approx((1, -1))
 
 
-def test_learned_attention_of_heedmaps_own_net_is_judged_like_any_map(images):
+def test_learned_attention_of_heedmaps_own_net_is_evaluated_like_any_map(images):
     from heedmap import Architecture, build_classifier
 
     torch.manual_seed(0)
     own = build_classifier(Architecture("compact", "parametrised", None, "concat", None, 32, ("a", "b")))
     for parameter in own.attentions.parameters():
-        nn.init.normal_(parameter)  # away from the even start
+        nn.init.normal_(parameter)  # away from the uniform start
     before = state(own)
-    report = randomization(own.eval(), images, learned_map, most=4, independent=False)
+    report = randomization_check(
+        own.eval(), images, learned_map, options=RandomizationOptions(most=4, independent=False)
+    )
     assert_same(own, before)
     assert report.left_out == 0
     assert len(report.cascading) == 4
@@ -424,13 +433,15 @@ def test_learned_attention_of_heedmaps_own_net_is_judged_like_any_map(images):
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
-        ({"layers": ["7"]}, ModelError, "no layer '7'"),
-        ({"layers": []}, ModelError, "no weights"),
+        ({"layers": ("7",)}, ModelError, "'7'"),
+        ({"layers": ()}, ModelError, "no weights"),
         ({"most": 0}, OptionError, "most = 0"),
-        ({"images": torch.zeros(2, 3, 8, 8)}, DataError, "too small for SSIM"),
+        ({"images": torch.zeros(2, 3, 8, 8)}, DataError, "8, 8"),
         ({"targets": torch.zeros(2).long()}, DataError, "targets"),
     ],
 )
-def test_what_cannot_be_randomised_is_refused(model, images, change, error, word):
+def test_what_cannot_be_randomized_is_refused(model, images, change, error, word):
+    given = {"model": model, "images": images, "method": edge_map} | change
+    chosen = {key: given.pop(key) for key in ("layers", "most") if key in given}
     with pytest.raises(error, match=word):
-        randomization(**({"model": model, "images": images, "method": edge_map} | change))
+        randomization_check(**given, options=RandomizationOptions(**chosen))

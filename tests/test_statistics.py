@@ -20,7 +20,7 @@ def test_mean_and_spread_by_hand() -> None:
     assert (found.count, found.mean) == (3, 3.0)
     assert found.sd == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
     assert math.isnan(spread([2.0]).sd)
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="values"):
         spread([])
 
 
@@ -60,7 +60,7 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     found = paired_difference({0: 0.5, 1: 0.6, 3: 0.9}, {3: 1.0, 0: 0.7, 2: 0.1})
     assert found.seeds == (0, 3)
     assert found.differences == pytest.approx((0.2, 0.1))
-    with pytest.raises(ValueError, match="no seed in common"):
+    with pytest.raises(ValueError, match="seed"):
         paired_difference({0: 0.5}, {1: 0.5})
 
 
@@ -84,18 +84,19 @@ def test_the_sign_flip_test_tries_every_sign() -> None:
 
 def test_the_order_of_variants_turns_the_sign_and_nothing_else() -> None:
     control, other = by_seed(0.5, 0.7, 0.6), by_seed(0.55, 0.72, 0.59)
-    there, back = paired_difference(control, other), paired_difference(other, control)
-    assert (there.mean, there.low, there.high) == pytest.approx((-back.mean, -back.high, -back.low))
-    assert there.sign_flip == back.sign_flip
+    forth, back = paired_difference(control, other), paired_difference(other, control)
+    assert (forth.mean, forth.low, forth.high) == pytest.approx((-back.mean, -back.high, -back.low))
+    assert forth.sign_flip == back.sign_flip
 
 
-def test_mcnemar_by_hand_and_against_scipy() -> None:
+def test_mcnemar_by_hand_and_against_the_sum_of_binomials() -> None:
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(0, 5) == pytest.approx(2 / 32)
     assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 64)
     for lost, won in ((3, 3), (2, 9), (40, 61), (900, 1013)):
         assert mcnemar(lost, won) == mcnemar(won, lost)
-        assert mcnemar(lost, won) == pytest.approx(stats.binomtest(lost, lost + won).pvalue)
+        tail = sum(math.comb(lost + won, k) for k in range(min(lost, won) + 1))
+        assert mcnemar(lost, won) == pytest.approx(min(1.0, 2 * tail / 2 ** (lost + won)), rel=1e-12)
 
 
 def test_images_are_counted_in_pairs() -> None:
@@ -105,7 +106,7 @@ def test_images_are_counted_in_pairs() -> None:
     assert (found.images, found.only_control, found.only_other) == (10, 1, 3)
     assert found.difference == pytest.approx(0.2)
     assert found.low < 0.2 < found.high
-    with pytest.raises(ValueError, match="10 answers against 9"):
+    with pytest.raises(ValueError, match=r"10 .* 9"):
         within_seed(control, other[:9])
 
 
@@ -119,7 +120,7 @@ def test_the_interval_over_images_is_the_bootstrap_of_images() -> None:
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.005)
 
 
-def test_equal_answers_differ_in_nothing() -> None:
+def test_equal_predictions_do_not_differ() -> None:
     right = torch.tensor([True, False, True])
     found = within_seed(right, right)
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)

@@ -12,15 +12,20 @@ from heedmap.data.digit_scenes import digit_scenes
 from heedmap.data.masks import TensorMask
 from heedmap.errors import DataError, OptionError
 from heedmap.metrics.classification import wilson_interval
-from heedmap.metrics.localization.baselines import edges, fixed_baselines
 from heedmap.metrics.localization.components import components
-from heedmap.metrics.localization.localize import METRICS, localize
-from heedmap.metrics.localization.measures import Truth, measure, near, prepared
-from heedmap.metrics.localization.report import YES_NO
-from heedmap.metrics.localization.thresholds import masks_of, otsu_levels, scaled
-from heedmap.metrics.statistics.bootstrap import Bootstrap
+from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
+from heedmap.metrics.localization.measures import Truth, masks_of, measure, near, otsu_levels, prepared, scaled
+from heedmap.metrics.localization.pointing_game import pointing_table
+from heedmap.metrics.localization.report import METRICS, YES_NO, Bootstrap
+from heedmap.metrics.maps import edges, fixed_baselines
 
 SIDE = 16
+
+
+def localize(maps, annotations, *, images=None, chosen_on=None, **options):
+    """Evaluate with options by name."""
+    options = LocalizationOptions(**options)
+    return evaluate_localization(maps, annotations, options, images=images, chosen_on=chosen_on)
 
 
 def annotated(masks, boxes=None):
@@ -196,7 +201,7 @@ def test_components_equal_a_slow_flood_at_every_level(generator):
                     assert tuple((found.boxes[found.largest[row, level]] * SIDE).round()) == largest, (kind, level)
 
 
-def test_components_of_larger_maps_equal_labels_anew_at_every_level(generator, monkeypatch):
+def test_components_of_larger_maps_equal_scipys_labels_at_every_level(generator, monkeypatch):
     """Rough maps and smooth ones, more than are flooded together; each pixel's neighbours are all eight."""
     size = 48
     rough = torch.rand(3, 1, size, size, generator=generator)
@@ -247,7 +252,7 @@ def test_no_hit_in_six_images_does_not_mean_that_there_will_never_be_one():
     assert flat["pointing"].low == pytest.approx(flat["pointing"].high)  # each image says the same share
 
 
-def test_the_interval_of_max_box_acc_chooses_its_threshold_anew_in_each_draw(generator):
+def test_the_interval_of_max_box_acc_chooses_its_threshold_in_each_draw(generator):
     """The definition written again: of each draw, the share of right boxes at the level that is best for that draw."""
     masks = squares(30, generator)
     maps = 2 * masks[:, None].float() + torch.rand(30, 1, SIDE, SIDE, generator=generator)
@@ -283,7 +288,7 @@ def test_scores_do_not_change_when_a_map_is_scaled_or_shifted_but_energy_may(sce
         assert table["map"][metric].value == pytest.approx(table["other"][metric].value, abs=1e-3), metric
 
 
-def test_maps_that_cannot_be_judged_count_as_uniform_and_are_counted(generator):
+def test_maps_that_cannot_be_measured_count_as_uniform_and_are_counted(generator):
     masks = squares(8, generator)
     maps = torch.rand(8, 1, SIDE, SIDE, generator=generator)
     bad = maps.clone()
@@ -305,7 +310,7 @@ def test_images_without_objects_are_left_out_and_counted(generator):
     assert report.rows.tolist() == [0, 2, 3, 5]
     assert report.left_out == {"not annotated": 1, "annotated without object": 1}
     assert report.covered == 1
-    with pytest.raises(DataError, match="No image is left"):
+    with pytest.raises(DataError, match="No image"):
         localize({"map": torch.rand(1, 1, 4, 4)}, annotations.subset([1]), size=SIDE)
 
 
@@ -331,16 +336,16 @@ def test_the_threshold_is_chosen_on_other_images_only(generator):
 
 def test_a_function_may_stand_for_the_maps_and_gives_the_same(scenes, generator):
     maps = torch.rand(24, 1, 8, 8, generator=generator)
-    asked = []
+    requested = []
 
     def of(rows):
-        asked.append(len(rows))
+        requested.append(len(rows))
         return maps[rows]
 
-    report = localize({"held": maps, "asked": of}, annotations_of(scenes), size=32, draws=30, images=scenes)
-    assert sum(asked) == 24
-    assert report.scores["held"] == report.scores["asked"]
-    assert list(report.scores) == ["held", "asked", *report.baselines]
+    report = localize({"held": maps, "made": of}, annotations_of(scenes), size=32, draws=30, images=scenes)
+    assert sum(requested) == 24
+    assert report.scores["held"] == report.scores["made"]
+    assert list(report.scores) == ["held", "made", *report.baselines]
     assert report.baselines == ("centre", "centre box", "uniform", "random", "edges")
 
 
@@ -349,7 +354,7 @@ def test_chunks_keep_their_order_and_a_function_may_fill_the_same_memory_again(g
     maps = masks[:, None].float()
     maps[::3] = maps[::3].flip(0)  # every third map is another image's
     whole = localize({"m": maps}, annotated(masks), size=SIDE, draws=10)
-    monkeypatch.setattr("heedmap.metrics.localization.localize.CHUNK", 7)
+    monkeypatch.setattr("heedmap.metrics.localization.evaluation.CHUNK", 7)
     held = torch.empty(7, 1, SIDE, SIDE)
 
     def refilled(rows):
@@ -371,8 +376,6 @@ def test_boxes_alone_serve_where_there_are_no_masks(scenes):
     assert report.outlined == 0
     assert report.scores["boxes"]["otsu_iou"].value == 1.0
     assert report.scores["boxes"]["max_box_acc_v2"].value == 1.0
-    from heedmap.metrics.localization.localize import pointing_table
-
     points = torch.rand(24, 1, 8, 8)
     expected = pointing_table({"map": points}, scenes.boxes)["map"]
     assert localize({"map": points}, boxes, size=64, draws=0).scores["map"]["pointing"].value == pytest.approx(expected)
@@ -389,7 +392,7 @@ def test_a_point_may_miss_by_the_tolerance():
     assert near(edge, 2 / 20).sum() == 6
 
 
-def test_pixels_where_nobody_may_judge_count_for_nothing(generator):
+def test_ignored_pixels_count_for_nothing(generator):
     class Ignoring:
         def __init__(self, region):
             self.region = region
@@ -415,6 +418,19 @@ def test_pixels_where_nobody_may_judge_count_for_nothing(generator):
     assert report is not None
     for metric in ("energy", "otsu_iou", "best_iou", "pxap"):
         assert report.scores["both"][metric].value == 1.0, metric
+
+
+def test_the_bootstrap_is_scipys_on_the_same_draws():
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(0).random((40, 3)).astype(np.float32)
+    own = Bootstrap(40, draws=150, seed=3)
+    means = own.means(values)
+    same = {"axis": 0, "n_resamples": 150, "batch": 100, "method": "percentile"}
+    theirs = bootstrap((values,), np.mean, **same, random_state=np.random.default_rng(3))
+    assert means == pytest.approx(theirs.bootstrap_distribution.T, abs=1e-6)
+    for column, ends in enumerate(zip(*theirs.confidence_interval, strict=True)):
+        assert own.interval(means[:, column].astype(np.float64)) == pytest.approx(ends, abs=1e-6)
 
 
 def test_intervals_narrow_with_images_and_agree_with_the_normal_one():
@@ -447,7 +463,7 @@ def test_a_report_ranks_images_and_can_be_written_down(scenes, generator):
         report.ranked("mapp")
 
 
-def test_otsu_parts_two_heaps_and_takes_all_of_one():
+def test_otsu_separates_two_heaps_and_takes_all_of_one():
     counts = torch.zeros(3, 256, dtype=torch.int64)
     counts[0, 10], counts[0, 200] = 30, 5
     counts[1, 0] = 9
@@ -463,7 +479,7 @@ def test_masks_come_by_otsu_a_fixed_share_or_a_percentile():
     assert masks_of(maps * 0, "fixed", 0.5, size=4).all()
     with pytest.raises(OptionError, match="Did you mean 'otsu'"):
         masks_of(maps, "ostu")
-    with pytest.raises(OptionError, match="between 0 and 1"):
+    with pytest.raises(OptionError, match="not at 2"):
         masks_of(maps, "fixed", 2)
 
 
@@ -480,7 +496,7 @@ def test_the_edge_baseline_is_steep_where_the_image_is():
     ("maps", "options", "word"),
     [
         ({}, {}, "no maps"),
-        ({"edges": torch.ones(4, 1, 2, 2)}, {}, "named like a baseline"),
+        ({"edges": torch.ones(4, 1, 2, 2)}, {}, "edges"),
         ({"map": torch.ones(4, 2, 2)}, {}, r"\(N, 1, h, w\)"),
         ({"map": torch.ones(3, 1, 2, 2)}, {}, "3 maps"),
         ({"map": torch.ones(4, 1, 2, 2)}, {"size": 4}, "size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,7 @@ from heedmap.data.annotations.annotations import Annotations
 from heedmap.data.dataset import ImageDataset
 from heedmap.errors import DataError, OptionError
 from heedmap.metrics.classification import wilson_interval
-from heedmap.metrics.localization.baselines import FIXED_BASELINES, edges, fixed_baselines
-from heedmap.metrics.localization.iou import DELTAS
+from heedmap.metrics.localization.components import DELTAS, LEVELS
 from heedmap.metrics.localization.measures import (
     IGNORED,
     OBJECT,
@@ -30,60 +30,65 @@ from heedmap.metrics.localization.measures import (
     pixel_average_precision,
     prepared,
 )
-from heedmap.metrics.localization.pointing_game import (
-    BASELINES,
-    centre_pointing,
-    hottest_points,
-    pointing,
-    pointing_table,
-    random_pointing,
-)
 from heedmap.metrics.localization.report import (
     CHOOSING,
     METRICS,
     PER_IMAGE,
     YES_NO,
+    Bootstrap,
     LocalizationReport,
     ScoreWithInterval,
 )
-from heedmap.metrics.localization.thresholds import LEVELS
-from heedmap.metrics.statistics.bootstrap import Bootstrap
+from heedmap.metrics.maps import FIXED_BASELINES, edges, fixed_baselines
 from heedmap.progress import Progress
 from heedmap.system import cores
 
-__all__ = [
-    "BASELINES",
-    "METRICS",
-    "LocalizationReport",
-    "Maps",
-    "ScoreWithInterval",
-    "centre_pointing",
-    "hottest_points",
-    "localize",
-    "pointing",
-    "pointing_table",
-    "random_pointing",
-]
-
 CHUNK = 32  # images held as maps at a time; at 224 pixels 6 MB for each copy, of which a processor's cache holds some
-THREADS = 4  # at most; each of them may ask for as many again inside of PyTorch
+THREADS = 4  # at most; each of them may start as many again inside PyTorch
 
 Maps = Tensor | Callable[[Tensor], Tensor]
 """(N, 1, h, w), any scale; or a function from (n,) rows to (n, 1, h, w), for more maps than memory holds."""
 
+Images = ImageDataset | Tensor
 Floats = NDArray[np.float64]
 
 
-def localize(
+@dataclass(frozen=True, kw_only=True)
+class LocalizationOptions:
+    """How maps are compared with objects.
+
+    Attributes:
+        size: side in pixels at which maps and objects are compared, 8 to 1024.
+        tolerance: by how many shares of the image's side ``pointing_near`` may miss, 0 to 0.5.
+        draws: of the bootstrap; 0 gives NaN for the intervals that need it.
+        seed: of the bootstrap, the halves and the random baseline.
+
+    Raises:
+        OptionError: an option out of range.
+    """
+
+    size: int = 224
+    tolerance: float = 0.04
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= 1024:
+            raise OptionError(f"size = {self.size} is out of range: 8 to 1024 pixels.")
+        if not 0 <= self.tolerance <= 0.5:
+            raise OptionError(f"tolerance = {self.tolerance} is out of range: a share of the side from 0 to 0.5.")
+
+
+DEFAULTS = LocalizationOptions()
+
+
+def evaluate_localization(
     maps: Mapping[str, Maps],
     annotations: Annotations,
+    options: LocalizationOptions = DEFAULTS,
     *,
-    images: ImageDataset | Tensor | None = None,
+    images: Images | None = None,
     chosen_on: Tensor | None = None,
-    size: int = 224,
-    tolerance: float = 0.04,
-    draws: int = 1000,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> LocalizationReport:
     """Evaluate maps, and the baselines, by where the objects are.
@@ -93,84 +98,57 @@ def localize(
         annotations: of the same N images, in the same order.
         images: the images, for the baseline ``edges``: (N, 3, H, W), or images to load. None leaves it out.
         chosen_on: (K,) rows on which the threshold of ``best_iou`` is chosen; these are then not evaluated at all. None
-            chooses on each half of the images, drawn with ``seed``, the threshold for the other half.
-        size: side in pixels at which maps and objects are compared; at most 1024.
-        tolerance: by how many shares of the image's side ``pointing_near`` may miss.
-        draws: of the bootstrap; 0 gives NaN for the intervals that come of it.
-        seed: of the bootstrap, the halves and the random baseline.
-        progress: hears which map is being evaluated.
+            chooses on each half of the images, drawn with the seed, the threshold for the other half.
+        progress: receives which map is being evaluated.
 
     Raises:
         DataError: no map; numbers that do not fit; no image to evaluate, or fewer than two to choose a threshold on.
-        OptionError: an option out of range, or a map named like a baseline.
+        OptionError: a map named like a baseline.
     """
-    _check(maps, annotations, images, size, tolerance)
+    sources = _sources(maps, annotations, images, options)
     progress = progress or Progress()
-    truth = _Truths(annotations, size, tolerance)
-    chooses = torch.zeros(len(annotations), dtype=torch.bool)
-    if chosen_on is not None:
-        chooses[_rows_within(chosen_on, len(annotations))] = True
-    halves = _halves(truth.usable, chooses, chosen_on is not None, seed)
+    truth = _Truths(annotations, options)
+    chooses = _chooses(chosen_on, len(annotations))
+    halves = _halves(truth.usable, chooses, chosen_on is not None, options.seed)
     rows = (truth.usable & ~chooses).nonzero().flatten()
-    predict_batches = _Evaluator(truth, rows, halves, Bootstrap(len(rows), draws, seed))
-    sources = _sources(maps, images, size, seed)
-    done: dict[str, _Evaluated] = {}
+    evaluator = _Evaluator(truth, rows, halves, Bootstrap(len(rows), options.draws, options.seed))
+    results: dict[str, _MapResult] = {}
     for number, (name, source) in enumerate(sources.items(), 1):
         progress.message(f"Evaluating where maps lie: {name} ({number} of {len(sources)}).")
-        done[name] = predict_batches(source)
+        results[name] = evaluator.evaluate(source)
     left_out = {**truth.left_out, "chosen on": int((truth.usable & chooses).sum())}
     return LocalizationReport(
-        scores={name: found.scores for name, found in done.items()},
+        scores={name: result.scores for name, result in results.items()},
         baselines=tuple(name for name in sources if name not in maps),
-        thresholds={name: found.thresholds for name, found in done.items()},
+        thresholds={name: result.thresholds for name, result in results.items()},
         rows=rows,
-        per_image={name: found.per_image for name, found in done.items()},
+        per_image={name: result.per_image for name, result in results.items()},
         left_out={reason: count for reason, count in left_out.items() if count},
-        unmeasurable={name: found.unmeasurable for name, found in done.items() if found.unmeasurable},
+        unmeasurable={name: result.unmeasurable for name, result in results.items() if result.unmeasurable},
         outlined=int(truth.outlined[rows].sum()),
         covered=int(truth.covered[rows].sum()),
-        size=size,
-        tolerance=tolerance,
-        draws=draws,
+        size=options.size,
+        tolerance=options.tolerance,
+        draws=options.draws,
         notes=annotations.notes + (() if images is not None else ("No images were given, so no edges beside.",)),
     )
 
 
-def _check(
-    maps: Mapping[str, Maps],
-    annotations: Annotations,
-    images: ImageDataset | Tensor | None,
-    size: int,
-    tolerance: float,
-) -> None:
-    if not maps:
-        raise DataError("There are no maps to evaluate; give at least one.")
-    if taken := {*FIXED_BASELINES, "edges"} & set(maps):
-        raise OptionError(f"A map is named like a baseline: {', '.join(sorted(taken))}; give it another name.")
-    for name, values in maps.items():
-        if isinstance(values, Tensor) and (values.dim() != 4 or values.shape[1] != 1 or 0 in values.shape[2:]):
-            raise DataError(f"The maps {name!r} must be (N, 1, h, w), not {tuple(values.shape)}.")
-        if isinstance(values, Tensor) and len(values) != len(annotations):
-            raise DataError(f"{len(values)} maps {name!r} for {len(annotations)} annotated images; give one for each.")
-    if images is not None and len(images) != len(annotations):
-        raise DataError(f"{len(images)} images for {len(annotations)} annotations; give the same ones in order.")
-    if not 8 <= size <= 1024:
-        raise OptionError(f"size lies between 8 and 1024 pixels, not at {size}.")
-    if not 0 <= tolerance <= 0.5:
-        raise OptionError(f"tolerance is a share of the image's side from 0 to 0.5, not {tolerance}.")
-
-
-def _rows_within(rows: Tensor, count: int) -> Tensor:
-    rows = torch.as_tensor(rows)
-    if rows.dtype == torch.bool or rows.is_floating_point() or rows.dim() != 1:
-        raise DataError("chosen_on must be row numbers, a tensor of integers (K,).")
-    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
-        raise DataError(f"chosen_on names a row outside 0 .. {count - 1}.")
-    return rows.long()
+def _chooses(rows: Tensor | None, count: int) -> Tensor:
+    """Return (N,) bool: which images choose the threshold and are not evaluated."""
+    chooses = torch.zeros(count, dtype=torch.bool)
+    if rows is not None:
+        rows = torch.as_tensor(rows)
+        if rows.dtype == torch.bool or rows.is_floating_point() or rows.dim() != 1:
+            raise DataError("chosen_on must be row numbers, a tensor of integers (K,).")
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
+            raise DataError(f"chosen_on names a row outside 0 .. {count - 1}.")
+        chooses[rows.long()] = True
+    return chooses
 
 
 def _halves(usable: Tensor, chooses: Tensor, is_chosen: bool, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (rows to choose the threshold on, rows to use it for)."""
+    """Return pairs (rows to choose the threshold on, rows to use it for)."""
     evaluated = (usable & ~chooses).nonzero().flatten()
     if not len(evaluated):
         raise DataError("No image is left to evaluate: none has an object in its square view; check the annotations.")
@@ -189,14 +167,14 @@ def _halves(usable: Tensor, chooses: Tensor, is_chosen: bool, seed: int) -> list
 class _Truths:
     """The objects of all images, packed to bits: at 224 pixels 19 KB an image."""
 
-    def __init__(self, annotations: Annotations, size: int, tolerance: float) -> None:
+    def __init__(self, annotations: Annotations, options: LocalizationOptions) -> None:
         count = len(annotations)
-        self.size, self._tolerance = size, tolerance
+        self.size, self._tolerance = options.size, options.tolerance
         self.outlined = torch.tensor([mask is not None for mask in annotations.masks], dtype=torch.bool)
         self.usable, self.covered = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
         self.left_out = {"not annotated": 0, "annotated without object": 0, "object outside the square or too small": 0}
         self._boxes = [box.double().numpy() for box in annotations.boxes]
-        self._packed = np.zeros((count, 3, (size * size + 7) // 8), np.uint8)
+        self._packed = np.zeros((count, 3, (self.size**2 + 7) // 8), np.uint8)
         for row in range(count):
             self._add(annotations, row)
 
@@ -222,55 +200,66 @@ class _Truths:
 
 
 _Source = Callable[[Tensor], Callable[[], PreparedMaps]]
-"""From (n,) rows to what prepares their maps. The maps are made in the caller's thread, for a network may be asked for
-them, and networks do not like two; preparing goes on beside it."""
+"""From (n,) rows to a function that prepares their maps. The maps are made in the caller's thread, for a network may
+run for them, and networks are not for two threads; preparing goes on beside it."""
 
 
 def _sources(
-    maps: Mapping[str, Maps], images: ImageDataset | Tensor | None, size: int, seed: int
+    maps: Mapping[str, Maps], annotations: Annotations, images: Images | None, options: LocalizationOptions
 ) -> dict[str, _Source]:
-    sources = {name: _prepared_anew(_rows_of(name, values), size) for name, values in maps.items()}
-    sources |= {name: _cycled(bank, size) for name, bank in fixed_baselines(size, seed).items()}
-    if isinstance(images, Tensor):
-        dataset = images
-        sources["edges"] = lambda rows: lambda: prepared(edges(dataset[rows]), size)
-    elif images is not None:
+    """Check the maps and images, and return all maps by name, the baselines last."""
+    if not maps:
+        raise DataError("There are no maps to evaluate; give at least one.")
+    if taken := {*FIXED_BASELINES, "edges"} & set(maps):
+        raise OptionError(f"A map is named like a baseline: {', '.join(sorted(taken))}; give it another name.")
+    if images is not None and len(images) != len(annotations):
+        raise DataError(f"{len(images)} images for {len(annotations)} annotations; give the same ones in order.")
+    size = options.size
+    sources = {name: _source(_maps_of_rows(name, values, len(annotations)), size) for name, values in maps.items()}
+    for name, bank in fixed_baselines(size, options.seed).items():
+        sources[name] = _repeated(prepared(bank, size))
+    if images is not None:
         sources["edges"] = lambda rows: lambda: prepared(edges(_loaded(images, rows, size)), size)
     return sources
 
 
-def _prepared_anew(maps_of: Callable[[Tensor], Tensor], size: int) -> _Source:
+def _source(maps_of_rows: Callable[[Tensor], Tensor], size: int) -> _Source:
     def source(rows: Tensor) -> Callable[[], PreparedMaps]:
-        maps = maps_of(rows)
+        maps = maps_of_rows(rows)
         return lambda: prepared(maps, size)
 
     return source
 
 
-def _loaded(images: ImageDataset, rows: Tensor, size: int) -> Tensor:
-    return torch.stack([images.load(row, size) for row in rows.tolist()])
+def _repeated(bank: PreparedMaps) -> _Source:
+    """Repeat the same few maps, prepared once."""
+    return lambda rows: lambda: bank.of(rows % len(bank.maps))
 
 
-def _rows_of(name: str, values: Maps) -> Callable[[Tensor], Tensor]:
+def _loaded(images: Images, rows: Tensor, size: int) -> Tensor:
+    return (
+        images[rows] if isinstance(images, Tensor) else torch.stack([images.load(row, size) for row in rows.tolist()])
+    )
+
+
+def _maps_of_rows(name: str, values: Maps, count: int) -> Callable[[Tensor], Tensor]:
     if isinstance(values, Tensor):
+        if values.dim() != 4 or values.shape[1] != 1 or 0 in values.shape[2:]:
+            raise DataError(f"The maps {name!r} must be (N, 1, h, w), not {tuple(values.shape)}.")
+        if len(values) != count:
+            raise DataError(f"{len(values)} maps {name!r} for {count} annotated images; give one for each.")
         return lambda rows: values[rows].detach().cpu()
 
     def called(rows: Tensor) -> Tensor:
-        found = values(rows).detach().cpu()
-        if found.dim() != 4 or found.shape[:2] != (len(rows), 1) or 0 in found.shape[2:]:
-            raise DataError(f"The function for the maps {name!r} gave {tuple(found.shape)} for {len(rows)} rows.")
-        return found.clone()  # it is read in another thread, when the function may be filling its own memory anew
+        made = values(rows).detach().cpu()
+        if made.dim() != 4 or made.shape[:2] != (len(rows), 1) or 0 in made.shape[2:]:
+            raise DataError(f"The function for the maps {name!r} gave {tuple(made.shape)} for {len(rows)} rows.")
+        return made.clone()  # it is read in another thread, while the function may fill its own memory again
 
     return called
 
 
-def _cycled(bank: Tensor, size: int) -> _Source:
-    """The same few maps over and over, prepared once."""
-    shown = prepared(bank, size)
-    return lambda rows: lambda: shown.of(rows % len(shown.maps))
-
-
-class _Evaluated(NamedTuple):
+class _MapResult(NamedTuple):
     scores: dict[str, ScoreWithInterval]
     thresholds: tuple[float, ...]
     per_image: dict[str, Floats]
@@ -278,42 +267,40 @@ class _Evaluated(NamedTuple):
 
 
 class _Evaluator:
-    """Judges one map after the other by the same images and the same draws."""
+    """Evaluates one map after the other on the same images and the same draws."""
 
     def __init__(self, truth: _Truths, rows: Tensor, halves: list[tuple[Tensor, Tensor]], bootstrap: Bootstrap) -> None:
         self._truth, self._rows, self._halves = truth, rows, halves
         self._bootstrap = bootstrap
-        self._all = truth.usable.nonzero().flatten()
-        if len(halves) == 2:
-            self._all = rows
+        self._all = rows if len(halves) == 2 else truth.usable.nonzero().flatten()
         place = torch.full((len(truth.usable),), -1)
         place[self._all] = torch.arange(len(self._all))
         self._place = place.numpy()
 
-    def __call__(self, source: _Source) -> _Evaluated:
+    def evaluate(self, source: _Source) -> _MapResult:
         parts = zip(*self._parts(source), strict=True)
         found = Measured(*(np.concatenate(columns) for columns in parts))
         iou, thresholds = self._best_iou(iou_by_level(found.inside, found.outside))
-        kept = self._place[self._rows.numpy()]
+        chosen = self._place[self._rows.numpy()]
         per_image = {
-            "pointing": found.pointing[kept],
-            "pointing_near": found.tolerant[kept],
-            "energy": found.energy[kept],
-            "otsu_iou": found.otsu_iou[kept],
+            "pointing": found.pointing[chosen],
+            "pointing_near": found.tolerant[chosen],
+            "energy": found.energy[chosen],
+            "otsu_iou": found.otsu_iou[chosen],
             "best_iou": iou,
-            "corloc": (found.otsu_box_iou[kept] >= 0.5).astype(np.float64),
+            "corloc": (found.otsu_box_iou[chosen] >= 0.5).astype(np.float64),
         }
-        counts = np.stack([found.inside[kept], found.outside[kept]], axis=1)
-        hits = np.stack([found.largest[kept], found.every[kept]], axis=1)
+        counts = np.stack([found.inside[chosen], found.outside[chosen]], axis=1)
+        hits = np.stack([found.largest[chosen], found.every[chosen]], axis=1)
         unmeasurable = {
-            "not finite": int((~found.finite[kept]).sum()),
-            "flat": int((found.finite & ~found.differs)[kept].sum()),
+            "not finite": int((~found.finite[chosen]).sum()),
+            "flat": int((found.finite & ~found.differs)[chosen].sum()),
         }
         scores = self._scores(per_image, counts, hits)
-        return _Evaluated(scores, thresholds, per_image, {word: count for word, count in unmeasurable.items() if count})
+        return _MapResult(scores, thresholds, per_image, {word: count for word, count in unmeasurable.items() if count})
 
     def _parts(self, source: _Source) -> Iterator[Measured]:
-        """What is measured of each chunk, in order. NumPy lets other threads work while it sorts and gathers."""
+        """Measure each chunk, in order. NumPy lets other threads work while it sorts and gathers."""
         waiting: deque[Future[Measured]] = deque()
         threads = min(cores(), THREADS)
         pool = ThreadPoolExecutor(threads)
@@ -331,7 +318,7 @@ class _Evaluator:
         return measure(prepare(), self._truth.of(rows))
 
     def _best_iou(self, iou: Floats) -> tuple[Floats, tuple[float, ...]]:
-        """IoU of each evaluated image at the level that is best on the other images, and these levels as shares."""
+        """Return the IoU of each evaluated image at the level that is best on the other images, and these levels."""
         best, thresholds = np.full(len(self._place), np.nan), []
         for chosen_on, used_for in self._halves:
             level = int(iou[self._place[chosen_on.numpy()]].mean(0).argmax())
@@ -349,22 +336,18 @@ class _Evaluator:
         drawn = self._bootstrap.means(np.concatenate([part.astype(np.float32) for part in flat], axis=1))
         of_draws = _figures(*(drawn[:, ends[i] : ends[i + 1]].astype(np.float64) for i in range(3)))
         of_all = _figures(*(part.mean(0, dtype=np.float64)[None] for part in flat))
-        return {
-            metric: ScoreWithInterval(
-                float(of_all[metric][0]),
-                *(
-                    wilson_interval(float(of_all[metric][0]), count)
-                    if _is_yes_no(metric, per_image, float(of_all[metric][0]))
-                    else self._bootstrap.interval(of_draws[metric])
-                ),
-            )
-            for metric in METRICS
-        }
+        scores = {}
+        for metric in METRICS:
+            value = float(of_all[metric][0])
+            is_yes_no = _is_yes_no(metric, per_image, value)
+            ends_of = wilson_interval(value, count) if is_yes_no else self._bootstrap.interval(of_draws[metric])
+            scores[metric] = ScoreWithInterval(value, *ends_of)
+        return scores
 
 
 def _is_yes_no(metric: str, per_image: Mapping[str, Floats], value: float) -> bool:
-    """Whether every image says yes or no. Of 0 hits in 6 every draw of a bootstrap has 0, and knows no better."""
-    # A threshold chosen on the same images is chosen anew in each draw, of which Wilson's interval knows nothing.
+    """Whether every image is a yes or a no. Of 0 hits in 6 every draw of a bootstrap has 0, and knows no better."""
+    # A threshold chosen on the same images is chosen again in each draw, of which Wilson's interval knows nothing.
     if metric in CHOOSING:
         return value in (0.0, 1.0)
     # Of a map with several hottest places an image counts in part, which Wilson's interval would take for luck.
@@ -372,7 +355,7 @@ def _is_yes_no(metric: str, per_image: Mapping[str, Floats], value: float) -> bo
 
 
 def _figures(single: Floats, counts: Floats, hits: Floats) -> dict[str, Floats]:
-    """Metric -> (draws,) from the means over images of what is known of each."""
+    """Return metric -> (draws,) from the means over images of what is known of each."""
     inside, outside = counts.reshape(-1, 2, LEVELS).transpose(1, 0, 2)
     best = hits.reshape(-1, 2, LEVELS, len(DELTAS)).max(2)
     figures = dict(zip(PER_IMAGE, single.T, strict=True))

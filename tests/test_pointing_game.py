@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heedmap.metrics.localization.localize import (
+from heedmap.metrics.localization.pointing_game import (
     centre_pointing,
     hottest_points,
     pointing,

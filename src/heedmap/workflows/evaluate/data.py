@@ -1,0 +1,189 @@
+"""The images of an evaluation: a run's own test set opened again, or other images with the same classes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heedmap.config import TrainOptions
+from heedmap.data import DIGIT_SCENES, NAMED, FolderDataset, ImageDataset, Splits, open_data
+from heedmap.data.cache.folder import cache_folder
+from heedmap.data.cache.verified import check_splits_once
+from heedmap.data.folders import find_splits
+from heedmap.errors import DataError, nearest
+from heedmap.runs import Run
+from heedmap.system import threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data is opened.
+
+    Attributes:
+        root: where named sets lie; None takes the run's.
+        download: fetch a named set that is missing.
+        workers: threads that decode; None takes the run's, or the machine's cores.
+        cache: folder that records which files were decoded before, see
+            :func:`heedmap.data.cache.folder.cache_folder`; None takes the run's, where that is on this machine.
+    """
+
+    root: str | None = None
+    download: bool = True
+    workers: int | None = None
+    cache: str | None = None
+
+    def arguments(self, own: TrainOptions) -> dict[str, Any]:
+        """Return the arguments of :func:`heedmap.data.open.open_data` beside a run's own options."""
+        home = cache_of(own, self.cache)
+        where = {"root": self.root or own.root, "download": self.download, "cache": home and home / "shards"}
+        return {**where, "seed": own.seed, "test_share": own.test}
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """Opened images.
+
+    Attributes:
+        images: the part that is evaluated.
+        labels: (N,) in the order of the run's classes.
+        splits: all parts.
+        part: what the part is called: ``test``, or the data and which part of it.
+        trained_on: how many of the images the run was trained on, or chosen by.
+    """
+
+    images: ImageDataset
+    labels: Tensor
+    splits: Splits
+    part: str = "test"
+    trained_on: int = 0
+
+    @classmethod
+    def of_splits(
+        cls, splits: Splits, classes: tuple[str, ...], part: str = "test", *, whole: bool = False
+    ) -> EvaluationData:
+        """Take the test part, or with ``whole`` all images of a folder that has no parts.
+
+        Raises:
+            DataError: there is no test part, or the data has other classes.
+        """
+        _check_classes(splits.classes, classes)
+        images = (whole_folder(splits) if whole else None) or test_part(splits)
+        places = torch.tensor([classes.index(name) for name in splits.classes])
+        return cls(images, places[torch.as_tensor(images.labels)], splits, part)
+
+    @classmethod
+    def open(cls, run: Run, data: str | None, classes: tuple[str, ...], options: DataOptions) -> EvaluationData:
+        """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole.
+
+        Raises:
+            DataError: data that cannot be used, or other classes than the run's.
+        """
+        own = run.options
+        is_own = data is None or _is_same(data, own.data)
+        splits = open_run_data(run, options) if is_own else open_data(str(data), **options.arguments(own))
+        _check_classes(splits.classes, classes)
+        whole = not is_own and whole_folder(splits) is not None
+        workers = threads(own.workers if options.workers is None else options.workers)
+        parts = ("train", "test") if whole else ("test",)
+        splits = check_splits_once(splits, workers, cache_of(own, options.cache), parts)
+        part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
+        opened = cls.of_splits(splits, classes, part, whole=whole)
+        return replace(opened, trained_on=count_trained_on(opened.images, run))
+
+
+def digests(splits: Splits) -> dict[str, str]:
+    """Return part -> SHA-256 of its images' names, in their order."""
+    return {
+        part: hashlib.sha256("\n".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
+        for part, images in splits.parts.items()
+    }
+
+
+OFFLINE = DataOptions(download=False)
+
+
+def open_run_data(run: Run, options: DataOptions = OFFLINE) -> Splits:
+    """Open the data that a run was trained and evaluated on.
+
+    Runs of earlier versions have not recorded their images' names, and nothing is compared.
+
+    Raises:
+        DataError: the data is missing; or its test part is drawn again each time from a folder that has changed since,
+            so that the one drawn now would hold images that the run was trained on.
+    """
+    own = run.options
+    splits = open_data(own.data, **options.arguments(own))
+    before = run.config.get("images", {}).get("test")
+    if splits.drawn and before is not None and digests(splits)["test"] != before:
+        raise DataError(
+            f"{own.data} has changed since {run.path} was trained: the test part drawn from it now differs from the "
+            "one set apart then, and has images that the run was trained on. Put the images back as they were, or name "
+            "others to evaluate on."
+        )
+    return splits
+
+
+def cache_of(options: TrainOptions, cache: str | None = None) -> Path | None:
+    """Return the folder that records decoded files: the one given, or that of training where it exists."""
+    own = options.cache
+    exists = own is not None and (own == "off" or Path(own).expanduser().is_dir())
+    return cache_folder(own if cache is None and exists else cache)
+
+
+def count_trained_on(images: ImageDataset, run: Run) -> int:
+    """Count the files that lie in the parts of the run's own folder that it was trained on, or chosen by."""
+    options = run.options
+    if not isinstance(images, FolderDataset) or is_named(options.data) or not Path(options.data).is_dir():
+        return 0
+    root, own = images.root.resolve(), Path(options.data).resolve()
+    if not (root.is_relative_to(own) or own.is_relative_to(root)):
+        return 0
+    splits = open_run_data(run)
+    parts = [part for part in (splits.train, splits.validation) if isinstance(part, FolderDataset)]
+    trained_on = {part.root.resolve() / name for part in parts for name in part.names}
+    return sum(root / name in trained_on for name in images.names)
+
+
+def is_named(data: str) -> bool:
+    """Whether the data is a named set; a folder of that name then does not count."""
+    return data in (*DIGIT_SCENES, *NAMED)
+
+
+def whole_folder(splits: Splits) -> FolderDataset | None:
+    """Return all images of a folder that has no parts of its own; None where the data came in parts."""
+    train, test = splits.train, splits.test
+    if not isinstance(train, FolderDataset) or not isinstance(test, FolderDataset) or find_splits(train.root):
+        return None
+    labels = torch.cat((train.labels, test.labels))
+    return FolderDataset(train.root, train.names + test.names, labels, splits.classes)
+
+
+def _is_same(data: str, other: str) -> bool:
+    # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
+    if is_named(data) or is_named(other):
+        return data == other
+    return Path(data).resolve() == Path(other).resolve()
+
+
+def test_part(splits: Splits) -> ImageDataset:
+    """Return the test part; raise DataError where there is none."""
+    if splits.test is None:
+        raise DataError(f"{splits.name} has no test part; add a folder 'test' beside 'train'.")
+    return splits.test
+
+
+def _check_classes(present: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raise DataError unless the data has the run's classes, in whatever order."""
+    if unknown := [name for name in present if name not in known]:
+        raise DataError(
+            f"Class {unknown[0]!r} is unknown to the run, which has {', '.join(known)}.{nearest(unknown[0], known)}"
+        )
+    if missing := [name for name in known if name not in present]:
+        raise DataError(
+            f"The data has no class {missing[0]!r}, which the run was trained on; add a folder of that name."
+        )
