@@ -9,10 +9,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from heedmap.data.audit.audit import audit, leakage_flag
 from heedmap.data.audit.near_duplicates import _stands_out, find_near_duplicates, thumbnail
-from heedmap.data.cache.verified import check_once
-from heedmap.data.dataset import FolderDataset, Splits, TensorDataset
+from heedmap.data.cache.verified import verify_images
+from heedmap.data.dataset import FolderDataset, TensorDataset
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
+from heedmap.data.splits import Splits
 from heedmap.data.webdataset.dataset import open_shards
 from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError
@@ -300,7 +301,7 @@ def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder,
     assert plain.leaked == 1
     for again in (False, True):
         read.clear()
-        checked = check_once(open_folder(folder), 2, cache)
+        checked = verify_images(open_folder(folder), 2, cache)
         result = audit(checked.splits, digests=checked.digests)
         assert len(read) == (0 if again else 40)
         assert result.findings == plain.findings
@@ -310,7 +311,7 @@ def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder,
 def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
     (folder / "train/ash/00.jpg").write_bytes(b"broken")
     (folder / "test/oak/copy.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
-    checked = check_once(open_folder(folder), 1, None)
+    checked = verify_images(open_folder(folder), 1, None)
     assert [len(digests) for digests in checked.digests.values()] == [27, 11]
     result = audit(checked.splits, digests=checked.digests)
     assert result.leaked == 1

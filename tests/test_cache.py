@@ -20,7 +20,7 @@ from heedmap.data import FolderDataset, load_many, open_data
 from heedmap.data.cache import decoded as cache_module
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.cache.folder import cache_folder, partial_of
-from heedmap.data.cache.verified import check_splits_once
+from heedmap.data.cache.verified import verify_images
 from heedmap.data.dataset import ImageDataset, TensorDataset
 from heedmap.data.loader import Store, TrainingBatches, plain_batches
 from heedmap.data.transforms import Augmentation
@@ -33,7 +33,7 @@ MUCH = 1e9
 
 @pytest.fixture(autouse=True)
 def _small_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "FEWEST", 1)
+    monkeypatch.setattr(cache_module, "MIN_IMAGES", 1)
     monkeypatch.setattr(cache_module, "_FILE_BYTES", 12 * 3 * 20 * 20)  # twelve images a file
 
 
@@ -78,7 +78,7 @@ def test_the_second_time_nothing_is_decoded(cue_folder: Path, tmp_path: Path, de
     splits = open_data(str(cue_folder))
     for again in (False, True):
         decoded.clear()
-        checked = check_splits_once(splits, 1, tmp_path)
+        checked = verify_images(splits, 1, tmp_path).splits
         Store(checked.train, 20, 1, MUCH, cache_in(tmp_path)[0])
         assert len(decoded) == (0 if again else 72 + 36)
 
@@ -101,7 +101,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     splits = open_data(str(folder))
     changed = folder / "train" / "red" / "002.png"
     cue_image("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the image
-    check_splits_once(splits, 1, tmp_path / "cache")
+    verify_images(splits, 1, tmp_path / "cache").splits
     cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
     decoded.clear()
     before = changed.stat()
@@ -109,7 +109,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     assert changed.stat().st_size == before.st_size
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     (folder / "train" / "blue" / "000.png").write_bytes(b"broken now")
-    checked = check_splits_once(splits, 1, tmp_path / "cache")
+    checked = verify_images(splits, 1, tmp_path / "cache").splits
     assert [name for name, _ in checked.unreadable] == ["train/blue/000.png"]
     assert sorted(decoded) == ["train/blue/000.png", "train/red/002.png"]
     kept = cache_in(tmp_path / "cache")[0].open(checked.train, 20, 1)
@@ -139,7 +139,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
 ) -> None:
     train = open_data(str(cue_folder)).train
     written = 0
-    write = cache_module.write_kept
+    write = cache_module.write_shared
 
     def dies(target: Path, *contents: bytes | memoryview) -> None:
         nonlocal written
@@ -198,7 +198,7 @@ def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "write_kept", full)
-    splits = check_splits_once(open_data(str(cue_folder)), 1, tmp_path)
+    splits = verify_images(open_data(str(cue_folder)), 1, tmp_path).splits
     cache, said = cache_in(tmp_path)
     assert cache.open(splits.train, 20, 1) is None
     assert "No space left on device" in said[-1]
@@ -212,7 +212,7 @@ def test_few_images_and_images_in_memory_are_not_kept(
         torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9).long(), ("a",), list("123456789")
     )
     assert cache.open(in_memory, 20, 1) is None
-    monkeypatch.setattr(cache_module, "FEWEST", 37)
+    monkeypatch.setattr(cache_module, "MIN_IMAGES", 37)
     assert cache.open(open_data(str(cue_folder)).train, 20, 1) is None
     assert said == []
     assert list(tmp_path.iterdir()) == []

@@ -181,13 +181,13 @@ def test_a_report_written_again_looks_at_the_test_part_alone(
 
 def test_as_many_threads_decode_as_are_wanted(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    original = loading.load_many
+    original = loading.load_all
 
     def note(images: ImageDataset, indices: Sequence[int], size: int, workers: int) -> object:
         asked.append(workers)
         return original(images, indices, size, workers)
 
-    monkeypatch.setattr(loading, "load_many", note)
+    monkeypatch.setattr(loading, "load_all", note)
     run = Run.open(finished_run)
     evaluate(run, workers=3)
     run.config["options"]["workers"] = 5

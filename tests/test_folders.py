@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from heedmap.data import FolderDataset, check_splits, drop_unreadable, open_data, open_folder, split_by_class
-from heedmap.data.folders import check_files, find_splits
+from heedmap.data import FolderDataset, open_data, open_folder, split_by_class, verify_images
+from heedmap.data.folders import find_parts
 from heedmap.errors import DataError, OptionError
 
 
@@ -116,7 +116,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
 def test_a_dangling_link_is_counted_as_unreadable(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "test/a/0.png", "test/b/0.png")
     (tmp_path / "train/a/lost.png").symlink_to(tmp_path / "nowhere.png")
-    splits = check_splits(open_folder(tmp_path), workers=1)
+    splits = verify_images(open_folder(tmp_path), workers=1).splits
     assert splits.unreadable == (("train/a/lost.png", "there is no such file"),)
 
 
@@ -139,7 +139,7 @@ def test_a_vehicle_called_train_is_a_class(tmp_path: Path) -> None:
 def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     put(tmp_path, "valid/{n}.png", "invalid/{n}.png")
     assert open_folder(tmp_path).classes == ("invalid", "valid")
-    assert find_splits(tmp_path) == {}
+    assert find_parts(tmp_path) == {}
 
 
 def test_images_without_class_beside_class_folders_are_noted(tmp_path: Path) -> None:
@@ -297,8 +297,7 @@ def broken_folder(root: Path) -> Path:
 def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
     assert isinstance(splits.train, FolderDataset)
-    assert [name for name, _ in check_files(splits.train, workers=2)] == ["train/a/1.jpg", "train/b/2.jpg"]
-    checked = check_splits(splits, workers=2)
+    checked = verify_images(splits, workers=2).splits
     assert [name for name, _ in checked.unreadable] == ["train/a/1.jpg", "train/b/2.jpg", "test/b/0.jpg"]
     assert checked.unreadable[0][1] == "the file is empty (0 bytes)"
     assert "truncated" in checked.unreadable[1][1]
@@ -310,9 +309,9 @@ def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
 def test_a_class_without_readable_images_is_refused_by_name(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
     with pytest.raises(DataError, match="no image of class 'a' can be read"):
-        drop_unreadable(splits, {"train": [(index, "it is damaged") for index in range(3)]})
+        splits.without({"train": [(index, "it is damaged") for index in range(3)]})
     with pytest.raises(DataError, match="no image of the test part can be read; the first says: it is damaged"):
-        drop_unreadable(splits, {"test": [(index, "it is damaged") for index in range(6)]})
+        splits.without({"test": [(index, "it is damaged") for index in range(6)]})
 
 
 def test_open_data_tells_a_misspelt_set_from_a_missing_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heedmap.data.annotations.annotations import as_told
+from heedmap.data.annotations.annotations import AnnotationOptions
 from heedmap.progress import Progress
 from heedmap.runs import EVALUATION, Run
 from heedmap.workflows.compare.plan import Job
@@ -31,5 +31,6 @@ def evaluate_maps(job: Job, progress: Progress) -> None:
     """
     progress.message(f"Evaluating the maps of {job.name}.")
     run, options = Run.open(job.path), job.options
-    wanted = Wanted(suites=(SUITE,), annotations=options.annotations, reading=as_told(options), limit=MOST)
+    reading = AnnotationOptions.from_command(options)
+    wanted = Wanted(suites=(SUITE,), annotations=options.annotations, reading=reading, limit=MOST)
     refresh(run, evaluate(run, wanted=wanted, precision="float32", download=False))

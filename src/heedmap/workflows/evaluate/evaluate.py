@@ -17,8 +17,8 @@ from torch import Tensor
 
 from heedmap.data import DIGIT_SCENES, NAMED, FolderDataset, ImageDataset, Splits, open_data
 from heedmap.data.audit.audit import leakage_flag
-from heedmap.data.cache.verified import check_splits_once
-from heedmap.data.folders import find_splits
+from heedmap.data.cache.verified import verify_images
+from heedmap.data.folders import find_parts
 from heedmap.data.loader import Store, memory_to_use, plain_batches
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, nearest
@@ -176,7 +176,7 @@ def _images_to_evaluate(
         splits = open_data(data or options.data, **sets, seed=options.seed, test_share=options.test)
     check_classes(splits.classes, known)
     is_whole = not is_own and whole_folder(splits) is not None
-    splits = check_splits_once(splits, workers, home, ("train", "test") if is_whole else ("test",))
+    splits = verify_images(splits, workers, home, ("train", "test") if is_whole else ("test",)).splits
     whole = whole_folder(splits) if is_whole else None
     part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
     return whole or test_part(splits), part, splits.classes
@@ -204,7 +204,7 @@ def is_named(data: str) -> bool:
 def whole_folder(splits: Splits) -> FolderDataset | None:
     """All images of a folder that has no parts of its own; None where the data came in parts."""
     train, test = splits.train, splits.test
-    if not isinstance(train, FolderDataset) or not isinstance(test, FolderDataset) or find_splits(train.root):
+    if not isinstance(train, FolderDataset) or not isinstance(test, FolderDataset) or find_parts(train.root):
         return None
     labels = torch.cat((train.labels, test.labels))
     return FolderDataset(train.root, train.names + test.names, labels, splits.classes)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from heedmap.data.cache.verified import check_splits_once
+from heedmap.data.cache.verified import verify_images
 from heedmap.files import as_utf8, finite
 from heedmap.report import report_page
 from heedmap.report.viewer import viewer_images
@@ -44,9 +44,8 @@ def refresh(
     kept = run.read_json(EVALUATION)
     kept["suites"] = {**kept.get("suites", {}), **finite(evaluation.suites)}
     home = cache_of(options, cache)
-    splits = check_splits_once(
-        open_run_data(run, root=root, cache=home and home / "shards"), threads(workers), home, ("test",)
-    )
+    splits = open_run_data(run, root=root, cache=home and home / "shards")
+    splits = verify_images(splits, threads(workers), home, ("test",)).splits
     # What was said of all parts in training, which has looked at all of them.
     splits = replace(splits, notes=tuple(run.config.get("notes", splits.notes)))
     classifier, images = run.classifier().to(device), test_part(splits)

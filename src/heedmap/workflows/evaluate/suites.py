@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from heedmap.data import ImageDataset, check_splits, load_many, open_data
-from heedmap.data.annotations.annotations import AnnotationOptions, Annotations, annotations_for, refuse_unread
+from heedmap.data import ImageDataset, load_many, open_data, verify_images
+from heedmap.data.annotations.annotations import AnnotationOptions, Annotations, read_annotations
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
 from heedmap.metrics.faithfulness.imputation import BASELINES
@@ -103,7 +103,7 @@ class Wanted:
             ("independent", self.independent),
         ):
             check_used(option, value or None, self.suites)
-        refuse_unread(self.annotations, self.reading)
+        self.reading.check_used(self.annotations)
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
@@ -267,7 +267,7 @@ def _localization(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
 
     images = subject.images.subset(rows)
     annotations, functions = (
-        annotations_for(images, wanted.annotations, wanted.reading),
+        read_annotations(wanted.annotations, images, wanted.reading),
         map_functions(wanted, subject.classifier, subject.attention),
     )
 
@@ -348,7 +348,7 @@ def _robustness(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
 def _transfer(wanted: Wanted, subject: Subject, rows: Tensor) -> Suite:
     from heedmap.metrics.linear_probe import check_sets, transfer
 
-    sets = {name: check_splits(open_data(name, **subject.sets), WORKERS) for name in wanted.transfer}
+    sets = {name: verify_images(open_data(name, **subject.sets), WORKERS).splits for name in wanted.transfer}
     check_sets(sets)
     return lambda progress: transfer(subject.models, sets, progress=progress).as_dict()
 

@@ -135,7 +135,7 @@ def test_a_companion_is_no_image_but_a_dotted_name_is(tmp_path: Path) -> None:
     index = index_shard(write_tar(tmp_path / "a.tar", members))
     assert index.names == ("a.jpg", "b.v2.jpg")
     assert index.sizes == (1, 3)
-    assert index.passed_over == 1
+    assert index.skipped == 1
 
 
 def test_a_leading_dot_slash_is_no_part_of_the_key(tmp_path: Path) -> None:

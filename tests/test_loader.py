@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -309,7 +310,7 @@ def test_a_script_without_a_guard_trains_from_streamed_images(cue_folder: Path, 
 def test_views_of_the_first_epochs_may_have_another_side_and_show_the_same_places(cue_folder: Path) -> None:
     images = Store(open_data(cue_folder).train, 36, 1, MUCH)
     plain = TrainingBatches(images, 32, 8, CROP, 3)
-    early = TrainingBatches(images, 32, 8, CROP, 3, early=(2, 16))
+    early = TrainingBatches(images, 32, 8, replace(CROP, early=(2, 16)), 3)
     assert [next(early.epoch(epoch)).images.shape[-1] for epoch in range(3)] == [16, 16, 32]
     assert_same(plain.epoch(2), early.epoch(2))
     large, small = next(plain.epoch(0)), next(early.epoch(0))
