@@ -326,14 +326,14 @@ def test_one_rounded_number_does_not_turn_shares_into_pixels(images, tmp_path):
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55,0.7", "dog/1.jpg,0.3,0.2,1.0000001,0.7"))
     found = read_annotations(path, images)
     assert torch.allclose(found.boxes[0], SHARES)
-    assert any("were read as shares" in note for note in found.notes)
+    assert any("were read as fractions" in note for note in found.notes)
     found = read_annotations(as_csv_of_sides(tmp_path), images)
     assert any("were read as pixels" in note for note in found.notes)
 
 
 def test_sides_of_shares_may_reach_over_the_edge_together(images, tmp_path):
     path = as_csv(tmp_path, head="path,x,y,w,h\n", row="{},0.3,0.2,0.75,0.5\n")  # 1.05 at the right: rounded twice
-    assert any("were read as shares" in note for note in read_annotations(path, images).notes)
+    assert any("were read as fractions" in note for note in read_annotations(path, images).notes)
 
 
 def test_a_table_of_shares_with_a_slip_is_not_taken_for_pixels(images, tmp_path):
@@ -381,7 +381,7 @@ def test_shades_of_sixteen_bits_are_no_photograph(images, tmp_path):
     folder = write_masks(
         tmp_path / "shades", np.linspace(0, 60000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
     )
-    assert "Masks were read as grey, told from 3 of them." in read_annotations(folder, images).notes
+    assert "Masks were read as grey, detected from 3 of them." in read_annotations(folder, images).notes
 
 
 def test_values_that_stand_for_no_pixel_are_told(images, tmp_path):
@@ -394,7 +394,7 @@ def test_values_that_stand_for_no_pixel_are_told(images, tmp_path):
         read_annotations(folder, images, AnnotationOptions(class_values={"cat": 1}))
     with pytest.raises(OptionError, match="class_values cannot hold 255"):
         read_annotations(folder, images, AnnotationOptions(class_values={"cat": 255, "dog": 1}))
-    with pytest.raises(OptionError, match="mask_kind says binary"):
+    with pytest.raises(OptionError, match="mask_kind is binary"):
         read_annotations(folder, images, AnnotationOptions(mask_kind="binary", class_values={"cat": 1, "dog": 1}))
 
 
@@ -519,9 +519,9 @@ def test_several_classes_are_told_where_every_object_counts(images, tmp_path):
 
 def test_how_masks_were_read_is_told_as_it_was(images, tmp_path):
     folder = write_masks(tmp_path / "m", object_pixels())
-    assert any("told from 3 of them" in note for note in read_annotations(folder, images).notes)
+    assert any("detected from 3 of them" in note for note in read_annotations(folder, images).notes)
     found = read_annotations(folder, images, AnnotationOptions(mask_kind="binary"))
-    assert found.notes == ("Masks were read as binary, as asked.",)
+    assert found.notes == ("Masks were read as binary, as requested.",)
     pixels = object_pixels()
     pixels[0:2, 10:14] = 2
     found = read_annotations(write_masks(tmp_path / "n", pixels), images)
@@ -529,9 +529,9 @@ def test_how_masks_were_read_is_told_as_it_was(images, tmp_path):
 
 
 def test_what_a_format_has_no_use_for_is_refused(images, tmp_path):
-    with pytest.raises(OptionError, match="masks hold no names, so same_class cannot be heeded; give class_values"):
+    with pytest.raises(OptionError, match="same_class.*give class_values"):
         read_annotations(as_masks(tmp_path), images, AnnotationOptions(same_class=True))
     path = as_csv(tmp_path)
     for given in ({"mask_kind": "grey"}, {"class_values": {"cat": 1}}, {"parts": False}):
-        with pytest.raises(OptionError, match="are about masks, not csv; leave them out"):
+        with pytest.raises(OptionError, match="class_values and parts are about masks, not csv"):
             read_annotations(path, images, AnnotationOptions(**given))

@@ -101,7 +101,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     splits = open_data(str(folder))
     changed = folder / "train" / "red" / "002.png"
     cue_image("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the image
-    verify_images(splits, 1, tmp_path / "cache").splits
+    verify_images(splits, 1, tmp_path / "cache")
     cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
     decoded.clear()
     before = changed.stat()
@@ -149,7 +149,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
         write(target, *contents)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "write_kept", dies)
+        patch.setattr(cache_module, "write_shared", dies)
         with pytest.raises(KeyboardInterrupt):
             cache_in(tmp_path)[0].open(train, 20, 1)
     decoded.clear()
@@ -197,7 +197,7 @@ def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "write_kept", full)
+    monkeypatch.setattr(cache_module, "write_shared", full)
     splits = verify_images(open_data(str(cue_folder)), 1, tmp_path).splits
     cache, said = cache_in(tmp_path)
     assert cache.open(splits.train, 20, 1) is None

@@ -145,8 +145,8 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
 def test_images_without_class_beside_class_folders_are_noted(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "train/{n}.png", "test/a/0.png", "test/b/0.png", "pred/x.png")
     assert open_folder(tmp_path).notes == (
-        "Passed over beside train: pred.",
-        "3 images lie directly in 'train', without class, and are passed over.",
+        "Skipped beside train: pred.",
+        "3 images lie directly in 'train', without class, and are skipped.",
     )
 
 
