@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from heedmap.data.audit.audit import audit, leakage_flag
+from heedmap.data.audit.findings import audit, leakage_flag
 from heedmap.data.audit.near_duplicates import _stands_out, find_near_duplicates, thumbnail
 from heedmap.data.cache.verified import verify_images
 from heedmap.data.dataset import FolderDataset, TensorDataset
@@ -228,7 +228,7 @@ def test_a_grey_set_is_not_odd_in_being_grey(tmp_path):
     assert audit(open_folder(tmp_path), "full").findings == ()
 
 
-def test_lopsided_classes_are_found_in_train(folder):
+def test_imbalanced_classes_are_found_in_train(folder):
     for path in list((folder / "train/oak").iterdir())[:5]:
         path.unlink()
     (finding,) = audit(open_folder(folder)).findings
@@ -262,14 +262,14 @@ def test_leakage_is_flagged_where_it_could_explain_the_accuracy(accuracy, leaked
     assert (leakage_flag(accuracy, audited(leaked), 1000) is not None) is flagged
 
 
-def test_the_flag_tells_what_is_left_without_the_leaked_images():
+def test_the_flag_states_what_is_left_without_the_leaked_images():
     sentence = leakage_flag(0.9, audited(200), 1000)
     assert "200 of 1,000" in sentence
     assert "87.5%" in sentence  # (900 - 200) / 800
     assert "byte-identical" in leakage_flag(0.9, audited(200, "cheap"), 1000)
 
 
-def test_a_test_part_that_is_the_train_part_is_told_so():
+def test_a_test_part_that_is_the_train_part_is_reported():
     assert "no test image that was not trained on" in leakage_flag(0.998, audited(1000), 1000)
 
 
@@ -321,7 +321,7 @@ def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
     }
 
 
-def test_a_image_whose_shard_is_gone_is_told_as_unreadable(folder, tmp_path_factory):
+def test_an_image_whose_shard_is_gone_is_reported_as_unreadable(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
     pack(open_folder(folder), out)
     splits = open_shards(out)

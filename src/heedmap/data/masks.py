@@ -24,26 +24,6 @@ from torch import Tensor
 from heedmap.data.decoding import MAX_PIXELS, crop_box
 from heedmap.errors import DataError
 
-__all__ = [
-    "IGNORED",
-    "KINDS",
-    "OBJECT",
-    "VOID",
-    "FileMask",
-    "Mask",
-    "Outline",
-    "OutlineMask",
-    "PackedRegions",
-    "RunLengths",
-    "TensorMask",
-    "box_regions",
-    "component_boxes",
-    "distinct",
-    "kind_of",
-    "mask_values",
-    "square_region",
-]
-
 OBJECT, IGNORED = 1, 2
 KINDS = ("binary", "indexed", "grey")
 """How the values of mask files are read: ``binary``, all above 0 is object; ``indexed``, each value above 0 is one, and

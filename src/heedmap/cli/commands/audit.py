@@ -45,7 +45,7 @@ class AuditData:
     def work(self) -> None:
         """Audit and print."""
         from heedmap.data import open_data, verify_images
-        from heedmap.data.audit.audit import audit
+        from heedmap.data.audit.findings import audit
         from heedmap.files import as_utf8, disk, write_whole
 
         check_range("show", self.show, 0, 1_000_000_000)

@@ -103,7 +103,12 @@ def mask_files(folder: Path) -> list[Path]:
 
 def read_coco(path: Path) -> AnnotationFile:
     """Read COCO's instances: boxes, polygons, and run lengths, packed or not."""
-    content = _json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: it cannot be read as JSON ({_reason(error)}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: it is not COCO's JSON as expected (no 'images' and 'annotations').")
     try:
         names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
         objects: dict[Any, list[BoxedObject]] = defaultdict(list)
@@ -117,9 +122,9 @@ def read_coco(path: Path) -> AnnotationFile:
             )
             for image in content["images"]
         ]
+        return AnnotationFile(images)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: it is not COCO's JSON as expected ({_reason(error)}).") from error
-    return AnnotationFile(images)
 
 
 def _coco_object(annotation: dict[str, Any], names: dict[Any, str]) -> BoxedObject:
@@ -230,23 +235,18 @@ def _yolo_object(numbers: Sequence[float], names: Sequence[str]) -> BoxedObject:
 
 def _yolo_names(path: Path) -> list[str]:
     for folder in (path, *path.absolute().parents[:2]):
-        if (folder / "data.yaml").is_file():
-            return _names_of_yaml(folder / "data.yaml")
+        if (file := folder / "data.yaml").is_file():
+            import yaml
+
+            try:
+                names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
+                named = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{file}: no names of classes can be read there ({_reason(error)}).") from error
+            return [str(named.get(number, number)) for number in range(max(named, default=-1) + 1)]
         if (folder / "classes.txt").is_file():
             return _lines(folder / "classes.txt")
     return []
-
-
-def _names_of_yaml(file: Path) -> list[str]:
-    """Read the names, given in order or as number -> name."""
-    import yaml
-
-    try:
-        names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
-        numbered = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: no names of classes can be read there ({_reason(error)}).") from error
-    return [str(numbered.get(number, number)) for number in range(max(numbered, default=-1) + 1)]
 
 
 _IMAGE_WORDS = ("path", "file", "filename", "file_name", "image", "image_path", "picture", "name", "image_id")
@@ -262,7 +262,7 @@ _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "
 
 
 class _Columns(NamedTuple):
-    """Columns of the image, of the four numbers and of the class; whether the last two numbers are sides."""
+    """Columns of a table; ``are_sides`` where the last two numbers are width and height."""
 
     image: int
     numbers: list[int]
@@ -286,7 +286,7 @@ def read_csv(path: Path) -> AnnotationFile:
         raise DataError(f"{path}: it cannot be read as a table ({_reason(error)}).") from error
     if not lines:
         raise DataError(f"{path}: the table is empty.")
-    has_no_header = len(lines[0]) >= 5 and all(_is_number(word) for word in lines[0][1:5])
+    has_no_header = len(lines[0]) >= 5 and all(map(_is_number, lines[0][1:5]))
     columns = _Columns(0, [1, 2, 3, 4], None, False) if has_no_header else _columns(path, lines[0])
     objects: dict[str, list[BoxedObject]] = {}
     boxes: list[list[float]] = []  # as written
@@ -348,16 +348,6 @@ def _is_number(word: str) -> bool:
         return math.isfinite(float(word))
     except ValueError:
         return False
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: it cannot be read as JSON ({_reason(error)}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: it is not COCO's JSON as expected (no 'images' and 'annotations').")
-    return content
 
 
 def _reason(error: Exception) -> str:

@@ -28,22 +28,6 @@ from heedmap.data.decoding import IMAGE_SUFFIXES
 from heedmap.data.parts import PARTS, natural
 from heedmap.errors import DataError, ImageError, nearest
 
-__all__ = [
-    "CLASSES",
-    "MEMBER_BYTES",
-    "SUFFIX",
-    "ShardIndex",
-    "expand_braces",
-    "expand_shards",
-    "index_shard",
-    "is_numbered",
-    "is_sharded",
-    "label_names",
-    "listed_classes",
-    "read_member",
-    "split_key",
-]
-
 CLASSES = "classes.txt"
 """One class name a line; the line's number, from 0, is what a ``.cls`` member holds."""
 

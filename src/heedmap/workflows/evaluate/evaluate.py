@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from heedmap.data import DIGIT_SCENES, NAMED, FolderDataset, ImageDataset, Splits, open_data
-from heedmap.data.audit.audit import leakage_flag
+from heedmap.data.audit.findings import leakage_flag
 from heedmap.data.cache.verified import verify_images
 from heedmap.data.folders import find_parts
 from heedmap.data.loader import Store, memory_to_use, plain_batches

@@ -14,7 +14,7 @@ from heedmap.backbones import OWN_BACKBONES, Compact
 from heedmap.config import TrainOptions, counted
 from heedmap.data import FolderDataset, ImageDataset, Splits, is_sharded, open_data, split_by_class
 from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
-from heedmap.data.audit.audit import audit
+from heedmap.data.audit.findings import audit
 from heedmap.data.cache.folder import cache_folder
 from heedmap.data.cache.verified import verify_images
 from heedmap.errors import DataError, HeedmapError, ModelError

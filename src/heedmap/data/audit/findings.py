@@ -120,8 +120,12 @@ def audit(
     copies, broken = _same_bytes(entries, known)
     near: list[NearDuplicate] = []
     if depth == "full":
-        summaries, undecodable = _decode_all(entries)
-        broken = {**broken, **undecodable}
+        summaries: dict[int, _Summary] = {}
+        for place, result in enumerate(_in_threads(_summary, entries)):
+            if isinstance(result, str):
+                broken[place] = result
+            else:
+                summaries[place] = result
         findings += _odd(entries, summaries)
         chosen = [group[0] for group in copies if group[0] in summaries]  # one of each group
         near = [
@@ -144,11 +148,9 @@ def audit(
 def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
     """Return a warning where leaked test images could explain an accuracy.
 
-    Two cases are flagged: more than 1 % of the test images have a duplicate in train; or the accuracy is above 96 % and
-    the leaked images are at least a quarter as many as the errors, so that what sets this accuracy apart from a lower
-    one may be memory. One leaked image among thousands explains nothing and is left to the audit's findings.
-    The bound in the sentence supposes that each leaked image was predicted correctly:
-    (right - leaked) / (test_count - leaked).
+    It is returned where more than 1 % of the test images have a duplicate in train; or where the accuracy is above 96 %
+    and the leaked images are at least a quarter as many as the errors. The bound in it supposes that each leaked image
+    was predicted correctly: (right - leaked) / (test_count - leaked).
 
     Args:
         accuracy: top-1 on the test part, 0 to 1.
@@ -210,18 +212,6 @@ def _summary(entry: _Entry) -> _Summary:
     small = thumbnail(read_image(io.BytesIO(data), short_side=2 * SIDE))
     with Image.open(io.BytesIO(data)) as opened:
         return _Summary(*opened.size, opened.format, small)
-
-
-def _decode_all(entries: Sequence[_Entry]) -> tuple[dict[int, _Summary], dict[int, str]]:
-    """Decode every image small: entry -> its summary, and entry -> why it cannot be read."""
-    summaries: dict[int, _Summary] = {}
-    broken: dict[int, str] = {}
-    for place, summary in enumerate(_in_threads(_summary, entries)):
-        if isinstance(summary, str):
-            broken[place] = summary
-        else:
-            summaries[place] = summary
-    return summaries, broken
 
 
 # ---- duplicates
@@ -363,12 +353,12 @@ def _odd(entries: Sequence[_Entry], summaries: dict[int, _Summary]) -> list[Find
             grey.append(place)
     if len(grey) > RARE * len(summaries):
         grey.clear()
-    return [_oddity([entries[place] for place in places], note) for note, places in odd.items() if places]
-
-
-def _oddity(odd: list[_Entry], note: str) -> Finding:
-    parts = tuple(dict.fromkeys(entry.part for entry in odd))
-    return Finding("odd", parts, tuple(entry.name for entry in odd), f"{counted(len(odd), 'image')} {note}")
+    findings = []
+    for note, places in odd.items():
+        parts = tuple(dict.fromkeys(entries[place].part for place in places))
+        paths = tuple(entries[place].name for place in places)
+        findings += [Finding("odd", parts, paths, f"{counted(len(paths), 'image')} {note}")] if paths else []
+    return findings
 
 
 def _imbalance(counts: dict[str, int]) -> list[Finding]:
