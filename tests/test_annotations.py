@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco
 
 from heedmap.data.annotations.annotations import AnnotationOptions, annotations_of, read_annotations
 from heedmap.data.annotations.matching import match
 from heedmap.data.dataset import FolderDataset
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.data.masks import RunLengths, kind_of
+from heedmap.data.masks import OutlineMask, RunLengths, kind_of
 from heedmap.errors import DataError, OptionError
 
 WIDTH, HEIGHT = 40, 20  # the square view is columns 10 to 30
@@ -176,8 +177,33 @@ def test_packed_run_lengths_are_read():
     """The text was packed by hand, by the rule in the docstring: 3, 2, 4, 1, 6 in groups of five bits."""
     expected = np.repeat([False, True, False, True, False], (3, 2, 4, 1, 6)).reshape(4, 4).T
     assert np.array_equal(RunLengths.read("324O2", (4, 4)).pixels(), expected)
-    with pytest.raises(ValueError, match="do not fill"):
-        RunLengths.read([3, 2], (4, 4))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[3, 2], [3, 20], [-1, 17], [], "32", "", "o", "324O", "324O9", "0`0`", "\xff", "é"],
+    ids=lambda counts: ascii(counts),
+)
+def test_run_lengths_that_do_not_fill_the_image_are_refused(counts):
+    """pycocotools would leave the rest of the mask as the memory was, or read beyond the end of the text."""
+    with pytest.raises(ValueError, match="4 x 4"):
+        RunLengths.read(counts, (4, 4))
+
+
+def test_run_lengths_of_a_single_pixel_and_of_impossible_sizes():
+    assert RunLengths.read([0, 1], (1, 1)).pixels().tolist() == [[True]]
+    for size in ((0, 4), (-4, -4), (10**6, 10**6)):
+        with pytest.raises(ValueError, match=str(size[0])):
+            RunLengths.read([0, 1], size)
+
+
+def test_polygons_cover_the_pixels_that_cocos_tools_give_them_however_far_they_reach():
+    triangle, points, far = (0.1, 0.1, 0.6, 0.1, 0.1, 0.9), (0.2, 0.2, 0.3, 0.3), (-1e9, -1e9, 1e9, -1e9, 1e9, 1e9)
+    (encoded,) = coco.frPyObjects([[20 * value for value in triangle]], 20, 20)
+    expected = coco.decode(encoded)
+    assert np.array_equal(OutlineMask(((triangle, points),), (), (20, 20)).draw(20).numpy(), expected)
+    assert not OutlineMask(((points,), ()), (), (20, 20)).draw(20).any()
+    assert OutlineMask(((far,),), (), (20, 20)).draw(20).any()
 
 
 def test_an_object_is_cut_at_the_square_or_gone(images, tmp_path):
@@ -311,7 +337,7 @@ def test_damaged_and_foreign_files_are_refused(images, tmp_path):
     with pytest.raises(DataError, match="YOLO line"):
         read_annotations(as_yolo(tmp_path, "0 0.5 0.5"), images)
     masks = write_masks(tmp_path / "m", np.zeros((HEIGHT, HEIGHT), np.uint8))
-    with pytest.raises(DataError, match="20 x 20.*40 x 20"):
+    with pytest.raises(DataError, match=r"20 x 20.*40 x 20"):
         read_annotations(masks, images)
     with pytest.raises(OptionError, match="Did you mean 'masks'"):
         read_annotations(masks, images, AnnotationOptions(format="mask"))
@@ -390,7 +416,7 @@ def test_values_that_stand_for_no_pixel_are_reported(images, tmp_path):
         read_annotations(folder, images, AnnotationOptions(class_values={"cat": 7, "dog": 8}))
     found = read_annotations(folder, images, AnnotationOptions(class_values={"cat": 1, "dog": 8}))
     assert "No mask of its images holds 8 (dog)." in found.notes
-    with pytest.raises(OptionError, match="cat.* dog"):
+    with pytest.raises(OptionError, match=r"cat.* dog"):
         read_annotations(folder, images, AnnotationOptions(class_values={"cat": 1}))
     with pytest.raises(OptionError, match="255"):
         read_annotations(folder, images, AnnotationOptions(class_values={"cat": 255, "dog": 1}))
@@ -453,6 +479,13 @@ def test_a_crowd_stays_ignored_beside_objects_that_have_a_box_alone(images, tmp_
         assert torch.equal(region, expected)
         assert found.objects.tolist() == [1, 1, 1]
         assert len(found.boxes[0]) == 1
+
+
+@pytest.mark.parametrize("polygon", [[1, 1, 5, 1, 5, float("nan")], [1, 1, 5, 1, 5, 5, 9], [1, 1, 5, 1, 5, "x"]])
+def test_coordinates_that_are_no_points_are_refused(polygon, images, tmp_path):
+    path = as_coco(tmp_path, segmentation=[polygon])
+    with pytest.raises(DataError, match=r"coco\.json"):
+        read_annotations(path, images)
 
 
 def test_an_object_with_a_box_alone_leaves_its_neighbours_their_outlines(images, tmp_path):
@@ -529,7 +562,7 @@ def test_how_masks_were_read_is_noted(images, tmp_path):
 
 
 def test_what_a_format_has_no_use_for_is_refused(images, tmp_path):
-    with pytest.raises(OptionError, match="same_class.*give class_values"):
+    with pytest.raises(OptionError, match=r"same_class.*give class_values"):
         read_annotations(as_masks(tmp_path), images, AnnotationOptions(same_class=True))
     path = as_csv(tmp_path)
     for given in ({"mask_kind": "grey"}, {"class_values": {"cat": 1}}, {"parts": False}):

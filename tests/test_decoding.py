@@ -204,7 +204,7 @@ def test_an_empty_file_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ImageError, match=r"a\.jpg: .*0 bytes"):
         read_image(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="image: .*empty"):
+    with pytest.raises(ImageError, match=r"image: .*empty"):
         read_image(io.BytesIO())
 
 

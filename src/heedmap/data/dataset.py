@@ -97,19 +97,11 @@ class FolderDataset:
         return self.root / self.names[index]
 
     def data(self, index: int) -> bytes:
-        """Return the content of one image's file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Return the content of one image's file, or raise ``OSError``."""
         return self.path(index).read_bytes()
 
     def length(self, index: int) -> int:
-        """Return the number of its bytes.
-
-        Raises:
-            OSError: the file does not exist.
-        """
+        """Return the number of its bytes, or raise ``OSError``."""
         return self.path(index).stat().st_size
 
     def load(self, index: int, size: int) -> Tensor:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -200,8 +200,10 @@ def _outline_pixels(outline: Outline, width: int, height: int) -> NDArray[np.boo
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
     # Two points have no area (pycocotools would take them for a box). Its time grows with the distance between points.
     polygons = [np.clip(polygon, -1, 2).reshape(-1, 2) * (width, height) for polygon in outline if len(polygon) >= 6]
-    encoded: list[Any] = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
-    return coco.decode(coco.merge(encoded)).astype(bool) if encoded else np.zeros((height, width), bool)
+    if not polygons:
+        return np.zeros((height, width), bool)
+    encoded = coco.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
+    return coco.decode(coco.merge(encoded)).astype(bool)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ def _coco_object(annotation: dict[str, Any], names: dict[Any, str]) -> BoxedObje
         outline = RunLengths.read(shape["counts"], shape["size"])
     elif shape:
         outline = tuple(_finite(polygon) for polygon in shape)
+        if any(len(polygon) % 2 for polygon in outline):
+            raise ValueError("a polygon with an odd number of coordinates")
     left, top, width, height = (float(value) for value in annotation["bbox"])
     name = names.get(annotation.get("category_id"), "")
     return BoxedObject((left, top, left + width, top + height), name, outline, bool(annotation.get("iscrowd", 0)))
