@@ -136,7 +136,7 @@ def as_csv_of_sides(folder):
     return as_csv(folder, head="filename,x,y,w,h\n", row="{},12,4,10,10\n")
 
 
-def as_csv_of_shares(folder):
+def as_csv_of_fractions(folder):
     return as_csv(folder, row="{},0.3,0.2,0.55,0.7,cat\n")
 
 
@@ -154,7 +154,7 @@ WRITERS = [
     (as_csv, False),
     (as_csv_without_head, False),
     (as_csv_of_sides, False),
-    (as_csv_of_shares, False),
+    (as_csv_of_fractions, False),
 ]
 
 
@@ -348,7 +348,7 @@ def test_damaged_and_foreign_files_are_refused(images, tmp_path):
 
 
 def test_one_rounded_number_does_not_turn_fractions_into_pixels(images, tmp_path):
-    path = as_csv_of_shares(tmp_path)
+    path = as_csv_of_fractions(tmp_path)
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55,0.7", "dog/1.jpg,0.3,0.2,1.0000001,0.7"))
     found = read_annotations(path, images)
     assert torch.allclose(found.boxes[0], SHARES)
@@ -363,7 +363,7 @@ def test_sides_of_fractions_may_reach_over_the_edge_together(images, tmp_path):
 
 
 def test_a_table_of_fractions_with_a_slip_is_not_taken_for_pixels(images, tmp_path):
-    path = as_csv_of_shares(tmp_path)
+    path = as_csv_of_fractions(tmp_path)
     path.write_text(path.read_text().replace("dog/1.jpg,0.3,0.2,0.55", "dog/1.jpg,0.3,0.2,55"))
     boxes = r"2 of 3 boxes .*\(0\.3, 0\.2, 0\.55, 0\.7\).*\(0\.3, 0\.2, 55, 0\.7\)"
     with pytest.raises(DataError, match=boxes) as caught:

@@ -30,7 +30,6 @@ from heedmap.errors import DataError
 
 Part = Literal["train", "test"]
 Floats = NDArray[np.float32]
-Places = NDArray[np.int64]
 
 CLASSES = tuple("0123456789")
 FIRST_TEST_DIGIT = 1287
@@ -132,7 +131,7 @@ def _grounds(rng: np.random.Generator, scenes: int, size: int) -> tuple[Floats, 
     return ground, base
 
 
-def _paint(canvas: Floats, ink: Floats, colour: Floats, left: Places, top: Places) -> None:
+def _paint(canvas: Floats, ink: Floats, colour: Floats, left: NDArray[np.int64], top: NDArray[np.int64]) -> None:
     """Paint one tile of ink (S, t, t) in ``colour`` (S, C) onto each canvas (S, C, h, w), at its corner."""
     tile = ink.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(canvas, (tile, tile), axis=(2, 3), writeable=True)
@@ -199,7 +198,7 @@ def _place_digits(rng: np.random.Generator, cells: Tensor, side: Floats, size: i
     return torch.from_numpy(sheet[:, :, rim : rim + size, rim : rim + size].copy())
 
 
-def _corner(rng: np.random.Generator, inked: NDArray[np.bool_], size: int) -> Places:
+def _corner(rng: np.random.Generator, inked: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
     """Draw each tile's corner so that its inked span (S, tile) lies anywhere in 0..size with equal chance."""
     first = inked.argmax(1)
     last = inked.shape[1] - 1 - inked[:, ::-1].argmax(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from heedmap.data.digit_scenes import SCENES, open_digit_scenes
 from heedmap.data.folders import open_folder
 from heedmap.data.splits import Splits
 from heedmap.data.torchvision_sets import NAMED, open_named
@@ -14,7 +15,7 @@ from heedmap.errors import DataError, nearest
 
 __all__ = ["DIGIT_SCENES", "open_data"]
 
-DIGIT_SCENES = ("digit-scenes", "digit-scenes-8", "digit-scenes-4", "digit-scenes-0")
+DIGIT_SCENES = tuple(SCENES)
 
 
 def open_data(
@@ -48,12 +49,7 @@ def open_data(
     name = str(data)
     known = [*DIGIT_SCENES, *NAMED]
     if name in known:
-        if name in NAMED:
-            splits = open_named(name, root, download)
-        else:
-            from heedmap.data.digit_scenes import open_digit_scenes  # scikit-learn takes a second to import
-
-            splits = open_digit_scenes(seed=seed, name=name)
+        splits = open_named(name, root, download) if name in NAMED else open_digit_scenes(seed=seed, name=name)
         note = f"There is also a folder {name!r} here; write ./{name} to mean it."
         return replace(splits, notes=(*splits.notes, note)) if Path(name).is_dir() else splits
     if is_sharded(data):

@@ -53,13 +53,11 @@ class NamedSet:
 
 NAMED = {
     "cifar10": NamedSet(
-        "CIFAR10",
-        "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)",
+        *("CIFAR10", "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)"),
         "60,000 photographs of 10 things, 32x32",
     ),
     "cifar100": NamedSet(
-        "CIFAR100",
-        "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)",
+        *("CIFAR100", "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)"),
         "60,000 photographs of 100 things, 32x32",
     ),
     "svhn": NamedSet(

@@ -50,7 +50,7 @@ def verify_images(
     """Decode every file that was not decoded before, and leave out those that fail.
 
     Args:
-        splits: the parts.
+        splits: as they were opened.
         workers: threads; 0 is taken for one.
         cache: where to remember what was decoded; None decodes all.
         parts: which of them to verify; the others stay as they are.

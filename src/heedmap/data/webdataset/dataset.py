@@ -53,11 +53,7 @@ class ShardDataset:
         return len(self.names)
 
     def data(self, index: int) -> bytes:
-        """Return the file of one image as it is stored in the shard.
-
-        Raises:
-            ImageError: see :func:`read_member`.
-        """
+        """Return the file of one image; see :func:`read_member` for errors."""
         shard, offset, size = self.places[index].tolist()
         return read_member(self.shards[shard], offset, size, self.names[index])
 
