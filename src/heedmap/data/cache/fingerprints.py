@@ -52,7 +52,7 @@ class Fingerprints:
                 ]
             else:
                 return None
-        except OSError:  # whoever decodes it reports it
+        except OSError:  # decoding it will report it
             return None
         return cls(root, [digest(word.encode("utf-8", "surrogateescape")) for word in words], files, states)
 

@@ -1,6 +1,6 @@
 """Decode each file once to verify that it can be read, and remember it, so that the next start reads none of them.
 
-CACHE/checked/HASH.bin    for each image that was decoded without an error its fingerprint (16 bytes) and the digest of
+CACHE/verified/HASH.bin   for each image that was decoded without an error its fingerprint (16 bytes) and the digest of
                           its file's content (16 bytes)
 """
 
@@ -73,7 +73,7 @@ def _verify(images: FileDataset, workers: int, cache: Path | None) -> tuple[Fail
     if cache is None or fingerprints is None:
         return _decode(images, range(len(images)), workers)
     name = digest(os.fsencode(f"{_VERSION} {fingerprints.root}"), 8).hex()
-    record = cache / "checked" / f"{name}.bin"
+    record = cache / "verified" / f"{name}.bin"
     for folder in (record.parent, cache / "shards"):
         remove_partials(folder)
     known = _read(record)
