@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from heedmap.data.audit.audit import audit, leakage_flag
+from heedmap.data.audit.findings import audit, leakage_flag
 from heedmap.data.audit.near_duplicates import _stands_out, find_near_duplicates, thumbnail
-from heedmap.data.cache.verified import check_once
-from heedmap.data.dataset import FolderDataset, Splits, TensorDataset
+from heedmap.data.cache.verified import verify_images
+from heedmap.data.dataset import FolderDataset, TensorDataset
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
+from heedmap.data.splits import Splits
 from heedmap.data.webdataset.dataset import open_shards
 from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError
@@ -212,9 +213,9 @@ def test_odd_files_are_found(folder):
         for finding in audit(open_folder(folder), "full").findings
         if finding.kind == "odd"
     }
-    words = ("size", "grey", "lies", "3 : 1", "colour only")
+    words = ("size", "grey", "suffix", "3 : 1", "colour only")
     by_word = {word: paths for note, paths in odd.items() for word in words if word in note}
-    assert by_word["lies"] == ("test/oak/lie.png",)
+    assert by_word["suffix"] == ("test/oak/lie.png",)
     assert by_word["grey"] == ("train/oak/grey.jpg",)
     assert by_word["colour only"] == ("train/oak/plain.jpg",)
     assert by_word["3 : 1"] == ("train/oak/long.jpg",)
@@ -227,7 +228,7 @@ def test_a_grey_set_is_not_odd_in_being_grey(tmp_path):
     assert audit(open_folder(tmp_path), "full").findings == ()
 
 
-def test_lopsided_classes_are_found_in_train(folder):
+def test_imbalanced_classes_are_found_in_train(folder):
     for path in list((folder / "train/oak").iterdir())[:5]:
         path.unlink()
     (finding,) = audit(open_folder(folder)).findings
@@ -261,14 +262,14 @@ def test_leakage_is_flagged_where_it_could_explain_the_accuracy(accuracy, leaked
     assert (leakage_flag(accuracy, audited(leaked), 1000) is not None) is flagged
 
 
-def test_the_flag_tells_what_is_left_without_the_leaked_images():
+def test_the_flag_states_what_is_left_without_the_leaked_images():
     sentence = leakage_flag(0.9, audited(200), 1000)
     assert "200 of 1,000" in sentence
     assert "87.5%" in sentence  # (900 - 200) / 800
     assert "byte-identical" in leakage_flag(0.9, audited(200, "cheap"), 1000)
 
 
-def test_a_test_part_that_is_the_train_part_is_told_so():
+def test_a_test_part_that_is_the_train_part_is_reported():
     assert "no test image that was not trained on" in leakage_flag(0.998, audited(1000), 1000)
 
 
@@ -300,7 +301,7 @@ def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder,
     assert plain.leaked == 1
     for again in (False, True):
         read.clear()
-        checked = check_once(open_folder(folder), 2, cache)
+        checked = verify_images(open_folder(folder), 2, cache)
         result = audit(checked.splits, digests=checked.digests)
         assert len(read) == (0 if again else 40)
         assert result.findings == plain.findings
@@ -310,7 +311,7 @@ def test_with_digests_of_the_files_nothing_is_read_and_the_same_is_found(folder,
 def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
     (folder / "train/ash/00.jpg").write_bytes(b"broken")
     (folder / "test/oak/copy.jpg").write_bytes((folder / "train/ash/03.jpg").read_bytes())
-    checked = check_once(open_folder(folder), 1, None)
+    checked = verify_images(open_folder(folder), 1, None)
     assert [len(digests) for digests in checked.digests.values()] == [27, 11]
     result = audit(checked.splits, digests=checked.digests)
     assert result.leaked == 1
@@ -320,7 +321,7 @@ def test_a_broken_file_has_no_digest_and_shifts_no_other(folder, tmp_path):
     }
 
 
-def test_a_image_whose_shard_is_gone_is_told_as_unreadable(folder, tmp_path_factory):
+def test_an_image_whose_shard_is_gone_is_reported_as_unreadable(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
     pack(open_folder(folder), out)
     splits = open_shards(out)

@@ -558,7 +558,7 @@ def test_a_damaged_image_is_an_error_of_the_data_in_python_too(tmp_path: Path) -
 def test_a_file_for_findings_that_cannot_be_meant_is_refused_before_the_audit(
     cue_folder: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
-    monkeypatch.setattr("heedmap.data.audit.audit.audit", lambda *_, **__: pytest.fail("the audit was begun"))
+    monkeypatch.setattr("heedmap.data.audit.findings.audit", lambda *_, **__: pytest.fail("the audit was begun"))
     (tmp_path / "mine.json").write_text('{"title": "mine"}')
     assert said in refusal("audit", cue_folder, "--json", tmp_path / name)
     assert (tmp_path / "mine.json").read_text() == '{"title": "mine"}'

@@ -1,4 +1,4 @@
-"""Images decoded once: the same batches, a changed image noticed, and no harm from whoever interferes."""
+"""Images decoded once: the same batches, a changed image noticed, and no harm from interference."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from heedmap.data import FolderDataset, load_many, open_data
 from heedmap.data.cache import decoded as cache_module
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.cache.folder import cache_folder, partial_of
-from heedmap.data.cache.verified import check_splits_once
+from heedmap.data.cache.verified import verify_images
 from heedmap.data.dataset import ImageDataset, TensorDataset
 from heedmap.data.loader import Store, TrainingBatches, plain_batches
 from heedmap.data.transforms import Augmentation
@@ -32,18 +32,18 @@ MUCH = 1e9
 
 
 @pytest.fixture(autouse=True)
-def _small_sets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "FEWEST", 1)
+def _small_sets_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MIN_IMAGES", 1)
     monkeypatch.setattr(cache_module, "_FILE_BYTES", 12 * 3 * 20 * 20)  # twelve images a file
 
 
-class Said(list[str]):
-    """What the cache told its progress."""
+class Messages(list[str]):
+    """What the cache reported."""
 
 
-def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Said]:
-    said = Said()
-    return DecodedCache(folder, limit, said.append), said
+def cache_in(folder: Path, limit: float = MUCH) -> tuple[DecodedCache, Messages]:
+    messages = Messages()
+    return DecodedCache(folder, limit, messages.append), messages
 
 
 def all_of(some: ImageDataset) -> torch.Tensor:
@@ -52,14 +52,14 @@ def all_of(some: ImageDataset) -> torch.Tensor:
 
 def test_images_from_the_cache_are_the_images(cue_folder: Path, tmp_path: Path) -> None:
     train = open_data(str(cue_folder)).train
-    cache, said = cache_in(tmp_path)
+    cache, messages = cache_in(tmp_path)
     kept = cache.open(train, 20, 2)
     assert kept is not None
     assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
     assert torch.equal(kept.gather(torch.tensor([30, 2, 2])), all_of(train)[[30, 2, 2]])
-    assert len(said) == 1
-    assert "36 images of 20 px, 0 MB; 36 to decode once." in said[0]
-    assert str(tmp_path / "decoded") in said[0]
+    assert len(messages) == 1
+    assert "36 images of 20 px, 0 MB; 36 to decode once." in messages[0]
+    assert str(tmp_path / "decoded") in messages[0]
 
 
 @pytest.mark.parametrize("memory", [0, MUCH])
@@ -78,7 +78,7 @@ def test_the_second_time_nothing_is_decoded(cue_folder: Path, tmp_path: Path, de
     splits = open_data(str(cue_folder))
     for again in (False, True):
         decoded.clear()
-        checked = check_splits_once(splits, 1, tmp_path)
+        checked = verify_images(splits, 1, tmp_path).splits
         Store(checked.train, 20, 1, MUCH, cache_in(tmp_path)[0])
         assert len(decoded) == (0 if again else 72 + 36)
 
@@ -101,7 +101,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     splits = open_data(str(folder))
     changed = folder / "train" / "red" / "002.png"
     cue_image("red", 98)[0].save(changed, "BMP")  # whose length does not depend on what is in the image
-    check_splits_once(splits, 1, tmp_path / "cache")
+    verify_images(splits, 1, tmp_path / "cache")
     cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1)
     decoded.clear()
     before = changed.stat()
@@ -109,7 +109,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     assert changed.stat().st_size == before.st_size
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     (folder / "train" / "blue" / "000.png").write_bytes(b"broken now")
-    checked = check_splits_once(splits, 1, tmp_path / "cache")
+    checked = verify_images(splits, 1, tmp_path / "cache").splits
     assert [name for name, _ in checked.unreadable] == ["train/blue/000.png"]
     assert sorted(decoded) == ["train/blue/000.png", "train/red/002.png"]
     kept = cache_in(tmp_path / "cache")[0].open(checked.train, 20, 1)
@@ -118,7 +118,7 @@ def test_a_changed_image_is_noticed_and_only_that_one(
     assert torch.equal(kept.gather(torch.arange(17)), all_of(checked.train))
 
 
-def test_a_damaged_row_or_index_is_decoded_anew(cue_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_row_or_index_is_decoded_again(cue_folder: Path, tmp_path: Path) -> None:
     train = open_data(str(cue_folder)).train
     cache_in(tmp_path)[0].open(train, 20, 1)
     home = next((tmp_path / "decoded").iterdir())
@@ -139,7 +139,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
 ) -> None:
     train = open_data(str(cue_folder)).train
     written = 0
-    write = cache_module.write_kept
+    write = cache_module.write_shared
 
     def dies(target: Path, *contents: bytes | memoryview) -> None:
         nonlocal written
@@ -149,7 +149,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
         write(target, *contents)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "write_kept", dies)
+        patch.setattr(cache_module, "write_shared", dies)
         with pytest.raises(KeyboardInterrupt):
             cache_in(tmp_path)[0].open(train, 20, 1)
     decoded.clear()
@@ -159,7 +159,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(
     assert torch.equal(kept.gather(torch.arange(36)), all_of(train))
 
 
-def test_shards_are_kept_like_folders(cue_folder: Path, tmp_path: Path) -> None:
+def test_shards_are_cached_like_folders(cue_folder: Path, tmp_path: Path) -> None:
     pack(open_data(str(cue_folder)), tmp_path / "packed", shard_bytes=20_000)
     train = open_data(str(tmp_path / "packed")).train
     for _ in range(2):
@@ -185,11 +185,11 @@ def test_the_set_unused_for_longest_makes_room(tmp_path: Path, make_cue_folder: 
     assert sizes == {22, 24, 18}
 
 
-def test_a_set_beyond_the_limit_is_not_kept(cue_folder: Path, tmp_path: Path) -> None:
+def test_a_set_beyond_the_limit_is_not_cached(cue_folder: Path, tmp_path: Path) -> None:
     train = open_data(str(cue_folder)).train
-    cache, said = cache_in(tmp_path, 1000)
+    cache, messages = cache_in(tmp_path, 1000)
     assert cache.open(train, 20, 1) is None
-    assert "would grow beyond its limit" in said[0]
+    assert "would grow beyond its limit" in messages[0]
     assert Store(train, 20, 1, MUCH, cache).resident is not None
 
 
@@ -197,28 +197,28 @@ def test_a_full_disk_is_no_error(cue_folder: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "write_kept", full)
-    splits = check_splits_once(open_data(str(cue_folder)), 1, tmp_path)
-    cache, said = cache_in(tmp_path)
+    monkeypatch.setattr(cache_module, "write_shared", full)
+    splits = verify_images(open_data(str(cue_folder)), 1, tmp_path).splits
+    cache, messages = cache_in(tmp_path)
     assert cache.open(splits.train, 20, 1) is None
-    assert "No space left on device" in said[-1]
+    assert "No space left on device" in messages[-1]
 
 
-def test_few_images_and_images_in_memory_are_not_kept(
+def test_few_images_and_images_in_memory_are_not_cached(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, said = cache_in(tmp_path)
+    cache, messages = cache_in(tmp_path)
     in_memory = TensorDataset(
         torch.zeros(9, 3, 8, 8, dtype=torch.uint8), torch.zeros(9).long(), ("a",), list("123456789")
     )
     assert cache.open(in_memory, 20, 1) is None
-    monkeypatch.setattr(cache_module, "FEWEST", 37)
+    monkeypatch.setattr(cache_module, "MIN_IMAGES", 37)
     assert cache.open(open_data(str(cue_folder)).train, 20, 1) is None
-    assert said == []
+    assert messages == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_image_that_cannot_be_decoded_any_more_is_named(make_cue_folder: object, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_any_more_is_named(make_cue_folder: object, tmp_path: Path) -> None:
     folder: Path = make_cue_folder(train=4, test=1)  # type: ignore[operator]
     train = open_data(str(folder)).train
     (folder / "train" / "red" / "001.png").write_bytes(b"")
@@ -231,7 +231,7 @@ def test_a_image_that_cannot_be_decoded_any_more_is_named(make_cue_folder: objec
 # ---- where it is
 
 
-def test_the_cache_is_where_it_was_wanted_or_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_named_folder_or_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder("off") is None
     assert cache_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
     monkeypatch.setenv("HEEDMAP_CACHE", "off")
@@ -248,7 +248,7 @@ def test_the_cache_is_where_it_was_wanted_or_off(tmp_path: Path, monkeypatch: py
     assert found is not None
     assert found.parent == tmp_path / "t"
     assert found.stat().st_mode & 0o077 == 0
-    with pytest.raises(DataError, match="cannot be written; name another one with --cache"):
+    with pytest.raises(DataError, match="--cache"):
         cache_folder(str(tmp_path / "file" / "x"))
 
 
@@ -293,7 +293,7 @@ def test_images_that_change_places_are_noticed_although_length_and_time_are_the_
     assert torch.equal(kept.gather(torch.arange(8)), all_of(images))
 
 
-def test_a_image_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -> None:
+def test_an_image_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -> None:
     folder = bitmaps(tmp_path / "flat")
     images = FolderDataset(folder, ["a/000.bmp"], torch.tensor([0]), "a")
     assert cache_in(tmp_path / "cache")[0].open(images, 20, 1) is not None
@@ -305,7 +305,7 @@ def test_a_image_overwritten_with_its_time_put_back_is_noticed(tmp_path: Path) -
     assert torch.equal(kept.gather(torch.arange(1)), all_of(images))
 
 
-def test_shards_that_change_places_are_read_anew(cue_folder: Path, tmp_path: Path) -> None:
+def test_shards_that_change_places_are_read_again(cue_folder: Path, tmp_path: Path) -> None:
     pack(open_data(str(cue_folder)), tmp_path / "packed", shard_bytes=20_000)
     shards = sorted((tmp_path / "packed" / "train").glob("*.tar"))[:2]
     longest = max(shard.stat().st_size for shard in shards)
@@ -327,9 +327,7 @@ def touch(folder: Path, names: Iterable[str], by: int) -> None:
         os.utime(folder / name, ns=(10**18, 10**18 + by))
 
 
-def test_a_touched_set_is_kept_again_in_the_place_of_what_was_kept_of_it(
-    make_cue_folder: object, tmp_path: Path
-) -> None:
+def test_a_touched_set_replaces_what_was_cached_of_it(make_cue_folder: object, tmp_path: Path) -> None:
     train = open_data(str(make_cue_folder(train=8, test=1))).train  # type: ignore[operator]
     row = 3 * 20 * 20
     limit = 1.5 * 24 * row
@@ -353,9 +351,9 @@ def test_rows_of_images_that_are_gone_make_room_and_those_of_another_part_do_not
     row = 3 * 20 * 20
     assert splits.test is not None
     assert cache_in(tmp_path / "cache")[0].open(splits.train, 20, 1) is not None
-    cache, said = cache_in(tmp_path / "cache", 30 * row)
+    cache, messages = cache_in(tmp_path / "cache", 30 * row)
     assert cache.open(splits.test, 20, 1) is None  # 24 + 12 > 30
-    assert "grow beyond its limit" in said[0]
+    assert "grow beyond its limit" in messages[0]
     assert rows_in(tmp_path / "cache") == 24 * row
     for name in splits.train.names[:12]:
         (splits.train.root / name).unlink()
@@ -393,9 +391,9 @@ def test_what_the_dead_left_half_written_is_removed_and_what_the_living_write_co
     for path in written.values():
         path.write_bytes(bytes(5 * row))
     os.utime(written["long ago"], (1e9, 1e9))
-    cache, said = cache_in(tmp_path / "cache")
+    cache, messages = cache_in(tmp_path / "cache")
     assert cache.open(train, 20, 1) is not None
-    assert said[-1].endswith("12 to decode once.")
+    assert messages[-1].endswith("12 to decode once.")
     assert [word for word, path in written.items() if path.exists()] == ["living", "elsewhere"]
     both = 2 * 5 * row + 12 * row + 12 * 3 * 24 * 24
     assert cache_in(tmp_path / "cache", both)[0].open(train, 24, 1) is not None
@@ -416,11 +414,11 @@ def test_a_set_that_another_process_removes_meanwhile_is_decoded_as_needed(
 
     assert cache_in(tmp_path)[0].open(train, 20, 1) is not None
     monkeypatch.setattr(cache_module, "_known", and_gone)
-    cache, said = cache_in(tmp_path)
+    cache, messages = cache_in(tmp_path)
     store = Store(train, 20, 1, MUCH, cache)
     assert store.resident is not None
     assert torch.equal(store.resident, all_of(train))
-    assert "cannot be used" in said[-1]
+    assert "cannot be used" in messages[-1]
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system knows no owners by number")

@@ -48,7 +48,7 @@ def tiff(width: int, bits: int, photometric: int, samples: bytes) -> bytes:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(ImageError, match=r"pipe\.jpg: it is a pipe, a socket or a device, not a file"):
+    with pytest.raises(ImageError, match=r"pipe\.jpg: it is a pipe"):
         read_image(tmp_path / "pipe.jpg")
 
 
@@ -134,7 +134,7 @@ def test_twelve_bit_grey_is_scaled_from_its_own_white(tmp_path: Path) -> None:
 
 def test_floating_point_samples_are_refused_for_want_of_a_white(tmp_path: Path) -> None:
     path = save(tmp_path, "a.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
-    with pytest.raises(ImageError, match=r"a\.tif: .*no agreed black and white; save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match=r"a\.tif: .*8 or 16 bits"):
         read_image(path)
 
 
@@ -189,7 +189,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path, ending: str) -
     assert to_tensor(read_image(path))[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_a_single_pixel_is_a_image(tmp_path: Path) -> None:
+def test_a_single_pixel_is_an_image(tmp_path: Path) -> None:
     path = save(tmp_path, "a.png", Image.new("RGB", (1, 1), (7, 8, 9)))
     assert to_tensor(square(read_image(path, short_side=4), 4)).flatten(1).unique(dim=1).tolist() == [[7], [8], [9]]
 
@@ -202,21 +202,21 @@ def test_a_stream_is_read_like_a_file() -> None:
 
 def test_an_empty_file_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ImageError, match=r"a\.jpg: the file is empty \(0 bytes\)"):
+    with pytest.raises(ImageError, match=r"a\.jpg: .*0 bytes"):
         read_image(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="image: the file is empty"):
+    with pytest.raises(ImageError, match=r"image: .*empty"):
         read_image(io.BytesIO())
 
 
 def test_text_that_is_called_a_jpeg_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("dear diary")
-    with pytest.raises(ImageError, match=r"a\.jpg: it is not an image that heedmap reads"):
+    with pytest.raises(ImageError, match=r"a\.jpg: it is not an image"):
         read_image(tmp_path / "a.jpg")
 
 
 def test_postscript_is_never_given_to_ghostscript(tmp_path: Path) -> None:
     path = save(tmp_path, "a.eps", photograph(8, 8)).rename(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match="not an image that heedmap reads"):
+    with pytest.raises(ImageError, match="not an image"):
         read_image(path)
 
 
@@ -233,18 +233,18 @@ def test_a_truncated_file_is_named_with_the_reason(tmp_path: Path, ending: str, 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
     assert side**2 > MAX_PIXELS
     (tmp_path / "a.png").write_bytes(png((side, side, 8, 2), (b"IDAT", zlib.compress(b"\0" * 64))))
-    with pytest.raises(ImageError, match=r"a\.png: it claims .* pixels, above the guard of 100 million"):
+    with pytest.raises(ImageError, match=r"a\.png: .* 100 million"):
         read_image(tmp_path / "a.png")
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"gone\.jpg: there is no such file"):
+def test_a_missing_file_and_a_folder_are_distinguished(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.jpg: .*no such file"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(ImageError, match="it is a folder"):
+    with pytest.raises(ImageError, match="folder"):
         read_image(tmp_path)
 
 
-def test_pillows_warnings_neither_leak_nor_stop_a_image_between_the_guards(
+def test_pillows_warnings_neither_leak_nor_stop_an_image_between_the_guards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # Pillow warns above this, and refuses above twice this
@@ -256,7 +256,7 @@ def test_pillows_warnings_neither_leak_nor_stop_a_image_between_the_guards(
     assert warnings.filters == before
 
 
-def test_a_draft_is_never_smaller_than_asked_and_close_to_the_full_image(tmp_path: Path) -> None:
+def test_a_draft_is_never_smaller_than_requested_and_close_to_the_full_image(tmp_path: Path) -> None:
     path = save(tmp_path, "a.jpg", photograph(500, 400), quality=92)
     draft = read_image(path, short_side=90)
     assert draft.size == (125, 100)

@@ -172,13 +172,13 @@ def test_a_report_written_again_reads_the_test_part_alone(copied_run: Path, tmp_
 
 def test_as_many_threads_decode_as_are_requested(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    original = loading.load_many
+    original = loading.load_all
 
     def note(images: ImageDataset, indices: Sequence[int], size: int, workers: int) -> object:
         threads.append(workers)
         return original(images, indices, size, workers)
 
-    monkeypatch.setattr(loading, "load_many", note)
+    monkeypatch.setattr(loading, "load_all", note)
     run = Run.open(finished_run)
     evaluate(run, options=with_data(workers=3))
     run.config["options"]["workers"] = 5

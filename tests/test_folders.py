@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from heedmap.data import FolderDataset, check_splits, drop_unreadable, open_data, open_folder, split_by_class
-from heedmap.data.folders import check_files, find_splits
+from heedmap.data import FolderDataset, open_data, open_folder, split_by_class, verify_images
+from heedmap.data.folders import find_parts
 from heedmap.errors import DataError, OptionError
 
 
@@ -48,7 +48,7 @@ def test_a_lone_validation_part_is_the_test_part_and_that_is_noted(tmp_path: Pat
     assert splits.notes == (f"There is no test folder, so {name!r} is the test part.",)
 
 
-def test_validation_beside_test_is_kept_as_validation(tmp_path: Path) -> None:
+def test_validation_beside_test_stays_validation(tmp_path: Path) -> None:
     put(tmp_path, *(f"{part}/{name}/{{n}}.png" for part in ("train", "TEST", "valid") for name in "ab"))
     splits = open_folder(tmp_path)
     assert len(splits.train) == len(splits.parts["validation"]) == len(splits.parts["test"]) == 6
@@ -72,7 +72,7 @@ def test_without_a_test_part_one_is_drawn_by_class_with_a_recorded_seed(tmp_path
     assert files(open_folder(tmp_path, test=0.3, seed=6).test) != files(splits.test)
 
 
-def test_debris_is_passed_over(tmp_path: Path) -> None:
+def test_system_files_are_skipped(tmp_path: Path) -> None:
     put(tmp_path, "a/{n}.png", "b/{n}.png")
     put(tmp_path, ".git/x.png", ".ipynb_checkpoints/x.png", "__MACOSX/a/x.png", "a/.ipynb_checkpoints/0.png")
     put(tmp_path, "a/._0.png", "b/__MACOSX/x.png", "a/.hidden/x.png")
@@ -116,7 +116,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
 def test_a_dangling_link_is_counted_as_unreadable(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "test/a/0.png", "test/b/0.png")
     (tmp_path / "train/a/lost.png").symlink_to(tmp_path / "nowhere.png")
-    splits = check_splits(open_folder(tmp_path), workers=1)
+    splits = verify_images(open_folder(tmp_path), workers=1).splits
     assert splits.unreadable == (("train/a/lost.png", "there is no such file"),)
 
 
@@ -139,14 +139,14 @@ def test_a_vehicle_called_train_is_a_class(tmp_path: Path) -> None:
 def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     put(tmp_path, "valid/{n}.png", "invalid/{n}.png")
     assert open_folder(tmp_path).classes == ("invalid", "valid")
-    assert find_splits(tmp_path) == {}
+    assert find_parts(tmp_path) == {}
 
 
 def test_images_without_class_beside_class_folders_are_noted(tmp_path: Path) -> None:
     put(tmp_path, "train/a/{n}.png", "train/b/{n}.png", "train/{n}.png", "test/a/0.png", "test/b/0.png", "pred/x.png")
     assert open_folder(tmp_path).notes == (
-        "Passed over beside train: pred.",
-        "3 images lie directly in 'train', without class, and are passed over.",
+        "Skipped beside train: pred.",
+        "3 images lie directly in 'train', without class, and are skipped.",
     )
 
 
@@ -183,7 +183,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert "holds no images" in refusal(tmp_path) or "is empty" in refusal(tmp_path)
 
 
-def test_folders_without_images_say_what_lies_there(tmp_path: Path) -> None:
+def test_folders_without_images_are_refused_with_what_lies_there(tmp_path: Path) -> None:
     for name in ("a/1.heic", "b/2.heic"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -297,8 +297,7 @@ def broken_folder(root: Path) -> Path:
 def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
     assert isinstance(splits.train, FolderDataset)
-    assert [name for name, _ in check_files(splits.train, workers=2)] == ["train/a/1.jpg", "train/b/2.jpg"]
-    checked = check_splits(splits, workers=2)
+    checked = verify_images(splits, workers=2).splits
     assert [name for name, _ in checked.unreadable] == ["train/a/1.jpg", "train/b/2.jpg", "test/b/0.jpg"]
     assert checked.unreadable[0][1] == "the file is empty (0 bytes)"
     assert "truncated" in checked.unreadable[1][1]
@@ -309,13 +308,13 @@ def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
 
 def test_a_class_without_readable_images_is_refused_by_name(tmp_path: Path) -> None:
     splits = open_folder(broken_folder(tmp_path))
-    with pytest.raises(DataError, match="no image of class 'a' can be read"):
-        drop_unreadable(splits, {"train": [(index, "it is damaged") for index in range(3)]})
-    with pytest.raises(DataError, match="no image of the test part can be read; the first says: it is damaged"):
-        drop_unreadable(splits, {"test": [(index, "it is damaged") for index in range(6)]})
+    with pytest.raises(DataError, match="'a'"):
+        splits.without({"train": [(index, "it is damaged") for index in range(3)]})
+    with pytest.raises(DataError, match=r"test part.*it is damaged"):
+        splits.without({"test": [(index, "it is damaged") for index in range(6)]})
 
 
-def test_open_data_tells_a_misspelt_set_from_a_missing_folder(tmp_path: Path) -> None:
+def test_open_data_distinguishes_a_misspelt_set_from_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Did you mean 'digit-scenes'\?"):
         open_data("digit_scenes")
     with pytest.raises(DataError, match="There is no folder"):

@@ -350,7 +350,7 @@ def test_packed_regions_come_back_as_they_were_in_a_quarter_of_the_bytes(tmp_pat
     torch.testing.assert_close(packed[torch.tensor([4, 0, 0])], regions[[4, 0, 0]])
     torch.testing.assert_close(torch.stack(list(packed)), regions)
     images = FolderDataset(tmp_path, [f"{row}.png" for row in range(5)], torch.zeros(5).long(), ("a",))
-    kept = images.outlined(packed).subset([2, 1]).masks
+    kept = images.with_masks(packed).subset([2, 1]).masks
     assert isinstance(kept, PackedRegions)
     torch.testing.assert_close(kept[torch.arange(2)], regions[[2, 1]])
 

@@ -336,7 +336,7 @@ def test_best_and_worst_are_shown_for_other_data_too(
     assert page.count('<figure class="panel">') == 9
     for kind in ("best", "median", "worst"):
         assert f'<span class="badge {kind}">{kind}</span> of the maps' in page
-    assert "were read as shares" in page
+    assert "were read as fractions" in page
 
 
 def test_best_and_worst_of_an_earlier_suite_stay_in_the_report(copied_run: Path, boxes_of_cues: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from heedmap.attribution import explain
     from heedmap.config import TrainOptions
     from heedmap.data import open_data
-    from heedmap.data.audit.audit import audit
+    from heedmap.data.audit.findings import audit
     from heedmap.errors import HeedmapError
     from heedmap.exporters import export
     from heedmap.hub import from_pretrained, push_to_hub, save_pretrained
@@ -44,7 +44,7 @@ _HOMES = {
     "Run": "heedmap.runs",
     "TrainOptions": "heedmap.config",
     "attach": "heedmap.models.factory",
-    "audit": "heedmap.data.audit.audit",
+    "audit": "heedmap.data.audit.findings",
     "build_classifier": "heedmap.models.factory",
     "combined_map": "heedmap.models.classifier",
     "compare": "heedmap.workflows.compare",

@@ -1,7 +1,7 @@
-"""Images: folders, named sets, the embedded digit scenes, decoding, augmentation, loaders, audit.
+"""Datasets: folders, shards, named sets and digit scenes; decoding, transforms, loaders, annotations, audit.
 
-`open_data` is the door: whatever the data is, out come :class:`Splits`. Names are imported when they are first used, so
-that decoding an image needs no torch: an exported file is run without it.
+Start with :func:`open_data`, which turns whatever the data is into :class:`Splits`. Names are imported on first use, so
+that decoding an image, as an exported model needs it, imports no torch.
 """
 
 from __future__ import annotations
@@ -9,65 +9,36 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from heedmap.data.dataset import FileDataset, FolderDataset, ImageDataset, Splits, TensorDataset, load_many
-    from heedmap.data.decoding import crop_box, read_image, square, to_tensor
-    from heedmap.data.folders import check_splits, drop_unreadable, open_folder, split_by_class
-    from heedmap.data.open import DIGIT_SCENES, open_data
-    from heedmap.data.torchvision_sets import NAMED, open_named
-    from heedmap.data.webdataset.dataset import open_shards
-    from heedmap.data.webdataset.index import is_sharded
+if TYPE_CHECKING:  # what type checkers see; at run time the table below does it
+    from heedmap.data.cache.verified import *  # noqa: F403
+    from heedmap.data.dataset import *  # noqa: F403
+    from heedmap.data.decoding import *  # noqa: F403
+    from heedmap.data.folders import *  # noqa: F403
+    from heedmap.data.open import *  # noqa: F403
+    from heedmap.data.splits import *  # noqa: F403
+    from heedmap.data.torchvision_sets import *  # noqa: F403
+    from heedmap.data.webdataset.dataset import *  # noqa: F403
+    from heedmap.data.webdataset.index import *  # noqa: F403
 
-__all__ = [
-    "DIGIT_SCENES",
-    "NAMED",
-    "FileDataset",
-    "FolderDataset",
-    "ImageDataset",
-    "Splits",
-    "TensorDataset",
-    "check_splits",
-    "crop_box",
-    "drop_unreadable",
-    "is_sharded",
-    "load_many",
-    "open_data",
-    "open_folder",
-    "open_named",
-    "open_shards",
-    "read_image",
-    "split_by_class",
-    "square",
-    "to_tensor",
-]
-
-_HOMES = {
-    "DIGIT_SCENES": "open",
-    "FileDataset": "dataset",
-    "FolderDataset": "dataset",
-    "NAMED": "torchvision_sets",
-    "ImageDataset": "dataset",
-    "Splits": "dataset",
-    "TensorDataset": "dataset",
-    "check_splits": "folders",
-    "crop_box": "decoding",
-    "drop_unreadable": "folders",
-    "is_sharded": "webdataset.index",
-    "load_many": "dataset",
-    "open_data": "open",
-    "open_folder": "folders",
-    "open_named": "torchvision_sets",
-    "open_shards": "webdataset.dataset",
-    "read_image": "decoding",
-    "split_by_class": "folders",
-    "square": "decoding",
-    "to_tensor": "decoding",
+_NAMES_OF = {
+    "dataset": ("FileDataset", "FolderDataset", "ImageDataset", "TensorDataset", "load_many"),
+    "decoding": ("crop_box", "read_image", "square", "to_tensor"),
+    "folders": ("open_folder",),
+    "open": ("DIGIT_SCENES", "open_data"),
+    "splits": ("Splits", "split_by_class"),
+    "torchvision_sets": ("NAMED", "open_named"),
+    "cache.verified": ("verify_images",),
+    "webdataset.dataset": ("open_shards",),
+    "webdataset.index": ("is_sharded",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'heedmap.data' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"heedmap.data.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"heedmap.data.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

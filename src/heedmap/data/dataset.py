@@ -1,10 +1,9 @@
-"""What a part of a data set is to the rest of the package: images with labels and names, loaded as squares."""
+"""Datasets of labelled, named images: in files of a folder, or in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,19 +15,19 @@ from heedmap.data.decoding import crop_box, read_image, square, to_tensor
 from heedmap.data.masks import PackedRegions
 from heedmap.errors import DataError, ImageError
 
-__all__ = ["FileDataset", "FolderDataset", "ImageDataset", "Splits", "TensorDataset", "empty_images", "load_many"]
+__all__ = ["FileDataset", "FolderDataset", "ImageDataset", "TensorDataset", "empty_images", "load_all", "load_many"]
 
 
 class ImageDataset(Protocol):
-    """One part (train, validation, test) of a data set.
+    """One part (train, validation, test) of a dataset.
 
     Attributes:
-        classes: class names; a label is a place in this tuple.
+        classes: class names; a label is an index into this tuple.
         labels: (N,) int64.
-        names: N paths relative to the data folder with ``/``, or made up ones such as ``test/000123``.
-        boxes: (N, 4) float32 ``left, top, right, bottom`` of the object in the square view, as shares in [0, 1];
-            None where they are not known.
-        masks: (N, H, W) bool, the object's pixels in the square view, or packed regions; None where they are not known.
+        names: N paths relative to the data folder with ``/``, or generated ones such as ``test/000123``.
+        boxes: (N, 4) float32 ``left, top, right, bottom`` of the object in the square view, as fractions in [0, 1];
+            None if unknown.
+        masks: (N, H, W) bool, the object's pixels in the square view, or packed regions; None if unknown.
     """
 
     @property
@@ -48,12 +47,12 @@ class ImageDataset(Protocol):
         """Return the square view of one image: uint8 RGB (3, size, size)."""
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
-        """Return these images, in this order, as a part of their own; nothing is decoded or copied needlessly."""
+        """Return these images, in this order, as a dataset of their own; no pixels are decoded or copied."""
 
 
 @runtime_checkable
 class FileDataset(ImageDataset, Protocol):
-    """Images that have a file each, on the disk or within another file."""
+    """Images that have a file each, on the disk or inside another file."""
 
     def data(self, index: int) -> bytes:
         """Return the content of one image's file."""
@@ -63,7 +62,18 @@ class FileDataset(ImageDataset, Protocol):
 
 
 class FolderDataset:
-    """Images in files under a folder, decoded when asked for. See :class:`ImageDataset` for the attributes."""
+    """Images in files below a folder, decoded on access. See :class:`ImageDataset` for the attributes.
+
+    Args:
+        root: the data folder.
+        names: N paths relative to ``root``.
+        labels: (N,) int64.
+        classes: class names.
+        masks: (N, S, S) bool, the objects' pixels in the square view, or packed regions, or None.
+
+    Raises:
+        DataError: names and labels differ in number, or a label lies outside the classes.
+    """
 
     boxes: Tensor | None = None
 
@@ -75,22 +85,7 @@ class FolderDataset:
         classes: Sequence[str],
         masks: Tensor | PackedRegions | None = None,
     ) -> None:
-        """Keep the list.
-
-        Args:
-            root: the data folder.
-            names: N paths relative to ``root``.
-            labels: (N,) int64.
-            classes: class names.
-            masks: (N, S, S) bool, the objects' pixels in the square view, or packed regions, or None.
-
-        Raises:
-            DataError: names and labels differ in number, or a label lies outside the classes.
-        """
-        self.root = Path(root)
-        self.names = tuple(names)
-        self.labels = labels
-        self.classes = tuple(classes)
+        self.root, self.names, self.labels, self.classes = Path(root), tuple(names), labels, tuple(classes)
         self.masks = masks
         _check_labels(len(self.names), labels, self.classes)
 
@@ -102,19 +97,11 @@ class FolderDataset:
         return self.root / self.names[index]
 
     def data(self, index: int) -> bytes:
-        """Return the content of one image's file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Return the content of one image's file, or raise ``OSError``."""
         return self.path(index).read_bytes()
 
     def length(self, index: int) -> int:
-        """Return the number of its bytes.
-
-        Raises:
-            OSError: it is not there.
-        """
+        """Return the number of its bytes, or raise ``OSError``."""
         return self.path(index).stat().st_size
 
     def load(self, index: int, size: int) -> Tensor:
@@ -127,19 +114,32 @@ class FolderDataset:
 
     def subset(self, indices: Tensor | Sequence[int]) -> FolderDataset:
         """Return these images, in this order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        names = [self.names[index] for index in chosen.tolist()]
-        masks = self.masks.subset(chosen) if isinstance(self.masks, PackedRegions) else self.masks
-        masks = masks[chosen] if isinstance(masks, Tensor) else masks
-        return FolderDataset(self.root, names, self.labels[chosen], self.classes, masks)
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        masks = self.masks.subset(rows) if isinstance(self.masks, PackedRegions) else _rows(self.masks, rows)
+        return FolderDataset(self.root, _names(self.names, rows), self.labels[rows], self.classes, masks)
 
-    def outlined(self, masks: Tensor | PackedRegions) -> FolderDataset:
+    def with_masks(self, masks: Tensor | PackedRegions) -> FolderDataset:
         """Return the same images with the masks of their objects."""
         return FolderDataset(self.root, self.names, self.labels, self.classes, masks)
 
 
 class TensorDataset:
-    """Images in memory. See :class:`ImageDataset` for the attributes."""
+    """Images in memory, not copied. See :class:`ImageDataset` for the attributes.
+
+    Args:
+        images: uint8 RGB (M, 3, H, W).
+        labels: (N,) int64.
+        classes: class names.
+        names: N names.
+        boxes: (N, 4) fractions in [0, 1], or None.
+        masks: (N, h, w) bool, or None.
+        indices: (N,) int64, the rows of ``images`` that these images are, so that subsets share one block of memory;
+            None means all of them in order, M = N.
+
+    Raises:
+        DataError: ``images`` is not uint8 (M, 3, H, W), sizes disagree, a label lies outside the classes, or boxes or
+            masks come with images that are not square (they describe the square view).
+    """
 
     def __init__(
         self,
@@ -151,41 +151,17 @@ class TensorDataset:
         masks: Tensor | None = None,
         indices: Tensor | None = None,
     ) -> None:
-        """Keep the tensors, without a copy.
-
-        Args:
-            images: uint8 RGB (M, 3, H, W).
-            labels: (N,) int64.
-            classes: class names.
-            names: N names.
-            boxes: (N, 4) shares in [0, 1], or None.
-            masks: (N, h, w) bool, or None.
-            indices: (N,) int64, the rows of ``images`` that these images are (subsets share one block of memory);
-                None means all of them in order, M = N.
-
-        Raises:
-            DataError: ``images`` is not uint8 (M, 3, H, W), sizes disagree, a label lies outside the classes, or boxes
-                or masks come with images that are not square (they describe the square view).
-        """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise DataError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}.")
-        self.images = images
-        self.labels = labels
-        self.classes = tuple(classes)
-        self.names = tuple(names)
-        self.boxes = boxes
-        self.masks = masks
+        self.images, self.labels, self.classes, self.names = images, labels, tuple(classes), tuple(names)
+        self.boxes, self.masks = boxes, masks
         self.indices = torch.arange(len(images)) if indices is None else indices
         _check_labels(len(self.indices), labels, self.classes)
-        self._check_companions()
-
-    def _check_companions(self) -> None:
-        for word, thing in (("names", self.names), ("boxes", self.boxes), ("masks", self.masks)):
-            if thing is not None and len(thing) != len(self.labels):
-                raise DataError(f"{len(thing)} {word} do not fit {len(self.labels)} labels; give one for each image.")
-        located = self.boxes is not None or self.masks is not None
-        if located and self.images.shape[2] != self.images.shape[3]:
-            raise DataError(f"boxes and masks need square images, not {tuple(self.images.shape[2:])}.")
+        for word, values in (("names", self.names), ("boxes", boxes), ("masks", masks)):
+            if values is not None and len(values) != len(labels):
+                raise DataError(f"{len(values)} {word} do not fit {len(labels)} labels; give one for each image.")
+        if (boxes is not None or masks is not None) and images.shape[2] != images.shape[3]:
+            raise DataError(f"boxes and masks need square images, not {tuple(images.shape[2:])}.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -202,46 +178,10 @@ class TensorDataset:
 
     def subset(self, indices: Tensor | Sequence[int]) -> TensorDataset:
         """Return these images, in this order, sharing the memory of the pixels."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        names = [self.names[index] for index in chosen.tolist()]
-        boxes = None if self.boxes is None else self.boxes[chosen]
-        masks = None if self.masks is None else self.masks[chosen]
-        labels, rows = self.labels[chosen], self.indices[chosen]
-        return TensorDataset(self.images, labels, self.classes, names, boxes, masks, rows)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set in its parts.
-
-    Attributes:
-        name: ``digit-scenes``, a named set, or the folder.
-        classes: class names in natural order (``class2`` before ``class10``).
-        train: the images to learn from.
-        validation: the images to choose the model by, where the data set brings such a part; else None, and they are
-            taken from ``train`` (:func:`heedmap.data.folders.split_by_class`).
-        test: the images that are touched once, at the end.
-        unreadable: (path, reason) of the images left out because they cannot be decoded.
-        notes: what was done with the data, in plain sentences.
-        flippable: a mirrored image keeps its class. False for digits.
-        drawn: the test part is a share of images that came without one.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: ImageDataset
-    validation: ImageDataset | None
-    test: ImageDataset | None
-    unreadable: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    flippable: bool = True
-    drawn: bool = False
-
-    @property
-    def parts(self) -> dict[str, ImageDataset]:
-        """The parts that exist: ``train``, ``validation``, ``test`` -> images."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: part for name, part in named.items() if part is not None}
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        boxes, masks = _rows(self.boxes, rows), _rows(self.masks, rows)
+        names, labels, indices = _names(self.names, rows), self.labels[rows], self.indices[rows]
+        return TensorDataset(self.images, labels, self.classes, names, boxes, masks, indices)
 
 
 def load_many(
@@ -250,15 +190,14 @@ def load_many(
     """Load the square views of many images, in a pool of threads (Pillow decodes without Python's lock).
 
     Args:
-        images: where they come from.
-        indices: N places in ``images``.
+        dataset: where they come from.
+        indices: N indices into ``dataset``.
         size: side in pixels.
-        workers: threads, 1 or more.
+        workers: threads; 0 is taken for one.
 
     Returns:
-        uint8 (N, 3, size, size) in the order of ``indices``, a pixel's channels side by side (channels_last); and for
-        each image that cannot be decoded its place in ``images`` with the reason; its row is black and not to be
-        used.
+        uint8 (N, 3, size, size) in the order of ``indices`` and in memory format channels_last; and for each image that
+        cannot be decoded its index with the reason: its row is black and not to be used.
     """
     chosen = torch.as_tensor(indices, dtype=torch.int64)
     if isinstance(dataset, TensorDataset):
@@ -274,24 +213,40 @@ def load_many(
             rows[row] = dataset.load(index, size).numpy()
         except ImageError as error:
             path = dataset.path(index) if isinstance(dataset, FolderDataset) else dataset.names[index]
-            return reason_without_path(error, path)
+            return str(error).removeprefix(f"{path}: ")
         return None
 
     reasons: list[str | None] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
         for block in torch.arange(len(chosen)).split(4096):  # Ctrl-C waits for one block, not for a million files
             reasons += pool.map(load, block.tolist(), chosen[block].tolist())
     return images, [(index, reason) for index, reason in zip(chosen.tolist(), reasons, strict=True) if reason]
 
 
+def load_all(dataset: ImageDataset, indices: Tensor | Sequence[int], size: int, workers: int) -> Tensor:
+    """Load images that could be decoded when the data was opened; see :func:`load_many`.
+
+    Raises:
+        DataError: one of them cannot be decoded any more.
+    """
+    images, failed = load_many(dataset, indices, size, workers)
+    if failed:
+        index, reason = failed[0]
+        raise DataError(f"{dataset.names[index]}: {reason}. Remove the file and start again.")
+    return images
+
+
 def empty_images(count: int, size: int) -> Tensor:
-    """Return room for images: uint8 (count, 3, size, size), a pixel's channels side by side (channels_last)."""
+    """Return uninitialized images: uint8 (count, 3, size, size) in memory format channels_last."""
     return torch.empty((count, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
-def reason_without_path(error: ImageError, path: str | Path) -> str:
-    """Return the reason alone out of the ``<file>: <reason>`` of an image that could not be decoded."""
-    return str(error).removeprefix(f"{path}: ")
+def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
+
+
+def _names(names: Sequence[str], rows: Tensor) -> list[str]:
+    return [names[row] for row in rows.tolist()]
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""One image file in, RGB as a person sees it out; and the square view that every classifier gets.
+"""Decode an image file to upright RGB, and cut the square view that every classifier gets.
 
-Only formats that Pillow decodes by itself are tried. In particular EPS, which would start Ghostscript on a file that
-somebody downloaded, is not. Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formula.
+Only formats that Pillow decodes by itself are tried; EPS, which would start Ghostscript on a downloaded file, is not.
+Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formula.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "crop_box", "read_image", "square", "to_tensor"]
 
 MAX_PIXELS = 100_000_000
-"""Images whose header promises more pixels than this are refused before anything is decoded."""
+"""Images whose header claims more pixels than this are refused before anything is decoded."""
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Endings, in lower case, of the files that are taken for images."""
+"""Suffixes, in lower case, of image files."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _ORIENTATION_TAG = 0x0112
@@ -51,15 +51,15 @@ _UPRIGHT = {
 def read_image(
     path: str | Path | IO[bytes], *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode one image to RGB as a person sees it.
+    """Decode one image to upright RGB.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK is
     converted (Adobe's inverted CMYK too), and of an animation the first frame is taken.
 
     Args:
         path: a file, or an open binary stream.
-        short_side: where only this many pixels along the short side are needed, a JPEG is decoded at 1/2, 1/4 or 1/8
-            of its size, never below ``short_side``. None decodes at full size.
+        short_side: pixels needed along the short side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, never below
+            that. None decodes at full size.
         max_pixels: refuse more than this; above ``MAX_PIXELS`` it changes nothing.
 
     Returns:
@@ -73,19 +73,24 @@ def read_image(
         raise ImageError(f"{path}: it is a pipe, a socket or a device, not a file")
     try:
         with _pillow_quiet(), Image.open(path, formats=_FORMATS) as opened:
-            _check_size(opened, min(max_pixels, MAX_PIXELS))
+            width, height = opened.size
+            if width * height > (most := min(max_pixels, MAX_PIXELS)):
+                claim = f"{width} x {height} pixels, above the guard of {most / 10**6:g} million"
+                raise Image.DecompressionBombError(claim)
             if short_side is not None and opened.format in ("JPEG", "MPO"):
                 opened.draft(None, (short_side, short_side))
             opened.load()
-            return _upright(_rgb(opened), _orientation(opened))
+            image, turn = _rgb(opened), _UPRIGHT.get(_orientation(opened))
+            return image if turn is None else image.transpose(turn)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow raise anything: struct.error, IndexError, zlib.error ...
-        raise ImageError(f"{_name(path)}: {_reason(error, path)}") from error
+        name = path if isinstance(path, str | Path) else getattr(path, "name", "image")
+        raise ImageError(f"{name}: {_reason(error, path)}") from error
 
 
 def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) in pixels: the centred square that :func:`square` keeps, to half a pixel."""
+    """Return (left, top, right, bottom) in pixels of the centred square that :func:`square` cuts, to half a pixel."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
@@ -113,18 +118,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def _is_special(path: str | Path) -> bool:
-    """Whether it is there and neither file nor folder; a pipe would be waited for until somebody writes into it."""
+    """Return whether it exists and is neither file nor folder; reading a pipe would block until somebody writes."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116  a million times; a Path for each is slow
     except (OSError, ValueError):
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-def _check_size(image: Image.Image, most: int) -> None:
-    width, height = image.size
-    if width * height > most:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels, above the guard of {_millions(most)} million")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -172,49 +171,23 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _name(path: str | Path | IO[bytes]) -> str:
-    return str(path) if isinstance(path, str | Path) else str(getattr(path, "name", "image"))
-
-
 def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"it claims {_claimed(error)}; shrink it"
+        claim = str(error)
+        if "(" in claim:  # Pillow's own: "Image size (N pixels) exceeds limit of ..."
+            pixels = claim.partition("(")[2].partition(")")[0]
+            claim = f"{pixels}, above the guard of {MAX_PIXELS / 10**6:g} million"
+        return f"it claims {claim}; shrink it"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty (0 bytes)" if _is_empty(path) else "it is not an image that heedmap reads"
-    for kind, reason in _FILE_TROUBLE.items():
-        if isinstance(error, kind):
-            return reason
+        is_empty = (Path(path).stat().st_size if isinstance(path, str | Path) else path.seek(0, 2)) == 0
+        return "the file is empty (0 bytes)" if is_empty else "it is not an image that heedmap reads"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
     return f"it is damaged or cannot be decoded ({str(error).strip().splitlines()[0] if str(error) else repr(error)})"
-
-
-_FILE_TROUBLE: dict[type[Exception], str] = {
-    FileNotFoundError: "there is no such file",
-    IsADirectoryError: "it is a folder",
-    PermissionError: "no permission to read it",
-}
-
-
-def _claimed(error: Exception) -> str:
-    # Pillow's sentence is "Image size (N pixels) exceeds limit of ...", ours is "W x H pixels, above ...".
-    text = str(error)
-    if "(" not in text:
-        return text
-    return f"{text.partition('(')[2].partition(')')[0]}, above the guard of {_millions(MAX_PIXELS)} million"
-
-
-def _millions(pixels: int) -> str:
-    return f"{pixels / 10**6:g}"
-
-
-def _is_empty(path: str | Path | IO[bytes]) -> bool:
-    if isinstance(path, str | Path):
-        return Path(path).stat().st_size == 0
-    return path.seek(0, 2) == 0
 
 
 _quiet_lock = threading.Lock()
@@ -224,10 +197,10 @@ _quiet_filters = warnings.catch_warnings()
 
 @contextmanager
 def _pillow_quiet() -> Iterator[None]:
-    """Keep Pillow's warnings (corrupt EXIF, large image ...) from leaking, or from becoming errors half way.
+    """Silence Pillow's warnings (corrupt EXIF, large image ...), which may be errors to the caller.
 
     ``catch_warnings`` swaps a global and is not safe between threads, so all decoding threads share one: the first in
-    installs the filter and the last out takes it away.
+    installs the filter and the last out removes it.
     """
     global _quiet_users, _quiet_filters
     with _quiet_lock:

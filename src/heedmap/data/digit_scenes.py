@@ -1,16 +1,16 @@
 """Digit scenes: one handwritten digit somewhere among clutter, with its box and mask known exactly.
 
-The embedded data set: it is drawn from the real digits that come with scikit-learn (UCI "Optical Recognition of
-Handwritten Digits", 1,797 digits of 8x8 cells), so it needs no download, and because the digit's mask is known it
-is also the measure of whether a map looks at the right thing.
+The embedded dataset: it is drawn from the real digits that come with scikit-learn (UCI "Optical Recognition of
+Handwritten Digits", 1,797 digits of 8x8 cells), so it needs no download, and because the digit's mask is known it also
+measures whether a map looks at the right thing.
 
-A scene is a 64x64 RGB image. Its ground is smooth coloured noise with fine grain; on it lie fragments cut from
-other digits, all smaller than half a digit, rotated and mirrored, in inks of the same range of contrast as the digit's
-(about half of them in the very ink of the digit), so that neither brightness nor colour gives the digit away. One whole
-digit is painted over them, wholly inside the image.
+A scene is a 64x64 RGB image. Its ground is smooth coloured noise with fine grain; on it lie fragments cut from other
+digits, all smaller than half a digit, rotated and mirrored, in inks of the same range of contrast as the digit's (about
+half of them in the very ink of the digit), so that neither brightness nor colour gives the digit away. One whole digit
+is painted over them, wholly inside the image.
 
-Train and test share nothing: the file stands in the order of writing, and it is cut where a writer begins, so that
-digits, fragments and, as far as the file lets one tell, writers differ.
+Train and test share nothing: the file is in the order of writing, and it is cut where a writer begins, so that digits,
+fragments and, as far as the file tells, writers differ.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, max_pool2d
 
-from heedmap.data.dataset import Splits, TensorDataset
+from heedmap.data.dataset import TensorDataset
+from heedmap.data.splits import Splits
 from heedmap.errors import DataError
 
 Part = Literal["train", "test"]
 Floats = NDArray[np.float32]
-Places = NDArray[np.int64]
 
 CLASSES = tuple("0123456789")
 FIRST_TEST_DIGIT = 1287
 """The first digit of the test part. Writers wrote 0..9 0..9 first, so their blocks can be seen in the labels; this is
 such a beginning, with 10 blocks before it and 4 after it (510 digits, 28 %)."""
 
-CHUNK = 250  # scenes drawn together; the random stream is cut here, so a scene does not depend on how many are drawn
-FRAGMENTS = 12  # at most, a scene
+CHUNK = 250  # scenes drawn together, each chunk with its own seed, so a scene does not depend on how many are drawn
+FRAGMENTS = 12  # at most, per scene
 SCENES = {"digit-scenes": FRAGMENTS, "digit-scenes-8": 8, "digit-scenes-4": 4, "digit-scenes-0": 0}
-"""Name -> fragments a scene at most: the set, and the same with less clutter."""
+"""Name -> fragments per scene at most: the set, and the same with less clutter."""
 
 DIGIT_TILE = 48  # a 32 px digit turned by 12 degrees needs 39, and the cell's soft edge a little more
 FRAGMENT_TILE = 20
@@ -55,7 +55,7 @@ class _Digits(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _digits(split: Part) -> _Digits:
-    """The digits of one part, padded to 10x10 cells."""
+    """Load the digits of one part, padded to 10x10 cells."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -72,7 +72,7 @@ def _strokes(cells: Tensor, tile: int, centre: Floats, side: Floats, turn: Float
     Args:
         cells: (T, 10, 10) ink.
         tile: side of the tiles in pixels.
-        centre: (T, 2) the point of the digit, x and y in cells from its middle, that comes to the tile's middle.
+        centre: (T, 2) the point of the digit, x and y in cells from its middle, at the middle of the tile.
         side: (T,) pixels that the digit's 8 cells would span.
         turn: (T,) radians.
         mirror: (T,) -1 where the digit is mirrored, else 1.
@@ -104,7 +104,7 @@ def _inks(rng: np.random.Generator, ground: Floats, count: int) -> Floats:
 
 
 def _coloured(rng: np.random.Generator, luminance: Floats) -> Floats:
-    """Random colours of the luminance given: (..., ) -> (..., 3), as vivid as the range 0..1 lets them be at random."""
+    """Return random colours of these luminances, of random saturation within the range 0..1: (...) -> (..., 3)."""
     chroma = rng.normal(size=(*luminance.shape, 3)).astype(np.float32)
     chroma -= (chroma @ LUMINANCE)[..., None]
     room = np.where(chroma > 0, 1 - luminance[..., None], luminance[..., None]) / np.maximum(np.abs(chroma), 1e-6)
@@ -114,13 +114,13 @@ def _coloured(rng: np.random.Generator, luminance: Floats) -> Floats:
 
 @lru_cache(maxsize=4)
 def _upsampling(coarse: int, size: int) -> Floats:
-    """The matrix (size, coarse) of bicubic upsampling along one axis; two products are faster than the 2-D operator."""
+    """Return the matrix (size, coarse) of bicubic upsampling along an axis; two products beat the 2-D operator."""
     column = torch.eye(coarse)[None, None]
     return interpolate(column, (size, coarse), mode="bicubic", align_corners=False)[0, 0].numpy()
 
 
 def _grounds(rng: np.random.Generator, scenes: int, size: int) -> tuple[Floats, Floats]:
-    """Textured grounds (S, 3, size, size), and the base colours (S, 3) that they vary around."""
+    """Draw textured grounds (S, 3, size, size), and the base colours (S, 3) that they vary around."""
     base = _coloured(rng, rng.uniform(0.15, 0.85, scenes).astype(np.float32))
     ground = np.broadcast_to(base[:, :, None, None], (scenes, 3, size, size)).copy()
     for coarse, strength in ((4, 0.07), (12, 0.04)):
@@ -131,7 +131,7 @@ def _grounds(rng: np.random.Generator, scenes: int, size: int) -> tuple[Floats, 
     return ground, base
 
 
-def _paint(canvas: Floats, ink: Floats, colour: Floats, left: Places, top: Places) -> None:
+def _paint(canvas: Floats, ink: Floats, colour: Floats, left: NDArray[np.int64], top: NDArray[np.int64]) -> None:
     """Paint one tile of ink (S, t, t) in ``colour`` (S, C) onto each canvas (S, C, h, w), at its corner."""
     tile = ink.shape[-1]
     windows = np.lib.stride_tricks.sliding_window_view(canvas, (tile, tile), axis=(2, 3), writeable=True)
@@ -177,8 +177,7 @@ def _draw_chunk(split: Part, seed: int, chunk: int, size: int, fragments: int) -
     canvas = np.pad(ground, ((0, 0), (0, 0), (rim, rim), (rim, rim)))
     _scatter_fragments(rng, canvas, rim, digits, inks, side)
     cluttered = canvas[:, :, rim : rim + size, rim : rim + size]
-    # a hair of bare ground around the strokes: clutter in the digit's own ink would otherwise grow onto it and turn
-    # a 3 into an 8, which no reader could undo
+    # a hair of bare ground around the strokes: clutter in the digit's own ink could otherwise turn a 3 into an 8
     near = max_pool2d(max_pool2d(digit, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2)).numpy()
     scene = cluttered + near * (ground - cluttered)
     scene += digit.numpy() * (own[:, 0, :, None, None] - scene)
@@ -187,7 +186,7 @@ def _draw_chunk(split: Part, seed: int, chunk: int, size: int, fragments: int) -
 
 
 def _place_digits(rng: np.random.Generator, cells: Tensor, side: Floats, size: int) -> Tensor:
-    """Each digit's ink (S, 1, size, size) in 0..1, turned by up to 12 degrees, anywhere wholly inside."""
+    """Draw each digit's ink (S, 1, size, size) in 0..1, turned by up to 12 degrees, anywhere wholly inside."""
     scenes, rim = len(cells), DIGIT_TILE
     turn = np.radians(rng.uniform(-12, 12, scenes)).astype(np.float32)
     still, upright = np.zeros((scenes, 2), np.float32), np.ones(scenes, np.float32)
@@ -199,15 +198,15 @@ def _place_digits(rng: np.random.Generator, cells: Tensor, side: Floats, size: i
     return torch.from_numpy(sheet[:, :, rim : rim + size, rim : rim + size].copy())
 
 
-def _corner(rng: np.random.Generator, inked: NDArray[np.bool_], size: int) -> Places:
-    """Where each tile's edge goes, so that its inked span (S, tile) lies anywhere in 0..size with equal chance."""
+def _corner(rng: np.random.Generator, inked: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """Draw each tile's corner so that its inked span (S, tile) lies anywhere in 0..size with equal chance."""
     first = inked.argmax(1)
     last = inked.shape[1] - 1 - inked[:, ::-1].argmax(1)
     return rng.integers(0, size - (last - first)) - first
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (N, 4) [left, top, right, bottom] in shares of the image for masks (N, H, W)."""
+    """Return tight boxes (N, 4) [left, top, right, bottom] in fractions of the image for masks (N, H, W)."""
     columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
     left, top = columns.argmax(1), rows.argmax(1)
     right = columns.shape[1] - columns.flip(1).argmax(1)
@@ -224,10 +223,10 @@ def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragmen
         count: how many scenes, at least 1.
         seed: 0 or more.
         size: side in pixels, 48 to 64; the digit's side is 20 to 32 pixels at 64 and in proportion below.
-        fragments: pieces of clutter a scene at most, 0 to 12; each is there with a probability of 0.85.
+        fragments: pieces of clutter per scene at most, 0 to 12; each is painted with a probability of 0.85.
 
     Returns:
-        Images with classes ``0`` to ``9``, with boxes (tight around the mask, in shares of the image) and masks
+        Images with classes ``0`` to ``9``, with boxes (tight around the mask, in fractions of the image) and masks
         (where the ink covers more than half). About 14 MB of uint8 for each 1,000 scenes of 64 px, masks included.
 
     Raises:
@@ -249,13 +248,7 @@ def open_digit_scenes(
     train_count: int = 12000, test_count: int = 2000, seed: int = 0, name: str = "digit-scenes"
 ) -> Splits:
     """Draw one of ``SCENES``: train and test parts, not flippable (a mirrored digit is another sign)."""
-    return Splits(
-        name=name,
-        classes=CLASSES,
-        train=digit_scenes("train", train_count, seed, fragments=SCENES[name]),
-        validation=None,
-        test=digit_scenes("test", test_count, seed, fragments=SCENES[name]),
-        unreadable=(),
-        notes=("Scenes drawn from scikit-learn's handwritten digits; train and test share no digit and no writer.",),
-        flippable=False,
-    )
+    train = digit_scenes("train", train_count, seed, fragments=SCENES[name])
+    test = digit_scenes("test", test_count, seed, fragments=SCENES[name])
+    notes = ("Scenes drawn from scikit-learn's handwritten digits; train and test share no digit and no writer.",)
+    return Splits(name, CLASSES, train, None, test, notes=notes, flippable=False)

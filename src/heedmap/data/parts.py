@@ -1,4 +1,4 @@
-"""How the parts of a data set are called, and the order in which people read names."""
+"""Names of folders that hold a part of a dataset, and the natural order of names. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 __all__ = ["PARTS", "natural"]
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+"""Name of a folder, in lower case -> the part that it holds."""
 
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:

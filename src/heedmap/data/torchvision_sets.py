@@ -1,7 +1,6 @@
-"""The named sets, read by torchvision and held in memory.
+"""Named datasets, read by torchvision, which is imported on use, and held in memory.
 
-Images become uint8 RGB (N, 3, H, W). torchvision checks the files' MD5 sums where it unpickles them (CIFAR). It is
-imported when a set is opened, and only then.
+Images become uint8 RGB (N, 3, H, W). torchvision checks the files' MD5 sums where it unpickles them (CIFAR).
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heedmap.data.dataset import Splits, TensorDataset
+from heedmap.data.dataset import TensorDataset
+from heedmap.data.splits import Splits
 from heedmap.errors import DataError, nearest
 
 __all__ = ["NAMED", "NamedSet", "open_named"]
@@ -32,52 +32,52 @@ _FASHION = (
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What has to be known of a named set.
+    """A named set.
 
     Attributes:
         dataset: its class in ``torchvision.datasets``.
-        files: what lies under the root folder, with the archive that it is unpacked from.
-        classes: class names in the order of the labels; empty where the files themselves say them.
+        files: what lies in the root folder, with the archive that it is unpacked from.
+        description: one line for ``heedmap list``.
+        classes: class names in the order of the labels; empty where the files themselves hold them.
         flippable: a mirrored image keeps its class.
         by_split: its constructor takes ``split="train"``, not ``train=True``.
-        description: one line for ``heedmap list``.
     """
 
     dataset: str
     files: str
-    classes: tuple[str, ...]
-    flippable: bool
-    by_split: bool
     description: str
+    classes: tuple[str, ...] = ()
+    flippable: bool = True
+    by_split: bool = False
 
 
 NAMED = {
     "cifar10": NamedSet(
-        *("CIFAR10", "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)", (), True, False),
+        *("CIFAR10", "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)"),
         "60,000 photographs of 10 things, 32x32",
     ),
     "cifar100": NamedSet(
-        *("CIFAR100", "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)", (), True, False),
+        *("CIFAR100", "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)"),
         "60,000 photographs of 100 things, 32x32",
     ),
     "svhn": NamedSet(
-        *("SVHN", "train_32x32.mat and test_32x32.mat", _DIGITS, False, True),
-        "99,289 house numbers, 32x32",
+        *("SVHN", "train_32x32.mat and test_32x32.mat", "99,289 house numbers, 32x32"),
+        *(_DIGITS, False, True),
     ),
     "stl10": NamedSet(
-        *("STL10", "stl10_binary/ (stl10_binary.tar.gz, unpacked)", _STL10, True, True),
-        "13,000 photographs of 10 things, 96x96",
+        *("STL10", "stl10_binary/ (stl10_binary.tar.gz, unpacked)", "13,000 photographs of 10 things, 96x96"),
+        *(_STL10, True, True),
     ),
     "mnist": NamedSet(
-        *("MNIST", "MNIST/raw/*-ubyte (the four .gz files, unpacked)", _DIGITS, False, False),
-        "70,000 handwritten digits, 28x28",
+        *("MNIST", "MNIST/raw/*-ubyte (the four .gz files, unpacked)", "70,000 handwritten digits, 28x28"),
+        *(_DIGITS, False),
     ),
     "fashion-mnist": NamedSet(
-        *("FashionMNIST", "FashionMNIST/raw/*-ubyte (the four .gz files, unpacked)", _FASHION, True, False),
-        "70,000 pieces of clothing, 28x28",
+        *("FashionMNIST", "FashionMNIST/raw/*-ubyte (the four .gz files, unpacked)"),
+        *("70,000 pieces of clothing, 28x28", _FASHION),
     ),
 }
-"""Name on the command line -> what it is."""
+"""Name on the command line -> the set."""
 
 
 def open_named(name: str, root: str | Path, download: bool) -> Splits:
@@ -85,14 +85,14 @@ def open_named(name: str, root: str | Path, download: bool) -> Splits:
 
     Args:
         name: one of ``NAMED``.
-        root: folder where its files lie or are put.
-        download: fetch files that are not there.
+        root: folder of its files.
+        download: fetch files that are missing.
 
     Returns:
         Train and test as the set's authors divided it, in memory; names are ``train/000000`` and so on.
 
     Raises:
-        DataError: no such set; torchvision is absent or broken; the files are not there, damaged, or cannot be fetched.
+        DataError: no such set; torchvision is absent or broken; the files are missing, damaged, or cannot be fetched.
     """
     if name not in NAMED:
         raise DataError(f"There is no named set {name!r}; known are {', '.join(NAMED)}.{nearest(name, NAMED)}")
@@ -116,23 +116,23 @@ def _constructor(name: str) -> Callable[..., Any]:
 
 
 def _read(name: str, constructor: Callable[..., Any], root: Path, part: _Part, download: bool) -> TensorDataset:
-    known = NAMED[name]
-    choice: dict[str, Any] = {"split": part} if known.by_split else {"train": part == "train"}
+    named = NAMED[name]
+    choice: dict[str, Any] = {"split": part} if named.by_split else {"train": part == "train"}
     try:
         dataset = constructor(root=str(root), download=download, **choice)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make torchvision raise anything: AssertionError, UnpicklingError ...
         raise DataError(_trouble(name, root, download, error)) from error
-    labels = dataset.labels if known.by_split else dataset.targets
+    labels = dataset.labels if named.by_split else dataset.targets
     images = _rgb(torch.as_tensor(np.asarray(dataset.data)))
     names = [f"{part}/{index:06d}" for index in range(len(images))]
-    classes = known.classes or tuple(dataset.classes)
+    classes = named.classes or tuple(dataset.classes)
     return TensorDataset(images, torch.as_tensor(np.asarray(labels), dtype=torch.int64), classes, names)
 
 
 def _rgb(images: Tensor) -> Tensor:
-    """Bring (N, H, W) grey, (N, H, W, 3) or (N, 3, H, W) to (N, 3, H, W); grey is repeated without a copy."""
+    """Return (N, H, W) grey, (N, H, W, 3) or (N, 3, H, W) as (N, 3, H, W); grey is repeated without a copy."""
     if images.dim() == 3:
         return images[:, None].expand(-1, 3, -1, -1)
     return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] == 3 else images
@@ -146,7 +146,7 @@ def _trouble(name: str, root: Path, download: bool, error: Exception) -> str:
         return f"{name} is not there or damaged, and downloading is off; {place}, or allow downloading."
     if isinstance(error, urllib.error.URLError | OSError | RuntimeError):
         return f"{name} cannot be fetched ({_first_line(error)}); {place}; put them there by hand or try again."
-    return f"{name} is damaged ({_first_line(error)}); {place}; remove them and fetch them anew."
+    return f"{name} is damaged ({_first_line(error)}); {place}; remove them and fetch them again."
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""Random views of whole batches, drawn on the device that trains.
+"""Data augmentation of whole batches, on the device that trains.
 
-All randomness of a step comes from ``draw`` and the generator it is given, for the whole batch of all processes at
-once; each process then applies its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed run and
-a run on several processes see the images that one uninterrupted process sees.
+All randomness of a step comes from ``draw``, for the whole batch of all processes at once; each process then applies
+its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed run and a run on several processes see
+the images that one uninterrupted process sees.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ class Augmentation:
     """How training images are varied.
 
     Attributes:
-        kind: ``none``, ``shift`` (reflected borders: small images), or ``crop`` (random
-            place, size and shape, and colour: photographs).
+        kind: ``none``, ``shift`` (reflected borders: small images), or ``crop`` (random place, size and shape, and
+            colour: photographs).
         flip: mirror every image in every other epoch (K. Jordan, arXiv 2404.00498, section 3.6), which covers both
             views evenly where a coin would not.
-        least_area: smallest share of the image that a crop keeps.
+        least_area: smallest fraction of the image that a crop covers.
         colour: largest change of brightness, contrast and saturation, as a factor 1 ± colour.
         shift: largest shift each way in pixels; None is an eighth of the side.
+        early: for how many of the first epochs views have another side, and which.
     """
 
     kind: str
@@ -35,38 +36,39 @@ class Augmentation:
     least_area: float = 0.35
     colour: float = 0.3
     shift: int | None = None
+    early: tuple[int, int] = (0, 0)
 
 
 def choose(size: int, flippable: bool) -> Augmentation:
-    """The augmentation that suits images ``size`` pixels wide."""
+    """Return the augmentation that suits images ``size`` pixels wide."""
     return Augmentation("shift" if size <= SHIFT_UP_TO else "crop", flippable)
 
 
 def view_size(size: int, augmentation: Augmentation) -> int:
-    """Side of the views to train on, for a network that will evaluate images ``size`` pixels wide.
+    """Return the side of the views to train on, for a network to be evaluated on images ``size`` pixels wide.
 
-    Random crops show things larger than whole images do. A network trained on crops evaluates better at a somewhat
-    larger size than that of the crops (Touvron et al., NeurIPS 2019, arXiv 1906.06423): nine eighths here.
+    Random crops show things larger than whole images do, so a network trained on them is better at a somewhat larger
+    size than theirs (Touvron et al., NeurIPS 2019, arXiv 1906.06423): nine eighths here.
     """
     return size if augmentation.kind != "crop" else max(16, round(size / 9) * 8)
 
 
 def draw(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 7) random numbers in [0, 1) for the views of a batch: place, size, shape and colours of each."""
+    """Return (count, 7) random numbers in [0, 1) for a batch: place, size, shape and colours of each view."""
     return torch.rand(count, 7, generator=generator)
 
 
 def flips(indices: Tensor, epoch: int, seed: int) -> Tensor:
-    """(B,) bool: whether each image is mirrored in this epoch; alternates from epoch to epoch."""
+    """Return (B,) bool: whether each image is mirrored in this epoch; alternates from epoch to epoch."""
     coin = (indices * 2654435761 + (seed * 2 + 1) * 40503) >> 7
     return ((coin + epoch) % 2).bool()
 
 
 def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
-    """(B, 3, R, R) uint8 to (B, 3, size, size) float32 in [0, 1].
+    """Augment images: (B, 3, R, R) uint8 to (B, 3, size, size) float32 in [0, 1].
 
     Args:
-        images: stored images; quickest where a pixel's channels lie side by side (channels_last).
+        images: stored images; fastest in memory format channels_last.
         numbers: this batch's rows of :func:`draw`.
         mirrored: (B,) bool from :func:`flips`.
         augmentation: what to do with them.
@@ -83,13 +85,12 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
 def apply_to_masks(
     masks: Tensor, stored: int, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int
 ) -> Tensor:
-    """(B, H, W) to (B, size, size): the same places, sizes and mirrors as :func:`apply` gives the images.
+    """Give masks (B, H, W) the same places, sizes and mirrors as :func:`apply` the images: (B, size, size).
 
     Args:
-        masks: bool, true on the object; or uint8 regions with 1 there and 2 where nobody may evaluate. The kind is
-            kept.
-        stored: side at which the images are stored; the masks are brought to it first.
-        numbers, mirrored, augmentation, size: as the images got.
+        masks: bool, true on the object; or uint8 regions with 1 there and 2 where pixels are ignored. The dtype stays.
+        stored: side at which the images are stored; the masks are resized to it first.
+        numbers, mirrored, augmentation, size: as for the images.
     """
     planes = torch.stack((masks == 1, masks == 2, masks == 2), 1).float()  # three channels, as an image has
     white = (F.interpolate(planes, (stored, stored), mode="area") * 255).round().to(torch.uint8)
@@ -98,7 +99,7 @@ def apply_to_masks(
 
 
 def plain(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]."""
+    """Return uint8 images as float32 in [0, 1]."""
     return images.float().div_(255)
 
 
@@ -119,7 +120,7 @@ def _reflect(places: Tensor, side: int) -> Tensor:
 
 
 def _photographs(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
-    """Crop, mirror and colour; what comes back has a pixel's channels side by side, as networks want them."""
+    """Crop, mirror and colour; the result is in memory format channels_last."""
     boxes = _boxes(numbers, images.shape[-1], augmentation)
     crop = _cropped_bytes if images.device.type == "cpu" else _sampled
     factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T
@@ -127,7 +128,7 @@ def _photographs(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation
 
 
 def _boxes(numbers: Tensor, side: int, augmentation: Augmentation) -> Tensor:
-    """(B, 4) int64: first row and end, first column and end, that each crop keeps of a square of ``side`` pixels."""
+    """Return (B, 4) int64: first row and end, first column and end, of each crop of a square of ``side`` pixels."""
     area = augmentation.least_area + (1 - augmentation.least_area) * numbers[:, 0]
     aspect = ((numbers[:, 1] * 2 - 1) * 0.2877).exp()  # 3/4 .. 4/3
     lengths = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()), 1).mul_(side).round_().clamp_(1, side)
@@ -138,26 +139,26 @@ def _boxes(numbers: Tensor, side: int, augmentation: Augmentation) -> Tensor:
 def _cropped_bytes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
     """Resize each box bilinearly to (B, size, size, 3), float32 from 0 to 255.
 
-    torch resizes bytes that have a pixel's channels side by side with instructions of their own: five times as fast as
-    floats are sampled, and rounded to whole numbers, as images on disk are.
+    torch resizes bytes in channels_last with instructions of their own: five times as fast as floats are sampled, and
+    rounded to whole numbers, as images on disk are.
     """
     images = images.contiguous(memory_format=torch.channels_last)
-    found = images.new_empty(len(images), size, size, 3).permute(0, 3, 1, 2)
+    views = images.new_empty(len(images), size, size, 3).permute(0, 3, 1, 2)
     for row, ((top, bottom, left, right), turned) in enumerate(zip(boxes.tolist(), mirrored.tolist(), strict=True)):
-        kept = images[row : row + 1, :, top:bottom, left:right]
-        # F.interpolate, written in its place: a new tensor an image takes as long as resizing does, once a training
-        # step has left its many pieces of memory behind.
+        crop = images[row : row + 1, :, top:bottom, left:right]
+        # F.interpolate with `out`: a new tensor per image takes as long as resizing does, once a training step has
+        # fragmented the memory.
         torch.ops.aten.upsample_bilinear2d.out(
-            kept.flip(3) if turned else kept, (size, size), False, None, None, out=found[row : row + 1]
+            crop.flip(3) if turned else crop, (size, size), False, None, None, out=views[row : row + 1]
         )
-    return found.permute(0, 2, 3, 1).float()
+    return views.permute(0, 2, 3, 1).float()
 
 
 def _sampled(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """What :func:`_cropped_bytes` makes, not rounded, in one operation for the whole batch: for accelerators."""
+    """Do the same as :func:`_cropped_bytes`, not rounded, in one operation for the whole batch: for accelerators."""
     places = (torch.arange(size, device=images.device) + 0.5) / size
     top, bottom, left, right = boxes[..., None].unbind(1)
-    # Clamped, since a crop that is resized knows nothing of the pixels beside it.
+    # Clamped, since resizing a crop does not see the pixels beside it.
     rows = (top + places * (bottom - top)).clamp(top + 0.5, bottom - 0.5)
     columns = (left + places * (right - left)).clamp(left + 0.5, right - 0.5)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -170,8 +171,7 @@ def _sampled(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tens
 def _colour(views: Tensor, factors: Tensor) -> Tensor:
     """Change brightness, contrast and saturation by ``factors`` (3, B) in this order; 0 - 255 becomes 0 - 1.
 
-    The three are one affine function of a pixel and its grey, so each pixel is visited once for its own part and once
-    for its grey's. ``views`` (B, H, W, 3) is changed in place.
+    The three are one affine function of a pixel and its grey. ``views`` (B, H, W, 3) is changed in place.
     """
     brightness, contrast, saturation = factors
     own = brightness * contrast * saturation / 255
@@ -193,7 +193,7 @@ def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
         numbers: (3,) in [0, 1): area, row and column of the rectangle, the same for the whole batch.
 
     Returns:
-        The mixed images, and the share of each that is still its own; the rest belongs to the image one row up.
+        The mixed images, and the fraction of each that is still its own; the rest belongs to the image one row up.
     """
     height, width = images.shape[-2:]
     area, row, column = numbers.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,15 @@ from heedmap.system import cores
 
 @dataclass(frozen=True, kw_only=True)
 class AuditData:
-    """Look for duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
+    """Find duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
 
     Attributes:
-        data: A folder or a named set.
-        depth: full also looks for near duplicates; cheap is what train does.
+        data: A folder, tar shards or a named set.
+        depth: full also finds near duplicates; cheap is what train does.
         json: Write all findings to this file.
         show: Findings of each kind to print.
-        root: Where named sets lie or are put.
-        download: Fetch a named set that is not there.
+        root: Folder of the files of named sets.
+        download: Fetch a named set that is missing.
         seed: Of the split, where the folder has none.
         test: Share of the test part, where the folder has none.
     """
@@ -43,9 +44,8 @@ class AuditData:
 
     def work(self) -> None:
         """Audit and print."""
-        from heedmap.data import check_splits, open_data
-        from heedmap.data.audit.audit import audit
-        from heedmap.data.folders import refuse_unreadable, refuse_untestable
+        from heedmap.data import open_data, verify_images
+        from heedmap.data.audit.findings import audit
         from heedmap.files import as_utf8, disk, write_whole
 
         check_range("show", self.show, 0, 1_000_000_000)
@@ -53,43 +53,34 @@ class AuditData:
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
-        splits = check_splits(splits, cores())
-        found = audit(splits, depth=self.depth)
+        verified = verify_images(splits, cores())
+        found = audit(verified.splits, self.depth, verified.digests)
         show_audit(found, self.show)
         if self.json:
-            import json
-
             target = Path(self.json)
             with disk(target):
                 write_whole(target, as_utf8(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False)))
             console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
         try:
-            refuse_untestable(splits)
-            refuse_unreadable(splits)
+            verified.splits.check_trainable()
         except DataError as error:
             console.print(f"heedmap train would refuse: {escape(str(error))}", soft_wrap=True)
         else:
             show_next(f"heedmap train {shlex.quote(self.data)}")
 
 
-def _check_target(json: str | None) -> None:
-    """Look at the file before the work; one that is there may hold an earlier audit and nothing else."""
-    if json is None:
+def _check_target(target: str | None) -> None:
+    """Check the file before the work; an existing one may hold an earlier audit and nothing else."""
+    if target is None:
         return
-    path = Path(json)
+    path = Path(target)
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file in it, such as {path / 'findings.json'}.")
     if not path.parent.is_dir():
         raise DataError(f"There is no folder {path.parent} for the findings.")
-    if path.exists() and not _is_audit(path):
-        raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")
-
-
-def _is_audit(path: Path) -> bool:
-    import json
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"findings": [], "depth": ""}
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"findings", "depth"} <= content.keys()
+        content = None
+    if not (isinstance(content, dict) and {"findings", "depth"} <= content.keys()):
+        raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")

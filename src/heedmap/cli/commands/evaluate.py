@@ -85,7 +85,7 @@ class Evaluate:
 
     def work(self) -> None:
         """Evaluate and print the tables."""
-        from heedmap.data.annotations.annotations import as_told
+        from heedmap.data.annotations.annotations import AnnotationOptions
         from heedmap.runs import Run
         from heedmap.workflows.evaluate.data import DataOptions
         from heedmap.workflows.evaluate.evaluate import evaluate
@@ -99,7 +99,7 @@ class Evaluate:
             suites=wanted_names("suite", self.suite),
             methods=wanted_names("method", self.method),
             annotations=self.annotations,
-            reading=as_told(self),
+            reading=AnnotationOptions.from_command(self),
             transfer=self.transfer,
             control=None if self.control is None else Run.open(self.control),
             limit=self.limit,

@@ -20,9 +20,9 @@ class Pack:
 
     Attributes:
         data: A folder of images, as train takes it.
-        out: Folder for the shards; made.
+        out: Folder for the shards.
         shard_size: Megabytes at which a shard is full.
-        test: Share of each class kept apart as the test part where the folder has none.
+        test: Share of each class set apart as the test part where the folder has none.
         allow_unreadable: Go on when more than one image in fifty cannot be read.
         seed: Of the order, and of that share.
     """
@@ -35,16 +35,14 @@ class Pack:
     seed: int = 0
 
     def work(self) -> None:
-        """Pack, and say what to do with it."""
-        from heedmap.data import check_splits, open_data
-        from heedmap.data.folders import refuse_unreadable
+        """Pack and print."""
+        from heedmap.data import open_data, verify_images
         from heedmap.data.webdataset.writer import SUMS, pack
 
         check_range("shard_size", self.shard_size, 0.01, 1e5)
         splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
-        splits = check_splits(splits, cores())
-        if not self.allow_unreadable:
-            refuse_unreadable(splits)
+        splits = verify_images(splits, cores()).splits
+        splits.check_trainable(self.allow_unreadable)
         for note in splits.notes:
             console.print(escape(note), soft_wrap=True)
         for name, reason in splits.unreadable:

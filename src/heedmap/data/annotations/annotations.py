@@ -1,7 +1,7 @@
-"""Where the objects are, as people have it: masks, COCO, VOC, YOLO, a table of boxes, matched to images.
+"""Annotations in the formats people have (masks, COCO, VOC, YOLO, a table of boxes), matched to images.
 
-Everything is turned to shares of the square view that the classifier sees (:func:`heedmap.data.decoding.crop_box`):
-what lies outside the square is cut off, and an object wholly outside is gone.
+Everything becomes fractions of the square view that the classifier sees (:func:`heedmap.data.decoding.crop_box`): what
+lies outside the square is cut off, and an object wholly outside is gone.
 """
 
 from __future__ import annotations
@@ -15,28 +15,15 @@ import torch
 from torch import Tensor
 
 from heedmap.config import class_values
-from heedmap.data.annotations.formats import FORMATS, MASKS, Objects, Thing, find_format, read_found
-from heedmap.data.annotations.geometry import Placed, placed
+from heedmap.data.annotations.formats import FORMATS, MASKS, AnnotatedImage, find_format, read_format
+from heedmap.data.annotations.geometry import SquareObjects, to_square
 from heedmap.data.annotations.mask_folder import read_masks
-from heedmap.data.annotations.matching import match, refuse_none
+from heedmap.data.annotations.matching import match_some
 from heedmap.data.dataset import FolderDataset, ImageDataset
-from heedmap.data.masks import (
-    Mask,
-    TensorMask,
-    box_regions,
-    boxes_of_parts,
-)
+from heedmap.data.masks import Mask, TensorMask, box_regions, component_boxes
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = [
-    "AnnotationOptions",
-    "Annotations",
-    "annotations_for",
-    "annotations_of",
-    "as_told",
-    "read_annotations",
-    "refuse_unread",
-]
+__all__ = ["AnnotationOptions", "Annotations", "annotations_of", "read_annotations"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Annotations:
 
     Attributes:
         names: the images.
-        boxes: N times (G, 4) float64 left, top, right, bottom in shares, cut at the edge of the square.
+        boxes: N times (G, 4) float64 left, top, right, bottom in fractions, cut at the edge of the square.
         masks: N times the objects' pixels, or None where only boxes are known.
         known: (N,) bool: the image is annotated.
         objects: (N,) how many objects are annotated, also those that the square view cuts off.
@@ -63,7 +50,7 @@ class Annotations:
         return len(self.names)
 
     def region(self, row: int, size: int) -> Tensor:
-        """Draw an image's objects: uint8 (size, size), 1 on an object, 2 where nobody may evaluate, else 0.
+        """Draw an image's objects: uint8 (size, size), 1 on an object, 2 where pixels are ignored, else 0.
 
         Without a mask, what the boxes cover is the object.
         """
@@ -79,39 +66,11 @@ class Annotations:
         )
 
 
-def annotations_of(images: ImageDataset) -> Annotations:
-    """Take the boxes and masks that images bring themselves, such as digit scenes.
+class AnnotationCommand(Protocol):
+    """The options of a command that say where annotations are and how to read them."""
 
-    Raises:
-        DataError: they bring none.
-    """
-    if images.boxes is None and images.masks is None:
-        raise DataError("These images bring neither boxes nor masks; name --annotations, or read some for them.")
-    count = len(images)
-    masks = (None,) * count if images.masks is None else tuple(TensorMask(mask) for mask in images.masks)
-    if images.boxes is not None:
-        boxes = tuple(box[None].double() for box in images.boxes)
-    else:
-        parts = [boxes_of_parts((mask.pixels == 1).long().numpy(), False) for mask in masks if mask is not None]
-        boxes = tuple(torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in parts)
-    objects = torch.tensor([len(box) for box in boxes])
-    return Annotations(tuple(images.names), boxes, masks, torch.ones(count, dtype=torch.bool), objects)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnotationOptions:
-    """How annotations are read: what :func:`read_annotations` takes, under the same names."""
-
-    format: str | None = None
-    same_class: bool = False
-    mask_kind: str | None = None
-    class_values: Mapping[str, int] | None = None
-    parts: bool = True
-
-
-class Told(Protocol):
-    """Options of a command about annotations."""
-
+    @property
+    def annotations(self) -> str | None: ...
     @property
     def annotation_format(self) -> str | None: ...
     @property
@@ -124,173 +83,171 @@ class Told(Protocol):
     def parts(self) -> bool: ...
 
 
-def as_told(options: Told) -> AnnotationOptions:
-    """How annotations are read by the options of a command.
+@dataclass(frozen=True, kw_only=True)
+class AnnotationOptions:
+    """How to read annotations.
+
+    Attributes:
+        format: ``masks``, ``coco``, ``voc``, ``yolo`` or ``csv``; None detects it from the files.
+        same_class: take only objects of the image's own class, by name.
+        mask_kind: how mask files are read, one of ``KINDS``; None detects it from their values, and notes it.
+        class_values: class -> the value that stands for it in the masks; other values are then no objects.
+        parts: give each connected component of a mask a box of its own, so that a map that is the mask has them all.
+            Else the pixels of one value share a box, which suits an object that something stands before.
+    """
+
+    format: str | None = None
+    same_class: bool = False
+    mask_kind: str | None = None
+    class_values: Mapping[str, int] | None = None
+    parts: bool = True
+
+    @classmethod
+    def from_command(cls, command: AnnotationCommand) -> AnnotationOptions:
+        """Take the options of a command.
+
+        Raises:
+            OptionError: a class value that is none, or options of reading without annotations.
+        """
+        options = cls(
+            format=command.annotation_format,
+            same_class=command.same_class,
+            mask_kind=command.mask_kind,
+            class_values=class_values(command.class_values),
+            parts=command.parts,
+        )
+        options.check_used(command.annotations)
+        return options
+
+    def check_used(self, path: str | Path | None) -> None:
+        """Check that there are annotations to read where an option is given.
+
+        Raises:
+            OptionError: ``path`` is None.
+        """
+        if path is None and self != AnnotationOptions():
+            given = next(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+            raise OptionError(f"{given} sets how annotations are read, and there are none: give --annotations too.")
+
+
+def annotations_of(images: ImageDataset) -> Annotations:
+    """Return the boxes and masks that images have of their own, such as digit scenes.
 
     Raises:
-        OptionError: a class value that is none.
+        DataError: they have none.
     """
-    return AnnotationOptions(
-        format=options.annotation_format,
-        same_class=options.same_class,
-        mask_kind=options.mask_kind,
-        class_values=class_values(options.class_values),
-        parts=options.parts,
-    )
-
-
-def refuse_unread(path: str | Path | None, options: AnnotationOptions) -> None:
-    """Refuse options of reading where there is nothing to read.
-
-    Raises:
-        OptionError: no annotations are named.
-    """
-    if path is None and options != AnnotationOptions():
-        given = next(each.name for each in fields(options) if getattr(options, each.name) != each.default)
-        raise OptionError(f"{given} says how annotations are read, and none are named: give --annotations too.")
-
-
-def annotations_for(
-    images: ImageDataset, path: str | Path | None, options: AnnotationOptions = AnnotationOptions()
-) -> Annotations:
-    """Read annotations from a path, or where there is none take those that the images bring.
-
-    Args:
-        images: what is annotated.
-        path: see :func:`read_annotations`; None takes the images' own.
-        options: of reading.
-
-    Raises:
-        DataError: see :func:`annotations_of` and :func:`read_annotations`; or a path for images that are no files.
-    """
-    if path is None:
-        return annotations_of(images)
-    if not isinstance(images, FolderDataset):
-        raise DataError("Annotations are matched to files, and these images are none; leave --annotations out.")
-    return read_annotations(
-        path,
-        images,
-        format=options.format,
-        same_class=options.same_class,
-        mask_kind=options.mask_kind,
-        class_values=options.class_values,
-        parts=options.parts,
-    )
+    if images.boxes is None and images.masks is None:
+        raise DataError("These images have neither boxes nor masks; name --annotations, or read some for them.")
+    count = len(images)
+    masks = (None,) * count if images.masks is None else tuple(TensorMask(mask) for mask in images.masks)
+    if images.boxes is not None:
+        boxes = tuple(box[None].double() for box in images.boxes)
+    else:
+        of_masks = [component_boxes((mask.pixels == 1).long().numpy(), False) for mask in masks if mask is not None]
+        boxes = tuple(_tensor(box) for box in of_masks)
+    objects = torch.tensor([len(box) for box in boxes])
+    return Annotations(tuple(images.names), boxes, masks, torch.ones(count, dtype=torch.bool), objects)
 
 
 def read_annotations(
-    path: str | Path,
-    images: FolderDataset,
-    *,
-    format: str | None = None,  # noqa: A002  the word that everybody uses
-    same_class: bool = False,
-    mask_kind: str | None = None,
-    class_values: Mapping[str, int] | None = None,
-    parts: bool = True,
+    path: str | Path | None, images: ImageDataset, options: AnnotationOptions = AnnotationOptions()
 ) -> Annotations:
     """Read annotations and match them to images by path (see :func:`heedmap.data.annotations.matching.match`).
 
     An object without area is left out. Where some objects of an image have outlines, of the others all of the box is
-    the object; what nobody may evaluate (COCO's crowds) stays so in any case.
+    the object; ignored regions (COCO's crowds) stay ignored in any case.
 
     Args:
-        path: a folder of masks, of VOC's XML or of YOLO's text; COCO's JSON; a CSV of boxes.
+        path: a folder of masks, of VOC's XML or of YOLO's text; COCO's JSON; a CSV of boxes; None takes what the images
+            have of their own (:func:`annotations_of`).
         images: the images; their files are opened for their sizes.
-        format: ``masks``, ``coco``, ``voc``, ``yolo`` or ``csv``; None tells it from the files.
-        same_class: take only objects of the image's own class, by name.
-        mask_kind: how mask files are read, one of ``KINDS``; None tells it from their values, and notes it.
-        class_values: class -> the value that stands for it in the masks; other values are then no objects.
-        parts: give each connected part of a mask a box of its own, so that a map that is the mask has them all. Else
-            the pixels of one value share a box, which suits an object that something stands before.
+        options: how to read.
 
     Raises:
-        DataError: files that cannot be read, a box that is none, annotations of another shape than the image, or
-            nothing that fits any image.
+        DataError: images without files, files that cannot be read, a box that is none, annotations of another shape
+            than the image, or nothing that fits any image.
         OptionError: an unknown format or kind of mask, or an option that this format has no use for.
     """
+    options.check_used(path)
+    if path is None:
+        return annotations_of(images)
+    if not isinstance(images, FolderDataset):
+        raise DataError("Annotations are matched to files, and these images have none; leave --annotations out.")
     path = Path(path)
-    name = format or find_format(path)
-    _refuse_unheeded(path, name, same_class, mask_kind is not None or class_values is not None or not parts)
-    if name == MASKS:
-        return _gathered(images, *read_masks(path, images, mask_kind, class_values, parts))
-    found, read_as = read_found(path, name)
-    if same_class:
-        _check_names(path, found, images.classes)
-    found, flat = _with_area(found)
-    matching = match(images.names, [one.key for one in found])
-    refuse_none(matching, path, [one.key for one in found], images.names)
-    notes = [*read_as, *([matching.note] if matching.note else []), *flat]
-    objects: list[Placed | None] = []
-    for row, place in enumerate(matching.annotation_of):
-        wanted = images.classes[int(images.labels[row])] if same_class else None
-        objects.append(None if place < 0 else placed(found[place], images.path(row), wanted))
-    used = [(found[place], row) for row, place in enumerate(matching.annotation_of) if place >= 0]
-    notes += [note for note in (_boxes_beside_outlines(used), "" if same_class else _classes(used, images)) if note]
-    return _gathered(images, objects, notes)
-
-
-def _refuse_unheeded(path: Path, name: str, same_class: bool, is_of_masks: bool) -> None:
-    if name == MASKS and same_class:
-        raise OptionError(f"{path}: masks hold no names, so same_class cannot be heeded; give class_values instead.")
-    if name in FORMATS and is_of_masks:
+    name = options.format or find_format(path)
+    if name == MASKS and options.same_class:
+        raise OptionError(f"{path}: masks hold no names, so same_class cannot be used; give class_values instead.")
+    if name in FORMATS and (options.mask_kind is not None or options.class_values is not None or not options.parts):
         raise OptionError(f"{path}: mask_kind, class_values and parts are about masks, not {name}; leave them out.")
+    if name == MASKS:
+        return _collected(images, *read_masks(path, images, options.mask_kind, options.class_values, options.parts))
+    annotated, notes = read_format(path, name)
+    if options.same_class:
+        _check_names(path, annotated, images.classes)
+    annotated, flat = _with_area(annotated)
+    matching = match_some(images.names, [image.key for image in annotated], path)
+    objects: list[SquareObjects | None] = [None] * len(images)
+    used: list[tuple[AnnotatedImage, str]] = []
+    for row, index in enumerate(matching.annotation_of):
+        if index >= 0:
+            label = images.classes[int(images.labels[row])]
+            objects[row] = to_square(annotated[index], images.path(row), label if options.same_class else None)
+            used.append((annotated[index], label))
+    classes = [] if options.same_class else _class_notes(used, images.classes)
+    return _collected(images, objects, [*notes, *matching.notes, *flat, *_box_notes(used), *classes])
 
 
-def _with_area(found: list[Objects]) -> tuple[list[Objects], list[str]]:
+def _with_area(annotated: list[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[str]]:
     """Leave out objects without area: annotation programs write one for every slip of the mouse."""
-    kept = [replace(one, things=tuple(thing for thing in one.things if not _is_flat(thing))) for one in found]
-    count = sum(len(one.things) - len(other.things) for one, other in zip(found, kept, strict=True))
-    return kept, [f"{count} objects without area (a box of no width or height) were left out."] if count else []
-
-
-def _is_flat(thing: Thing) -> bool:
-    left, top, right, bottom = thing.box
-    return left == right or top == bottom
-
-
-def _boxes_beside_outlines(used: list[tuple[Objects, int]]) -> str:
     count = 0
-    for found, _ in used:
-        outlined = [thing.outline is not None for thing in found.things if not thing.ignored]
+    images = []
+    for image in annotated:
+        solid = tuple(o for o in image.objects if o.box[0] != o.box[2] and o.box[1] != o.box[3])
+        count += len(image.objects) - len(solid)
+        images.append(replace(image, objects=solid))
+    return images, [f"{count} objects without area (a box of no width or height) were left out."] if count else []
+
+
+def _box_notes(used: list[tuple[AnnotatedImage, str]]) -> list[str]:
+    count = 0
+    for image, _ in used:
+        outlined = [thing.outline is not None for thing in image.objects if not thing.ignored]
         count += outlined.count(False) if any(outlined) else 0
-    return f"{count} objects have a box alone beside outlined ones; all of the box was taken." if count else ""
+    return [f"{count} objects have a box alone beside outlined ones; all of the box was taken."] if count else []
 
 
-def _classes(used: list[tuple[Objects, int]], images: FolderDataset) -> str:
-    """Say which objects count, where the annotations name several classes and not all are the image's own."""
-    named = [
-        (thing.name, images.classes[int(images.labels[row])])
-        for found, row in used
-        for thing in found.things
-        if not thing.ignored
-    ]
+def _class_notes(used: list[tuple[AnnotatedImage, str]], classes: Sequence[str]) -> list[str]:
+    """Note which objects count, where the annotations name several classes and not all are the image's own."""
+    named = [(thing.name, label) for image, label in used for thing in image.objects if not thing.ignored]
     names = sorted({name for name, _ in named})
     others = [name for name, label in named if name != label]
-    if names and not set(names) & set(images.classes):
+    if names and not set(names) & set(classes):
         shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        told = f"The annotations name {len(names)} classes ({shown}), none of them an image's; every object counts."
-        return told if len(names) > 1 else ""
+        note = f"The annotations name {len(names)} classes ({shown}), none of them an image's; every object counts."
+        return [note] if len(names) > 1 else []
     if not others:
-        return ""
-    return (
+        return []
+    return [
         f"{len(others)} of {len(named)} objects are of another class than their image (such as {others[0]}), and "
         "count too; same_class takes only the image's own."
-    )
+    ]
 
 
-def _gathered(images: FolderDataset, objects: list[Placed | None], notes: list[str]) -> Annotations:
-    known = torch.tensor([one is not None for one in objects], dtype=torch.bool)
-    filled: list[Placed] = [one or ([], None, 0) for one in objects]
-    boxes = tuple(torch.tensor(box, dtype=torch.float64).reshape(-1, 4) for box, _, _ in filled)
-    gone = sum(count > 0 and not box for box, _, count in filled)
+def _collected(images: FolderDataset, objects: list[SquareObjects | None], notes: list[str]) -> Annotations:
+    known = torch.tensor([some is not None for some in objects], dtype=torch.bool)
+    boxes, masks, counts = zip(*(some or ([], None, 0) for some in objects), strict=True)
+    gone = sum(count > 0 and not box for box, count in zip(boxes, counts, strict=True))
     if gone:
         notes = [*notes, f"{gone} images have objects only outside the centred square."]
-    counts = torch.tensor([count for _, _, count in filled], dtype=torch.int64)
-    return Annotations(tuple(images.names), boxes, tuple(mask for _, mask, _ in filled), known, counts, tuple(notes))
+    return Annotations(images.names, tuple(map(_tensor, boxes)), masks, known, torch.tensor(counts), tuple(notes))
 
 
-def _check_names(path: Path, found: list[Objects], classes: Sequence[str]) -> None:
-    names = {thing.name for one in found for thing in one.things}
+def _tensor(boxes: Sequence[tuple[float, float, float, float]]) -> Tensor:
+    return torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+
+
+def _check_names(path: Path, annotated: list[AnnotatedImage], classes: Sequence[str]) -> None:
+    names = {thing.name for image in annotated for thing in image.objects}
     if not names & set(classes):
         odd = sorted(names)[0] if names else ""
         raise DataError(f"{path}: no object has the name of a class; there is {odd!r}.{nearest(odd, classes)}")

@@ -1,4 +1,8 @@
-"""Annotation files as other programs write them, read into one form. Nothing here knows the images."""
+"""Read annotation files as other programs write them into one form, without knowing the images.
+
+COCO's JSON is read here and not by ``pycocotools.coco.COCO``, which prints, fails with bare ``KeyError``s, and indexes
+much that is not used; its polygons and run lengths are drawn by pycocotools (:mod:`heedmap.data.masks`).
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,25 @@ from xml.etree import ElementTree
 from heedmap.data.masks import Outline, RunLengths
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = ["FORMATS", "MASKS", "Objects", "Reading", "Thing", "find_format", "mask_files"]
+__all__ = ["FORMATS", "MASKS", "AnnotatedImage", "AnnotationFile", "Box", "BoxedObject", "find_format", "mask_files"]
 
 MASKS = "masks"
 _MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_SHARE_MOST = 1.02  # shares are rounded, and some programs let a box reach over the edge a little
+_MOST_FRACTION = 1.02  # fractions are rounded, and some programs let a box reach over the edge a little
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object.
+class BoxedObject:
+    """One annotated object.
 
     Attributes:
         box: left, top, right, bottom.
-        name: its class; empty where the file does not say.
+        name: its class; empty where the file names none.
         outline: polygons or run lengths, or None.
-        ignored: a region where nobody may evaluate (COCO's crowds), not an object.
+        ignored: a region to ignore (COCO's crowds), not an object.
     """
 
     box: Box
@@ -44,31 +48,31 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Objects:
+class AnnotatedImage:
     """The objects of one image.
 
     Attributes:
         key: the image's path or name, as the file gives it.
-        things: the objects.
+        objects: the objects.
         size: (width, height) in pixels of the image, as the file gives it, or None.
-        is_share: coordinates are shares of the image, not pixels; outlines too.
+        is_normalized: coordinates are fractions of the image, not pixels; outlines too.
     """
 
     key: str
-    things: tuple[Thing, ...]
+    objects: tuple[BoxedObject, ...]
     size: tuple[int, int] | None = None
-    is_share: bool = False
+    is_normalized: bool = False
 
 
-class Reading(NamedTuple):
+class AnnotationFile(NamedTuple):
     """What files hold, and how they were read: a sentence for each thing that could have been meant otherwise."""
 
-    found: list[Objects]
+    images: list[AnnotatedImage]
     notes: tuple[str, ...] = ()
 
 
 def find_format(path: Path) -> str:
-    """Tell a format from the files.
+    """Detect the format of annotations from the files.
 
     Raises:
         DataError: nothing there, or nothing that is understood.
@@ -77,86 +81,95 @@ def find_format(path: Path) -> str:
         raise DataError(
             f"{path}: there are no annotations; name a folder of masks, XML or text files, a JSON or a CSV."
         )
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    suffixes = {file.suffix.lower() for file in files if not _is_readme(file)}
     if path.is_file():
         single = {".json": "coco", ".csv": "csv", ".xml": "voc"}.get(path.suffix.lower())
         if single is None:
             raise DataError(f"{path}: expected .json (COCO), .csv or .xml (VOC), or a folder.")
         return single
-    told = [
-        name
-        for name, matching in (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, _MASK_SUFFIXES))
-        if suffixes & matching
-    ]
-    if len(told) != 1:
-        what = f"both {' and '.join(told)} files" if told else "no masks, XML or text files"
-        way = "name the folder of one kind, or say which by --annotation-format (format=)"
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and not _is_readme(file)}
+    known = (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, _MASK_SUFFIXES))
+    formats = [name for name, endings in known if suffixes & endings]
+    if len(formats) != 1:
+        what = f"both {' and '.join(formats)} files" if formats else "no masks, XML or text files"
+        way = "name the folder of one kind, or give --annotation-format (format=)"
         raise DataError(f"{path}: the folder holds {what}; {way}.")
-    return told[0]
+    return formats[0]
 
 
 def mask_files(folder: Path) -> list[Path]:
-    """List the mask files of a folder, searched to the bottom."""
+    """List the mask files of a folder and its subfolders."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _MASK_SUFFIXES and file.is_file())
 
 
-def read_coco(path: Path) -> Reading:
+def read_coco(path: Path) -> AnnotationFile:
     """Read COCO's instances: boxes, polygons, and run lengths, packed or not."""
-    content = _json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: it cannot be read as JSON ({_reason(error)}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: it is not COCO's JSON as expected (no 'images' and 'annotations').")
     try:
         names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
-        things: dict[Any, list[Thing]] = defaultdict(list)
+        objects: dict[Any, list[BoxedObject]] = defaultdict(list)
         for annotation in content["annotations"]:
-            things[annotation["image_id"]].append(_coco_thing(annotation, names))
-        found = [
-            Objects(
+            objects[annotation["image_id"]].append(_coco_object(annotation, names))
+        images = [
+            AnnotatedImage(
                 str(image["file_name"]),
-                tuple(things.get(image["id"], ())),
+                tuple(objects.get(image["id"], ())),
                 (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None,
             )
             for image in content["images"]
         ]
+        return AnnotationFile(images)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{path}: it is not COCO's JSON as expected ({_word(error)}).") from error
-    return Reading(found)
+        raise DataError(f"{path}: it is not COCO's JSON as expected ({_reason(error)}).") from error
 
 
-def _coco_thing(annotation: dict[str, Any], names: dict[Any, str]) -> Thing:
+def _coco_object(annotation: dict[str, Any], names: dict[Any, str]) -> BoxedObject:
     outline: Outline | None = None
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
         outline = RunLengths.read(shape["counts"], shape["size"])
     elif shape:
-        outline = tuple(tuple(float(value) for value in polygon) for polygon in shape)
+        outline = tuple(_finite(polygon) for polygon in shape)
+        if any(len(polygon) % 2 for polygon in outline):
+            raise ValueError("a polygon with an odd number of coordinates")
     left, top, width, height = (float(value) for value in annotation["bbox"])
     name = names.get(annotation.get("category_id"), "")
-    return Thing((left, top, left + width, top + height), name, outline, bool(annotation.get("iscrowd", 0)))
+    return BoxedObject((left, top, left + width, top + height), name, outline, bool(annotation.get("iscrowd", 0)))
 
 
-def read_voc(path: Path) -> Reading:
-    """Read VOC's XML, one file an image. Its pixels count from 1, both ends included."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.xml"))
-    found = []
-    for file in files:
+def _finite(values: Sequence[Any]) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number is not finite")
+    return numbers
+
+
+def read_voc(path: Path) -> AnnotationFile:
+    """Read VOC's XML, one file per image. Its pixels count from 1, both ends included."""
+    images = []
+    for file in [path] if path.is_file() else sorted(path.rglob("*.xml")):
         try:
             root = ElementTree.parse(file).getroot()
             size = root.find("size")
-            things = tuple(_voc_thing(thing) for thing in root.iter("object"))
+            objects = tuple(_voc_object(element) for element in root.iter("object"))
             width, height = (0, 0) if size is None else (int(_text(size, "width")), int(_text(size, "height")))
         except (ElementTree.ParseError, ValueError) as error:
-            raise DataError(f"{file}: it is not VOC's XML as expected ({_word(error)}).") from error
+            raise DataError(f"{file}: it is not VOC's XML as expected ({_reason(error)}).") from error
         key = file.name if path.is_file() else file.relative_to(path).as_posix()
-        found.append(Objects(key, things, (width, height) if width and height else None))
-    return Reading(found)
+        images.append(AnnotatedImage(key, objects, (width, height) if width and height else None))
+    return AnnotationFile(images)
 
 
-def _voc_thing(thing: ElementTree.Element) -> Thing:
-    box = thing.find("bndbox")
+def _voc_object(element: ElementTree.Element) -> BoxedObject:
+    box = element.find("bndbox")
     if box is None:
         raise ValueError("an object without bndbox")
     left, top, right, bottom = (float(_text(box, word)) for word in ("xmin", "ymin", "xmax", "ymax"))
-    return Thing((left - 1, top - 1, right, bottom), _text(thing, "name"))
+    return BoxedObject((left - 1, top - 1, right, bottom), _text(element, "name"))
 
 
 def _text(element: ElementTree.Element, name: str) -> str:
@@ -166,24 +179,24 @@ def _text(element: ElementTree.Element, name: str) -> str:
     return text.strip()
 
 
-def read_yolo(path: Path) -> Reading:
-    """Read YOLO's text, one file an image, one line an object: class, then centre and size or a polygon.
+def read_yolo(path: Path) -> AnnotationFile:
+    """Read YOLO's text, one file per image, one line per object: class, then centre and size or a polygon.
 
-    Of an export, what lies in folders called ``labels``; read-me files and lists of images are passed over. The names
+    Of an export, only what lies in folders called ``labels``; read-me files and lists of images are skipped. The names
     of classes come from ``data.yaml`` or ``classes.txt``, in the folder or in the two above it.
     """
     names = _yolo_names(path)
-    found = []
+    images = []
     for file in _yolo_files(path):
-        things = []
+        objects = []
         for number, line in enumerate(_lines(file), 1):
             if line.strip():
                 try:
-                    things.append(_yolo_thing([float(word) for word in line.split()], names))
+                    objects.append(_yolo_object(_finite(line.split()), names))
                 except ValueError as error:
                     raise DataError(f"{file}, line {number}: not a YOLO line ({error}).") from error
-        found.append(Objects(file.relative_to(path).as_posix(), tuple(things), is_share=True))
-    return Reading(found)
+        images.append(AnnotatedImage(file.relative_to(path).as_posix(), tuple(objects), is_normalized=True))
+    return AnnotationFile(images)
 
 
 def _yolo_files(path: Path) -> list[Path]:
@@ -197,7 +210,7 @@ def _is_readme(file: Path) -> bool:
 
 
 def _is_list_of_images(file: Path) -> bool:
-    """Whether it is such as ``train.txt``, which names an image in each line."""
+    """Return whether it is such as ``train.txt``, which names an image in each line."""
     first = next((line for line in _lines(file) if line.strip()), "")
     return first.strip().lower().endswith(_IMAGE_SUFFIXES)
 
@@ -206,47 +219,39 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: it cannot be read as text ({_word(error)}).") from error
+        raise DataError(f"{file}: it cannot be read as text ({_reason(error)}).") from error
 
 
-def _yolo_thing(numbers: list[float], names: Sequence[str]) -> Thing:
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("a number is not finite")
+def _yolo_object(numbers: Sequence[float], names: Sequence[str]) -> BoxedObject:
     label = int(numbers[0]) if numbers else -1
     name = names[label] if 0 <= label < len(names) else str(label)
-    values = numbers[1:]
+    values = tuple(numbers[1:])
     if len(values) in (4, 5):  # the fifth is a confidence
         x, y, width, height = values[:4]
-        return Thing((x - width / 2, y - height / 2, x + width / 2, y + height / 2), name)
+        return BoxedObject((x - width / 2, y - height / 2, x + width / 2, y + height / 2), name)
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{len(numbers)} numbers")
     across, down = values[::2], values[1::2]
-    return Thing((min(across), min(down), max(across), max(down)), name, (tuple(values),))
+    return BoxedObject((min(across), min(down), max(across), max(down)), name, (values,))
 
 
 def _yolo_names(path: Path) -> list[str]:
     for folder in (path, *path.absolute().parents[:2]):
-        if (folder / "data.yaml").is_file():
-            return _names_of_yaml(folder / "data.yaml")
+        if (file := folder / "data.yaml").is_file():
+            import yaml
+
+            try:
+                names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
+                named = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
+            except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{file}: no names of classes can be read there ({_reason(error)}).") from error
+            return [str(named.get(number, number)) for number in range(max(named, default=-1) + 1)]
         if (folder / "classes.txt").is_file():
             return _lines(folder / "classes.txt")
     return []
 
 
-def _names_of_yaml(file: Path) -> list[str]:
-    """The names, given in order or as number -> name."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        names = content["names"]
-        numbered = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: no names of classes can be read there ({_word(error)}).") from error
-    return [str(numbered.get(number, number)) for number in range(max(numbered, default=-1) + 1)]
-
-
-_IMAGE_WORDS = ("path", "file", "filename", "file_name", "image", "image_path", "image", "name", "image_id")
+_IMAGE_WORDS = ("path", "file", "filename", "file_name", "image", "image_path", "picture", "name", "image_id")
 _CLASS_WORDS = ("class", "label", "category", "class_name")
 _CORNERS = (
     ("left", "top", "right", "bottom"),
@@ -258,69 +263,83 @@ _CORNERS = (
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 
 
-def read_csv(path: Path) -> Reading:
-    """Read a table of boxes, one line an object, several lines an image.
+class _Columns(NamedTuple):
+    """Columns of a table; ``are_sides`` where the last two numbers are width and height."""
+
+    image: int
+    numbers: list[int]
+    label: int | None
+    are_sides: bool
+
+
+def read_csv(path: Path) -> AnnotationFile:
+    """Read a table of boxes, one line per object, several lines per image.
 
     Columns by name: the image (``path``, ``file``, ``filename``, ``image`` ...), corners (``left,top,right,bottom``,
     ``xmin,ymin,xmax,ymax``, ``x1,y1,x2,y2`` ...) or a corner and sides (``x,y,w,h`` ...), and ``class`` or ``label`` if
-    known. Without a head: image, left, top, right, bottom. Where no number of the table is above 1.02, they are
-    shares; where some boxes look like shares and some do not, the table is refused.
-    A line with an image and no numbers says that there is no object.
+    known. Without a header: image, left, top, right, bottom. Where no number of the table is above 1.02, they are
+    fractions; where some boxes look like fractions and some do not, the table is refused.
+    A line with an image and no numbers states that there is no object.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             lines = [line for line in csv.reader(stream) if any(cell.strip() for cell in line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: it cannot be read as a table ({_word(error)}).") from error
+        raise DataError(f"{path}: it cannot be read as a table ({_reason(error)}).") from error
     if not lines:
         raise DataError(f"{path}: the table is empty.")
-    image, numbers, label, is_sides, first = _columns(path, lines[0])
-    things: dict[str, list[Thing]] = {}
-    boxes: list[list[float]] = []  # as they stand there
+    has_no_header = len(lines[0]) >= 5 and all(map(_is_number, lines[0][1:5]))
+    columns = _Columns(0, [1, 2, 3, 4], None, False) if has_no_header else _columns(path, lines[0])
+    objects: dict[str, list[BoxedObject]] = {}
+    boxes: list[list[float]] = []  # as written
+    first = 0 if has_no_header else 1
     for number, line in enumerate(lines[first:], first + 1):
         try:
-            of_image = things.setdefault(line[image].strip(), [])
-            cells = [line[column].strip() for column in numbers]
+            of_image = objects.setdefault(line[columns.image].strip(), [])
+            cells = [line[column].strip() for column in columns.numbers]
             if any(cells):
                 left, top, right, bottom = values = [float(cell) for cell in cells]
                 boxes.append(values)
-                box = (left, top, left + right, top + bottom) if is_sides else (left, top, right, bottom)
-                of_image.append(Thing(box, line[label].strip() if label is not None else ""))
+                box = (left, top, left + right, top + bottom) if columns.are_sides else (left, top, right, bottom)
+                of_image.append(BoxedObject(box, "" if columns.label is None else line[columns.label].strip()))
         except (ValueError, IndexError) as error:
-            raise DataError(f"{path}, line {number}: not an image and four numbers ({_word(error)}).") from error
-    is_share = _are_shares(path, boxes)
-    notes = (f"The numbers of {path.name} were read as {'shares' if is_share else 'pixels'}.",) if boxes else ()
-    return Reading([Objects(key, tuple(found), is_share=is_share) for key, found in things.items()], notes)
+            raise DataError(f"{path}, line {number}: not an image and four numbers ({_reason(error)}).") from error
+    is_normalized = _are_fractions(path, boxes)
+    unit = "fractions" if is_normalized else "pixels"
+    notes = (f"The numbers of {path.name} were read as {unit}.",) if boxes else ()
+    images = [AnnotatedImage(key, tuple(some), is_normalized=is_normalized) for key, some in objects.items()]
+    return AnnotationFile(images, notes)
 
 
-def _are_shares(path: Path, boxes: list[list[float]]) -> bool:
-    """Whether all boxes are in shares; in pixels, a box within the very first one has whole numbers, or is alone."""
-    small = [box for box in boxes if max(box) <= _SHARE_MOST]
+def _are_fractions(path: Path, boxes: list[list[float]]) -> bool:
+    """Return whether all boxes are fractions; in pixels, a box within the very first one has whole numbers, or is rare.
+
+    Raises:
+        DataError: some are and some are not.
+    """
+    small = [box for box in boxes if max(box) <= _MOST_FRACTION]
     broken = [box for box in small if any(value != int(value) for value in box)]
     if len(boxes) > len(small) and (broken or len(small) > len(boxes) / 2):
-        large = next(box for box in boxes if max(box) > _SHARE_MOST)
-        told = [", ".join(f"{value:g}" for value in box) for box in ((broken or small)[0], large)]
+        large = next(box for box in boxes if max(box) > _MOST_FRACTION)
+        shown = [", ".join(f"{value:g}" for value in box) for box in ((broken or small)[0], large)]
         raise DataError(
-            f"{path}: {len(small)} of {len(boxes)} boxes lie within a single pixel ({told[0]}), others do not "
-            f"({told[1]}); give all numbers as shares of the image, or all in pixels."
+            f"{path}: {len(small)} of {len(boxes)} boxes lie within a single pixel ({shown[0]}), others do not "
+            f"({shown[1]}); give all numbers as fractions of the image, or all in pixels."
         )
     return bool(boxes) and len(small) == len(boxes)
 
 
-def _columns(path: Path, head: list[str]) -> tuple[int, list[int], int | None, bool, int]:
-    """Columns of the image, of the four numbers, of the class; whether the last two are sides; the first line."""
-    words = [word.strip().lower() for word in head]
-    if len(head) >= 5 and all(_is_number(word) for word in words[1:5]):
-        return 0, [1, 2, 3, 4], None, False, 0
+def _columns(path: Path, header: list[str]) -> _Columns:
+    words = [word.strip().lower() for word in header]
     image = next((words.index(word) for word in _IMAGE_WORDS if word in words), None)
     label = next((words.index(word) for word in _CLASS_WORDS if word in words), None)
-    for choices, is_sides in ((_CORNERS, False), (_SIDES, True)):
+    for choices, are_sides in ((_CORNERS, False), (_SIDES, True)):
         for choice in choices:
             if image is not None and all(word in words for word in choice):
-                return image, [words.index(word) for word in choice], label, is_sides, 1
-    if head[0].lstrip().startswith(("{", "[")):
-        raise DataError(f"{path}: this is no table, it looks like JSON; leave out what format it is, or say coco.")
-    shown = textwrap.shorten(", ".join(head), 100, placeholder=" ...")
+                return _Columns(image, [words.index(word) for word in choice], label, are_sides)
+    if header[0].lstrip().startswith(("{", "[")):
+        raise DataError(f"{path}: this is no table, it looks like JSON; give the format coco, or none.")
+    shown = textwrap.shorten(", ".join(header), 100, placeholder=" ...")
     raise DataError(
         f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom, for instance."
     )
@@ -333,34 +352,24 @@ def _is_number(word: str) -> bool:
         return False
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: it cannot be read as JSON ({_word(error)}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: it is not COCO's JSON as expected (no 'images' and 'annotations').")
-    return content
-
-
-def _word(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0] if str(error) else repr(error)
 
 
-FORMATS: dict[str, Callable[[Path], Reading]] = {
+FORMATS: dict[str, Callable[[Path], AnnotationFile]] = {
     "coco": read_coco,
     "voc": read_voc,
     "yolo": read_yolo,
     "csv": read_csv,
 }
-"""Format -> how it is read; ``masks`` comes beside."""
+"""Format -> its reader; a folder of ``masks`` is read by :mod:`heedmap.data.annotations.mask_folder`."""
 
 
-def read_found(path: Path, name: str) -> Reading:
+def read_format(path: Path, name: str) -> AnnotationFile:
     """Read annotations of a format.
 
     Raises:
-        DataError: files that are not what the format says.
+        DataError: the files are not of this format.
         OptionError: an unknown format.
     """
     if name not in FORMATS:

@@ -1,4 +1,4 @@
-"""The objects of one image, from pixels or shares of the whole of it to shares of the square that is seen."""
+"""The objects of one image, from pixels or fractions of the whole image to fractions of the square view."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ from pathlib import Path
 
 from PIL import Image
 
-from heedmap.data.annotations.formats import Objects, Thing
+from heedmap.data.annotations.formats import AnnotatedImage, Box, BoxedObject
 from heedmap.data.decoding import crop_box
 from heedmap.data.masks import Mask, Outline, OutlineMask, RunLengths
 from heedmap.errors import DataError
 
-ODD_SHAPE = 0.02  # by how much the shape of an annotation may differ from its image's: sizes are rounded
-BEYOND = 0.1  # by how many shares of the image a box may reach over its edge: some programs let it
+SHAPE_TOLERANCE = 0.02  # by how much the aspect of an annotation may differ from its image's: sizes are rounded
+BEYOND = 0.1  # fraction of the image by which a box may reach over its edge: some programs let it
 
-Box = tuple[float, float, float, float]
-Placed = tuple[list[Box], Mask | None, int]
-"""Boxes in shares of the square view, the mask, and the number of objects before the image was cropped."""
+SquareObjects = tuple[list[Box], Mask | None, int]
+"""Boxes in fractions of the square view, the mask, and the number of objects before the image was cropped."""
 
 
-def placed(found: Objects, image: Path, wanted: str | None) -> Placed:
-    """The objects of one image that a file tells of; with ``wanted``, those of that name alone.
+def to_square(annotated: AnnotatedImage, image: Path, class_name: str | None) -> SquareObjects:
+    """Return the objects of one image in its square view; with ``class_name``, those of that name alone.
 
     Raises:
         DataError: they are of another shape than the image, or a box is none or lies outside.
     """
     width, height = upright_size(image)
-    if found.size is not None:
-        check_shape(found.size, (width, height), Path(found.key))
-    across, down = (1, 1) if found.is_share else found.size or (width, height)
-    things = [thing for thing in found.things if wanted is None or thing.name == wanted]
-    solid, crowds = ([thing for thing in things if thing.ignored is ignored] for ignored in (False, True))
-    boxes = [_share(thing.box, across, down, found.key) for thing in solid]
+    if annotated.size is not None:
+        check_shape(annotated.size, (width, height), Path(annotated.key))
+    scale = (1, 1) if annotated.is_normalized else annotated.size or (width, height)
+    objects = [thing for thing in annotated.objects if class_name is None or thing.name == class_name]
+    solid, crowds = ([thing for thing in objects if thing.ignored is ignored] for ignored in (False, True))
+    boxes = [_normalized(thing.box, scale, annotated.key) for thing in solid]
     mask = None
     if crowds or any(thing.outline for thing in solid):
-        outlines, ignored = (
-            tuple(_shape(thing, across, down, found.key) for thing in part) for part in (solid, crowds)
-        )
+        outlines, ignored = (tuple(_outline(thing, scale, annotated.key) for thing in part) for part in (solid, crowds))
         mask = OutlineMask(outlines, ignored, (width, height))
-    return in_square(boxes, width, height), mask, len(solid)
+    return boxes_in_square(boxes, width, height), mask, len(solid)
 
 
-def _shape(thing: Thing, width: int, height: int, key: str) -> Outline:
-    """The outline in shares; where there is none, that of the box."""
+def _outline(thing: BoxedObject, scale: tuple[int, int], key: str) -> Outline:
+    """Return the outline in fractions; where there is none, that of the box."""
     if thing.outline is None:
-        left, top, right, bottom = _share(thing.box, width, height, key)
+        left, top, right, bottom = _normalized(thing.box, scale, key)
         return ((left, top, right, top, right, bottom, left, bottom),)
     if isinstance(thing.outline, RunLengths):
         return thing.outline
-    scale = (width, height)
     return tuple(tuple(value / scale[place % 2] for place, value in enumerate(polygon)) for polygon in thing.outline)
 
 
-def _share(box: Box, width: int, height: int, key: str) -> Box:
-    left, top, right, bottom = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+def _normalized(box: Box, scale: tuple[int, int], key: str) -> Box:
+    left, top, right, bottom = box[0] / scale[0], box[1] / scale[1], box[2] / scale[0], box[3] / scale[1]
     if not (left < right and top < bottom):
         raise DataError(f"{key}: {box} is no box from left to right and top to bottom; mend the annotation.")
     if min(left, top) < -BEYOND or max(right, bottom) > 1 + BEYOND:
@@ -62,21 +58,21 @@ def _share(box: Box, width: int, height: int, key: str) -> Box:
     return left, top, right, bottom
 
 
-def in_square(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
-    """From shares of the whole image to shares of the square view; boxes wholly outside are left out."""
+def boxes_in_square(boxes: Sequence[Box], width: int, height: int) -> list[Box]:
+    """Turn fractions of the whole image into fractions of the square view, without boxes wholly outside."""
     left, top, right, _ = crop_box(width, height)
     side = right - left
-    kept = []
+    inside = []
     for box in boxes:
         x = [min(1.0, max(0.0, (value * width - left) / side)) for value in box[::2]]
         y = [min(1.0, max(0.0, (value * height - top) / side)) for value in box[1::2]]
         if x[0] < x[1] and y[0] < y[1]:
-            kept.append((x[0], y[0], x[1], y[1]))
-    return kept
+            inside.append((x[0], y[0], x[1], y[1]))
+    return inside
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as a person sees it, from its header.
+    """Return width and height of an image as displayed upright, from its header.
 
     Raises:
         DataError: it cannot be read.
@@ -90,15 +86,15 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def check_shape(found: tuple[int, int], image: tuple[int, int], source: Path) -> None:
+def check_shape(annotated: tuple[int, int], image: tuple[int, int], source: Path) -> None:
     """Refuse an annotation (width, height) of another shape than its image.
 
     Raises:
-        DataError: it is.
+        DataError: the shapes differ.
     """
-    ratio = found[0] / found[1] * image[1] / image[0]
-    if not 1 - ODD_SHAPE <= ratio <= 1 + ODD_SHAPE:
+    ratio = annotated[0] / annotated[1] * image[1] / image[0]
+    if not 1 - SHAPE_TOLERANCE <= ratio <= 1 + SHAPE_TOLERANCE:
         raise DataError(
-            f"{source}: it is for an image of {found[0]} x {found[1]}, but the image is {image[0]} x {image[1]} "
-            "as seen upright; annotate the whole upright image."
+            f"{source}: it is for an image of {annotated[0]} x {annotated[1]}, but the image is {image[0]} x "
+            f"{image[1]} as seen upright; annotate the whole upright image."
         )

@@ -1,4 +1,4 @@
-"""Which annotation belongs to which image, by path."""
+"""Match annotations to images by path."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from heedmap.data.parts import PARTS
 from heedmap.errors import DataError
 
-__all__ = ["Matching", "match", "refuse_none"]
+__all__ = ["Matching", "match", "match_some"]
 
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_label", "_labels")
-_PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+
+_Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What belongs together.
+    """Which annotation belongs to which image.
 
     Attributes:
-        annotation_of: for each image the place of its annotation, or -1.
+        annotation_of: for each image the index of its annotation, or -1.
         unmatched: annotations that belong to none of the images.
         ambiguous: annotations that fit several images, or of which several fit one; they are used for none.
     """
@@ -30,14 +32,27 @@ class Matching:
     ambiguous: tuple[str, ...]
 
     @property
-    def note(self) -> str:
-        """One line on what did not fit; empty where everything did."""
-        missing = sum(place < 0 for place in self.annotation_of)
-        said = [f"{missing} of {len(self.annotation_of)} images have no annotation"] if missing else []
+    def notes(self) -> list[str]:
+        """One line on what did not fit; none where everything did."""
+        missing = sum(index < 0 for index in self.annotation_of)
+        notes = [f"{missing} of {len(self.annotation_of)} images have no annotation"] if missing else []
         for word, names in (("fit none of these images", self.unmatched), ("are ambiguous", self.ambiguous)):
             if names:
-                said.append(f"{len(names)} annotations {word} (such as {names[0]})")
-        return "; ".join(said) + "." if said else ""
+                notes.append(f"{len(names)} annotations {word} (such as {names[0]})")
+        return ["; ".join(notes) + "."] if notes else []
+
+
+def match_some(images: Sequence[str], annotations: Sequence[str], source: Path) -> Matching:
+    """Match as :func:`match` does, where at least one annotation must fit.
+
+    Raises:
+        DataError: none does.
+    """
+    matching = match(images, annotations)
+    if max(matching.annotation_of, default=-1) < 0:
+        such = f"such as {annotations[0]!r}" if annotations else "there are none"
+        raise DataError(f"{source}: no annotation ({such}) fits an image (such as {images[0]!r}) by its path.")
+    return matching
 
 
 def match(images: Sequence[str], annotations: Sequence[str]) -> Matching:
@@ -51,70 +66,56 @@ def match(images: Sequence[str], annotations: Sequence[str]) -> Matching:
         images: paths relative to the data folder.
         annotations: paths or bare names, relative to wherever they come from.
     """
-    keys, marks = [_parts(name) for name in images], [_parts(name) for name in annotations]
-    by_end: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for place, key in enumerate(keys):
+    keys, marks = [_key(name) for name in images], [_key(name) for name in annotations]
+    by_end: dict[_Key, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
         for length in range(1, len(key) + 1):
-            by_end[key[-length:]].append(place)
+            by_end[key[-length:]].append(index)
     stems = Counter(mark[-1] for mark in marks)
     folders = {folder for key in keys for folder in key[-2:-1]}
     claims: dict[int, list[tuple[int, int]]] = defaultdict(list)
     unmatched: list[str] = []
     ambiguous: list[str] = []
     for number, mark in enumerate(marks):
-        found, strength = _fits(mark, keys, by_end)
+        fitting, strength = _fits(mark, keys, by_end)
         if strength == 1:  # a folder that images lie in too would have fitted better, had it been theirs
-            found = [] if folders & set(mark[-2:-1]) else found * min(2, stems[mark[-1]])
-        if len(found) == 1:
-            claims[found[0]].append((strength, number))
+            fitting = [] if folders & set(mark[-2:-1]) else fitting * min(2, stems[mark[-1]])
+        if len(fitting) == 1:
+            claims[fitting[0]].append((strength, number))
         else:
-            (ambiguous if found else unmatched).append(annotations[number])
+            (ambiguous if fitting else unmatched).append(annotations[number])
     chosen = [-1] * len(keys)
-    for place, claim in claims.items():
+    for index, claim in claims.items():
         strongest = max(claim)[0]
         best = [number for strength, number in claim if strength == strongest]
         if len(best) == 1:
-            chosen[place] = best[0]
+            chosen[index] = best[0]
             unmatched += [annotations[number] for strength, number in claim if strength < strongest]
         else:
             ambiguous += [annotations[number] for _, number in claim]
     return Matching(tuple(chosen), tuple(unmatched), tuple(ambiguous))
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def _key(name: str) -> _Key:
     path = PurePosixPath(name.replace("\\", "/"))
     return (*(part for part in path.parent.parts if part not in (".", "/")), path.stem)
 
 
-def _fits(
-    mark: tuple[str, ...], keys: list[tuple[str, ...]], by_end: dict[tuple[str, ...], list[int]]
-) -> tuple[list[int], int]:
+def _fits(mark: _Key, keys: list[_Key], by_end: dict[_Key, list[int]]) -> tuple[list[int], int]:
     """Images that an annotation fits, and how well: 3 the same path, 2 the end of it, 1 the stem alone."""
     ending = next((ending for ending in _ENDINGS if mark[-1].lower().endswith(ending)), "")
     bare = (*mark[:-1], mark[-1][: -len(ending)]) if ending else mark
     for key in (mark, bare) if ending else (mark,):
-        if same := [place for place in by_end.get(key, []) if keys[place] == key]:
+        if same := [index for index in by_end.get(key, []) if keys[index] == key]:
             return same, 3
-        if found := by_end.get(key) or [
-            place for place in by_end.get(key[-1:], []) if key[-len(keys[place]) :] == keys[place]
-        ]:
-            return found, 2
-        if found := [place for place in by_end.get(key[-1:], []) if not _of_other_parts(key, keys[place])]:
-            return found, 1
+        of_stem = by_end.get(key[-1:], [])
+        if fitting := by_end.get(key) or [index for index in of_stem if key[-len(keys[index]) :] == keys[index]]:
+            return fitting, 2
+        if fitting := [index for index in of_stem if not _in_other_parts(key, keys[index])]:
+            return fitting, 1
     return [], 0
 
 
-def _of_other_parts(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    parts = [{_PARTS[word.lower()] for word in path[:-1] if word.lower() in _PARTS} for path in (one, other)]
+def _in_other_parts(first: _Key, second: _Key) -> bool:
+    parts = [{PARTS[word.lower()] for word in path[:-1] if word.lower() in PARTS} for path in (first, second)]
     return bool(parts[0] and parts[1]) and not parts[0] & parts[1]
-
-
-def refuse_none(matching: Matching, path: Path, keys: Sequence[str], images: Sequence[str]) -> None:
-    """Refuse annotations of which none belongs to an image.
-
-    Raises:
-        DataError: none does.
-    """
-    if max(matching.annotation_of, default=-1) < 0:
-        such = f"such as {keys[0]!r}" if keys else "there are none"
-        raise DataError(f"{path}: no annotation ({such}) fits an image (such as {images[0]!r}) by its path.")

@@ -1,1 +1,1 @@
-"""What is kept between runs: decoded images, and which files were verified."""
+"""Caches between runs: decoded images, and which files were verified."""

@@ -1,4 +1,4 @@
-"""Where things are kept for the next run, and how several processes keep them together without harm."""
+"""The cache folder, and how several processes share it without harm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 
 from heedmap.errors import DataError
 
-__all__ = ["cache_folder", "digest", "partial_of", "remove_partials", "state", "write_kept"]
+__all__ = ["cache_folder", "digest", "file_state", "partial_of", "remove_partials", "write_shared"]
 
 DIGEST = 16
 """Bytes of a digest."""
@@ -26,14 +26,14 @@ _STALE = 24 * 3600.0  # seconds, after which nobody writes on a file any more
 
 
 def cache_folder(choice: str | None = None) -> Path | None:
-    """Return the folder to keep things in.
+    """Return the cache folder, and make it.
 
     Args:
         choice: a folder, ``off``, or None: what ``HEEDMAP_CACHE`` names (one of these two), or else the user's cache
             folder; where that cannot be written, one of the user's own in the system's folder for temporary files.
 
     Returns:
-        The folder, made; None where nothing is to be kept.
+        The folder; None where nothing is to be cached.
 
     Raises:
         DataError: a folder that was named cannot be made.
@@ -43,17 +43,18 @@ def cache_folder(choice: str | None = None) -> Path | None:
         return None
     if choice is not None:
         folder = Path(choice).expanduser().absolute()
-        if not _made(folder):
+        if not _is_writable(folder):
             raise DataError(f"The cache folder {folder} cannot be written; name another one with --cache, or 'off'.")
         return folder
-    if _made(home := _home()):
+    if _is_writable(home := _user_cache()):
         return home
     own = Path(tempfile.gettempdir()) / f"heedmap-{_user()}"
     # In a folder that all may write to, someone else may have been there first.
-    return own if _made(own) and _is_ours(own) else None
+    is_ours = _is_writable(own) and (not hasattr(os, "getuid") or own.stat().st_uid == os.getuid())
+    return own if is_ours else None
 
 
-def _home() -> Path:
+def _user_cache() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "heedmap"
     if sys.platform == "win32":
@@ -68,7 +69,7 @@ def _user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
-def _made(folder: Path) -> bool:
+def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -76,21 +77,13 @@ def _made(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _is_ours(folder: Path) -> bool:
-    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+def file_state(status: os.stat_result) -> str:
+    """Return what changes when a file does: its length, its times of change, and its inode number.
 
-
-# ---- what a file is known by
-
-
-def state(status: os.stat_result) -> str:
-    """Return what changes when a file does: its length, its times of change, and its number on the disk.
-
-    The time of change of the content is not enough: archives and synchronisation set it, so that many files share one,
-    and a file renamed into the place of another brings its own along. Renaming and overwriting move the time of change
-    of the file's entry (``st_ctime``; on Windows, where this is the time of making, and on file systems without one,
-    the number tells files apart). A copied folder has other numbers and is decoded anew, as is one on a mount that
-    numbers its files anew each time (sshfs).
+    The modification time alone is not enough: archives and synchronisation set it, so that many files share one, and a
+    file renamed onto another brings its own along. Renaming and overwriting move ``st_ctime``; on Windows, where this
+    is the creation time, and on file systems without one, the inode number tells files apart. A copied folder has
+    other numbers and is decoded again, as is one on a mount that numbers its files differently each time (sshfs).
     """
     return f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}"
 
@@ -100,16 +93,13 @@ def digest(content: bytes | memoryview, size: int = DIGEST) -> bytes:
     return hashlib.blake2b(content, digest_size=size).digest()
 
 
-# ---- files of several processes
-
-
 def partial_of(target: Path, host: str, process: int) -> Path:
-    """Return the name under which a process writes a file before it is renamed into its place."""
+    """Return the name under which a process writes a file before it renames it to ``target``."""
     return target.with_name(f".{target.name}.{digest(host.encode(), 4).hex()}.{process}{_PARTIAL}")
 
 
-def write_kept(target: Path, *contents: bytes | memoryview) -> None:
-    """Write a file whole, although another process may be writing the same one.
+def write_shared(target: Path, content: bytes | memoryview) -> None:
+    """Write a whole file although another process may be writing the same one.
 
     Raises:
         OSError: it cannot be written; nothing is left of it.
@@ -117,8 +107,7 @@ def write_kept(target: Path, *contents: bytes | memoryview) -> None:
     partial = partial_of(target, platform.node(), os.getpid())
     try:
         with partial.open("wb") as file:
-            for content in contents:
-                file.write(content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
@@ -127,11 +116,11 @@ def write_kept(target: Path, *contents: bytes | memoryview) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half written here: those of this machine, and of others after a day."""
-    here = digest(platform.node().encode(), 4).hex()
+    """Remove what killed processes left half written: those of this machine, and of others after a day."""
+    this_host = digest(platform.node().encode(), 4).hex()
     for path in folder.glob(f".*{_PARTIAL}"):
         host, _, process = path.name.removesuffix(_PARTIAL).rpartition(".")
-        is_dead = host.endswith(f".{here}") and process.isdigit() and not psutil.pid_exists(int(process))
-        with contextlib.suppress(OSError):  # another process has just removed it, or finished it
+        is_dead = host.endswith(f".{this_host}") and process.isdigit() and not psutil.pid_exists(int(process))
+        with contextlib.suppress(OSError):  # another process has just removed or finished it
             if is_dead or time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()

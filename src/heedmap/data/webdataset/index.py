@@ -1,10 +1,10 @@
-"""Images in tar files, as WebDataset lays them out: read in place, never extracted.
+"""Images in tar files, as WebDataset lays them out: read in place, never extracted, without torch.
 
 A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name; what follows is
-the kind: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names and
-places of its images; after that any image is one seek away, so order is as free and as exact as in a folder, and
-nothing has to be shuffled through a buffer. Compressed tar files have no such places and are refused. Nothing
-here needs torch.
+the extension: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names
+and offsets of its images; after that any image is one seek away, so the order is as free and exact as in a folder (the
+webdataset package streams and shuffles through a buffer, which cannot resume exactly). Compressed tar files have no
+such offsets and are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import os
 import posixpath
@@ -22,29 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from heedmap.data.cache.folder import state, write_kept
+from heedmap.data.cache.folder import file_state, write_shared
 from heedmap.data.decoding import IMAGE_SUFFIXES
 from heedmap.data.parts import PARTS, natural
 from heedmap.errors import DataError, ImageError, nearest
 
-__all__ = [
-    "CLASSES",
-    "MEMBER_BYTES",
-    "SUFFIX",
-    "ShardIndex",
-    "expand_braces",
-    "expand_shards",
-    "index_shard",
-    "is_numbered",
-    "is_sharded",
-    "label_names",
-    "listed_classes",
-    "read_member",
-    "split_key",
-]
-
 CLASSES = "classes.txt"
-"""One class name a line; the line's number, from 0, is what a ``.cls`` member says."""
+"""One class name a line; the line's number, from 0, is what a ``.cls`` member holds."""
 
 SUFFIX = ".tar"
 MEMBER_BYTES = 256 * 1024**2
@@ -52,13 +37,13 @@ MEMBER_BYTES = 256 * 1024**2
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 100_000
-_LABEL_KINDS = ("cls", "json", "txt")  # in this order of trust
+_MOST_NAMES = 100_000
+_LABEL_KINDS = ("cls", "json", "txt")  # the first of them counts
 _LABEL_NAMES = ("label", "cls", "class")
 _LABEL_BYTES = 1024**2
 _HEADER_BYTES = 16 * 1024**2
 _BLOCK = 512
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -68,11 +53,11 @@ class ShardIndex:
     Attributes:
         path: the tar file.
         names: the N images' paths within it.
-        offsets, sizes: N places and lengths in bytes.
-        labels: for each image what its ``.cls``, ``.json`` or ``.txt`` says, or else the folder of its key; None
+        offsets, sizes: N offsets and lengths in bytes.
+        labels: for each image the content of its ``.cls``, ``.json`` or ``.txt``, or else the folder of its key; None
             where there is neither.
         trouble: why the rest of the shard cannot be read; empty where all of it was.
-        passed_over: members that belong to no image.
+        skipped: members that belong to no image.
     """
 
     path: Path
@@ -81,14 +66,14 @@ class ShardIndex:
     sizes: tuple[int, ...]
     labels: tuple[str | None, ...]
     trouble: str
-    passed_over: int
+    skipped: int
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Return key and kind of a member: ``a.b/c.seg.png`` is ``a.b/c`` and ``seg.png``."""
+    """Return key and extension of a member: ``a.b/c.seg.png`` is ``a.b/c`` and ``seg.png``."""
     folder, _, file = name.rpartition("/")
     stem, _, kind = file.partition(".")
     return (f"{folder}/{stem}" if folder else stem), kind
@@ -99,8 +84,7 @@ def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
 
     Args:
         path: a plain tar file.
-        cache: folder in which the index is kept for the next time; it is made anew when the shard's state is another
-            (:func:`heedmap.data.cache.folder.state`). None keeps nothing.
+        cache: folder that caches the index until the shard changes (:func:`heedmap.data.cache.folder.file_state`).
 
     Raises:
         DataError: no such file, one that is compressed or no tar file, or one with a member that a shard must not have
@@ -108,17 +92,35 @@ def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
     """
     try:
         status = path.stat()
-        kept = None if cache is None else cache / f"{hashlib.blake2b(_identity(path), digest_size=12).hexdigest()}.json"
-        fingerprint = [_VERSION, str(path.absolute()), state(status)]
-        if kept is not None and (found := _read_index(kept, fingerprint, path)) is not None:
-            return found
+        name = hashlib.blake2b(os.fsencode(path.absolute()), digest_size=12).hexdigest()
+        record = None if cache is None else cache / f"{name}.json"
+        fingerprint = [_VERSION, str(path.absolute()), file_state(status)]
+        if record is not None and (index := _read_index(record, fingerprint, path)) is not None:
+            return index
         with path.open("rb") as file:
             index = _index(path, file, status.st_size)
     except OSError as error:
         raise DataError(f"Shard {path} cannot be read: {error.strerror or error}.") from None
-    if kept is not None:
-        _keep_index(kept, fingerprint, index)
+    if record is not None:
+        content = {"fingerprint": fingerprint, **{name: getattr(index, name) for name in _COLUMNS}}
+        with contextlib.suppress(OSError):  # a full or read-only disk costs the next start some time, and nothing else
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_shared(record, json.dumps(content).encode("utf-8", "surrogateescape"))
     return index
+
+
+_COLUMNS = ("names", "offsets", "sizes", "labels", "trouble", "skipped")
+
+
+def _read_index(record: Path, fingerprint: list[Any], path: Path) -> ShardIndex | None:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        names, offsets, sizes, labels = (tuple(content[name]) for name in _COLUMNS[:4])
+        if content["fingerprint"] == fingerprint and len(names) == len(offsets) == len(sizes) == len(labels):
+            return ShardIndex(path, names, offsets, sizes, labels, str(content["trouble"]), int(content["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError):  # gone, or damaged: the shard is indexed again
+        pass
+    return None
 
 
 def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
@@ -141,7 +143,7 @@ def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
 
 
 def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """Return the first ``classes.txt`` that there is in these folders, and the names in it."""
+    """Return the first ``classes.txt`` in these folders, and the names in it."""
     place = next((folder / CLASSES for folder in folders if (folder / CLASSES).is_file()), None)
     if place is None:
         return None
@@ -150,12 +152,12 @@ def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
 
 
 def is_numbered(words: set[str]) -> bool:
-    """Whether all labels are numbers; unless they are names of classes too, they are these classes' places."""
+    """Return whether all labels are numbers; unless they are names of classes too, they are indices of classes."""
     return all(word.isascii() and word.isdigit() for word in words)
 
 
 def label_names(index: ShardIndex) -> tuple[str | None, ...]:
-    """Return what the labels are called: numbers are lines of the ``classes.txt`` beside the shard or above it."""
+    """Return the labels by name: numbers are lines of the ``classes.txt`` beside the shard or above it."""
     words = {word for word in index.labels if word is not None}
     listed = listed_classes(index.path.parent, index.path.parent.parent)
     if listed is None or not is_numbered(words) or words <= set(listed[1]):
@@ -168,7 +170,7 @@ def label_names(index: ShardIndex) -> tuple[str | None, ...]:
 
 
 class _Bounded:
-    """A file of which nothing large is read at once: a header may claim to be of any length."""
+    """A file of which nothing large is read at once: a header may claim any length."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -181,23 +183,23 @@ class _Bounded:
 
 
 def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
-    names: list[str] = []
-    places: list[tuple[int, int]] = []
+    images: list[Member] = []
     labels: list[str | None] = []
-    trouble, passed_over, end = "", 0, 0
+    trouble, skipped, end = "", 0, 0
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
             for members in _samples(path, tar):
                 if any(member.offset_data + member.size > length for _, member in members):
                     raise tarfile.ReadError("unexpected end of data")
-                end = max(_end(member) for _, member in members)
-                images = _images_among(members)
-                label = _label(file, members) if images else None
-                passed_over += sum(split_key(name)[1] not in _LABEL_KINDS for name, _ in members) - len(images)
-                names += [name for name, _ in images]
-                places += [(member.offset_data, member.size) for _, member in images]
-                labels += [label] * len(images)
-        trouble = _trouble_after(file, end)
+                end = max(member.offset_data + -(-member.size // _BLOCK) * _BLOCK for _, member in members)
+                of_sample = _images_among(members)
+                label = _label(file, members) if of_sample else None
+                skipped += sum(split_key(name)[1] not in _LABEL_KINDS for name, _ in members) - len(of_sample)
+                images += of_sample
+                labels += [label] * len(of_sample)
+        file.seek(end)
+        if any(file.read(_BLOCK)):  # tarfile takes a damaged header for the end; a true end is zeros, or nothing
+            trouble = f"the shard is damaged after byte {end:,}"
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if end == 0:
             raise DataError(
@@ -205,77 +207,55 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
                 "(gunzip, zstd -d) first, for its images are read in place."
             ) from None
         trouble = f"the shard is damaged after byte {end:,} ({error})"
-    return ShardIndex(
-        path,
-        tuple(names),
-        tuple(o for o, _ in places),
-        tuple(s for _, s in places),
-        tuple(labels),
-        trouble,
-        passed_over,
-    )
+    names, offsets = tuple(name for name, _ in images), tuple(member.offset_data for _, member in images)
+    sizes = tuple(member.size for _, member in images)
+    return ShardIndex(path, names, offsets, sizes, tuple(labels), trouble, skipped)
 
 
 Member = tuple[str, tarfile.TarInfo]
 
 
 def _samples(path: Path, tar: tarfile.TarFile) -> Iterator[list[Member]]:
-    """Neighbouring members with one key."""
-    group: list[Member] = []
-    key = ""
-    for member in tar:
-        name = _checked_name(path, member)
-        if name is None:
-            continue
-        here = split_key(name)[0]
-        if group and here != key:
-            yield group
-            group = []
-        key = here
-        group.append((name, member))
-    if group:
-        yield group
+    """Yield neighbouring members with one key."""
+    members = ((name, member) for member in tar if (name := _checked_name(path, member)) is not None)
+    for _, sample in itertools.groupby(members, key=lambda member: split_key(member[0])[0]):
+        yield list(sample)
 
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str | None:
-    """The member's path without ``./``; None for what is no file of the user's.
+    """Return the member's path without ``./``; None for folders and hidden files.
 
-    Nothing is ever written under these names. Still, a shard that has such members was not made of images, and what
-    reads it next may be less careful.
+    Nothing is ever written under these names; still, links and paths that lead out are refused, because a shard that
+    has them was not made of images, and what reads it next may be less careful.
     """
     name = member.name
     kind = "a link" if member.issym() or member.islnk() else "a sparse file" if member.issparse() else "a device"
     if not (member.isdir() or (member.isreg() and not member.issparse())):
         raise DataError(f"Shard {path}: member {name!r} is {kind}; pack the images themselves (heedmap pack).")
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
-        raise DataError(f"Shard {path}: member {name!r} has a path that leads out of the shard; pack it anew.")
+        raise DataError(f"Shard {path}: member {name!r} has a path that leads out of the shard; pack it again.")
     name = posixpath.normpath(name)
     hidden = any(part.startswith(".") or part.lower() == "__macosx" for part in name.split("/"))
     return None if member.isdir() or hidden else name
 
 
-def _end(member: tarfile.TarInfo) -> int:
-    return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-
-
 def _images_among(members: list[Member]) -> list[Member]:
-    """The images of a sample. Beside ``x.jpg``, ``x.seg.png`` is a companion; alone it is an image by that name."""
-    plain = [each for each in members if f".{split_key(each[0])[1].lower()}" in IMAGE_SUFFIXES]
-    return plain or [each for each in members if posixpath.splitext(each[0])[1].lower() in IMAGE_SUFFIXES]
+    """Return the images of a sample. Beside ``x.jpg``, ``x.seg.png`` is no image of its own; alone it is."""
+    plain = [member for member in members if f".{split_key(member[0])[1].lower()}" in IMAGE_SUFFIXES]
+    return plain or [member for member in members if posixpath.splitext(member[0])[1].lower() in IMAGE_SUFFIXES]
 
 
 def _label(file: IO[bytes], members: list[Member]) -> str | None:
-    """What the sample's own members say, or else the folder of its key."""
+    """Return the label in the sample's own members, or else the folder of its key."""
     kinds = {split_key(name)[1].lower(): member for name, member in reversed(members)}
     for kind in _LABEL_KINDS:
         if kind in kinds and kinds[kind].size <= _LABEL_BYTES:
-            here = file.tell()
+            position = file.tell()
             file.seek(kinds[kind].offset_data)
             text = file.read(kinds[kind].size).decode("utf-8", "replace").strip()
-            file.seek(here)
-            found = _json_label(text) if kind == "json" else text
-            if found:
-                return found
+            file.seek(position)
+            if label := _json_label(text) if kind == "json" else text:
+                return label
     return posixpath.basename(posixpath.dirname(members[0][0])) or None
 
 
@@ -290,38 +270,7 @@ def _json_label(text: str) -> str | None:
     return str(fitting[0]) if fitting else None
 
 
-def _trouble_after(file: IO[bytes], end: int) -> str:
-    """Python's tarfile takes a damaged header for the end; a true end is zeros, or nothing at all."""
-    file.seek(end)
-    return f"the shard is damaged after byte {end:,}" if any(file.read(_BLOCK)) else ""
-
-
-# ---- the index as a file
-
-
-def _identity(path: Path) -> bytes:
-    return os.fsencode(path.absolute())
-
-
-def _read_index(kept: Path, fingerprint: list[Any], path: Path) -> ShardIndex | None:
-    try:
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        names, offsets, sizes, labels = (tuple(content[name]) for name in ("names", "offsets", "sizes", "labels"))
-        if content["fingerprint"] == fingerprint and len(names) == len(offsets) == len(sizes) == len(labels):
-            return ShardIndex(path, names, offsets, sizes, labels, str(content["trouble"]), int(content["passed_over"]))
-    except (OSError, ValueError, KeyError, TypeError):  # gone, or damaged: it is made anew
-        pass
-    return None
-
-
-def _keep_index(kept: Path, fingerprint: list[Any], index: ShardIndex) -> None:
-    columns = {name: getattr(index, name) for name in ("names", "offsets", "sizes", "labels", "trouble", "passed_over")}
-    with contextlib.suppress(OSError):  # a full or read-only disk costs the next start some time, and nothing else
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_kept(kept, json.dumps({"fingerprint": fingerprint, **columns}).encode("utf-8", "surrogateescape"))
-
-
-# ---- which shards are meant
+# ---- names of shards
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -330,41 +279,42 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         DataError: more than a hundred thousand names.
     """
-    found = _BRACES.search(pattern)
-    if found is None:
+    braces = _BRACES.search(pattern)
+    if braces is None:
         return [pattern]
-    span = _RANGE.fullmatch(found[1])
+    before, content, after = pattern[: braces.start()], braces[1], pattern[braces.end() :]
+    span = _RANGE.fullmatch(content)
     if span:
         low, high = int(span[1]), int(span[2])
-        if abs(high - low) >= _MOST:
-            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+        if abs(high - low) >= _MOST_NAMES:
+            raise DataError(f"{pattern} stands for more than {_MOST_NAMES:,} names; take fewer.")
         step = 1 if high >= low else -1
         choices = [f"{number:0{len(span[1])}d}" for number in range(low, high + step, step)]
-    elif "," in found[1]:
-        choices = found[1].split(",")
+    elif "," in content:
+        choices = content.split(",")
     else:  # as in a shell: braces around a single word are letters like any others
-        return [found[0].join((pattern[: found.start()], rest)) for rest in expand_braces(pattern[found.end() :])]
+        return [f"{before}{braces[0]}{rest}" for rest in expand_braces(after)]
     names: list[str] = []
     for choice in choices:
-        names += expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
-        if len(names) > _MOST:
-            raise DataError(f"{pattern} stands for more than {_MOST:,} names; take fewer.")
+        names += expand_braces(before + choice + after)
+        if len(names) > _MOST_NAMES:
+            raise DataError(f"{pattern} stands for more than {_MOST_NAMES:,} names; take fewer.")
     return names
 
 
 def expand_shards(pattern: str | Path) -> list[Path]:
-    """Return the tar files that a name, a pattern with ``*`` or one with braces means; of a folder, those in it.
+    """Return the tar files of a folder, a name, or a pattern with ``*`` or braces.
 
     Raises:
-        DataError: one that braces name is not there, or none fits.
+        DataError: one that braces name does not exist, or none fits.
     """
     text = str(Path(pattern).expanduser())
-    if Path(text).is_dir():
-        found = sorted(Path(text).glob(f"*{SUFFIX}"), key=lambda path: natural(path.name))
-        if not found:
-            raise DataError(f"Folder {text} holds no shards (*{SUFFIX}).")
-        return found
     shards: list[Path] = []
+    if Path(text).is_dir():
+        shards = sorted(Path(text).glob(f"*{SUFFIX}"), key=lambda path: natural(path.name))
+        if not shards:
+            raise DataError(f"Folder {text} holds no shards (*{SUFFIX}).")
+        return shards
     for name in [text] if Path(text).is_file() else expand_braces(text):
         if Path(name).is_file():
             shards.append(Path(name))
@@ -377,7 +327,7 @@ def expand_shards(pattern: str | Path) -> list[Path]:
 
 
 def is_sharded(data: str | Path) -> bool:
-    """Whether the data is called by a tar file, a pattern of them, or a folder that holds them and no class folders."""
+    """Return whether the data is a tar file, a pattern of them, or a folder that holds them and no class folders."""
     text = str(data)
     path = Path(text).expanduser()
     if not path.is_dir():

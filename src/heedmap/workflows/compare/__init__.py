@@ -181,10 +181,11 @@ def _check_all(plan: Plan, progress: Progress) -> None:
             check_model(job.options)
     prepared = prepare(plan.options, progress)
     if plan.options.annotations is not None:
-        from heedmap.data.annotations.annotations import annotations_for, as_told
+        from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
         from heedmap.workflows.evaluate.data import test_part
 
-        annotations_for(test_part(prepared.splits), plan.options.annotations, as_told(plan.options))
+        reading = AnnotationOptions.from_command(plan.options)
+        read_annotations(plan.options.annotations, test_part(prepared.splits), reading)
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             options = derive(job.options, prepared.splits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heedmap.data.annotations.annotations import as_told
+from heedmap.data.annotations.annotations import AnnotationOptions
 from heedmap.progress import Progress
 from heedmap.runs import EVALUATION, Run
 from heedmap.workflows.compare.plan import Job
@@ -35,7 +35,7 @@ def evaluate_maps(job: Job, progress: Progress) -> None:
     chosen = EvaluateOptions(
         suites=(SUITE,),
         annotations=options.annotations,
-        reading=as_told(options),
+        reading=AnnotationOptions.from_command(options),
         limit=MOST,
         precision="float32",
         opening=OFFLINE,

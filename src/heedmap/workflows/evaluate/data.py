@@ -13,8 +13,8 @@ from torch import Tensor
 from heedmap.config import TrainOptions
 from heedmap.data import DIGIT_SCENES, NAMED, FolderDataset, ImageDataset, Splits, open_data
 from heedmap.data.cache.folder import cache_folder
-from heedmap.data.cache.verified import check_splits_once
-from heedmap.data.folders import find_splits
+from heedmap.data.cache.verified import verify_images
+from heedmap.data.folders import find_parts
 from heedmap.errors import DataError, nearest
 from heedmap.runs import Run
 from heedmap.system import threads
@@ -90,7 +90,7 @@ class EvaluationData:
         whole = not is_own and whole_folder(splits) is not None
         workers = threads(own.workers if options.workers is None else options.workers)
         parts = ("train", "test") if whole else ("test",)
-        splits = check_splits_once(splits, workers, cache_of(own, options.cache), parts)
+        splits = verify_images(splits, workers, cache_of(own, options.cache), parts).splits
         part = "test" if data is None else f"{data}, {'all' if whole else 'test'}"
         opened = cls.of_splits(splits, classes, part, whole=whole)
         return replace(opened, trained_on=count_trained_on(opened.images, run))
@@ -157,7 +157,7 @@ def is_named(data: str) -> bool:
 def whole_folder(splits: Splits) -> FolderDataset | None:
     """Return all images of a folder that has no parts of its own; None where the data came in parts."""
     train, test = splits.train, splits.test
-    if not isinstance(train, FolderDataset) or not isinstance(test, FolderDataset) or find_splits(train.root):
+    if not isinstance(train, FolderDataset) or not isinstance(test, FolderDataset) or find_parts(train.root):
         return None
     labels = torch.cat((train.labels, test.labels))
     return FolderDataset(train.root, train.names + test.names, labels, splits.classes)

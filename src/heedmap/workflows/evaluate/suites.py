@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from heedmap.data import ImageDataset, check_splits, load_many, open_data
-from heedmap.data.annotations.annotations import AnnotationOptions, annotations_for, refuse_unread
+from heedmap.data import ImageDataset, load_many, open_data, verify_images
+from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
 from heedmap.data.transforms import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
 from heedmap.metrics.classification import classification_report
@@ -99,7 +99,7 @@ class EvaluateOptions:
             if users and getattr(self, option.name) != option.default and not set(users) & set(self.suites):
                 flag = FLAGS.get(option.name, option.name.replace("_", "-"))
                 raise OptionError(f"--{flag} is used by {' and '.join(users)} only: add --suite {users[0]}.")
-        refuse_unread(self.annotations, self.reading)
+        self.reading.check_used(self.annotations)
         if self.limit is not None and self.limit < 2:
             raise OptionError(f"limit = {self.limit} is out of range: give 2 or more.")
 
@@ -205,7 +205,7 @@ class Localization(Suite):
     def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
         super().__init__(subject, options)
         self.images = subject.images.subset(self.rows)
-        self.annotations = annotations_for(self.images, options.annotations, options.reading)
+        self.annotations = read_annotations(options.annotations, self.images, options.reading)
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
         """Return a ``LocalizationReport``, and which images are worth a look."""
@@ -294,7 +294,9 @@ class Transfer(Suite):
         from heedmap.metrics.linear_probe import check_sets
 
         super().__init__(subject, options)
-        self.sets = {name: check_splits(open_data(name, **subject.opened), WORKERS) for name in options.transfer}
+        self.sets = {
+            name: verify_images(open_data(name, **subject.opened), WORKERS).splits for name in options.transfer
+        }
         check_sets(self.sets)
         self.message = "Suite transfer."
 

@@ -13,11 +13,10 @@ from heedmap.attention import attention_options
 from heedmap.backbones import OWN_BACKBONES, Compact
 from heedmap.config import TrainOptions, counted
 from heedmap.data import FolderDataset, ImageDataset, Splits, is_sharded, open_data, split_by_class
-from heedmap.data.annotations.annotations import annotations_for, as_told, refuse_unread
-from heedmap.data.audit.audit import audit
+from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
+from heedmap.data.audit.findings import audit
 from heedmap.data.cache.folder import cache_folder
-from heedmap.data.cache.verified import check_once
-from heedmap.data.folders import refuse_unreadable, refuse_untestable
+from heedmap.data.cache.verified import verify_images
 from heedmap.errors import DataError, HeedmapError, ModelError
 from heedmap.models.architecture import Architecture
 from heedmap.progress import Progress
@@ -64,7 +63,7 @@ def anchored(options: TrainOptions) -> TrainOptions:
         changes["data"] = _whole_path(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
         changes["pretrained"] = _whole_path(options.pretrained)
-    refuse_unread(options.annotations, as_told(options))
+    AnnotationOptions.from_command(options)
     if options.annotations is not None:
         if not Path(options.annotations).exists():
             raise DataError(f"There are no annotations {options.annotations}; give a folder or a file that exists.")
@@ -115,11 +114,9 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
         cache=home and home / "shards",
     )
     names = digests(splits)
-    checked = check_once(splits, threads(options.workers), home)
+    checked = verify_images(splits, threads(options.workers), home)
     splits = checked.splits
-    if not options.allow_unreadable:
-        refuse_unreadable(splits)
-    refuse_untestable(splits)
+    splits.check_trainable(options.allow_unreadable)
     for note in splits.notes:
         progress.message(note)
     found = audit(splits, depth="cheap", digests=checked.digests)
@@ -156,11 +153,11 @@ def _outlined(images: ImageDataset, options: TrainOptions, size: int) -> tuple[I
     """The same images with the masks of their objects, and what there is to say of them."""
     from heedmap.data.masks import PackedRegions
 
-    found = annotations_for(images, options.annotations, as_told(options))
+    found = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
     masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
     notes = (*found.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
     assert isinstance(images, FolderDataset)  # annotations are refused for others
-    return images.outlined(masks), notes
+    return images.with_masks(masks), notes
 
 
 def one_first(accelerator: Accelerator, prepared: Callable[[], Prepared]) -> Prepared:

@@ -272,10 +272,10 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
     cache = None if home is None else DecodedCache(home, options.cache_size * 1e9, checkpointer.progress.message)
     with accelerator.local_main_process_first():  # the others of this machine find the cache filled
         store = Store(prepared.splits.train, size, workers, memory, cache)
-    early = early_views(options, view) if classifier.takes_any_size else (0, view)
-    batches = TrainingBatches(
-        store, view, options.batch_size, augmentation, options.seed, share, options.map_supervision > 0, early
-    )
+    if classifier.takes_any_size:
+        augmentation = replace(augmentation, early=early_views(options, view))
+    with_masks = options.map_supervision > 0
+    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share, with_masks)
     evaluated = None
     if prepared.validation is not None:
         with accelerator.local_main_process_first():

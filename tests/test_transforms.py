@@ -29,7 +29,7 @@ def never(count: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_views_have_the_size_asked_for_and_values_from_zero_to_one(kind: str, generator: torch.Generator) -> None:
+def test_views_have_the_requested_size_and_values_from_zero_to_one(kind: str, generator: torch.Generator) -> None:
     augmentation = Augmentation(kind, flip=True, colour=0.9)
     side = 36 if kind == "crop" else 32
     pixels = torch.randint(0, 2, (16, 3, side, side), generator=generator).mul(255).to(torch.uint8)
@@ -42,7 +42,7 @@ def test_views_have_the_size_asked_for_and_values_from_zero_to_one(kind: str, ge
 
 
 @pytest.mark.parametrize(("size", "view"), [(16, 16), (36, 32), (72, 64), (144, 128), (160, 144)])
-def test_a_network_trains_on_crops_of_eight_ninths_of_the_size_at_which_it_judges(size: int, view: int) -> None:
+def test_a_network_trains_on_crops_of_eight_ninths_of_the_size_at_which_it_is_evaluated(size: int, view: int) -> None:
     assert views.view_size(size, Augmentation("crop", True)) == view
     assert views.view_size(size, Augmentation("shift", True)) == size
 
@@ -78,7 +78,7 @@ def test_no_crop_looks_beyond_the_image(generator: torch.Generator) -> None:
     torch.testing.assert_close(made, torch.full_like(made, 200 / 255), atol=1e-5, rtol=0)
 
 
-def test_without_augmentation_a_image_is_itself(stored: Tensor, generator: torch.Generator) -> None:
+def test_without_augmentation_an_image_is_itself(stored: Tensor, generator: torch.Generator) -> None:
     made = views.apply(stored, views.draw(6, generator), ~never(6), Augmentation("none", flip=False), 36)
     assert torch.equal(made, stored.float() / 255)
 
@@ -133,7 +133,7 @@ def test_digits_are_not_mirrored(stored: Tensor) -> None:
         assert torch.equal(one, other)
 
 
-def test_colours_move_brightness_contrast_and_saturation_as_told(generator: torch.Generator) -> None:
+def test_colours_move_brightness_contrast_and_saturation_by_their_factors(generator: torch.Generator) -> None:
     image = torch.rand(1, 3, 8, 8, generator=generator) * 0.4 + 0.3
     reach, numbers = 0.2, torch.tensor([[0, 0, 0, 0, 0.75, 0.25, 1.0]])
     factors = (1 + reach * (numbers[:, 4:] * 2 - 1)).T

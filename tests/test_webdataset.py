@@ -13,7 +13,7 @@ import torch
 from conftest import CUE_CLASSES, cue_image
 from heedmap.cli.main import main
 from heedmap.data import FolderDataset, Splits, TensorDataset, open_data
-from heedmap.data.audit.audit import audit
+from heedmap.data.audit.findings import audit
 from heedmap.data.decoding import read_image, square, to_tensor
 from heedmap.data.loader import Share, Store, TrainingBatches
 from heedmap.data.transforms import Augmentation
@@ -47,10 +47,10 @@ def cue_members(count: int, first: int = 0, label: str = "folder") -> list[tuple
         place = number % 3
         name = CUE_CLASSES[place]
         key = f"{name}/{number:05d}" if label == "folder" else f"{number:05d}"
-        said = {"cls": str(place), "txt": name, "json": json.dumps({"label": name, "by": "hand"})}
+        labels = {"cls": str(place), "txt": name, "json": json.dumps({"label": name, "by": "hand"})}
         members.append((f"{key}.png", png(name, number)))
         if label != "folder":
-            members.append((f"{key}.{label}", said[label].encode()))
+            members.append((f"{key}.{label}", labels[label].encode()))
     return members
 
 
@@ -91,11 +91,11 @@ def test_braces_are_written_out_as_a_shell_does(pattern: str, names: list[str]) 
 
 def test_braces_that_stand_for_too_many_names_are_refused() -> None:
     for pattern in ("{0..9999999}", "{0..9999}{0..9999}"):
-        with pytest.raises(DataError, match="more than 100,000 names"):
+        with pytest.raises(DataError, match="100,000"):
             expand_braces(pattern)
 
 
-def test_a_image_from_a_shard_is_the_image_that_was_packed(sharded: Path) -> None:
+def test_an_image_from_a_shard_is_the_image_that_was_packed(sharded: Path) -> None:
     train = open_shards(sharded).train
     assert isinstance(train, ShardDataset)
     for place, name in enumerate(train.names):
@@ -135,7 +135,7 @@ def test_a_companion_is_no_image_but_a_dotted_name_is(tmp_path: Path) -> None:
     index = index_shard(write_tar(tmp_path / "a.tar", members))
     assert index.names == ("a.jpg", "b.v2.jpg")
     assert index.sizes == (1, 3)
-    assert index.passed_over == 1
+    assert index.skipped == 1
 
 
 def test_a_leading_dot_slash_is_no_part_of_the_key(tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ def test_names_that_would_not_survive_as_keys_are_made_to(tmp_path: Path) -> Non
 
 
 def test_a_full_folder_and_a_set_without_files_are_refused(cue_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not empty"):
+    with pytest.raises(DataError, match="not empty"):
         pack(open_data(str(cue_folder)), cue_folder)
     images = TensorDataset(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), ("a", "b"), ("1", "2"))
-    with pytest.raises(DataError, match="no image files to pack"):
+    with pytest.raises(DataError, match="no image files"):
         pack(Splits("in-memory", ("a", "b"), images, None, None), tmp_path / "out")
 
 
@@ -245,7 +245,7 @@ def test_the_audit_finds_copies_in_shards(tmp_path: Path) -> None:
 # ---- the index
 
 
-def test_the_index_is_kept_and_made_anew_when_the_shard_changes(
+def test_the_index_is_cached_and_made_again_when_the_shard_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard, cache = write_tar(tmp_path / "a.tar", cue_members(4)), tmp_path / "cache"
@@ -275,7 +275,7 @@ def special(kind: bytes, name: str = "x.jpg", link: str = "") -> tarfile.TarInfo
 
 
 @pytest.mark.parametrize(
-    ("info", "said"),
+    ("info", "word"),
     [
         (special(tarfile.SYMTYPE, link="/etc/passwd"), "is a link"),
         (special(tarfile.LNKTYPE, link="a.jpg"), "is a link"),
@@ -286,18 +286,18 @@ def special(kind: bytes, name: str = "x.jpg", link: str = "") -> tarfile.TarInfo
         (special(tarfile.REGTYPE, "a\\..\\x.jpg"), "leads out of the shard"),
     ],
 )
-def test_links_devices_and_paths_that_lead_out_are_refused(tmp_path: Path, info: tarfile.TarInfo, said: str) -> None:
+def test_links_devices_and_paths_that_lead_out_are_refused(tmp_path: Path, info: tarfile.TarInfo, word: str) -> None:
     shard = write_tar(tmp_path / "a.tar", cue_members(1))
     with tarfile.open(shard, "a") as tar:
         tar.addfile(info)
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=word) as caught:
         index_shard(shard)
     assert str(shard) in str(caught.value)
     assert list(tmp_path.iterdir()) == [shard]
 
 
 @pytest.mark.parametrize("cut", [100, 700, 3000])
-def test_a_shard_that_was_cut_short_is_told_of_and_keeps_its_whole_images(tmp_path: Path, cut: int) -> None:
+def test_a_shard_that_was_cut_short_is_reported_with_its_whole_images(tmp_path: Path, cut: int) -> None:
     whole = write_tar(tmp_path / "whole.tar", cue_members(6))
     index = index_shard(whole)
     shard = tmp_path / "cut.tar"
@@ -325,7 +325,7 @@ def test_a_header_that_claims_gigabytes_is_not_believed(tmp_path: Path) -> None:
     info.type, info.size = tarfile.XHDTYPE, 2**33
     shard = tmp_path / "a.tar"
     shard.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
-    with pytest.raises(DataError, match="claims 8,589,934,592 bytes"):
+    with pytest.raises(DataError, match="8,589,934,592"):
         index_shard(shard)
 
 
@@ -346,15 +346,15 @@ def test_a_member_above_the_guard_or_beyond_the_end_is_not_read(tmp_path: Path) 
         read_member(tmp_path / "gone.tar", 0, 1, "n")
 
 
-def test_a_image_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: Path) -> None:
     splits = open_shards(write_tar(tmp_path / "a.tar", [*cue_members(6), ("red/x.jpg", b"no image")]), test=0.5)
     parts = [part for part in splits.parts.values() if "a.tar/red/x.jpg" in part.names]
-    with pytest.raises(ImageError, match=r"^a\.tar/red/x\.jpg: it is not an image that heedmap reads"):
+    with pytest.raises(ImageError, match=r"^a\.tar/red/x\.jpg: it is not an image"):
         parts[0].load(parts[0].names.index("a.tar/red/x.jpg"), 16)
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "word"),
     [
         ([("1.jpg", b"")], "has no label"),
         ([("a/1.jpg", b"")], "one class only"),
@@ -362,16 +362,16 @@ def test_a_image_that_cannot_be_decoded_is_named_by_shard_and_member(tmp_path: P
     ],
 )
 def test_shards_that_cannot_be_learned_from_are_refused(
-    tmp_path: Path, members: list[tuple[str, bytes]], said: str
+    tmp_path: Path, members: list[tuple[str, bytes]], word: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=word):
         open_shards(write_tar(tmp_path / "a.tar", members))
 
 
 def test_a_label_that_the_list_of_classes_does_not_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("blue\ngreen\n")
     for label in ("cls", "txt"):
-        with pytest.raises(DataError, match=r"classes\.txt has 2 names, and label '(2|red)' is none of them"):
+        with pytest.raises(DataError, match=r"classes\.txt .*'(2|red)'"):
             open_shards(write_tar(tmp_path / "a.tar", cue_members(6, label=label)))
 
 
