@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import pick_device
 from heedmap.cli.console import console, show_evaluation, show_next, show_progress, show_sections
-from heedmap.config import check_range, wanted_names
+from heedmap.config import check_range, split_names
 from heedmap.errors import DataError
 from heedmap.system import keep_freed_memory
 
@@ -59,7 +60,7 @@ class Evaluate:
         download: Fetch a named set that is not there.
     """
 
-    run: tyro.conf.Positional[str]
+    run: RunFolder
     data: tyro.conf.Positional[str | None] = None
     suite: tuple[str, ...] = ("accuracy",)
     method: tuple[str, ...] = ()
@@ -95,8 +96,8 @@ class Evaluate:
         if self.out is not None:
             _refuse_other(Path(self.out))
         wanted = Wanted(
-            suites=wanted_names("suite", self.suite),
-            methods=wanted_names("method", self.method),
+            suites=split_names("suite", self.suite),
+            methods=split_names("method", self.method),
             annotations=self.annotations,
             reading=as_told(self),
             transfer=self.transfer,

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.console import console, show_next, show_progress, show_table
-from heedmap.config import counted
+from heedmap.config import Options, counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a run into one file that answers with probabilities and maps, without heedmap and without torch.
+class Export(Options):
+    """Write a run into one file that returns probabilities and maps, without heedmap and without torch.
 
     Attributes:
         run: The run folder.
@@ -25,11 +25,11 @@ class Export:
         out: The file. Default: model.onnx or model.pt2 in the run's folder.
         include: Maps of a target class, computed inside the file: grad_cam, saliency.
         int8: Weights in eight bits: smaller, and close rather than equal (ONNX only).
-        images: Files, folders or patterns for the proof. Default: 16 of the run's test part.
+        images: Files, folders or patterns for the comparison with the network. Default: 16 of the run's test part.
         overwrite: Replace a file that is there.
     """
 
-    run: tyro.conf.Positional[str]
+    run: RunFolder
     to: Literal["onnx", "torch-export"] = "onnx"
     out: str | None = None
     include: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Export:
     overwrite: bool = False
 
     def work(self) -> None:
-        """Export, prove, write, and say how close the file comes."""
+        """Export, and print how close the file comes to the network."""
         from heedmap.data.decoding import read_image
         from heedmap.exporters import export
         from heedmap.runs import Run
