@@ -42,7 +42,7 @@ from heedmap.workflows.compare import (
 from heedmap.workflows.compare.plan import Plan, write_variant
 from heedmap.workflows.compare.results import MEASURES, difference_sentence, gather
 from heedmap.workflows.compare.runner import heedmap_beside
-from heedmap.workflows.train.setup import anchored
+from heedmap.workflows.train.setup import with_absolute_paths
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
 VARIANTS = ("attention=none", "dot:attention=dot,taps=stage3")
@@ -288,7 +288,7 @@ def test_a_run_that_died_before_its_first_line_starts_anew_and_a_stranger_is_lef
     (tmp_path / "out" / "dot" / "seed-0").mkdir(parents=True)
     with pytest.raises(RunError, match="has something in it that is no comparison"):
         compare(plan, tmp_path / "out")
-    kept = replace(plan, options=anchored(plan.options))
+    kept = replace(plan, options=with_absolute_paths(plan.options))
     (tmp_path / "out" / "comparison.yaml").write_text(kept.as_text())
     (tmp_path / "out" / "dot" / "seed-0" / ".config.yaml.partial").write_text("half")
     found = compare(plan, tmp_path / "out")
@@ -482,7 +482,7 @@ def test_variants_may_not_be_launched_by_torchrun(
         compare(plan_of(cue_folder), tmp_path / "out")
 
 
-def test_the_options_of_a_kept_plan_are_anchored(finished: Path, cue_folder: Path) -> None:
+def test_the_options_of_a_kept_plan_are_with_absolute_paths(finished: Path, cue_folder: Path) -> None:
     assert read_plan(finished / "comparison.yaml").options.data == str(cue_folder)
     assert replace(read_plan(finished / "comparison.yaml").options, data="x").seed == 0
 

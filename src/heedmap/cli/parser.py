@@ -12,19 +12,18 @@ import inspect
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast
 
 import tyro
 from rich.markup import escape
 
 from heedmap.cli.console import console, show_table
-from heedmap.config.checks import choices_of, is_tuple, kinds, option_hints
+from heedmap.config.checks import Options, choices_of, is_tuple, kinds, option_hints
 from heedmap.errors import OptionError
 
 Command = TypeVar("Command")
 Field = dataclasses.Field[Any]
 
-_FRAME = re.compile(r"[╭╮╰╯│]|^\+-.*|^\||\|$")  # the second half where the terminal is not one of UTF-8
 _VALUES = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -57,16 +56,14 @@ def parse(command: type[Command], name: str, words: Sequence[str], default: Comm
 
 def _sentence(sheet: str) -> str:
     """Return the first paragraph of tyro's framed sheet, and the options that it proposes."""
-    lines = [_FRAME.sub("", line).strip() for line in sheet.splitlines()[1:]]
-    ends = [place for place, line in enumerate(lines) if place and not line.strip("─- ")]
-    said = " ".join(lines[: ends[0]] if ends else lines).strip()
-    proposed = (
-        [line.split()[0] for line in lines[lines.index("Perhaps you meant:") :] if line.startswith("--")]
-        if ("Perhaps you meant:" in lines)
-        else []
-    )
-    more = f". Perhaps you meant: {', '.join(dict.fromkeys(proposed))}" if proposed else ""
-    return f"{said.rstrip('.')}{more}."
+    lines = [line.strip("│╰╯ ") for line in sheet.splitlines()[1:]]  # the first is its title
+    lines = ["" if set(line) <= set("─-") else line for line in lines]
+    paragraphs = [text.split("\n") for text in "\n".join(lines).strip().split("\n\n")]
+    proposed = [
+        line.split()[0].strip(",") for text in paragraphs if text[0] == "Perhaps you meant:" for line in text[1:]
+    ]
+    flags = ", ".join(dict.fromkeys(word for word in proposed if word.startswith("--")))
+    return f"{' '.join(paragraphs[0]).rstrip('.')}.{f' Perhaps you meant {flags}?' if flags else ''}"
 
 
 def show_help(command: type, name: str) -> None:
@@ -90,11 +87,11 @@ def show_help(command: type, name: str) -> None:
 
 def _groups(command: type, positional: Sequence[str]) -> dict[str, list[str]]:
     """Return the options by the class that they come from: those of the command first, ``DataOptions`` as ``data``."""
-    own = list(command.__dict__.get("__annotations__", ()))
+    own = list(inspect.get_annotations(command))
     groups = {"options": own}
-    for kind in reversed(command.__mro__[1:]):
-        title = kind.__name__.removesuffix("Options").lower()
-        groups[title] = [each for each in kind.__dict__.get("__annotations__", ()) if each not in own]
+    for kind in [each for each in reversed(command.__mro__[1:]) if issubclass(each, Options)]:
+        names = [each for each in inspect.get_annotations(kind) if each not in own]
+        groups[kind.__name__.removesuffix("Options").lower()] = names
     return {title: [each for each in names if each not in positional] for title, names in groups.items()}
 
 
@@ -122,8 +119,8 @@ def _flag(field: Field, hint: Any) -> str:
     word, (kind,) = _word(field), kinds(hint)
     if kind is bool:
         return f"--{word}" if field.default is False else f"--{word}, --no-{word}"
-    value = {Literal: "NAME", tuple: "TEXT ..."}.get(get_origin(kind)) or _VALUES[kind]
-    return f"--{word} {value}"
+    value = "NAME" if choices_of(hint) else "TEXT" if is_tuple(hint) else _VALUES[kind]
+    return f"--{word} {value}{' ...' if is_tuple(hint) else ''}"
 
 
 def _help(field: Field, hint: Any, sentence: str) -> str:

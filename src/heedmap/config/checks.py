@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import numbers
 import os
 import typing
@@ -43,7 +42,6 @@ class Options:
                     check_range(name, value, limits.low, limits.high)
 
 
-@functools.cache
 def option_hints(options: type) -> dict[str, Any]:
     """Return the annotations of the fields, by name."""
     return typing.get_type_hints(options, include_extras=True)

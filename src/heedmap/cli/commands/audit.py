@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ class AuditData(DataOptions):
         show: Findings of each kind to print.
     """
 
-    data: DataFolder
+    data: DataFolder = field()  # without the default of DataOptions
     depth: Literal["cheap", "full"] = "full"
     json: str | None = None
     show: Annotated[int, Range(0, 1_000_000_000)] = 8

@@ -29,7 +29,7 @@ from heedmap.workflows.compare.maps import evaluate_maps, has_maps_to_evaluate
 from heedmap.workflows.compare.plan import Job, Plan, extended, make_plan, read_experiment, read_plan, read_variant
 from heedmap.workflows.compare.results import gather
 from heedmap.workflows.compare.runner import FailedRun, heedmap_beside, is_finished, run_beside, run_here
-from heedmap.workflows.train.setup import anchored, check_model, prepare
+from heedmap.workflows.train.setup import check_model, prepare, with_absolute_paths
 
 __all__ = [
     "LOG",
@@ -162,7 +162,7 @@ def _plan_of(plan: Plan | None, folder: Path) -> Plan:
         if kept is None:
             raise RunError(f"{folder} is no comparison: it has no {PLAN}. `heedmap compare DATA --out` makes one.")
         return kept
-    plan = replace(plan, options=anchored(plan.options))
+    plan = replace(plan, options=with_absolute_paths(plan.options))
     if kept is not None:
         return extended(kept, plan, folder)
     if folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
