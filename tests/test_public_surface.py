@@ -38,10 +38,10 @@ NAMES = [
 ]
 
 OPTIONS = (
-    "data out root download image_size validation test allow_unreadable model attention attention_weights head taps "
-    "pretrained recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging "
-    "augment shift flip cutmix combine annotations annotation_format same_class mask_kind class_values parts map_supervision "
-    "map_consistency map_entropy patience precision workers memory cache cache_size seed tensorboard save_every"
+    "data root download test seed out save_every track image_size augment shift flip cutmix allow_unreadable model "
+    "attention attention_weights head taps combine pretrained recipe epochs batch_size optimizer learning_rate "
+    "weight_decay schedule label_smoothing averaging validation patience map_supervision map_consistency map_entropy "
+    "annotations annotation_format same_class mask_kind class_values parts precision workers memory cache cache_size"
 )
 FIELDS = {
     "demo": "out seed",
@@ -54,7 +54,7 @@ FIELDS = {
     "export": "run to out include int8 images overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run images with_ host port browser device",
-    "audit": "data depth json show root download seed test",
+    "audit": "data root download test seed depth json show",
     "pack": "data out shard_size test allow_unreadable seed",
     "list": "what match",
 }

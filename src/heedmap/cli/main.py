@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def _overview() -> None:
 def _default(command: Any, words: list[str]) -> Any:
     """Return the values of options that are not named, from the files that the words name."""
     named: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:]):
         flag, equals, value = word.partition("=")
         if flag in ("--config", "--budget", "--resume") and (equals or following is not None):
             named.setdefault(flag[2:], value if equals else str(following))

@@ -89,7 +89,7 @@ def _groups(command: type, positional: Sequence[str]) -> dict[str, list[str]]:
     """Return the options by the class that they come from: those of the command first, ``DataOptions`` as ``data``."""
     own = list(inspect.get_annotations(command))
     groups = {"options": own}
-    for kind in [each for each in reversed(command.__mro__[1:]) if issubclass(each, Options)]:
+    for kind in [each for each in reversed(command.__mro__[1:]) if dataclasses.is_dataclass(each) and each != Options]:
         names = [each for each in inspect.get_annotations(kind) if each not in own]
         groups[kind.__name__.removesuffix("Options").lower()] = names
     return {title: [each for each in names if each not in positional] for title, names in groups.items()}
