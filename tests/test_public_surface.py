@@ -13,6 +13,7 @@ NAMES = [
     "Architecture",
     "AttentionClassifier",
     "AttentionMap",
+    "ExportOptions",
     "HeedmapError",
     "OnnxClassifier",
     "Output",
@@ -51,7 +52,7 @@ FIELDS = {
     "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
     "control flips limit deletion_baseline independent out device precision workers cache root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume background",
-    "export": "run to out include int8 images overwrite",
+    "export": "to include int8 run out images overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run images with_ host port browser device",
     "audit": "data root download test seed depth json show",

@@ -3,6 +3,7 @@
 from heedmap.config.checks import Options, Range, check_range
 from heedmap.config.options import (
     DataOptions,
+    ExportOptions,
     ImageOptions,
     MachineOptions,
     MapOptions,
@@ -17,6 +18,7 @@ from heedmap.config.text import class_values, counted, free_name, split_names
 
 __all__ = [
     "DataOptions",
+    "ExportOptions",
     "ImageOptions",
     "MachineOptions",
     "MapOptions",

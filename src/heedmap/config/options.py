@@ -1,4 +1,4 @@
-"""The options of training, in the groups that ``heedmap train --help`` shows.
+"""The options of training, in the groups that ``heedmap train --help`` shows, and those of export.
 
 Each group is a dataclass that checks its own fields; :class:`TrainOptions` inherits from all of them, so that there is
 one flat command line, one flat YAML file and one flat Python constructor, and a function that needs a part takes the
@@ -216,3 +216,23 @@ class TrainOptions(
         super().__post_init__()
         if self.combine == "learned" and not self.map_supervision:
             raise OptionError("combine = 'learned' learns from masks; give map_supervision too, or leave it at root.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """What an exported file contains.
+
+    Attributes:
+        to: The format: onnx, or torch-export for ``torch.export.load``.
+        include: Maps of a target class that are computed inside the file: grad_cam, saliency.
+        int8: Weights in eight bits: smaller, and close rather than equal (ONNX only).
+    """
+
+    to: Literal["onnx", "torch-export"] = "onnx"
+    include: tuple[Literal["grad_cam", "saliency"], ...] = ()
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.int8 and self.to != "onnx":
+            raise OptionError("int8 is for ONNX files only; leave it out, or export to onnx.")
