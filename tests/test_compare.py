@@ -23,7 +23,7 @@ from conftest import Refusal
 from heedmap import TrainOptions
 from heedmap.cli.main import COMMANDS, main
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
-from heedmap.files import only_one
+from heedmap.files import locked
 from heedmap.metrics.statistics.paired import paired_difference
 from heedmap.progress import Progress
 from heedmap.runs import Run
@@ -186,7 +186,7 @@ def test_pairs_share_split_order_and_test_part_and_runs_are_ordinary(finished: P
     runs = {name: Run.open(finished / name / "seed-1") for name in ("attention-none", "dot")}
     first, second = (run.read_json("audit.json")["images"] for run in runs.values())
     assert first == second
-    rows = [(run.path / "answers.csv").read_text().splitlines() for run in runs.values()]
+    rows = [(run.path / "predictions.csv").read_text().splitlines() for run in runs.values()]
     assert [line.rsplit(",", 2)[0] for line in rows[0]] == [line.rsplit(",", 2)[0] for line in rows[1]]
     assert len(rows[0]) == 37
 
@@ -329,7 +329,7 @@ def test_two_processes_do_not_work_on_one_comparison(finished: Path, tmp_path: P
 
     lock = os.open(finished, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(RunError, match="is being worked on by another process"):
+    with pytest.raises(RunError, match="another process"):
         compare(None, finished)
     os.close(lock)
 
@@ -341,15 +341,15 @@ def test_a_process_holds_the_folder_when_its_master_has_died(tmp_path: Path, mon
     monkeypatch.setattr(sys, "executable", str(sleeper))
     folder = tmp_path / "comparison"
     folder.mkdir()
-    with only_one(folder) as lock, (tmp_path / "said").open("wb") as said:
+    with locked(folder) as lock, (tmp_path / "said").open("wb") as said:
         process = heedmap_beside(["train"], said, lock=lock)
     try:
-        with pytest.raises(RunError, match="is being worked on by another process"), only_one(folder):
+        with pytest.raises(RunError, match="another process"), locked(folder):
             pass
     finally:
         process.kill()
         process.wait()
-    with only_one(folder):
+    with locked(folder):
         pass
 
 
@@ -387,7 +387,7 @@ def test_killed_and_started_again_beside_each_other_it_ends_the_same(
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(out.rglob("*.log"))
-    for path in finished.rglob("answers.csv"):  # by fewer threads, which add up in another order
+    for path in finished.rglob("predictions.csv"):  # by fewer threads, which add up in another order
         rows, others = (
             [line.rsplit(",", 1) for line in csv.read_text().splitlines()[1:]]
             for csv in (path, out / path.relative_to(finished))
@@ -420,7 +420,7 @@ def test_runs_of_one_seed_that_were_judged_on_different_images_are_not_paired(
     finished: Path, tmp_path: Path, cue_folder: Path
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "copy"))
-    path = folder / "dot" / "seed-1" / "answers.csv"
+    path = folder / "dot" / "seed-1" / "predictions.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     with pytest.raises(RunError, match="were evaluated on different images"):

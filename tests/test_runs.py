@@ -59,10 +59,10 @@ def test_a_finished_run_answers_as_it_did_when_it_was_judged(finished_run: Path,
 
 def test_a_finished_run_holds_what_was_promised(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir()} == {
-        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "answers.csv", "report.html", "panels")
+        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "predictions.csv", "report.html", "panels")
     }
     manifest = json.loads((finished_run / MANIFEST).read_text())
-    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json", "answers.csv"} == set(
+    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json", "predictions.csv"} == set(
         manifest["files"]
     )
     assert manifest["files"][MODEL]["bytes"] == (finished_run / MODEL).stat().st_size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,13 @@ class Architecture:
     image_size: int
     classes: tuple[str, ...]
     combine: str = "root"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Architecture:
+        """Return the architecture that ``dataclasses.asdict`` wrote, from lists or tuples.
+
+        Raises:
+            KeyError, TypeError: these are not the fields of one.
+        """
+        taps = tuple(fields["taps"]) if fields["taps"] else None
+        return cls(**{**fields, "taps": taps, "classes": tuple(str(name) for name in fields["classes"])})

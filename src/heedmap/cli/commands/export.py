@@ -65,8 +65,7 @@ class Export(ExportOptions):
                 "switches a ReLU or a maximum; one in a hundred may.",
                 soft_wrap=True,
             )
-        console.print(
-            f"{escape(str(exported.path))}: {exported.megabytes:.1f} MB in {exported.seconds:.0f} s", soft_wrap=True
-        )
+        path = str(exported.path)
+        console.print(f"{escape(path)}: {exported.megabytes:.1f} MB in {exported.seconds:.0f} s", soft_wrap=True)
         if self.to == "onnx":
             show_next(f"heedmap serve {shlex.quote(path)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
-from heedmap.files import disk, finite, only_one, write_whole
+from heedmap.files import disk, finite, locked, write_whole
 from heedmap.models.architecture import Architecture
 from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
@@ -73,7 +73,7 @@ def compare(
     folder, progress = Path(out), progress or Progress()
     plan, is_new = _made(plan, folder, progress)
     try:
-        with only_one(folder) as lock:
+        with locked(folder) as lock:
             jobs = plan.jobs(folder)
             missing = [job for job in jobs if not is_finished(job)]
             if len(missing) < len(jobs):
@@ -123,7 +123,7 @@ def compare_in_background(
     """
     folder = Path(out)
     plan, _ = _made(plan, folder, progress or Progress())
-    with only_one(folder), disk(folder):
+    with locked(folder), disk(folder):
         write_whole(folder / PLAN, plan.as_text().encode())
     words = ["compare", "--resume", str(folder.absolute()), "--parallel", str(parallel)]
     with disk(folder), (folder / LOG).open("ab") as log:

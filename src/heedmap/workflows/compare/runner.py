@@ -95,7 +95,7 @@ def run_beside(
         parallel: how many at a time.
         progress: is told of each run's begin.
         on_end: called after each run that came to its end.
-        lock: what :func:`heedmap.files.only_one` gave; each process holds it too, so that a comparison whose master
+        lock: what :func:`heedmap.files.locked` gave; each process holds it too, so that a comparison whose master
             died is not started again while its runs go on.
 
     Returns:

@@ -29,7 +29,7 @@ from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.cache.folder import cache_folder
 from heedmap.data.loader import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import OptionError, RunError, Stopped
-from heedmap.files import only_one
+from heedmap.files import locked
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
@@ -82,7 +82,7 @@ def train(
     progress = (progress or Progress()) if accelerator.is_main_process else Progress()
     with contextlib.ExitStack() as locks:
         if run is not None and accelerator.is_main_process:
-            locks.enter_context(only_one(run.path))
+            locks.enter_context(locked(run.path))
             run.clean()
         return _train(options, run, Checkpointer(trackers, accelerator, progress), command, locks)
 
@@ -111,7 +111,7 @@ def _train(
     if run is None:
         run = _create(prepared, accelerator, command, folder_existed)
         if accelerator.is_main_process:
-            locks.enter_context(only_one(run.path))
+            locks.enter_context(locked(run.path))
     with _removed_on_failure(run, folder_existed) if is_new else contextlib.nullcontext():
         if accelerator.is_main_process and not (run.path / AUDIT).is_file():
             run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
