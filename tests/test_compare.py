@@ -41,7 +41,7 @@ from heedmap.workflows.compare import (
 )
 from heedmap.workflows.compare.plan import Plan, write_variant
 from heedmap.workflows.compare.results import MEASURES, difference_sentence, gather
-from heedmap.workflows.compare.runner import heedmap_beside
+from heedmap.workflows.compare.runner import start_heedmap
 from heedmap.workflows.train.setup import with_absolute_paths
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 16, "workers": 0, "precision": "float32"}
@@ -342,7 +342,7 @@ def test_a_process_holds_the_folder_when_its_master_has_died(tmp_path: Path, mon
     folder = tmp_path / "comparison"
     folder.mkdir()
     with locked(folder) as lock, (tmp_path / "said").open("wb") as said:
-        process = heedmap_beside(["train"], said, lock=lock)
+        process = start_heedmap(["train"], said, lock=lock)
     try:
         with pytest.raises(RunError, match="another process"), locked(folder):
             pass
@@ -357,7 +357,7 @@ def test_a_signal_between_two_runs_says_how_to_go_on(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = sys.modules["heedmap.workflows.compare"]
-    monkeypatch.setattr(room, "run_here", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(room, "run_in_process", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     out = tmp_path / "out"
     with term_as_interrupt(), pytest.raises(Stopped, match=f"go on with `heedmap compare --resume {out}`"):
         compare(plan_of(cue_folder, 1), out)

@@ -4,8 +4,8 @@
     push_to_hub(run, "me/cats-and-dogs")
     classifier = from_pretrained("me/cats-and-dogs")
 
-The model card, README.md, is written from the run's evaluation. No pickle is ever read, and a folder with one is refused:
-other software would load it.
+The model card, README.md, is written from the run's evaluation. No pickle is ever read, and a folder with one is
+refused: other software would load it.
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Ite
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
         raise ModelError(
-            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or take what was downloaded "
-            "before with local_files_only=True."
+            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or use what was "
+            "downloaded before with local_files_only=True."
         ) from None
 
 
