@@ -63,7 +63,7 @@ class AuditData(DataOptions):
 
 
 def _check_target(json: str | None) -> None:
-    """Look at the file before the work; one that is there may hold an earlier audit and nothing else."""
+    """Check the file before the work; an existing one may only hold an earlier audit."""
     if json is None:
         return
     path = Path(json)
