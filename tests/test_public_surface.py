@@ -49,7 +49,7 @@ FIELDS = {
     "train": f"{OPTIONS} config resume",
     "visualize": "run images out query method target layer scale batch_size device overwrite",
     "predict": "run images out threshold probabilities maps batch_size part_size workers device precision",
-    "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
+    "evaluate": "annotations annotation_format same_class mask_kind class_values parts run data suite method transfer "
     "control flips limit deletion_baseline independent out device precision workers cache root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume background",
     "export": "to include int8 run out images overwrite",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import pick_device
 from heedmap.cli.console import console, show_evaluation, show_next, show_progress, show_sections
-from heedmap.config import check_range, split_names
+from heedmap.config import ObjectOptions, check_range, split_names
 from heedmap.errors import DataError
 from heedmap.system import keep_freed_memory
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(ObjectOptions):
     """Evaluate a run: accuracy and calibration; with suites also its maps, robustness and transfer.
 
     Attributes:
@@ -32,14 +32,6 @@ class Evaluate:
         suite: What is evaluated, with commas between: accuracy, localization, faithfulness, robustness, transfer.
         method: Maps that localization and faithfulness evaluate, with commas between, such as
             attention,rise:count=500+cells=5. Default: attention and Grad-CAM, or Grad-CAM alone for the control.
-        annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
-            Default: what the data brings.
-        annotation_format: How the annotations are written. Default: told from the files.
-        same_class: Take only objects of the image's own class, by name; else every object counts.
-        mask_kind: How the values of mask files are read. Default: told from them, and said.
-        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
-            objects.
-        parts: Give each connected part of a mask a box of its own; else one for all pixels of a value.
         transfer: Folders or named sets for the transfer suite.
         control: A run evaluated beside this one for robustness and transfer, such as its matched control.
         flips: Evaluate the mirrored images too; the accuracy of both answers averaged is reported beside the plain one.
@@ -64,12 +56,6 @@ class Evaluate:
     data: tyro.conf.Positional[str | None] = None
     suite: tuple[str, ...] = ("accuracy",)
     method: tuple[str, ...] = ()
-    annotations: str | None = None
-    annotation_format: Literal["masks", "coco", "voc", "yolo", "csv"] | None = None
-    same_class: bool = False
-    mask_kind: Literal["binary", "indexed", "grey"] | None = None
-    class_values: tuple[str, ...] = ()
-    parts: bool = True
     transfer: tuple[str, ...] = ()
     control: str | None = None
     flips: bool = False

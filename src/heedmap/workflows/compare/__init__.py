@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from heedmap.data.annotations.annotations import annotations_for, as_told
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.files import disk, finite, locked, write_whole
 from heedmap.models.architecture import Architecture
@@ -29,6 +30,7 @@ from heedmap.workflows.compare.maps import evaluate_maps, has_maps_to_evaluate
 from heedmap.workflows.compare.plan import Job, Plan, extend_plan, make_plan, read_experiment, read_plan, read_variant
 from heedmap.workflows.compare.results import gather
 from heedmap.workflows.compare.runner import FailedRun, is_finished, run_in_parallel, run_in_process, start_heedmap
+from heedmap.workflows.evaluate.evaluate import test_part
 from heedmap.workflows.train.setup import check_model, prepare, with_absolute_paths
 
 __all__ = [
@@ -179,9 +181,6 @@ def _check_all(plan: Plan, progress: Progress) -> None:
             check_model(job.options)
     prepared = prepare(plan.options, progress)
     if plan.options.annotations is not None:
-        from heedmap.data.annotations.annotations import annotations_for, as_told
-        from heedmap.workflows.evaluate.evaluate import test_part
-
         annotations_for(test_part(prepared.splits), plan.options.annotations, as_told(plan.options))
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):

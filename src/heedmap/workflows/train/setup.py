@@ -11,6 +11,7 @@ import torch
 
 from heedmap.attention import check_attention_weights
 from heedmap.backbones import OWN_BACKBONES, Compact
+from heedmap.backbones.registry import find_model
 from heedmap.config import ModelOptions, TrainOptions, counted
 from heedmap.data import FolderDataset, ImageDataset, Splits, is_sharded, open_data, split_by_class
 from heedmap.data.annotations.annotations import annotations_for, as_told, refuse_unread
@@ -18,6 +19,7 @@ from heedmap.data.audit.audit import audit
 from heedmap.data.cache.folder import cache_folder
 from heedmap.data.cache.verified import check_once
 from heedmap.data.folders import refuse_unreadable, refuse_untestable
+from heedmap.data.masks import PackedRegions
 from heedmap.errors import DataError, HeedmapError, ModelError
 from heedmap.models.architecture import Architecture
 from heedmap.progress import Progress
@@ -91,8 +93,6 @@ def check_model(options: ModelOptions) -> None:
             Compact().check_taps(options.taps)
     if options.model is None or options.model in OWN_BACKBONES:
         return
-    from heedmap.backbones.registry import find_model
-
     find_model(options.model)
     if options.head == "residual" and options.pretrained is None:
         raise ModelError(
@@ -154,8 +154,6 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
 
 def _with_masks(images: ImageDataset, options: TrainOptions, size: int) -> tuple[ImageDataset, tuple[str, ...]]:
     """Return the images with the masks of their objects, and notes on these."""
-    from heedmap.data.masks import PackedRegions
-
     found = annotations_for(images, options.annotations, as_told(options))
     masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
     notes = (*found.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
