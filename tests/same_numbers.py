@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from conftest import write_cue_part
-from heedmap import OnnxClassifier, TrainOptions, evaluate, explain, export, train
+from heedmap import ExportOptions, OnnxClassifier, TrainOptions, evaluate, explain, export, train
 from heedmap.progress import Progress
 from heedmap.types import StepReport
 from heedmap.workflows.evaluate.suites import EvaluateOptions
@@ -57,7 +57,9 @@ def figures(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     pixels = np.asarray(Image.open(data / "test" / "red" / "000.png").convert("RGB").resize((32, 32)))
     arrays = _maps(classifier, pixels)
     calibration = [Image.open(path).convert("RGB") for path in sorted((data / "test" / "red").glob("*.png"))[:4]]
-    file = export(classifier, folder / "model.onnx", include=("grad_cam", "saliency"), images=calibration)
+    file = export(
+        classifier, folder / "model.onnx", ExportOptions(include=("grad_cam", "saliency")), images=calibration
+    )
     found = OnnxClassifier(file.path, threads=1)(np.stack([pixels] * 2))
     arrays["onnx logits"] = found["logits"]
     arrays |= {f"onnx map {name}": values for name, values in found["maps"].items()}

@@ -470,10 +470,10 @@ class Machine:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: bool) -> None:
-    from heedmap.workflows.train.setup import one_first
+    from heedmap.workflows.train.setup import prepare_on_each
 
     machine = Machine(is_first)
-    assert one_first(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
+    assert prepare_on_each(machine, lambda: machine.did.append("prepared")) is None  # type: ignore[arg-type, func-returns-value, return-value]
     assert machine.did == (["prepared", "waited"] if is_first else ["waited", "prepared"])
     machine.did.clear()
 
@@ -481,5 +481,5 @@ def test_the_first_process_of_a_machine_prepares_before_the_others(is_first: boo
         raise DataError("no images")
 
     with pytest.raises(DataError):
-        one_first(machine, fails)  # type: ignore[arg-type]
+        prepare_on_each(machine, fails)  # type: ignore[arg-type]
     assert machine.did == ["waited"]

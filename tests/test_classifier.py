@@ -13,7 +13,7 @@ from heedmap.attention import ATTENTIONS, CompatibilityReadout
 from heedmap.attribution import explain
 from heedmap.backbones.compact import Compact
 from heedmap.errors import ModelError
-from heedmap.exporters.wrapper import Answering
+from heedmap.exporters.wrapper import NamedOutputs
 from heedmap.heads.classification import ConcatHead
 from heedmap.metrics.maps import learned_map
 from heedmap.models.architecture import Architecture
@@ -249,7 +249,7 @@ def test_a_learned_combination_starts_with_equal_shares_and_every_path_to_a_map_
         assert not torch.allclose(wanted, combined_map(output.attention))
         torch.testing.assert_close(attention_maps(classifier, output, 1)["combined"].values, wanted[1, 0])
         torch.testing.assert_close(learned_map(classifier, images, torch.zeros(len(images)).long()), wanted[:, 0])
-        torch.testing.assert_close(Answering(classifier)(images)["map_combined"], wanted)
+        torch.testing.assert_close(NamedOutputs(classifier)(images)["map_combined"], wanted)
     torch.testing.assert_close(explain(classifier, images, "attention").values[:, :1], wanted)
     assert made().shares() is None
 

@@ -104,7 +104,7 @@ def test_torchrun_makes_one_finished_run_that_has_learned(cue_folder: Path, tmp_
     assert all(value.isfinite().all() for value in run.classifier().state_dict().values())
 
 
-def test_when_one_process_is_asked_to_stop_all_stop_after_the_same_step_and_can_go_on(
+def test_when_one_process_receives_a_signal_all_stop_after_the_same_step_and_can_resume(
     cue_folder: Path, tmp_path: Path
 ) -> None:
     whole, out, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"

@@ -14,8 +14,8 @@ import torch
 
 from heedmap.attribution import explain
 from heedmap.errors import ModelError
-from heedmap.exporters import export
-from heedmap.exporters.wrapper import Answering
+from heedmap.exporters import ExportOptions, export
+from heedmap.exporters.wrapper import NamedOutputs
 from heedmap.inference.onnx import OnnxClassifier
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier, combined_map
@@ -50,7 +50,11 @@ def pair(request, tmp_path_factory) -> tuple[AttentionClassifier, Path, str]:
     make, include = NETS[request.param]
     classifier = make()
     target = tmp_path_factory.mktemp("net") / "model.onnx"
-    return classifier, export(classifier, target, include=include, images=noise(*SIZES)).path, request.param
+    return (
+        classifier,
+        export(classifier, target, ExportOptions(include=include), images=noise(*SIZES)).path,
+        request.param,
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
@@ -145,7 +149,7 @@ def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
     classifier, home = stirred(built("compact", "parametrised", 32)), sys.modules["heedmap.exporters"]
     honest = home.with_gradients
 
-    def broken(answering: Answering, size: int, include: tuple[str, ...]):
+    def broken(answering: NamedOutputs, size: int, include: tuple[str, ...]):
         module, layer = honest(answering, size, include)
 
         class Scaled(torch.nn.Module):
@@ -159,5 +163,5 @@ def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(home, "with_gradients", broken)
     with pytest.raises(ModelError, match=r"map_grad_cam differs by .*Nothing was written"):
-        export(classifier, tmp_path / "model.onnx", include=("grad_cam",), images=noise(*SIZES))
+        export(classifier, tmp_path / "model.onnx", ExportOptions(include=("grad_cam",)), images=noise(*SIZES))
     assert list(tmp_path.iterdir()) == []

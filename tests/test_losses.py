@@ -361,7 +361,7 @@ def test_ignored_regions_reach_the_training(tmp_path: Any) -> None:
     from PIL import Image
 
     from heedmap.data.dataset import FolderDataset
-    from heedmap.workflows.train.setup import _outlined
+    from heedmap.workflows.train.setup import _with_masks
 
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
     boxes = [{"bbox": [0, 0, 8, 8], "iscrowd": 0}, {"bbox": [8, 8, 8, 8], "iscrowd": 1}]
@@ -371,7 +371,7 @@ def test_ignored_regions_reach_the_training(tmp_path: Any) -> None:
     }
     (tmp_path / "coco.json").write_text(json.dumps(content))
     images = FolderDataset(tmp_path, ["1.png"], torch.tensor([0]), ("a",))
-    found, notes = _outlined(images, TrainOptions(annotations=str(tmp_path / "coco.json")), 4)
+    found, notes = _with_masks(images, TrainOptions(annotations=str(tmp_path / "coco.json")), 4)
     assert notes[-1] == "1 of 1 training images have objects for map_supervision."
     batches = TrainingBatches(Store(found, 4, 1, 1e9), 4, 1, Augmentation("none", False), 0, with_masks=True)
     (batch,) = batches.epoch(0)

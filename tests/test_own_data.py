@@ -13,7 +13,7 @@ import pytest
 from heedmap import Run, TrainOptions, evaluate, train
 from heedmap.cli.main import main
 from heedmap.errors import DataError, ModelError, OptionError, RunError, Stopped, TrainingError
-from heedmap.files import only_one
+from heedmap.files import locked
 from heedmap.progress import Progress
 from heedmap.runs import CHECKPOINT, MANIFEST
 
@@ -83,7 +83,7 @@ def test_a_folder_that_is_worked_on_is_left_to_the_one_that_works(flat: Path, tm
     out = begun(flat, tmp_path)
     partial = out / ".model.safetensors.1.partial"
     partial.write_bytes(b"of the living")
-    with only_one(out), pytest.raises(RunError, match="is being worked on by another process"):
+    with locked(out), pytest.raises(RunError, match="another process"):
         train(TrainOptions(), resume=out)
     assert partial.exists()
     assert train(TrainOptions(), resume=out).is_finished

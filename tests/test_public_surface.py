@@ -13,6 +13,7 @@ NAMES = [
     "Architecture",
     "AttentionClassifier",
     "AttentionMap",
+    "ExportOptions",
     "HeedmapError",
     "OnnxClassifier",
     "Output",
@@ -38,23 +39,23 @@ NAMES = [
 ]
 
 OPTIONS = (
-    "data out root download image_size validation test allow_unreadable model attention attention_weights head taps "
-    "pretrained recipe epochs batch_size optimizer learning_rate weight_decay schedule label_smoothing averaging "
-    "augment shift flip cutmix combine annotations annotation_format same_class mask_kind class_values parts map_supervision "
-    "map_consistency map_entropy patience precision workers memory cache cache_size seed tensorboard save_every"
+    "data root download test seed out save_every track image_size augment shift flip cutmix allow_unreadable model "
+    "attention attention_weights head taps combine pretrained recipe epochs batch_size optimizer learning_rate "
+    "weight_decay schedule label_smoothing averaging validation patience map_supervision map_consistency map_entropy "
+    "annotations annotation_format same_class mask_kind class_values parts precision workers memory cache cache_size"
 )
 FIELDS = {
     "demo": "out seed",
     "train": f"{OPTIONS} config resume",
     "visualize": "run images out query method target layer scale batch_size device overwrite",
     "predict": "run images out threshold probabilities maps batch_size part_size workers device precision",
-    "evaluate": "run data suite method annotations annotation_format same_class mask_kind class_values parts transfer "
+    "evaluate": "annotations annotation_format same_class mask_kind class_values parts run data suite method transfer "
     "control flips limit deletion_baseline independent out device precision workers cache root download",
     "compare": f"{OPTIONS} variants seeds parallel config budget resume background",
-    "export": "run to out include int8 images overwrite",
+    "export": "to include int8 run out images overwrite",
     "serve": "source host port max_bytes max_pixels timeout waiting batch_size batch_wait device",
     "explore": "run images with_ host port browser device",
-    "audit": "data depth json show root download seed test",
+    "audit": "data root download test seed depth json show",
     "pack": "data out shard_size test allow_unreadable seed",
     "list": "what match",
 }

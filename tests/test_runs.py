@@ -35,7 +35,7 @@ def without(path: Path) -> None:
     path.unlink()
 
 
-def sign_anew(run: Path) -> None:
+def sign_again(run: Path) -> None:
     """What somebody who edits a run and means it would do: write the manifest again."""
     Run.open(run, finished=False).finish()
 
@@ -59,10 +59,10 @@ def test_a_finished_run_answers_as_it_did_when_it_was_judged(finished_run: Path,
 
 def test_a_finished_run_holds_what_was_promised(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir()} == {
-        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "answers.csv", "report.html", "panels")
+        *(CONFIG, METRICS, MODEL, MANIFEST, "audit.json", "evaluation.json", "predictions.csv", "report.html", "panels")
     }
     manifest = json.loads((finished_run / MANIFEST).read_text())
-    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json", "answers.csv"} == set(
+    assert {CONFIG, METRICS, MODEL, "report.html", "audit.json", "evaluation.json", "predictions.csv"} == set(
         manifest["files"]
     )
     assert manifest["files"][MODEL]["bytes"] == (finished_run / MODEL).stat().st_size
@@ -82,10 +82,10 @@ def test_the_options_come_back_as_they_were_written(empty_run: Run, finished_run
     [
         (lambda run: without(run / CONFIG), "is not a run: it has no config.yaml"),
         (lambda run: without(run / MODEL), "incomplete: model.safetensors is missing"),
-        (lambda run: without(run / MANIFEST), "not finished; go on with `heedmap train --resume"),
+        (lambda run: without(run / MANIFEST), "heedmap train --resume"),
         (lambda run: edit(run, schema=99, heedmap="9.0"), "heedmap 9.0 with layout 99.*Install a newer heedmap"),
-        (lambda run: edit(run, schema="one"), "config.yaml is damaged: it does not say which layout"),
-        (lambda run: edit(run, note="mine"), "config.yaml was changed since the run was finished"),
+        (lambda run: edit(run, schema="one"), "config.yaml is damaged"),
+        (lambda run: edit(run, note="mine"), "config.yaml was changed"),
         (lambda run: (run / MODEL).write_bytes(bytes(99)), "model.safetensors was changed"),
         (lambda run: (run / CONFIG).write_text("- a\n- b\n"), "config.yaml is damaged: it holds no"),
         (lambda run: (run / CONFIG).write_text("a: [\n"), "config.yaml is damaged"),
@@ -110,17 +110,17 @@ def test_a_run_that_cannot_be_trusted_is_refused(copied_run: Path, break_it: Bre
         (lambda run: (run / MODEL).write_bytes((run / MODEL).read_bytes()[:-99]), "model.safetensors is damaged"),
         (
             lambda run: (run / MODEL).write_bytes(save({"a": torch.zeros(3)})),
-            "made by another version of heedmap .* train it again",
+            "another version of heedmap",
         ),
-        (lambda run: torch.save({"a": torch.zeros(3)}, run / MODEL), "is a pickle, which can run code"),
-        (lambda run: (run / MODEL).write_bytes(pickle.dumps({"a": 1})), "is a pickle, which can run code"),
+        (lambda run: torch.save({"a": torch.zeros(3)}, run / MODEL), "model.safetensors is a pickle"),
+        (lambda run: (run / MODEL).write_bytes(pickle.dumps({"a": 1})), "model.safetensors is a pickle"),
     ],
 )
 def test_weights_and_architecture_are_checked_even_under_a_right_manifest(
     copied_run: Path, break_it: Break, said: str
 ) -> None:
     break_it(copied_run)
-    sign_anew(copied_run)
+    sign_again(copied_run)
     with pytest.raises(RunError, match=said):
         Run.open(copied_run).classifier()
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(empty_run: Run, generator: torch.Ge
 def test_what_is_not_a_pickle_is_not_called_one(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(save({"a": torch.zeros(2)}))
     refuse_pickle(tmp_path / "weights")
-    with pytest.raises(RunError, match="cannot be read: No such file"):
+    with pytest.raises(RunError, match="absent"):
         refuse_pickle(tmp_path / "absent")
 
 
@@ -177,17 +177,17 @@ def test_a_run_folder_is_not_put_where_something_is(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     Run.create(tmp_path / "run")
     (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RunError, match=r"exists already; name another --out\.$"):
+    with pytest.raises(RunError, match=r"run exists already; name another --out\.$"):
         Run.create(tmp_path / "run")
     (tmp_path / "run" / CONFIG).touch()
-    with pytest.raises(RunError, match=r"another --out, or go on with `heedmap train --resume \S+/run`"):
+    with pytest.raises(RunError, match=r"`heedmap train --resume \S+/run`"):
         Run.create(tmp_path / "run")
     (tmp_path / "run" / MANIFEST).touch()
     with pytest.raises(RunError, match=r"exists already as a finished run; name another --out\.$"):
         Run.create(tmp_path / "run")
     with pytest.raises(RunError, match="exists already"):
         Run.create(tmp_path / "run" / "thesis.tex")
-    with pytest.raises(RunError, match="a part of the path is a file"):
+    with pytest.raises(RunError, match="is a file"):
         Run.create(tmp_path / "run" / "thesis.tex" / "below")
 
 
@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
     full_disk(monkeypatch, number)
     with pytest.raises(
         RunError,
-        match=r"checkpoint.safetensors: the disk.*free some space and start again; a training goes on with --resume",
+        match=r"checkpoint.safetensors: the disk.*--resume",
     ):
         empty_run.save_checkpoint({"a": torch.ones(2)}, {"step": 2})
     assert (empty_run.path / CHECKPOINT).read_bytes() == before
@@ -221,7 +221,7 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", denied)
-    with pytest.raises(RunError, match="run: no permission to write there; name another --out"):
+    with pytest.raises(RunError, match="run: no permission to write there"):
         Run.create(tmp_path / "run")
 
 

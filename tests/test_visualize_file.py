@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import Refusal, cue_image
-from heedmap import OnnxClassifier, Run, export, visualize
+from heedmap import ExportOptions, OnnxClassifier, Run, export, visualize
 from heedmap.cli.main import main
 from heedmap.data import read_image, square
 from heedmap.errors import OptionError
@@ -39,7 +39,7 @@ main(sys.argv[1:])
 def file(_finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = [cue_image(name, 3)[0] for name in ("red", "blue", "green")]
     target = tmp_path_factory.mktemp("file") / "model.onnx"
-    return export(Run.open(_finished_run), target, include=("grad_cam", "saliency"), images=views).path
+    return export(Run.open(_finished_run), target, ExportOptions(include=("grad_cam", "saliency")), images=views).path
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from heedmap.types import HTML
 
 if TYPE_CHECKING:
     from heedmap.attribution import explain
-    from heedmap.config import TrainOptions
+    from heedmap.config import ExportOptions, TrainOptions
     from heedmap.data import open_data
     from heedmap.data.audit.findings import audit
     from heedmap.errors import HeedmapError
@@ -38,6 +38,7 @@ _HOMES = {
     "Architecture": "heedmap.models.architecture",
     "AttentionClassifier": "heedmap.models.classifier",
     "AttentionMap": "heedmap.types",
+    "ExportOptions": "heedmap.config",
     "HeedmapError": "heedmap.errors",
     "OnnxClassifier": "heedmap.inference.onnx",
     "Output": "heedmap.types",
@@ -65,6 +66,7 @@ __all__ = [
     "Architecture",
     "AttentionClassifier",
     "AttentionMap",
+    "ExportOptions",
     "HeedmapError",
     "OnnxClassifier",
     "Output",

@@ -1,4 +1,4 @@
-"""Files written whole, locks, and text that terminals and tables can take."""
+"""Files written atomically, locks, and text that terminals and tables can take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from heedmap.errors import RunError
 
 
 def refuse_pickle(path: Path) -> None:
-    """Look at the first bytes of a file of weights.
+    """Check the first bytes of a file of weights.
 
     Raises:
         RunError: it is missing, or a pickle (bare, or in PyTorch's zip file).
@@ -26,23 +26,22 @@ def refuse_pickle(path: Path) -> None:
             start = content.read(9)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    # A safetensors file starts with the length of its header in eight bytes, and any byte may come first there; what
-    # tells is the header's brace behind them.
+    # A safetensors file starts with the length of its header in eight bytes, of any value, and then the header's brace.
     if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise RunError(f"{path} is a pickle, which can run code when loaded; heedmap reads safetensors only.")
 
 
 def as_utf8(text: str) -> bytes:
-    r"""Encode a text. Bytes of a file's name that are no letters become ``\udcff``, which JSON reads back as it was."""
+    r"""Encode a text. Bytes of a file's name that are no characters become ``\udcff``, which JSON reads back."""
     return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[int | None]:
-    """Hold a folder for this process and those that inherit the lock; yields it, or None where the system has none.
+def locked(folder: Path) -> Iterator[int | None]:
+    """Lock a folder for this process and those that inherit the lock; yields it, or None where the system has none.
 
     Raises:
-        RunError: another process holds the folder.
+        RunError: another process has locked it.
     """
     if os.name != "posix":
         yield None
@@ -55,8 +54,8 @@ def only_one(folder: Path) -> Iterator[int | None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"{folder} is being worked on by another process; wait for its end, or stop it.") from None
-        except OSError:  # some network drives lock no folders, and that must keep nobody from training
+            raise RunError(f"{folder} is in use by another process; wait for its end, or stop it.") from None
+        except OSError:  # some network drives cannot lock folders
             pass
         yield lock
     finally:
@@ -64,7 +63,7 @@ def only_one(folder: Path) -> Iterator[int | None]:
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it into its place."""
+    """Write a temporary file, flush it to the disk, and rename it to the target."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -77,19 +76,16 @@ def write_whole(target: Path, content: bytes) -> None:
         raise
 
 
-_AGAIN = "start again; a training goes on with --resume"
-
-
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turn what a disk can answer into one line.
+    """Turn errors of the disk into one line.
 
     Raises:
         RunError: full, read-only, or not permitted.
     """
     reasons = {
-        errno.ENOSPC: f"the disk is full; free some space and {_AGAIN}",
-        errno.EDQUOT: f"the disk quota is used up; free some space and {_AGAIN}",
+        errno.ENOSPC: "the disk is full; free some space and start again, a training with --resume",
+        errno.EDQUOT: "the disk quota is used up; free some space and start again, a training with --resume",
         errno.EACCES: "no permission to write there; name another --out",
         errno.EPERM: "no permission to write there; name another --out",
         errno.EROFS: "the disk is read-only; name another --out",
@@ -102,7 +98,12 @@ def disk(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.") from None
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file of ``name: value`` lines.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,13 +113,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def finite(value: Any) -> Any:
-    """The same with null for every number that is not finite, which JSON cannot hold."""
+    """Return the value with lists for tuples and None for numbers that are not finite, as JSON and YAML can hold it."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -127,7 +129,7 @@ def finite(value: Any) -> Any:
 
 
 def what_file(path: Path) -> str:
-    """Say of a file that stands where it does not belong what it is, and which command takes it; a sentence's end."""
+    """Return what a file in place of a run is, and which command takes it: the end of a sentence."""
     kind = path.suffix.lower()
     if kind == ".onnx":
         return "an exported file, which `heedmap visualize` and `heedmap serve` take; name the run's folder here."
@@ -145,5 +147,5 @@ def printable(text: None) -> None: ...
 
 
 def printable(text: str | None) -> str | None:
-    r"""Return the text as UTF-8 can hold it; bytes of a name that are no letters become ``\udcff``, as in JSON."""
+    r"""Return the text as UTF-8 can hold it; bytes of a name that are no characters become ``\udcff``, as in JSON."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

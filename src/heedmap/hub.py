@@ -1,23 +1,24 @@
-"""Share a classifier the way Hugging Face's hub does: a folder with config.json, model.safetensors and README.md.
+"""Share a classifier in the form of Hugging Face's hub: a folder with config.json, model.safetensors and README.md.
 
     save_pretrained(run, "cats-and-dogs")
     push_to_hub(run, "me/cats-and-dogs")
     classifier = from_pretrained("me/cats-and-dogs")
 
-The card, README.md, is written from the run's own report: what it was trained on, what it came to, what its maps are.
-No pickle is ever read, and none may lie in the folder either: who finds one there would load it with something else.
+The model card, README.md, is written from the run's evaluation. No pickle is ever read, and a folder with one is
+refused: other software would load it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -37,49 +38,56 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Path:
-    """Write a classifier into a folder that :func:`from_pretrained` and the hub understand.
+    """Write a classifier into a folder that :func:`from_pretrained` and the hub can read.
 
     Args:
-        model: a finished run, or a classifier that :func:`heedmap.build_classifier` made or :func:`from_pretrained`
-            read; a classifier alone has no measured figures, and its card says so.
-        folder: made where it is not there; the three files of an earlier saving are replaced, others stay.
+        model: a finished run, or a classifier that :func:`heedmap.build_classifier` or :func:`from_pretrained`
+            returned; the card of a classifier alone has no figures.
+        folder: created if needed; the three files of an earlier call are replaced, others stay.
 
     Returns:
         The folder.
 
     Raises:
         ModelError: neither a run nor a classifier; a classifier around a network of your own, which cannot be built
-            again from its description; a file of one of these names in the folder that heedmap did not write.
+            from a description; a file of one of these names in the folder that heedmap did not write.
         RunError: the folder cannot be written.
     """
     if not isinstance(model, Run | AttentionClassifier):  # the path of a run, most likely
         raise ModelError(
             f"save_pretrained takes a run or a classifier, not {model!r}; open a run's folder with heedmap.Run.open."
         )
+    run = model if isinstance(model, Run) else None
     classifier = model.classifier() if isinstance(model, Run) else model
-    architecture = model.architecture if isinstance(model, Run) else _architecture(classifier)
+    architecture = classifier.architecture if run is None else run.architecture
+    if architecture is None:
+        raise ModelError(
+            "This classifier is built around a network of your own and cannot be built again from a description; keep "
+            "your code, and its state_dict as safetensors."
+        )
     out = Path(folder)
-    config = {**_version(), "architecture": asdict(architecture)}
+    version = {"library_name": "heedmap", "schema": SCHEMA, "heedmap": __version__}
+    config = json.dumps({**version, "architecture": asdict(architecture)}, indent=1, ensure_ascii=False)
     tensors = {name: values.detach().cpu().contiguous() for name, values in classifier.state_dict().items()}
     with disk(out):
         _refuse_foreign(out)
         out.mkdir(parents=True, exist_ok=True)
-        # The mark of the weights comes before them, so that who was interrupted can go on.
-        write_whole(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False).encode())
+        # config.json first: it marks the weights as ours, if this is interrupted and called again.
+        write_whole(out / CONFIG, config.encode())
         write_whole(out / WEIGHTS, save(tensors, {"format": "pt"}))
-        write_whole(out / CARD, _card(architecture, model if isinstance(model, Run) else None).encode())
+        write_whole(out / CARD, _card(architecture, run).encode())
     return out
 
 
 def from_pretrained(
     source: str | Path, *, revision: str | None = None, local_files_only: bool = False
 ) -> AttentionClassifier:
-    """Read a classifier that :func:`save_pretrained` wrote, in eval mode; its answers are the same bit for bit.
+    """Load a classifier that :func:`save_pretrained` wrote, in eval mode; its predictions are the same bit for bit.
 
     Args:
-        source: a folder, or the hub's name of one, such as ``me/cats-and-dogs``. A folder that is there wins.
+        source: a folder, or the hub's name of one, such as ``me/cats-and-dogs``. An existing folder wins.
         revision: branch, tag or commit on the hub.
-        local_files_only: take what was fetched from the hub before, and ask nobody.
+        local_files_only: use what was downloaded before, without a connection.
 
     Raises:
         ModelError: no such folder or name, the hub out of reach, a pickle in the folder, a file that is missing,
@@ -87,8 +95,8 @@ def from_pretrained(
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _fetched(str(source), revision, local_files_only)
-    _refuse_pickles(folder)
+        folder = _download(str(source), revision, local_files_only)
+    _refuse_pickles(folder, sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")))
     classifier = build_classifier(_read_architecture(folder))
     weights = folder / WEIGHTS
     if not weights.is_file():
@@ -102,12 +110,12 @@ def from_pretrained(
 
 
 def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = False, message: str = "") -> str:
-    """Put a classifier on the hub, with the account that ``hf auth login`` or HF_TOKEN names.
+    """Upload a classifier to the hub, with the account of ``hf auth login`` or HF_TOKEN.
 
     Args:
         model: see :func:`save_pretrained`.
-        name: where to, such as ``me/cats-and-dogs``; made where it is not there.
-        private: for your eyes only, where it is made.
+        name: of the repository, such as ``me/cats-and-dogs``; created if needed.
+        private: whether a created repository is private.
         message: of the commit.
 
     Returns:
@@ -117,25 +125,25 @@ def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = 
         ModelError: huggingface_hub is missing, the hub is out of reach, or it refuses.
     """
     hub = _hub()
-    with tempfile.TemporaryDirectory() as folder, _asking(hub, name):
+    with tempfile.TemporaryDirectory() as folder, _one_line_errors(hub, name):
         save_pretrained(model, folder)
         api = hub.HfApi(library_name="heedmap")
         api.create_repo(repo_id=name, private=private, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=name, folder_path=folder, commit_message=message or "A classifier with attention maps, by heedmap"
         )
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Look for files that would be replaced although another hand wrote them; config.json vouches for the weights.
+    """Look for files that would be replaced although heedmap did not write them; config.json vouches for the weights.
 
     Raises:
         ModelError: there is one.
     """
-    config, card = folder / CONFIG, folder / CARD
-    ours = {CONFIG: _is_our_config(config), WEIGHTS: _is_our_config(config), CARD: _is_our_card(card)}
-    foreign = [name for name, is_ours in ours.items() if (folder / name).exists() and not is_ours]
+    ours = _is_our_config(folder / CONFIG)
+    is_ours = {CONFIG: ours, WEIGHTS: ours, CARD: _is_our_card(folder / CARD)}
+    foreign = [name for name in is_ours if (folder / name).exists() and not is_ours[name]]
     if foreign:
         raise ModelError(
             f"{folder / foreign[0]} was not written by heedmap.save_pretrained and would be lost; name another folder, "
@@ -152,30 +160,12 @@ def _is_our_config(path: Path) -> bool:
 
 
 def _is_our_card(path: Path) -> bool:
-    """Whether the part between the dashes, which people may have added to, names heedmap."""
+    """Return whether the front matter, which people may have added to, names heedmap."""
     try:
         before, _, rest = path.read_text(encoding="utf-8").partition("---\n")
     except (OSError, ValueError):
         return False
     return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
-
-
-def _version() -> dict[str, Any]:
-    return {"library_name": "heedmap", "schema": SCHEMA, "heedmap": __version__}
-
-
-def _architecture(classifier: AttentionClassifier) -> Architecture:
-    """The description that the classifier was built from.
-
-    Raises:
-        ModelError: it was not built from one.
-    """
-    if classifier.architecture is None:
-        raise ModelError(
-            "This classifier is built around a network of your own and cannot be made again from a description; keep "
-            "your code, and its state_dict as safetensors."
-        )
-    return classifier.architecture
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -186,23 +176,21 @@ def _read_architecture(folder: Path) -> Architecture:
         raise ModelError(f"{folder} has no {CONFIG} that can be read; heedmap.save_pretrained writes one.") from None
     except ValueError as error:
         raise ModelError(f"{path} is damaged: {error}.") from None
-    if not isinstance(content, dict) or content.get("library_name") != "heedmap":
+    if not _is_our_config(path):
         raise ModelError(f"{path} describes no classifier of heedmap.")
     if content["schema"] > SCHEMA:
         raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
     try:
-        part = content["architecture"]
-        taps = tuple(part["taps"]) if part["taps"] else None
-        return Architecture(**{**part, "taps": taps, "classes": tuple(part["classes"])})
+        return Architecture.from_dict(content["architecture"])
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} describes no architecture: {error}.") from None
 
 
-def _refuse_pickles(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICKLES:
+def _refuse_pickles(where: str | Path, names: Iterable[str]) -> None:
+    for name in names:
+        if Path(name).suffix.lower() in PICKLES:
             raise ModelError(
-                f"{path} may be a pickle, which can run code when loaded; a folder that holds one is not read. "
+                f"{name} in {where} may be a pickle, which can run code when loaded; so nothing there is read. "
                 f"Remove it; heedmap needs {CONFIG} and {WEIGHTS} only."
             )
 
@@ -210,40 +198,36 @@ def _refuse_pickles(folder: Path) -> None:
 def _hub() -> Any:
     try:
         import huggingface_hub
-        import huggingface_hub.errors  # the package gives its submodules only once they are imported
+        import huggingface_hub.errors  # the package has its submodules only once they are imported
     except ImportError:
         raise ModelError("The hub needs huggingface_hub, which is missing: pip install 'heedmap[hub]'") from None
     return huggingface_hub
 
 
-def _fetched(name: str, revision: str | None, local_files_only: bool) -> Path:
-    """The folder that the hub's files lie in."""
+def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
+    """Return the folder that the hub's files are downloaded to."""
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"There is no folder {name}.")
     hub = _hub()
-    with _asking(hub, name, local_files_only):
-        listed = [] if local_files_only else hub.HfApi(library_name="heedmap").list_repo_files(name, revision=revision)
-        for each in listed:  # before anything is fetched
-            if Path(each).suffix.lower() in PICKLES:
-                raise ModelError(
-                    f"{name} holds {each}, which may be a pickle and run code when loaded; it is not read."
-                )
-        found = hub.snapshot_download(
+    with _one_line_errors(hub, name, local_files_only):
+        if not local_files_only:
+            _refuse_pickles(name, hub.HfApi(library_name="heedmap").list_repo_files(name, revision=revision))
+        folder = hub.snapshot_download(
             name,
             revision=revision,
             local_files_only=local_files_only,
             allow_patterns=[CONFIG, WEIGHTS, CARD],
             library_name="heedmap",
         )
-    return Path(found)
+    return Path(folder)
 
 
 @contextmanager
-def _asking(hub: Any, name: str, local_files_only: bool = False) -> Iterator[None]:
-    """Turn what the hub can answer into one line.
+def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Iterator[None]:
+    """Turn the hub's errors into one line.
 
     Raises:
-        ModelError: no such name, nothing kept here, no permission, or out of reach.
+        ModelError: no such name, nothing downloaded before, no permission, or out of reach.
     """
     errors = hub.errors
     try:
@@ -253,23 +237,21 @@ def _asking(hub: Any, name: str, local_files_only: bool = False) -> Iterator[Non
     except errors.HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder here nor a name on the hub: {error}") from None
     except errors.LocalEntryNotFoundError:
-        way = "fetch it once without local_files_only" if local_files_only else "try again with a connection"
-        raise ModelError(f"{name!r} is not among the files kept here; {way}.") from None
+        way = "download it once without local_files_only" if local_files_only else "try again with a connection"
+        raise ModelError(f"{name!r} was not downloaded before; {way}.") from None
     except errors.HfHubHTTPError as error:
         raise ModelError(f"The hub refuses {name!r}: {str(error).splitlines()[0]}") from None
-    except ModelError:
-        raise
-    except Exception as error:  # whichever HTTP library the hub's package uses has errors of its own
+    except Exception as error:  # the HTTP library below huggingface_hub has errors of its own
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
         raise ModelError(
-            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or take what was fetched "
-            "before with local_files_only=True."
+            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or use what was "
+            "downloaded before with local_files_only=True."
         ) from None
 
 
 def _card(architecture: Architecture, run: Run | None) -> str:
-    """README.md: what the hub reads between the dashes, then what a person wants to know."""
+    """Return README.md: the front matter that the hub reads, then the page."""
     title = f"{architecture.model} with {architecture.attention} attention"
     evaluation = run.read_json(EVALUATION) if run else None
     front: dict[str, Any] = {
@@ -279,16 +261,18 @@ def _card(architecture: Architecture, run: Run | None) -> str:
     }
     if evaluation and run:
         front["model-index"] = [_index(title, run, evaluation)]
-    import yaml
-
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{head}---\n", f"# {title}\n", _made_of(architecture)]
-    parts.append(_measured(run, evaluation) if run and evaluation else "Nothing was measured: it came without a run.\n")
-    return "\n".join([*parts, _USE])
+    side, taps = architecture.image_size, architecture.taps
+    description = f"""- images: the centred square at {side} x {side}, RGB in [0, 1]; the normalisation is inside
+- classes: {", ".join(architecture.classes)}
+- attention: {architecture.attention}, head {architecture.head}{f", at {', '.join(taps)}" if taps else ""}
+"""
+    figures = _figures(run, evaluation) if run and evaluation else "No figures: it was saved without a run.\n"
+    return "\n".join([f"---\n{head}---\n", f"# {title}\n", description, figures, _USE])
 
 
 def _index(title: str, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The figures as the hub's own listing wants them."""
+    """Return the figures in the form of the hub's own listing."""
     data = Path(run.options.data).name
     metrics = [
         {"type": "accuracy", "name": "top-1", "value": round(evaluation["top1"], 6)},
@@ -299,25 +283,13 @@ def _index(title: str, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"name": title, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
 
 
-def _made_of(architecture: Architecture) -> str:
-    side = architecture.image_size
-    lines = [
-        f"- images: the centred square at {side} x {side}, RGB in [0, 1]; the normalisation is inside",
-        f"- classes: {', '.join(architecture.classes)}",
-        f"- attention: {architecture.attention}, head {architecture.head}"
-        + (f", at {', '.join(architecture.taps)}" if architecture.taps else ""),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _measured(run: Run, evaluation: dict[str, Any]) -> str:
-    """The figures of the report."""
+def _figures(run: Run, evaluation: dict[str, Any]) -> str:
     options = run.options
     lines = [
-        "## What it came to\n",
+        "## Results\n",
         f"Trained on {Path(options.data).name} for {options.epochs} epochs with seed {options.seed}. "
-        f"Predictions once, on {evaluation['count']:,} images of the part {evaluation['part']}.\n",
-        "| measure | value |",
+        f"Evaluated once, on {evaluation['count']:,} images of the part {evaluation['part']}.\n",
+        "| metric | value |",
         "| --- | --- |",
         f"| top-1 | {evaluation['top1']:.2%} |",
         f"| calibration error (ECE) | {evaluation['ece']:.3f} |",
@@ -342,5 +314,5 @@ classifier = from_pretrained("THIS FOLDER OR ITS NAME ON THE HUB")
 page = visualize(classifier, ["cat.jpg"], "maps").index
 ```
 
-A map shows where the classifier read the image, not why it answered as it did.
+A map shows where the classifier read the image, not why it predicted the class.
 """

@@ -1,16 +1,16 @@
-"""Who is told what happens while something long is under way."""
+"""The callbacks of something long: messages, steps and epochs."""
 
 from heedmap.types import EpochReport, StepReport
 
 
 class Progress:
-    """What a caller may want to see while training goes; this one ignores everything."""
+    """Receives what happens during training; this base class ignores it."""
 
     def message(self, text: str) -> None:
-        """A sentence about what was found or done."""
+        """Receive a sentence about what was found or done."""
 
     def step(self, report: StepReport) -> None:
-        """A step of training is over."""
+        """Receive the report of a training step."""
 
     def epoch(self, report: EpochReport) -> None:
-        """An epoch of training is over."""
+        """Receive the report of an epoch."""

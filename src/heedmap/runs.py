@@ -1,16 +1,15 @@
 """A run is a folder; nothing else touches a run's files.
 
-    config.yaml             options as given and as derived, architecture, command, versions
-    metrics.jsonl           one line a record: steps now and then, every epoch
-    checkpoint.safetensors  all that is needed to go on; removed when the run is finished
-    audit.json  evaluation.json  panels/  tensorboard/
-    answers.csv             the answer to each image of the test part
-    model.safetensors       the chosen weights
+    config.yaml             options with derived values, architecture, command, versions
+    metrics.jsonl           one record a line: some steps, every epoch
+    checkpoint.safetensors  the state to resume from; removed when the run is finished
+    audit.json  evaluation.json  panels/  tensorboard/  metrics.csv
+    predictions.csv         the prediction for each image of the test part
+    model.safetensors       the weights of the best epoch
     report.html             the page to look at
     manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
 
-Every file is written beside its place and renamed into it, so a file is there whole or not at all. Nothing is ever
-unpickled.
+Files are written atomically, so a file is there whole or not at all. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from torch import Tensor
 from heedmap._version import __version__
 from heedmap.config import TrainOptions, known_options
 from heedmap.errors import RunError
-from heedmap.files import _read_mapping, _sha256, as_utf8, disk, finite, refuse_pickle, what_file, write_whole
+from heedmap.files import as_utf8, disk, finite, read_mapping, refuse_pickle, sha256, what_file, write_whole
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
@@ -39,11 +38,11 @@ from heedmap.types import as_html
 SCHEMA = 1
 CONFIG, METRICS, CHECKPOINT = "config.yaml", "metrics.jsonl", "checkpoint.safetensors"
 MODEL, REPORT, MANIFEST = "model.safetensors", "report.html", "manifest.json"
-AUDIT, EVALUATION, PREDICTIONS = "audit.json", "evaluation.json", "answers.csv"
+AUDIT, EVALUATION, PREDICTIONS = "audit.json", "evaluation.json", "predictions.csv"
 
 
 class Run:
-    """One run folder. Make one with :meth:`create`, open one with :meth:`open`.
+    """One run folder. See :meth:`create` and :meth:`open`.
 
     Attributes:
         path: the folder.
@@ -58,10 +57,10 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path) -> Run:
-        """Make an empty run folder.
+        """Create an empty run folder.
 
         Raises:
-            RunError: something is there already, or the folder cannot be made.
+            RunError: something is there already, or it cannot be created.
         """
         cls.refuse_existing(path)
         folder = Path(path)
@@ -79,10 +78,10 @@ class Run:
         folder = Path(path)
         with disk(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                # Only an unfinished run can go on; a folder of images may stand there by mistake.
-                begun, ended = (folder / CONFIG).is_file(), (folder / MANIFEST).is_file()
-                what = " as a finished run" if ended else ""
-                way = f", or go on with `heedmap train --resume {shlex.quote(str(folder))}`" if begun > ended else ""
+                # Only an unfinished run can be resumed; a folder of images may be named by mistake.
+                begun, finished = (folder / CONFIG).is_file(), (folder / MANIFEST).is_file()
+                what = " as a finished run" if finished else ""
+                way = f", or continue it with `{_resume_command(folder)}`" if begun > finished else ""
                 raise RunError(f"{folder} exists already{what}; name another --out{way}.")
 
     @classmethod
@@ -91,7 +90,7 @@ class Run:
 
         Args:
             path: the folder.
-            finished: insist on a finished run whose files are as they were written.
+            finished: whether the run has to be finished, with files that are unchanged.
 
         Raises:
             RunError: no such folder, not a run, not finished, from a newer heedmap, or changed since.
@@ -103,10 +102,10 @@ class Run:
             raise RunError(f"No run folder {folder}; `heedmap train DATA` makes one.")
         if not (folder / CONFIG).is_file():
             raise RunError(f"{folder} is not a run: it has no {CONFIG}.")
-        run = cls(folder, _read_mapping(folder / CONFIG))
+        run = cls(folder, read_mapping(folder / CONFIG))
         schema = run.config.get("schema")
         if not isinstance(schema, int):
-            raise RunError(f"{folder / CONFIG} is damaged: it does not say which layout the run has (schema).")
+            raise RunError(f"{folder / CONFIG} is damaged: it has no layout number (schema).")
         if schema > SCHEMA:
             raise RunError(
                 f"{folder} was written by heedmap {run.config.get('heedmap')} with layout {schema}; "
@@ -118,7 +117,7 @@ class Run:
 
     @property
     def options(self) -> TrainOptions:
-        """The options of the run, derived values filled in.
+        """The options of the run, with derived values.
 
         Raises:
             RunError: config.yaml lacks them.
@@ -134,34 +133,30 @@ class Run:
         """
         part = self._part("architecture")
         try:
-            taps = tuple(part["taps"]) if part["taps"] else None
-            return Architecture(**{**part, "taps": taps, "classes": tuple(str(name) for name in part["classes"])})
+            return Architecture.from_dict(part)
         except (TypeError, KeyError) as error:
             raise RunError(f"{self.path / CONFIG} does not describe an architecture: {error}.") from None
 
     @property
     def is_finished(self) -> bool:
-        """Whether the manifest is there."""
+        """Whether there is a manifest."""
         return (self.path / MANIFEST).is_file()
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a state to go on from."""
+        """Whether there is a state to resume from."""
         return (self.path / CHECKPOINT).is_file()
 
     def classifier(self) -> AttentionClassifier:
-        """Build the classifier and load the chosen weights; it is in eval mode.
+        """Return the classifier with the weights of the best epoch, in eval mode.
 
         Raises:
             RunError: the weights are missing, damaged, or do not fit.
         """
         classifier = build_classifier(self.architecture)
         tensors, _ = self._load(MODEL)
-        shapes, found = (
-            {name: each.shape for name, each in part.items()} for part in (classifier.state_dict(), tensors)
-        )
-        odd = [name for name in (*shapes, *found) if shapes.get(name) != found.get(name)]
-        if odd:
+        shapes = [{name: each.shape for name, each in part.items()} for part in (classifier.state_dict(), tensors)]
+        if odd := [name for part in shapes for name in part if shapes[0].get(name) != shapes[1].get(name)]:
             raise RunError(
                 f"{self.path / MODEL} was made by another version of heedmap ({self.config.get('heedmap')}) and does "
                 f"not fit this one (at {odd[0]!r}); train it again."
@@ -172,11 +167,11 @@ class Run:
     def write_config(self, options: TrainOptions, architecture: Architecture, **more: Any) -> None:
         """Write config.yaml."""
         self.config = {"heedmap": __version__, "schema": SCHEMA, **more}
-        self.config |= {"options": _plain(asdict(options)), "architecture": _plain(asdict(architecture))}
+        self.config |= {"options": finite(asdict(options)), "architecture": finite(asdict(architecture))}
         self.write(CONFIG, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
 
     def write(self, name: str, content: bytes) -> Path:
-        """Write a file of the run, whole or not at all.
+        """Write a file of the run atomically.
 
         Raises:
             RunError: the disk is full or the folder may not be written.
@@ -192,7 +187,7 @@ class Run:
         self.write(name, as_utf8(json.dumps(content, indent=1, ensure_ascii=False)))
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run, or None where there is none.
+        """Read a JSON file of the run; None if it does not exist.
 
         Raises:
             RunError: it is not JSON.
@@ -206,15 +201,15 @@ class Run:
             raise RunError(f"{path} is damaged: {error}.") from None
 
     def save_model(self, classifier: AttentionClassifier) -> None:
-        """Write the chosen weights."""
+        """Write the weights."""
         self._save(MODEL, {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}, {})
 
     def save_checkpoint(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Write what :meth:`heedmap.training.trainer.Fitting.state` gave, replacing the last one."""
+        """Write what :meth:`heedmap.training.trainer.Fitting.state` returned, replacing the last checkpoint."""
         self._save(CHECKPOINT, tensors, progress)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read the checkpoint, or None where training had not come to one.
+        """Read the checkpoint; None if there is none yet.
 
         Raises:
             RunError: it is damaged, or a pickle.
@@ -222,13 +217,13 @@ class Run:
         return self._load(CHECKPOINT) if self.has_checkpoint else None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl; numbers that are not finite become null."""
+        """Append a line to metrics.jsonl; numbers that are not finite become null."""
         path = self.path / METRICS
         with disk(path), path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(finite(record)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one cut off by a sudden death is passed over."""
+        """Read the lines of metrics.jsonl; one cut off by a sudden death is skipped."""
         path = self.path / METRICS
         if not path.is_file():
             return []
@@ -239,51 +234,43 @@ class Run:
         return records
 
     def rewind_metrics(self, step: int, epochs: int) -> None:
-        """Drop the lines after ``step``, and the epochs after the first ``epochs``: a resumed run writes them again."""
-        kept = [
+        """Remove lines after ``step`` and epochs after the first ``epochs``: a resumed run writes them again."""
+        records = [
             record
             for record in self.read_metrics()
             if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record["epoch"] <= epochs)
         ]
-        self.write(METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.write(METRICS, "".join(json.dumps(record) + "\n" for record in records).encode())
 
     def clean(self) -> None:
-        """Remove what a sudden death may have left half-written."""
+        """Remove partial files that a sudden death may have left."""
         for left in self.path.rglob(".*.partial"):
             left.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the manifest; the run is finished from then on, and the checkpoint is removed."""
-        kept = (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION, PREDICTIONS)
-        names = [name for name in kept if (self.path / name).is_file()]
-        files = {
-            name: {"bytes": (self.path / name).stat().st_size, "sha256": _sha256(self.path / name)} for name in names
-        }
+        """Write the manifest, by which the run is finished, and remove the checkpoint."""
+        paths = [self.path / name for name in (CONFIG, METRICS, MODEL, REPORT, AUDIT, EVALUATION, PREDICTIONS)]
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths if path.is_file()}
         self.write_json(MANIFEST, {"schema": SCHEMA, "heedmap": self.config.get("heedmap"), "files": files})
-        with disk(self.path):  # last: a death before the manifest must find the state to go on from
+        with disk(self.path):  # last: before the manifest, the state to resume from is needed
             (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def _check_manifest(self) -> None:
         if not self.is_finished:
-            command = f"heedmap train --resume {shlex.quote(str(self.path))}"
-            raise RunError(f"{self.path} is not finished; go on with `{command}`.")
-        sums = self._sums()
+            raise RunError(f"{self.path} is not finished; continue it with `{_resume_command(self.path)}`.")
+        try:
+            sums = {name: file["sha256"] for name, file in self.read_json(MANIFEST)["files"].items()}
+        except (TypeError, KeyError, AttributeError):
+            raise RunError(f"{self.path / MANIFEST} is damaged; restore the file, or train the run again.") from None
         for name in (CONFIG, MODEL):
             path = self.path / name
             if not path.is_file():
                 raise RunError(f"{self.path} is incomplete: {name} is missing. Train it again, or restore the file.")
-            if sums.get(name) != _sha256(path):
+            if sums.get(name) != sha256(path):
                 raise RunError(
                     f"{path} was changed since the run was finished: its SHA-256 is not the one in {MANIFEST}. "
                     "Restore the file, or train the run again."
                 )
-
-    def _sums(self) -> dict[str, str]:
-        """File name -> SHA-256, as the manifest has them."""
-        try:
-            return {name: kept["sha256"] for name, kept in self.read_json(MANIFEST)["files"].items()}
-        except (TypeError, KeyError, AttributeError):
-            raise RunError(f"{self.path / MANIFEST} is damaged; restore the file, or train the run again.") from None
 
     def _part(self, name: str) -> dict[str, Any]:
         part = self.config.get(name)
@@ -292,7 +279,7 @@ class Run:
         return part
 
     def _save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        # One entry only: safetensors writes several in an order of its own, and equal weights make equal files.
+        # One entry only: safetensors writes several in any order, and equal weights have to make equal files.
         metadata = {"progress": json.dumps(progress)} if progress else {"format": "pt"}
         self.write(name, save(tensors, metadata))
 
@@ -307,8 +294,5 @@ class Run:
             raise RunError(f"{path} is damaged: {error}.") from None
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML stays readable."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _resume_command(folder: Path) -> str:
+    return f"heedmap train --resume {shlex.quote(str(folder))}"

@@ -1,4 +1,4 @@
-"""What the machine grants this process: cores, memory, some of which need not be asked for twice, and an end."""
+"""What the system grants this process: cores, memory, and signals."""
 
 from __future__ import annotations
 
@@ -13,39 +13,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # numbers of mallopt's parameters in glibc's malloc.h
-PAD = 256 * 2**20  # bytes asked of the system at a time
-GROUPS = Path("/sys/fs/cgroup")  # where Linux tells what a container's processes may take together
+PAD = 256 * 2**20  # bytes requested from the system at a time
+GROUPS = Path("/sys/fs/cgroup")  # where Linux has the limits of a container's processes
 OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """Processor cores that this process may use.
-
-    ``taskset`` and the like may have made them fewer than there are, and a container may be granted the time of fewer,
-    rounded up here.
-    """
+    """Return the number of cores that this process may use: by ``taskset``, or by its container's limit, rounded up."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(bound, cores_granted())))
 
 
 def threads(workers: int | None) -> int:
-    """Threads that decode: as told, or as many as there are cores."""
+    """Return the number of threads that decode; None takes the number of cores."""
     return cores() if workers is None else workers
 
 
 def free_memory() -> float:
-    """Bytes that this process may still take: what the machine has left, or its container if that is less."""
+    """Return the bytes that this process may still allocate, in the machine and in its container."""
     import psutil
 
     return min(float(psutil.virtual_memory().available), memory_granted())
 
 
 def cores_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
-    """Cores whose time the process's control groups grant it; infinite without such a limit.
+    """Return the cores that the process's control groups grant it; infinite without a limit.
 
     Args:
-        own: the system's list of the groups that the process is in.
-        groups: where they are mounted; version 1 and 2 are understood, and the limits of groups above count too.
+        own: the system's list of the process's groups.
+        groups: where they are mounted; version 1 and 2 are read, and the limits of groups above count too.
     """
     granted = math.inf
     for folder in _folders("cpu", own, groups):
@@ -56,18 +52,17 @@ def cores_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
 
 
 def memory_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
-    """Bytes that the process's control groups would still grant it; infinite without such a limit.
+    """Return the bytes that the process's control groups still grant it; infinite without a limit.
 
-    Files that were read and are not in use count as taken there, but give way; so they count as free here, as in what
-    the system calls available.
+    Cached files that are not in use count as free, as in what the system calls available.
 
     Args:
         own, groups: as for :func:`cores_granted`.
     """
     granted = math.inf
     for folder in _folders("memory", own, groups):
-        told = _words(folder / "memory.stat")
-        stat = dict(zip(told[::2], told[1::2], strict=False))
+        words = _words(folder / "memory.stat")
+        stat = dict(zip(words[::2], words[1::2], strict=False))
         for most, now, idle in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -80,10 +75,9 @@ def memory_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
 
 
 def _folders(kind: str, own: Path, groups: Path) -> list[Path]:
-    """The folders of the control groups of one kind that the process is in, the innermost first.
+    """Return the folders of the process's control groups of one kind, the innermost first.
 
-    A container that sees itself as the root may still be told of its path outside, which is not mounted: then those
-    above are what there is.
+    In a container the path may be the one outside, which is not mounted; then only folders above it exist.
     """
     folders: list[Path] = []
     with contextlib.suppress(OSError, ValueError):
@@ -106,20 +100,20 @@ def _words(file: Path) -> list[str]:
 
 
 def _number(word: str) -> float:
-    """A number of a control group; ``max``, -1 and what cannot be read are no limit."""
+    """Return a number of a control group; ``max``, -1 and what cannot be read are no limit."""
     return float(word) if word.isdigit() else math.inf
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for what is asked next, from now on and for the whole process.
+    """Let the C library keep freed memory for later allocations, in the whole process.
 
-    A step of training frees and asks for hundreds of megabytes. glibc maps every large block anew and gives it back
-    when it is freed, and the system fills each new page with zeros first: 160,000 page faults and a fifth of the time
+    A training step frees and allocates hundreds of megabytes. glibc maps every large block again and returns it to the
+    system when it is freed, and the system fills each new page with zeros: 160,000 page faults and a fifth of the time
     of a step (docs/performance.md). The process then holds its peak until it ends, so this is for commands, which own
-    their process; other programs may call it too. Whoever has set glibc's ``MALLOC_`` variables is left alone.
+    their process. glibc's ``MALLOC_`` environment variables win.
 
     Returns:
-        Whether it was set; False where the C library is not glibc, or the environment has its say.
+        Whether it was set; False where the C library is not glibc, or the environment sets it.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -132,7 +126,7 @@ def keep_freed_memory() -> bool:
 @contextlib.contextmanager
 def term_as_interrupt() -> Iterator[None]:
     """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

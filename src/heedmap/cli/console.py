@@ -18,7 +18,7 @@ from rich.table import Table
 
 from heedmap.config import counted
 
-if TYPE_CHECKING:  # records knows torch, which usage and help must not wait for
+if TYPE_CHECKING:  # imports torch, for which help and usage errors must not wait
     from heedmap.progress import Progress
     from heedmap.types import Audit, EpochReport, StepReport
 
@@ -26,7 +26,7 @@ GAP = 2  # between the columns of a suite's tables
 
 
 class _Plain(Console):
-    """Leaves it to :mod:`heedmap.cli.main` what the end of a pipe means."""
+    """Leaves a closed pipe to :mod:`heedmap.cli.main`."""
 
     def on_broken_pipe(self) -> None:
         raise
@@ -37,7 +37,7 @@ complaints = Console(stderr=True, highlight=False)
 
 
 class Shown:
-    """A progress that draws a line of progress and prints a line an epoch."""
+    """Draws a progress bar and prints a line an epoch, as a :class:`heedmap.progress.Progress` whose import is slow."""
 
     def __init__(self, bar: ProgressBar) -> None:
         self._bar = bar
@@ -59,7 +59,7 @@ class Shown:
         )
 
     def epoch(self, report: EpochReport) -> None:
-        """Print what the epoch came to."""
+        """Print the figures of the epoch."""
         evaluated = ""
         if report.validation:
             named = ", ".join(f"{name} {value:.4f}" for name, value in report.validation.items())
@@ -73,26 +73,25 @@ class Shown:
 
 @contextmanager
 def show_progress() -> Iterator[Progress]:
-    """A progress with a live bar, where the terminal can draw one."""
-    # Shown has a progress's methods without being one: that class knows torch, which help must not wait for.
+    """Yield a progress with a live bar, where the terminal can draw one."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
-    # Disabled, it still prints lines; else it would leave an empty one where there is no terminal.
+    # Disabled, it still prints lines; enabled without a terminal, it would leave an empty one.
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         yield cast(Any, Shown(bar))
 
 
 @contextmanager
 def counting(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar for ``total`` things (None: not known yet); call what is yielded with the number done."""
+    """Draw a bar for ``total`` items (None: not known yet); call what is yielded with the number done."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    # Disabled, it still prints lines; else it would leave an empty one where there is no terminal.
+    # Disabled, it still prints lines; enabled without a terminal, it would leave an empty one.
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Return seconds as m:ss or h:mm:ss."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -137,7 +136,7 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     if found.get("learned"):
         console.print(
             f"[yellow]The run learned from {found['learned']:,} of these {counted(found['count'], 'image')}: "
-            "what it comes to here says nothing about images it has not seen.[/]",
+            "these figures say nothing about images it has not seen.[/]",
             soft_wrap=True,
         )
 
@@ -164,12 +163,12 @@ def show_sections(suites: Mapping[str, Any]) -> None:
 
 
 def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
-    """Part the columns of a wide table into tables that fit, each with the key columns.
+    """Split the columns of a wide table into tables that fit, each with the key columns.
 
     Args:
         widths: of the columns, with the gaps between them.
         keys: how many columns, from the left, each part repeats.
-        room: that a part may take; one column beside the keys is there at least.
+        room: width of a part; it has at least one column beside the keys.
     """
     parts = [list(range(keys))]
     for place in range(keys, len(widths)):
@@ -180,7 +179,7 @@ def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """Print the variants' figures, each difference of accuracy in a sentence, and what to know of them."""
+    """Print the variants' figures, a sentence on each difference of accuracy, and the notes."""
     from heedmap.report.comparison import GROUPS, amounts, cell
 
     for group in GROUPS:
@@ -224,11 +223,11 @@ def show_audit(found: Audit, most: int) -> None:
 
 
 def show_result(run: Path) -> None:
-    """Print what a finished run came to."""
+    """Print the figures of a finished run."""
     show_evaluation(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
     console.print(f"Report: [bold]{escape(str(run / 'report.html'))}[/]", soft_wrap=True)
 
 
 def show_next(command: str) -> None:
-    """Print what is useful to do now."""
+    """Print the next useful command."""
     console.print(f"Next: [bold]{escape(command)}[/]", soft_wrap=True)

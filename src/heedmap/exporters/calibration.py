@@ -1,4 +1,4 @@
-"""Real images for the proof: some of the run's own test part."""
+"""Real images to compare file and model with: some of the run's own test part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 16
 
 
 def images_of(run: Run, count: int = COUNT) -> list[Image.Image]:
-    """Return up to ``count`` images spread evenly over the test part; files come in full size, others as seen.
+    """Return up to ``count`` images spread evenly over the test part; files in full size, others in the network's.
 
     Raises:
         DataError: the data is not there any more; the message says to name other images.
@@ -23,7 +23,7 @@ def images_of(run: Run, count: int = COUNT) -> list[Image.Image]:
     try:
         data = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test)
     except DataError as error:
-        raise DataError(f"{error} Or name images for the proof with --images.") from None
+        raise DataError(f"{error} Or name images with --images.") from None
     part = data.test if data.test is not None else data.train
     rows = np.linspace(0, len(part) - 1, min(count, len(part))).astype(int).tolist()
     if isinstance(part, FolderDataset):

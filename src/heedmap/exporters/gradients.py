@@ -1,8 +1,8 @@
 """Grad-CAM and saliency as forward operations, so that a runtime that knows no gradients can compute them.
 
 The backward pass is traced once, by ``torch.func.vjp`` under ``make_fx``, into the same graph as the forward pass; the
-few backward operations that ONNX lacks are replaced by the forward ones that they are. ``make_fx`` and its table are
-half private parts of torch: the proof at the end of each export is what holds them to what they should do.
+few backward operations that ONNX lacks are replaced by forward ones. ``make_fx`` and its table are half private parts
+of torch: the comparison at the end of each export guards them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from heedmap.attribution.layers import last_spatial, named_layer
 from heedmap.exporters.onnx import quiet
-from heedmap.exporters.wrapper import Answering
+from heedmap.exporters.wrapper import NamedOutputs
 from heedmap.inference.onnx import MAP
 
 aten = torch.ops.aten
@@ -25,27 +25,27 @@ INCLUDES = {"grad_cam": "grad-cam", "saliency": "saliency"}
 """What can be included, and what :func:`heedmap.attribution.explain` calls it."""
 
 
-def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) -> tuple[torch.fx.GraphModule, str]:
+def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) -> tuple[torch.fx.GraphModule, str]:
     """Trace the classifier together with maps of a target class.
 
     Args:
-        answering: on the CPU, in eval mode.
+        module: on the CPU, in eval mode.
         size: side of the images.
         include: keys of :data:`INCLUDES`.
 
     Returns:
         A module from images (B, 3, S, S) and targets (B,), -1 for the predicted class, to the named outputs of
-        ``answering`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
+        ``module`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
 
     Raises:
         ModelError: the network has no layer that Grad-CAM can read.
     """
     example = torch.rand(2, 3, size, size), torch.tensor([-1, 0])
-    layer = last_spatial(answering.classifier, example[0])
-    _, part = named_layer(answering.classifier, layer)
-    shape = _shape_behind(answering, part, example[0])
+    layer = last_spatial(module.classifier, example[0])
+    _, part = named_layer(module.classifier, layer)
+    shape = _output_shape(module, part, example[0])
 
-    def answer(images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def predict(images: Tensor, target: Tensor) -> dict[str, Tensor]:
         caught: list[Tensor] = []
 
         def forward(shift: Tensor, at_pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,28 +56,28 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
             # First of all hooks: where the layer is a tap too, the attention must read the shifted output.
             handle = part.register_forward_hook(shifted, prepend=True)
             try:
-                found = answering(at_pixels)
+                outputs = module(at_pixels)
             finally:
                 handle.remove()
-            return found["logits"], {**found, "layer": caught[-1]}
+            return outputs["logits"], {**outputs, "layer": caught[-1]}
 
         # The gradient with respect to a shift of the layer's output is that with respect to the output itself.
         shift = images.new_zeros(images.shape[0], *shape)
-        logits, pull, found = torch.func.vjp(forward, shift, images, has_aux=True)  # type: ignore[misc]  # three with aux
-        asked = torch.where(target < 0, logits.argmax(1), target)
-        hot = (torch.arange(logits.shape[1]) == asked[:, None]).to(logits.dtype)
+        logits, pull, outputs = torch.func.vjp(forward, shift, images, has_aux=True)  # type: ignore[misc]  # three with aux
+        classes = torch.where(target < 0, logits.argmax(1), target)
+        hot = (torch.arange(logits.shape[1]) == classes[:, None]).to(logits.dtype)
         at_layer, at_pixels = pull(hot)
-        features = found.pop("layer")
+        features = outputs.pop("layer")
         cam = (features * at_layer.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
-        made = {"grad_cam": cam, "saliency": at_pixels.abs().amax(1, keepdim=True)}
-        return {**found, **{f"{MAP}{name}": made[name] for name in include}}
+        maps = {"grad_cam": cam, "saliency": at_pixels.abs().amax(1, keepdim=True)}
+        return {**outputs, **{f"{MAP}{name}": maps[name] for name in include}}
 
-    needs = [each for each in answering.parameters() if each.requires_grad]
+    needs = [each for each in module.parameters() if each.requires_grad]
     try:
         for parameter in needs:
             parameter.requires_grad_(False)
         with quiet():
-            trace = make_fx(answer, _table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            trace = make_fx(predict, _table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
             return trace(*example), layer
     finally:
         for parameter in needs:
@@ -85,19 +85,19 @@ def with_gradients(answering: Answering, size: int, include: tuple[str, ...]) ->
 
 
 @torch.no_grad()
-def _shape_behind(answering: Answering, part: nn.Module, images: Tensor) -> tuple[int, ...]:
-    """(C, h, w) of what a layer gives."""
+def _output_shape(module: NamedOutputs, part: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """Return (C, h, w) of a layer's output."""
     shapes: list[tuple[int, ...]] = []
     handle = part.register_forward_hook(lambda _part, _given, output: shapes.append(tuple(output.shape[1:])))
     try:
-        answering(images)
+        module(images)
     finally:
         handle.remove()
     return shapes[-1]
 
 
 def _table() -> dict[Any, Callable[..., Any]]:
-    """What stands for the backward operations that ONNX lacks."""
+    """Return replacements of the backward operations that ONNX lacks."""
     known = [
         *(aten.native_batch_norm_backward, aten._native_batch_norm_legit_no_training, aten.native_layer_norm_backward),
         *(aten.threshold_backward, aten.sigmoid_backward, aten.tanh_backward, aten._softmax_backward_data),
@@ -112,19 +112,10 @@ def _table() -> dict[Any, Callable[..., Any]]:
 
 
 def _convolution_backward(
-    gradient: Tensor,
-    given: Tensor,
-    weight: Tensor,
-    _bias: Any,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    _output_padding: list[int],
-    groups: int,
-    _mask: list[bool],
+    gradient: Tensor, given: Tensor, weight: Tensor, *settings: Any
 ) -> tuple[Tensor | None, None, None]:
-    """The gradient of the input alone: a transposed convolution; parameters are constants here."""
+    """Return the gradient of the input alone, a transposed convolution; parameters are constants here."""
+    _bias, stride, padding, dilation, transposed, _output_padding, groups, _mask = settings
     if transposed:
         return aten.convolution(gradient, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
     rest = [
@@ -136,23 +127,21 @@ def _convolution_backward(
 
 
 def _max_pool_backward(gradient: Tensor, given: Tensor, *more: Any) -> Tensor:
-    """Each gradient goes to the place that the maximum came from."""
+    """Return each gradient at the position that the maximum came from."""
     batch, channels, height, width = given.shape
     flat = gradient.new_zeros(batch, channels, height * width)
     return flat.scatter_add(2, more[-1].flatten(2), gradient.flatten(2)).view(batch, channels, height, width)
 
 
-def avg_pool_backward(
-    gradient: Tensor,
-    given: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    _ceil_mode: bool,
-    count_include_pad: bool,
-    divisor: int | None,
-) -> Tensor:
-    """Each gradient is shared out evenly among the places of its window: a transposed convolution with ones."""
+def avg_pool_backward(gradient: Tensor, given: Tensor, *settings: Any) -> Tensor:
+    """Return each gradient divided evenly among its window: a transposed convolution with ones.
+
+    Args:
+        gradient: of the pooled values.
+        given: the input.
+        settings: kernel, stride, padding, ceil_mode, count_include_pad and divisor, as aten passes them.
+    """
+    kernel, stride, padding, _ceil_mode, count_include_pad, divisor = settings
     shared, channels = gradient, given.shape[1]
     for axis in (0, 1):
         side, edge = given.shape[2 + axis], padding[axis]
@@ -167,7 +156,7 @@ def avg_pool_backward(
     ones = gradient.new_ones(channels, 1, *kernel)
     spread = aten.convolution(shared, ones, None, stride, [0, 0], [1, 1], True, [0, 0], channels)
     short = [max(0, padding[axis] + given.shape[2 + axis] - spread.shape[2 + axis]) for axis in (0, 1)]
-    spread = torch.nn.functional.pad(spread, (0, short[1], 0, short[0]))  # places that no window reaches
+    spread = torch.nn.functional.pad(spread, (0, short[1], 0, short[0]))  # positions that no window reaches
     for axis in (2, 3):
         spread = spread.narrow(axis, padding[axis - 2], given.shape[axis])
     return spread

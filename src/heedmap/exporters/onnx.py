@@ -1,4 +1,4 @@
-"""From the module to the bytes of an ONNX file, and from the bytes to answers."""
+"""From the module to the bytes of an ONNX file, and from the bytes to predictions."""
 
 from __future__ import annotations
 
@@ -24,21 +24,19 @@ OPSET = 18
 LARGEST = 20_000  # pixels along a side, as the graph's bounds promise
 
 
-def traced(module: Exportable, *, takes_target: bool = False) -> torch.export.ExportedProgram:
-    """Trace the module with a batch, a height and a width that stay open."""
+def trace(module: Exportable, *, takes_target: bool = False) -> torch.export.ExportedProgram:
+    """Trace the module with dynamic batch, height and width."""
     names = [torch.export.Dim(name, min=1, max=LARGEST) for name in ("batch", "height", "width")]
     size = module.squared.size
-    example = torch.zeros(
-        2, size + 6, size + 16, 3, dtype=torch.uint8
-    )  # neither square nor of the size: both stay open
+    example = torch.zeros(2, size + 6, size + 16, 3, dtype=torch.uint8)  # neither square nor of the network's size
     examples, shapes = (example, torch.zeros(2, dtype=torch.int64)), (dict(enumerate(names)), {0: names[0]})
     count = 1 + takes_target
     with quiet():
         return torch.export.export(module, examples[:count], dynamic_shapes=shapes[:count])
 
 
-def translated(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """Return the traced program as an ``onnx.ModelProto`` without a trace of this machine in it.
+def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Return the traced program as an ``onnx.ModelProto`` without paths of this machine.
 
     Raises:
         ModelError: a package is missing, or an operation has no translation.
@@ -72,7 +70,7 @@ def translated(program: torch.export.ExportedProgram, inputs: Sequence[str], out
 
 
 def _forget_sources(model: Any) -> None:
-    """Drop what the exporter notes of each node: lines of source with their paths."""
+    """Remove the exporter's notes on each node: lines of source with their paths."""
     for part in (model.graph, *model.functions):
         del part.metadata_props[:]
         for each in (*part.node, *part.value_info):
@@ -82,19 +80,19 @@ def _forget_sources(model: Any) -> None:
         del value.metadata_props[:]
 
 
-def labelled(model: Any, metadata: dict[str, Any]) -> bytes:
-    """Return the file's bytes, with what it says of itself."""
+def file_bytes(model: Any, metadata: dict[str, Any]) -> bytes:
+    """Return the file's bytes, with its description."""
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=json.dumps(metadata, ensure_ascii=False))
     return model.SerializeToString()
 
 
-def quantised(model: Any) -> Any:
+def quantize(model: Any) -> Any:
     """Return the model with its weights in eight bits; activations are quantised as they come (dynamically)."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    del model.graph.value_info[:]  # shapes of weights that are turned round here; they are inferred again
+    del model.graph.value_info[:]  # shapes of weights that are transposed here; they are inferred again
     with quiet(), tempfile.TemporaryDirectory() as folder:  # its interface takes files only
         path = Path(folder) / "int8.onnx"
         # Unsigned: onnxruntime has no convolution of signed weights on a CPU.
@@ -102,8 +100,8 @@ def quantised(model: Any) -> Any:
         return onnx.load(path)
 
 
-def answering(content: bytes, names: Sequence[str]) -> Prediction:
-    """Run the bytes of a file as :class:`heedmap.inference.onnx.OnnxClassifier` does.
+def load_onnx(content: bytes, names: Sequence[str]) -> Prediction:
+    """Return a function that runs the bytes of a file as :class:`heedmap.inference.onnx.OnnxClassifier` does.
 
     Raises:
         ModelError: onnxruntime is missing, or refuses them.
@@ -111,31 +109,31 @@ def answering(content: bytes, names: Sequence[str]) -> Prediction:
     try:
         import onnxruntime
     except ImportError:
-        raise ModelError("The proof needs onnxruntime, which is missing: pip install 'heedmap[onnx]'") from None
+        raise ModelError("The comparison needs onnxruntime, which is missing: pip install 'heedmap[onnx]'") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     takes = {each.name for each in session.get_inputs()}
 
-    def answer(images: NDArray[np.uint8]) -> Named:
+    def predict(images: NDArray[np.uint8]) -> Named:
         feed: dict[str, Any] = {"images": images, "target": np.full(len(images), -1, np.int64)}
-        found = session.run(list(names), {name: value for name, value in feed.items() if name in takes})
-        return dict(zip(names, found, strict=True))
+        outputs = session.run(list(names), {name: value for name, value in feed.items() if name in takes})
+        return dict(zip(names, outputs, strict=True))
 
-    return answer
+    return predict
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to themselves what the exporters say: deprecations among their own parts, and their progress."""
-    talkers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
-    levels = [talker.level for talker in talkers]
+    """Silence the exporters: deprecations among their own parts, and their progress."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for talker in talkers:
-            talker.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for talker, level in zip(talkers, levels, strict=True):
-                talker.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

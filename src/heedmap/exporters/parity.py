@@ -1,10 +1,10 @@
-"""The proof that an exported file answers as the model does: both answer the same images, and are compared."""
+"""Comparison of an exported file with its model, on the same images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from heedmap.data.decoding import square
 from heedmap.inference.onnx import MAP
 
 BATCHES = (1, 3, 16)
+LIMIT = 1e-5
 JUMPING = ("map_grad_cam", "map_saliency")
 """Maps of gradients: those of a network with ReLUs are not continuous, so they cannot agree everywhere."""
 
@@ -24,18 +25,17 @@ Prediction: TypeAlias = Callable[[NDArray[np.uint8]], Named]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's answers lie from the model's.
+    """How far the file's outputs lie from the model's.
 
     Attributes:
-        images: how many were asked about.
+        images: how many were compared.
         batches: the sizes of batch tried.
         limit: the largest difference allowed, for values up to one; for larger ones it grows with the largest.
         differences: output -> largest absolute difference over all images and batches.
         beyond: output -> share of its values that differ by more than is allowed.
         resized: output -> largest absolute difference where the file is given images in their full size and resizes
-            them itself, against the model after Pillow. Told, not evaluated: rounding to whole levels may differ by
-            one.
-        agreement: share of the images for which file and model name the same class.
+            them itself, against the model after Pillow. Not limited: rounding to whole levels may differ by one.
+        agreement: share of the images for which file and model predict the same class.
     """
 
     images: int
@@ -48,22 +48,18 @@ class Parity:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The outputs of which any value differs by more than is allowed, or is no number.
+        """The outputs of which any value differs by more than is allowed, or is NaN.
 
         Of :data:`JUMPING` maps one value in a hundred may: where a unit's input is zero to rounding, a ReLU or a
         maximum of the model goes one way and that of the file the other, and each is the gradient of what it computed.
         """
         return tuple(name for name, share in self.beyond.items() if share > _JUMPS * (name in JUMPING))
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
 
 def compare_outputs(
     file: Prediction, model: Prediction, images: Sequence[Image.Image], size: int, limit: float
 ) -> Parity:
-    """Ask file and model about the same images, in batches of each size, and squared by whom it may be.
+    """Compare the outputs of file and model for the same images, in batches of each size, squared by either.
 
     Args:
         file, model: uint8 (B, H, W, 3) to named arrays with B rows; the model takes squares of ``size`` only.
@@ -80,23 +76,23 @@ def compare_outputs(
         for start in range(0, len(squares), batch):
             # The last batch is filled up from the front, so that each size is tried however few images there are.
             rows = np.arange(start, start + batch) % len(squares)
-            found, wanted = file(squares[rows]), {name: values[rows] for name, values in expected.items()}
-            _worsen(worst, found, wanted)
-            for name, values in wanted.items():  # NaN is not within anything
-                beyond[name].append(1.0 - float((np.abs(found[name] - values) <= allowed[name]).mean()))
+            outputs, reference = file(squares[rows]), {name: values[rows] for name, values in expected.items()}
+            _worsen(worst, outputs, reference)
+            for name, values in reference.items():  # NaN is within no limit
+                beyond[name].append(1.0 - float((np.abs(outputs[name] - values) <= allowed[name]).mean()))
     alone = [file(np.asarray(image)[None]) for image in images]
     resized = dict.fromkeys(expected, 0.0)
-    for row, answer in enumerate(alone):
-        _worsen(resized, answer, {name: values[row : row + 1] for name, values in expected.items()})
-    same = [answer["logits"].argmax() == row.argmax() for answer, row in zip(alone, expected["logits"], strict=True)]
+    for row, outputs in enumerate(alone):
+        _worsen(resized, outputs, {name: values[row : row + 1] for name, values in expected.items()})
+    same = [outputs["logits"].argmax() == row.argmax() for outputs, row in zip(alone, expected["logits"], strict=True)]
     shares = {name: float(np.mean(each)) for name, each in beyond.items()}
     return Parity(len(images), BATCHES, limit, worst, shares, resized, float(np.mean(same)))
 
 
 def _allowed(name: str, values: NDArray[np.float32], limit: float) -> float:
-    """The largest difference allowed.
+    """Return the largest difference allowed.
 
-    A softmax map of many positions holds small numbers, all below any absolute limit, so a map is held to a share of
+    A softmax map of many positions has small values, all below any absolute limit, so a map is held to a share of
     its largest value too: a hundred times the limit.
     """
     largest = max(float(np.abs(values).max()), 1e-6)

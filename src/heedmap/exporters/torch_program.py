@@ -1,4 +1,4 @@
-"""From a traced program to the bytes of a ``.pt2`` file, and from the bytes to answers."""
+"""From a traced program to the bytes of a ``.pt2`` file, and from the bytes to predictions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from heedmap.inference.onnx import KEY
 
 
 def program_bytes(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
-    """Return the file's bytes; ``heedmap.json`` among its extra files says what it is."""
+    """Return the file's bytes; ``heedmap.json`` among its extra files describes it."""
     content = io.BytesIO()
     with quiet():
         torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(metadata, ensure_ascii=False)})
     return content.getvalue()
 
 
-def program_answering(content: bytes, *, takes_target: bool) -> Prediction:
-    """Run the bytes of a file as ``torch.export.load`` gives them."""
+def load_program(content: bytes, *, takes_target: bool) -> Prediction:
+    """Return a function that runs the bytes of a file after ``torch.export.load``."""
     with quiet():
         module = torch.export.load(io.BytesIO(content)).module()
 
     @torch.no_grad()
-    def answer(images: NDArray[np.uint8]) -> Named:
+    def predict(images: NDArray[np.uint8]) -> Named:
         targets = (torch.full((len(images),), -1),) * takes_target
-        found = module(torch.from_numpy(np.array(images)), *targets)
-        return {name: values.numpy() for name, values in found.items()}
+        outputs = module(torch.from_numpy(np.array(images)), *targets)
+        return {name: values.numpy() for name, values in outputs.items()}
 
-    return answer
+    return predict

@@ -1,4 +1,4 @@
-"""The module that is exported: a decoded image of any size in, everything that the classifier says out."""
+"""The module that is exported: decoded images of any size in, all outputs of the classifier out."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _weights(count: int, margin: Tensor, side: Tensor, size: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-class Answering(nn.Module):
-    """The classifier with all that it says as named tensors: what an exported file gives.
+class NamedOutputs(nn.Module):
+    """The classifier with all its outputs as named tensors: the outputs of an exported file.
 
     The names: ``logits``, ``probabilities``, ``map_TAP`` for each tap, ``map_combined`` where there are several,
     ``features_before`` and ``features_after`` for soft feature attention.
@@ -64,28 +64,28 @@ class Answering(nn.Module):
         self.classifier = classifier
 
     def forward(self, scaled: Tensor) -> dict[str, Tensor]:
-        """Answer images (B, 3, S, S) in [0, 1]."""
+        """Predict images (B, 3, S, S) in [0, 1]."""
         output = self.classifier(scaled)
-        found = {"logits": output.logits, "probabilities": output.probabilities}
-        found |= {f"{MAP}{tap}": values for tap, values in output.attention.items()}
+        outputs = {"logits": output.logits, "probabilities": output.probabilities}
+        outputs |= {f"{MAP}{tap}": values for tap, values in output.attention.items()}
         if len(output.attention) > 1:
-            found[f"{MAP}combined"] = combined_map(output.attention, output.shares)
-        return found | {f"{FEATURES}{name}": values for name, values in output.features.items()}
+            outputs[f"{MAP}combined"] = combined_map(output.attention, output.shares)
+        return outputs | {f"{FEATURES}{name}": values for name, values in output.features.items()}
 
 
 class Exportable(nn.Module):
-    """Preparation and answer in one.
+    """Preparation and classifier in one.
 
     Args:
-        size: side of the square that ``answer`` takes.
-        answer: images (B, 3, S, S) in [0, 1], and the target (B,) where it takes one, to named tensors.
+        size: side of the square that ``predict`` takes.
+        predict: images (B, 3, S, S) in [0, 1], and the target (B,) where it takes one, to named tensors.
     """
 
-    def __init__(self, size: int, answer: Callable[..., dict[str, Tensor]]) -> None:
+    def __init__(self, size: int, predict: Callable[..., dict[str, Tensor]]) -> None:
         super().__init__()
-        self.squared, self.answer = Squared(size), answer
+        self.squared, self.predict = Squared(size), predict
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> dict[str, Tensor]:
-        """Answer images: uint8 (B, H, W, 3)."""
+        """Predict images: uint8 (B, H, W, 3)."""
         scaled = self.squared(images)
-        return self.answer(scaled) if target is None else self.answer(scaled, target)
+        return self.predict(scaled) if target is None else self.predict(scaled, target)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from heedmap.errors import ModelError
 
@@ -31,6 +32,16 @@ class Architecture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", class_names(self.classes))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Architecture:
+        """Return the architecture that ``dataclasses.asdict`` wrote, from lists or tuples.
+
+        Raises:
+            KeyError, TypeError: these are not the fields of one.
+        """
+        taps = tuple(fields["taps"]) if fields["taps"] else None
+        return cls(**{**fields, "taps": taps, "classes": tuple(str(name) for name in fields["classes"])})
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:

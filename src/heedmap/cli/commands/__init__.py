@@ -1,6 +1,7 @@
 """The commands: one file each, a dataclass whose fields are the command's options and whose ``work`` does it.
 
-Nothing heavy is imported before a command works, so that ``--help`` and errors of usage answer at once.
+Heavy packages, and the rooms of heedmap that need them, are imported when a command works, so that ``--help`` and
+usage errors are instant.
 """
 
 from heedmap.cli.commands.audit import AuditData

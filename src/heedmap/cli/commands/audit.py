@@ -5,42 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import DataFolder
 from heedmap.cli.console import console, show_audit, show_next
-from heedmap.config import check_range
+from heedmap.config import DataOptions, Range
 from heedmap.errors import DataError
 from heedmap.system import cores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditData:
-    """Find duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
+class AuditData(DataOptions):
+    """Look for duplicates, leaks between the parts, conflicting labels, and files that cannot be read.
 
     Attributes:
-        data: A folder, tar shards or a named set.
-        depth: full also finds near duplicates; cheap is what train does.
+        depth: full also looks for near duplicates; cheap is what train does.
         json: Write all findings to this file.
         show: Findings of each kind to print.
-        root: Folder of the files of named sets.
-        download: Fetch a named set that is missing.
-        seed: Of the split, where the folder has none.
-        test: Share of the test part, where the folder has none.
     """
 
-    data: tyro.conf.Positional[str]
+    data: DataFolder = field()  # without the default of DataOptions
     depth: Literal["cheap", "full"] = "full"
     json: str | None = None
-    show: int = 8
-    root: str = "data"
-    download: bool = True
-    seed: int = 0
-    test: float = 0.2
+    show: Annotated[int, Range(0, 1_000_000_000)] = 8
 
     def work(self) -> None:
         """Audit and print."""
@@ -48,7 +39,6 @@ class AuditData:
         from heedmap.data.audit.findings import audit
         from heedmap.files import as_utf8, disk, write_whole
 
-        check_range("show", self.show, 0, 1_000_000_000)
         _check_target(self.json)
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
@@ -70,7 +60,7 @@ class AuditData:
 
 
 def _check_target(target: str | None) -> None:
-    """Check the file before the work; an existing one may hold an earlier audit and nothing else."""
+    """Check the file before the work; an existing one may only hold an earlier audit."""
     if target is None:
         return
     path = Path(target)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rich.markup import escape
 
 from heedmap.cli.console import console, show_next, show_progress, show_result
+from heedmap.config import Options, Range
 from heedmap.system import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Train on the embedded digit scenes, draw maps, and open the way to the report: a few minutes, no download.
+class Demo(Options):
+    """Train on the embedded digit scenes, and draw maps of unseen ones: a few minutes, no download.
 
     Attributes:
         out: Folder for the run and its images.
-        seed: Of scenes, order, views and weights.
+        seed: Seed of the scenes, the order, the augmentation and the weights.
     """
 
     out: str = "demo"
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
 
     def work(self) -> None:
-        """Train, draw, and say where to look."""
+        """Train, draw, and print where the report and the maps are."""
         from heedmap.workflows.demo import demo
 
         keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Where a command computes."""
+"""The device of a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from heedmap.errors import OptionError
 
 
 def pick_device(name: str | None) -> str:
-    """The device named, or a GPU where there is one.
+    """Return the device named, or a GPU if there is one.
 
     Raises:
         OptionError: torch knows no such device, or the machine has none.
@@ -23,7 +23,7 @@ def pick_device(name: str | None) -> str:
 
 
 def cpu_only(name: str | None) -> str:
-    """The device of an exported file.
+    """Return the device of an exported file.
 
     Raises:
         OptionError: another one is named.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import pick_device
 from heedmap.cli.console import console, show_evaluation, show_next, show_progress, show_sections
-from heedmap.config import check_range, wanted_names
+from heedmap.config import ObjectOptions, check_range, split_names
 from heedmap.errors import DataError
 from heedmap.system import keep_freed_memory
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(ObjectOptions):
     """Evaluate a run: accuracy and calibration; with suites also its maps, robustness and transfer.
 
     Attributes:
@@ -31,14 +32,6 @@ class Evaluate:
         suite: Suites to run, with commas between: accuracy, localization, faithfulness, robustness, transfer.
         method: Maps that localization and faithfulness evaluate, with commas between, such as
             attention,rise:count=500+cells=5. Default: attention and Grad-CAM, or Grad-CAM alone for the control.
-        annotations: Where the objects are: a folder of masks, VOC or YOLO files, a COCO JSON, or a CSV of boxes.
-            Default: what the data brings.
-        annotation_format: How the annotations are written. Default: detected from the files.
-        same_class: Take only objects of the image's own class, by name; else every object counts.
-        mask_kind: How the values of mask files are read. Default: detected from them, and reported.
-        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
-            objects.
-        parts: Give each connected part of a mask a box of its own; else one for all pixels of a value.
         transfer: Folders or named sets for the transfer suite.
         control: A run evaluated beside this one for robustness and transfer, such as its matched control.
         flips: Predict the mirrored images too; the accuracy of the averaged logits is reported beside the plain one.
@@ -59,16 +52,10 @@ class Evaluate:
         download: Fetch a named set that is missing.
     """
 
-    run: tyro.conf.Positional[str]
+    run: RunFolder
     data: tyro.conf.Positional[str | None] = None
     suite: tuple[str, ...] = ("accuracy",)
     method: tuple[str, ...] = ()
-    annotations: str | None = None
-    annotation_format: Literal["masks", "coco", "voc", "yolo", "csv"] | None = None
-    same_class: bool = False
-    mask_kind: Literal["binary", "indexed", "grey"] | None = None
-    class_values: tuple[str, ...] = ()
-    parts: bool = True
     transfer: tuple[str, ...] = ()
     control: str | None = None
     flips: bool = False
@@ -96,8 +83,8 @@ class Evaluate:
         if self.out is not None:
             _refuse_other(Path(self.out))
         options = EvaluateOptions(
-            suites=wanted_names("suite", self.suite),
-            methods=wanted_names("method", self.method),
+            suites=split_names("suite", self.suite),
+            methods=split_names("method", self.method),
             annotations=self.annotations,
             reading=AnnotationOptions.from_command(self),
             transfer=self.transfer,

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import pick_device
 from heedmap.cli.console import console
 from heedmap.config import check_range
@@ -27,7 +28,7 @@ class Explore:
         device: Where to compute. Default: a GPU where there is one.
     """
 
-    run: tyro.conf.Positional[str]
+    run: RunFolder
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     host: str = "127.0.0.1"

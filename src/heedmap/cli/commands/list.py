@@ -10,6 +10,7 @@ import tyro
 from rich.markup import escape
 
 from heedmap.cli.console import console, show_next, show_table
+from heedmap.config import Options
 from heedmap.errors import OptionError, nearest
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ _LISTED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class List:
+class List(Options):
     """Show the models, attentions, map methods and data sets there are.
 
     Attributes:
         what: models, attentions, methods, sets, or all of them.
-        match: Only names that hold this word, of timm and torchvision models too.
+        match: Only names that contain this word, of timm and torchvision models too.
     """
 
     what: tyro.conf.Positional[Literal["all", "models", "attentions", "methods", "sets"]] = "all"
@@ -40,7 +41,7 @@ class List:
         """Print the tables.
 
         Raises:
-            OptionError: no name holds the word.
+            OptionError: no name contains the word.
         """
         tables = self._tables()
         shown = {
@@ -65,7 +66,7 @@ class List:
         return self.match is None or self.match in name
 
     def _tables(self) -> dict[str, dict[str, str]]:
-        """Head of the table -> name -> sentence."""
+        """Return head of the table -> name -> sentence."""
         from heedmap.attention import ATTENTIONS
         from heedmap.attribution import METHODS
         from heedmap.backbones import OWN_BACKBONES
@@ -85,11 +86,11 @@ class List:
             "data": {**scenes, **dict.fromkeys(NAMED, "through torchvision, from --root")},
             "model": OWN_BACKBONES,
         }
-        wanted = {"attentions": "attention", "methods": "method", "sets": "data", "models": "model"}
-        return tables if self.what == "all" else {wanted[self.what]: tables[wanted[self.what]]}
+        heads = {"attentions": "attention", "methods": "method", "sets": "data", "models": "model"}
+        return tables if self.what == "all" else {heads[self.what]: tables[heads[self.what]]}
 
     def _library_models(self) -> Sequence[str]:
-        """The names of timm and torchvision, which take a while to ask for."""
+        """Return the names of timm and torchvision, which take a while to list."""
         if self.what not in ("all", "models") or (self.what == "all" and self.match is None):
             return ()
         from heedmap.backbones.wrapped import list_library_models
@@ -98,5 +99,5 @@ class List:
 
 
 def _settings(method: Method) -> str:
-    """A method's settings with their defaults, as they are given behind its name."""
+    """Return a method's settings with their defaults, as they are written behind its name."""
     return "+".join(f"{name}={'auto' if value is None else value}" for name, value in method.settings.items())

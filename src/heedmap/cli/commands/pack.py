@@ -5,17 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import DataFolder, OutFolder
 from heedmap.cli.console import console, counting, show_next, show_table
-from heedmap.config import check_range, counted
+from heedmap.config import Options, Range, counted
 from heedmap.system import cores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
+class Pack(Options):
     """Pack a folder of images into tar shards (WebDataset layout) that train and predict read in place.
 
     Attributes:
@@ -23,23 +24,22 @@ class Pack:
         out: Folder for the shards.
         shard_size: Megabytes at which a shard is full.
         test: Share of each class set apart as the test part where the folder has none.
-        allow_unreadable: Go on when more than one image in fifty cannot be read.
-        seed: Of the order, and of that share.
+        allow_unreadable: Continue when more than one image in fifty cannot be read.
+        seed: Seed of the order and of that split.
     """
 
-    data: tyro.conf.Positional[str]
-    out: tyro.conf.Positional[str]
-    shard_size: float = 128
-    test: float = 0.2
+    data: DataFolder
+    out: OutFolder
+    shard_size: Annotated[float, Range(0.01, 1e5)] = 128
+    test: Annotated[float, Range(0.01, 0.9)] = 0.2
     allow_unreadable: bool = False
     seed: int = 0
 
     def work(self) -> None:
-        """Pack and print."""
+        """Pack, and print the next command."""
         from heedmap.data import open_data, verify_images
         from heedmap.data.webdataset.writer import SUMS, pack
 
-        check_range("shard_size", self.shard_size, 0.01, 1e5)
         splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
         splits = verify_images(splits, cores()).splits
         splits.check_trainable(self.allow_unreadable)

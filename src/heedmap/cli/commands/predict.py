@@ -8,14 +8,14 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import Images, RunFolder
 from heedmap.cli.commands.device import cpu_only, pick_device
 from heedmap.cli.console import console, counting, show_next
-from heedmap.config import check_range, counted
+from heedmap.config import Options, Range, counted
 from heedmap.errors import DataError, OptionError
 from heedmap.system import keep_freed_memory
 
@@ -23,33 +23,33 @@ _SPECIAL = '"$`\\!'  # what a shell reads between double quotes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Options):
     """Predict any number of images into Parquet tables: classes, probabilities, and where the attention lies.
 
     Attributes:
         run: The run folder, or a file that export wrote (.onnx).
         images: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
             standard input.
-        out: Folder for the tables; one that was interrupted goes on.
-        threshold: Share of a map's largest value from which a place counts as attended to, for areas and boxes.
+        out: Folder for the tables; an interrupted one is continued.
+        threshold: Share of a map's largest value from which a position counts as attended, for areas and boxes.
         probabilities: Write the probabilities of all classes.
         maps: Write the maps themselves, in this type.
-        batch_size: Images at a time.
+        batch_size: Images in a batch.
         part_size: Images in one file of the table; an interruption costs no more than one file's work.
         workers: Threads that decode. Default: the machine's cores.
         device: Where to compute. Default: a GPU where there is one.
         precision: Arithmetic of the network.
     """
 
-    run: tyro.conf.Positional[str]
-    images: tyro.conf.Positional[tuple[str, ...]]
+    run: RunFolder
+    images: Images
     out: str = "predictions"
     threshold: float = 0.5
     probabilities: bool = False
     maps: Literal["none", "float16", "float32"] = "none"
-    batch_size: int = 64
-    part_size: int = 2048
-    workers: int | None = None
+    batch_size: Annotated[int, Range(1, 100_000)] = 64
+    part_size: Annotated[int, Range(1, 1_000_000)] = 2048
+    workers: Annotated[int | None, Range(1, 1024)] = None
     device: str | None = None
     precision: Literal["auto", "bf16", "float32"] = "auto"
 
@@ -61,10 +61,7 @@ class Predict:
         from heedmap.workflows.predict import MANIFEST, PredictOptions, TableOptions, find_sources, predict
 
         keep_freed_memory()
-        check_range("batch_size", self.batch_size, 1, 100_000)
-        check_range("part_size", self.part_size, 1, 1_000_000)
-        check_range("workers", self.workers, 1, 1024)
-        # torchrun gives each process these; they share no memory and need not meet.
+        # torchrun gives each process these; the processes share nothing.
         share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if share.world > 1 and "-" in self.images:
             raise OptionError("Several processes cannot share standard input; write the list to a file: @list.txt.")
@@ -82,32 +79,32 @@ class Predict:
         kept = f", {counted(result.parts_kept, 'part')} were there already" if result.parts_kept else ""
         rate = result.count / max(result.seconds, 1e-9)
         console.print(
-            f"{counted(result.count, 'image')} predicted in {result.seconds:.1f} s ({rate:,.0f} a second), "
+            f"{counted(result.count, 'image')} predicted in {result.seconds:.1f} s ({rate:,.0f} images/s), "
             f"{result.unreadable} could not be read{kept}.",
             soft_wrap=True,
         )
         if result.unreadable:
-            console.print(f"Why not: [bold]{escape(str(Path(self.out) / 'unreadable'))}[/]", soft_wrap=True)
+            console.print(f"Reasons: [bold]{escape(str(Path(self.out) / 'unreadable'))}[/]", soft_wrap=True)
         if result.finished:
             _refuse_nothing(Path(self.out), MANIFEST)
         if share.rank == 0:
-            show_next(_showing(Path(self.out) / "predictions"))
+            show_next(_reading_command(Path(self.out) / "predictions"))
 
 
 def _refuse_nothing(out: Path, manifest: str) -> None:
-    """Fail where no image at all could be read, so that a script notices."""
+    """Fail where no image at all could be read."""
     written = json.loads((out / manifest).read_text(encoding="utf-8"))
     if written["images"] == 0:
         lost = counted(written["unreadable"], "image")
         raise DataError(f"No image was predicted: {lost} could not be read; {out / 'unreadable'} says why.")
 
 
-def _showing(table: Path) -> str:
-    """The command that prints the table; in double quotes, unless the name of the folder needs more than these."""
+def _reading_command(table: Path) -> str:
+    """Return the command that prints the table, in double quotes unless the folder's name needs more than these."""
     program = f"import pyarrow.parquet as p; print(p.read_table({str(table)!r}))"
     return f"python -c {shlex.quote(program)}" if set(program) & set(_SPECIAL) else f'python -c "{program}"'
 
 
 def _own_device(device: str, world: int) -> str:
-    """The GPU of this process, where several share a machine."""
+    """Return the GPU of this process, where several share a machine."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and world > 1 else device

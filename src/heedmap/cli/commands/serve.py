@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import cpu_only, pick_device
 from heedmap.cli.console import complaints, console
 from heedmap.config import check_range
@@ -32,7 +32,7 @@ class Serve:
         device: Where to compute. Default: a GPU where there is one.
     """
 
-    source: tyro.conf.Positional[str]
+    source: RunFolder
     host: str = "127.0.0.1"
     port: int = 8000
     max_bytes: int = 20_000_000

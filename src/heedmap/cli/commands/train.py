@@ -6,14 +6,20 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import tyro
-
+from heedmap.cli.commands.arguments import DataFolder
 from heedmap.cli.console import show_next, show_progress, show_result
-from heedmap.config import TrainOptions
+from heedmap.config import TrainOptions, read_config
 from heedmap.errors import OptionError
 from heedmap.system import keep_freed_memory
+
+
+def only_train_options(options: TrainOptions) -> TrainOptions:
+    """Return the options of training alone, of a command that has more."""
+    return TrainOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +27,28 @@ class Train(TrainOptions):
     """Train an attention classifier on a folder of images or a named set.
 
     Attributes:
-        data: A folder of images (DIR/train/CLASS/* with a test part beside it, or DIR/CLASS/*), digit-scenes, or a
-            named set: cifar10, cifar100, svhn, stl10, mnist, fashion-mnist.
-        config: A YAML file of options, as config.yaml of a run has them; options given beside it win.
-        resume: An unfinished run folder to go on with, by its own options.
+        config: A YAML file of options, such as the config.yaml of a run; options on the command line win.
+        resume: An unfinished run folder to continue, with its own options.
     """
 
-    data: tyro.conf.Positional[str] = ""
+    data: DataFolder = ""
     config: str | None = None
     resume: str | None = None
 
+    @classmethod
+    def from_files(cls, named: Mapping[str, str]) -> Train | None:
+        """Return the values of ``config``, over those of the run to ``resume``; None where neither is named."""
+        values: dict[str, Any] = {}
+        if "resume" in named:
+            from heedmap.runs import Run
+
+            values = dataclasses.asdict(Run.open(named["resume"], finished=False).options)
+        if "config" in named:
+            values |= read_config(named["config"])
+        return cls(**values) if values else None
+
     def work(self) -> None:
-        """Train, and say what to do next."""
+        """Train, and print the figures and the next command."""
         from heedmap.workflows.train.train import refuse_changes, train
 
         keep_freed_memory()
@@ -40,8 +56,7 @@ class Train(TrainOptions):
             raise OptionError(
                 "Name the data: `heedmap train DIR`, or `heedmap train digit-scenes` for the embedded set."
             )
-        names = [field.name for field in dataclasses.fields(TrainOptions)]
-        options = TrainOptions(**{name: getattr(self, name) for name in names})
+        options = only_train_options(self)
         if self.resume is not None:
             refuse_changes(self.resume, options)
         with show_progress() as progress:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from rich.markup import escape
 
+from heedmap.cli.commands.arguments import Images, RunFolder
 from heedmap.cli.commands.device import cpu_only, pick_device
 from heedmap.cli.console import complaints, console, counting, show_next
-from heedmap.config import check_range, counted, free_name, wanted_names
+from heedmap.config import Options, Range, counted, free_name, split_names
 from heedmap.system import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visualize:
+class Visualize(Options):
     """Draw where a trained classifier looks, for any images.
 
     Attributes:
         run: The run folder, or a file that export wrote (.onnx), which needs no torch.
         images: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
             standard input.
-        out: Folder for the images; made. Default: maps-1, maps-2, ...
+        out: Folder for the page and its images; created. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other image.
-        method: Maps to compute and draw besides, with commas between, such as grad-cam,rise:count=500+cells=5;
+        method: Further maps to compute and draw, with commas between, such as grad-cam,rise:count=500+cells=5;
             `heedmap list methods` has all, with their settings.
-        target: The class that they are asked about. Default: the one predicted for each image.
-        layer: The layer that they read. Default: the last spatial one.
+        target: The class that these explain. Default: the one predicted for each image.
+        layer: The layer that these read. Default: the last spatial one.
         scale: Each map from zero to its own largest value (image), from its smallest to its largest (range), or all
             on one scale (set).
-        batch_size: Images at a time.
+        batch_size: Images in a batch.
         device: Where to compute. Default: a GPU where there is one.
-        overwrite: Write into a folder that has something in it.
+        overwrite: Write into a folder that is not empty.
     """
 
-    run: tyro.conf.Positional[str]
-    images: tyro.conf.Positional[tuple[str, ...]]
+    run: RunFolder
+    images: Images
     out: str | None = None
     query: str | None = None
     method: tuple[str, ...] = ()
     target: str | None = None
     layer: str | None = None
     scale: Literal["image", "range", "set"] = "image"
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 100_000)] = 16
     device: str | None = None
     overwrite: bool = False
 
@@ -60,8 +60,7 @@ class Visualize:
         from heedmap.workflows.visualize import VisualizeOptions, find_sources, visualize
 
         keep_freed_memory()
-        check_range("batch_size", self.batch_size, 1, 100_000)
-        methods = wanted_names("method", self.method)
+        methods = split_names("method", self.method)
         open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
         sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
         classifier = open_it()
@@ -82,7 +81,7 @@ class Visualize:
         show_next(f"open {shlex.quote(str(result.index))}")
 
     def _file(self) -> tuple[Callable[[], OnnxClassifier], str]:
-        """How to open an exported file, and where it computes; imports no torch."""
+        """Return how to open an exported file, and its device; imports no torch."""
         from heedmap.inference.onnx import OnnxClassifier
 
         return lambda: OnnxClassifier(self.run), cpu_only(self.device)

@@ -1,4 +1,4 @@
-"""Where the objects are known, each run of a comparison is evaluated by its maps too; the run's own report shows it."""
+"""Evaluate the maps of a comparison's runs where the objects are known; each run's own report shows the result."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from heedmap.workflows.evaluate.evaluate import evaluate
 from heedmap.workflows.evaluate.page import refresh
 from heedmap.workflows.evaluate.suites import EvaluateOptions
 
-__all__ = ["evaluate_maps", "has_maps_to_evaluate"]
-
 SUITE = "localization"
-MOST = 500  # test images a run: seeds differ by more than other images of the same kind would
+MOST = 500  # test images a run: seeds differ by more than further images would
 
 
 def has_maps_to_evaluate(job: Job) -> bool:
-    """Whether a finished run's objects are known, and its maps have not been held against them yet."""
-    found = Run.open(job.path).read_json(EVALUATION)
-    is_known = job.options.annotations is not None or found.get("pointing") is not None
-    return is_known and SUITE not in found.get("suites", {})
+    """Return whether a finished run's objects are known and its maps not evaluated yet."""
+    evaluation = Run.open(job.path).read_json(EVALUATION)
+    is_known = job.options.annotations is not None or evaluation.get("pointing") is not None
+    return is_known and SUITE not in evaluation.get("suites", {})
 
 
 def evaluate_maps(job: Job, progress: Progress) -> None:
-    """Run the localization suite over a finished run: its attention and Grad-CAM, or for a control Grad-CAM alone.
+    """Run the localization suite on a finished run: its attention and Grad-CAM, or Grad-CAM alone without attention.
 
     Raises:
         DataError, RunError: data, annotations or run cannot be used any more.

@@ -1,4 +1,4 @@
-"""What is to be compared: variants, seeds, and the options that all share; from words, and from a file.
+"""What is compared: variants, seeds, and the options that all share; from words, and from a file.
 
 A variant is written ``KEY=VALUE,KEY=VALUE``, or ``NAME:KEY=VALUE,...`` where it is to have a name of its own; the keys
 are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
@@ -7,7 +7,6 @@ are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from heedmap.config import TrainOptions, known_options
+from heedmap.config import TrainOptions, known_options, read_yaml
 from heedmap.errors import OptionError, nearest
+from heedmap.files import finite
 
-# Pairs must see the same images in the same split and order, and lie where the comparison looks for them.
+# Pairs have to see the same images in the same split and order, and to lie where the comparison looks for them.
 SHARED = ("data", "out", "root", "download", "seed", "test", "validation", "allow_unreadable")
 MOST_NAME = 60  # characters of a folder's name
 EXPERIMENT = ("title", "published", "options", "variants", "seeds", "budgets")
@@ -30,9 +30,9 @@ class Variant:
     """One way of training.
 
     Attributes:
-        name: what it is called; as it was written where no name was given.
+        name: its name; the words themselves where no name was given.
         changes: option -> value, over the shared options.
-        folder: where its runs lie, below the comparison's folder.
+        folder: of its runs, below the comparison's folder.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """Variant and seed, for messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
 
@@ -60,11 +60,11 @@ class Plan:
     """A comparison before it is run.
 
     Attributes:
-        options: shared by all variants; ``seed`` is the first one, ``out`` is of no account.
-        variants: the first is the control.
+        options: shared by all variants; ``seed`` is the first one, ``out`` is ignored.
+        variants: the first is the baseline.
         seeds: one run a variant and seed.
         title: for the page.
-        published: what others reported of the same experiment, in words; may be empty.
+        published: figures that others published of the same experiment, in words; may be empty.
     """
 
     options: TrainOptions
@@ -74,7 +74,7 @@ class Plan:
     published: str = ""
 
     def jobs(self, folder: Path) -> list[Job]:
-        """Every run, seed by seed, so that pairs are complete as early as can be."""
+        """Return all runs, seed by seed, so that pairs are complete early."""
         return [
             Job(variant, seed, path, replace(self.options, **variant.changes, seed=seed, out=str(path)))
             for seed in self.seeds
@@ -83,14 +83,14 @@ class Plan:
         ]
 
     def as_text(self) -> str:
-        """As comparison.yaml keeps it."""
+        """Return the content of comparison.yaml."""
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("out", "seed")}
         content = {
             "title": self.title,
             "published": self.published,
             "seeds": list(self.seeds),
-            "variants": [{"name": v.name, "folder": v.folder, "changes": _plain(v.changes)} for v in self.variants],
-            "options": _plain(options),
+            "variants": [{"name": v.name, "folder": v.folder, "changes": finite(v.changes)} for v in self.variants],
+            "options": finite(options),
         }
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -98,11 +98,11 @@ class Plan:
 def make_plan(
     options: TrainOptions, variants: Iterable[str], seeds: int, *, title: str = "", published: str = ""
 ) -> Plan:
-    """Read the variants and check what is to be compared.
+    """Read and check the variants.
 
     Args:
         options: shared by all.
-        variants: as written by the user; the first is the control.
+        variants: as written by the user; the first is the baseline.
         seeds: how many, counted from the options' own.
         title, published: see :class:`Plan`.
 
@@ -153,7 +153,7 @@ def read_variant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def write_variant(name: str, changes: Mapping[str, Any]) -> str:
-    """The words of a variant: what :func:`read_variant` reads."""
+    """Return the words of a variant, as :func:`read_variant` reads them."""
     parts = (f"{key}={'+'.join(value) if isinstance(value, list | tuple) else value}" for key, value in changes.items())
     return f"{name}:{','.join(parts)}"
 
@@ -172,7 +172,7 @@ def read_experiment(path: str | Path, budget: str | None) -> dict[str, Any]:
     Raises:
         OptionError: no such file, an unknown key or budget, or a value of the wrong kind.
     """
-    content = _read_mapping(Path(path))
+    content = read_yaml(path)
     for key in content:
         if key not in EXPERIMENT:
             raise OptionError(
@@ -206,7 +206,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         OptionError: the file is missing or damaged.
     """
-    content = _read_mapping(path)
+    content = read_yaml(path)
     try:
         seeds = tuple(int(seed) for seed in content["seeds"])
         variants = tuple(
@@ -219,36 +219,36 @@ def read_plan(path: Path) -> Plan:
         raise OptionError(f"{path} is damaged; start the comparison again with another --out.") from None
 
 
-def extended(kept: Plan, told: Plan, where: Path) -> Plan:
-    """The plan to go on with: what is kept, with seeds and variants that were added.
+def extend_plan(saved: Plan, given: Plan, where: Path) -> Plan:
+    """Return the saved plan with the seeds and variants that the given one adds.
 
     Raises:
-        OptionError: shared options or the control were changed, so that the runs there would not be comparable.
+        OptionError: shared options or the baseline were changed, so that the runs there would not be comparable.
     """
     for field in dataclasses.fields(TrainOptions):
-        before, now = getattr(kept.options, field.name), getattr(told.options, field.name)
+        before, now = getattr(saved.options, field.name), getattr(given.options, field.name)
         if before != now and field.name not in ("out", "workers", "memory", "save_every"):
             begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
             instead = "left open" if now is None else repr(now)
             raise OptionError(
                 f"{where} was begun with {begun}, not {instead}; leave that as it was, or name another --out."
             )
-    changed = {each.name: dict(each.changes) for each in kept.variants}
-    for each in told.variants:
+    changed = {each.name: dict(each.changes) for each in saved.variants}
+    for each in given.variants:
         if changed.get(each.name, dict(each.changes)) != dict(each.changes):
             raise OptionError(f"Variant {each.name!r} had other options in {where}; give it another name.")
-    if kept.variants[0].name != told.variants[0].name:
+    if saved.variants[0].name != given.variants[0].name:
         raise OptionError(
-            f"The control in {where} is {kept.variants[0].name!r}, not {told.variants[0].name!r}; name it first."
+            f"The baseline in {where} is {saved.variants[0].name!r}, not {given.variants[0].name!r}; name it first."
         )
-    folders = {each.folder for each in kept.variants}
-    added = [each for each in told.variants if each.name not in changed]
-    variants = list(kept.variants)
+    folders = {each.folder for each in saved.variants}
+    added = [each for each in given.variants if each.name not in changed]
+    variants = list(saved.variants)
     for each in added:
         variants.append(replace(each, folder=_free_folder(each.name, folders)))
         folders.add(variants[-1].folder)
-    seeds = tuple(sorted({*kept.seeds, *told.seeds}))
-    return replace(kept, options=told.options, variants=tuple(variants), seeds=seeds)
+    seeds = tuple(sorted({*saved.seeds, *given.seeds}))
+    return replace(saved, options=given.options, variants=tuple(variants), seeds=seeds)
 
 
 def _check_new(name: str, changes: Mapping[str, Any], made: Iterable[Variant]) -> None:
@@ -262,31 +262,13 @@ def _check_new(name: str, changes: Mapping[str, Any], made: Iterable[Variant]) -
 def _free_folder(name: str, taken: set[str]) -> str:
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:MOST_NAME] or "variant"
     folders = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
-    # Some file systems take Name and name for the same.
+    # Name and name are the same folder in some file systems.
     return next(each for each in folders if each.lower() not in {one.lower() for one in taken})
 
 
 def _value(text: str) -> Any:
-    """A value as YAML reads it, a list where + joins several; names that YAML takes for something else stay text."""
+    """Return a value as YAML reads it, a list where + joins several; names that YAML misreads stay text."""
     if "+" in text and re.search(r"[A-Za-z]", text) and not re.fullmatch(r"[-\d.]+[eE]\+\d+", text):
         return text.split("+")
     value = yaml.safe_load(text) if text else ""
     return value if isinstance(value, bool | int | float | str) else text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{os.fspath(path)} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise OptionError(f"{path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
-    return content

@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: figures by variant, differences to the control, and plain sentences."""
+"""The result of a comparison: figures by variant, differences to the baseline, and plain sentences."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from heedmap.runs import EVALUATION, PREDICTIONS, Run
 from heedmap.workflows.compare.plan import Plan
 from heedmap.workflows.compare.runner import FailedRun, is_finished
 
-BUDGET = ("epochs", "batch_size", "image_size")  # what makes a budget; derived by variant unless told
+BUDGET = ("epochs", "batch_size", "image_size")  # what makes a budget; derived for each variant unless given
 BASELINES = ("centre", "random")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a run: how it is called, and how it is to be read.
+    """One figure of a run.
 
     Attributes:
         key: in comparison.json.
@@ -64,10 +64,10 @@ def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), paralle
     """Read the finished runs and compare them.
 
     Args:
-        plan: what was to be run.
+        plan: what was planned.
         folder: the comparison's folder.
         failures: runs that failed.
-        parallel: runs that went at a time, which timings depend on.
+        parallel: runs at a time, on which timings depend.
 
     Returns:
         What comparison.json holds; see docs/comparing.md.
@@ -116,7 +116,7 @@ def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), paralle
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """What one run came to; NaN where a figure is not known."""
+    """Return the figures of one run; NaN where one is not known."""
     found = run.read_json(EVALUATION)
     epochs = [record for record in run.read_metrics() if record.get("kind") == "epoch"]
     best = [record for record in epochs if record["is_best"]]
@@ -130,14 +130,14 @@ def _figures(run: Run) -> dict[str, Any]:
         "minutes": sum(record["seconds"] for record in epochs) / 60,
     }
     figures |= _map_figures(found)
-    # The maps of the control are even: their first place is called the hottest, which says nothing.
+    # The maps of the baseline without attention are uniform: their hottest point is the first one, and means nothing.
     if found.get("pointing") and run.options.attention != "none":
         figures |= {f"pointing {name}": share for name, share in found["pointing"].items() if name not in BASELINES}
     return figures
 
 
 def _map_figures(found: Mapping[str, Any]) -> dict[str, float]:
-    """What the localization suite found of each map, such as ``IoU stage2``; its baselines stand in the notes."""
+    """Return the localization suite's figures of each map, such as ``IoU stage2``; its baselines are in the notes."""
     suite = found.get("suites", {}).get("localization")
     if suite is None:
         return {}
@@ -150,7 +150,7 @@ def _map_figures(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _measures(figures: Iterable[Mapping[str, float]]) -> list[Measure]:
-    """Those that any run has, in their order, the maps' between answers and costs."""
+    """Return the measures that any run has, in their order."""
     known = dict.fromkeys(key for each in figures for key, value in each.items() if not math.isnan(value))
     maps = [
         Measure(key, key, "share", "higher", group)
@@ -170,7 +170,7 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)  # the comparison is written again after each run
 def count_cost(architecture: Architecture) -> tuple[int, int]:
-    """Parameters of the classifier, and multiply-accumulates of convolutions and matrix products for one image."""
+    """Return the parameters, and the multiply-accumulates of convolutions and matrix products for one image."""
     from torch.utils.flop_counter import FlopCounterMode
 
     classifier = build_classifier(architecture).eval()
@@ -193,7 +193,7 @@ def _summary(figures: Sequence[Mapping[str, float]], measures: Sequence[Measure]
 def _differences(
     names: Sequence[str], figures: Mapping[tuple[str, int], Mapping[str, float]], measures: Sequence[Measure]
 ) -> list[dict[str, Any]]:
-    """Each variant against the first, for each measure that both have."""
+    """Return each variant against the first, for each measure that both have."""
     rows = []
     for measure in measures:
         by_name: dict[str, dict[int, float]] = {name: {} for name in names}
@@ -210,17 +210,17 @@ def _differences(
 
 
 def difference_sentence(control: str, other: str, measure: Measure, pair: PairedDifference) -> str:
-    """Say what the seeds tell, and what they cannot tell."""
+    """Return what the seeds show, and what they cannot show."""
     amount = signed(pair.mean, measure.unit)
     seeds = counted(len(pair.seeds), "seed")
     start = f"{other}: {measure.name} {amount} against {control} ({seeds}, paired"
     if pair.holds_zero is None:
-        return f"{start}; a single seed has no interval, so nothing can be said of the next one)."
+        return f"{start}; a single seed has no interval, so nothing can be concluded)."
     between = f"{signed(pair.low, measure.unit, False)} to {signed(pair.high, measure.unit)}"
     if pair.holds_zero:
         reach = signed((pair.high - pair.low) / 2, measure.unit).lstrip("+")
         return (
-            f"{start}; 95 % interval {between}). The interval holds zero: {seeds} do not tell the two apart; "
+            f"{start}; 95 % interval {between}). The interval holds zero: {seeds} do not distinguish the two; "
             f"they could show a difference of about {reach} or more."
         )
     flip = "" if math.isnan(pair.sign_flip) else f" (exact sign-flip test over {seeds}: p = {pair.sign_flip:.3g})"
@@ -228,34 +228,34 @@ def difference_sentence(control: str, other: str, measure: Measure, pair: Paired
 
 
 def signed(value: float, unit: str, with_unit: bool = True) -> str:
-    """A difference with its sign; of shares in percentage points."""
+    """Return a difference with its sign; of shares in percentage points."""
     if unit == "share":
         return f"{100 * value:+.2f}{' points' if with_unit else ''}"
     return f"{value:+.3g}"
 
 
 def _within(names: Sequence[str], runs: Mapping[tuple[str, int], Run], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Image by image, for each seed that the control and the variant both have."""
-    answers = {key: read_predictions(run) for key, run in runs.items()}
+    """Return comparisons image by image, for each seed that the baseline and the variant both have."""
+    predictions = {key: read_predictions(run) for key, run in runs.items()}
     rows = []
     for seed in seeds:
-        control = answers.get((names[0], seed))
+        baseline = predictions.get((names[0], seed))
         for name in names[1:]:
-            other = answers.get((name, seed))
-            if control is None or other is None:
+            other = predictions.get((name, seed))
+            if baseline is None or other is None:
                 continue
-            if control[0] != other[0]:
+            if baseline[0] != other[0]:
                 raise RunError(
                     f"{runs[names[0], seed].path} and {runs[name, seed].path} were evaluated on different images; the "
                     "data changed between them. Start the comparison again with another --out."
                 )
-            found = within_seed(torch.tensor(control[1]), torch.tensor(other[1]))
-            rows.append({"variant": name, "seed": seed, **asdict(found)})
+            pair = within_seed(torch.tensor(baseline[1]), torch.tensor(other[1]))
+            rows.append({"variant": name, "seed": seed, **asdict(pair)})
     return rows
 
 
 def read_predictions(run: Run) -> tuple[list[tuple[str, str]], list[bool]] | None:
-    """Images with their labels, and whether the answer to each was right; None where the run kept none."""
+    """Return images with their labels, and whether each prediction was right; None where the run has none."""
     path = run.path / PREDICTIONS
     if not path.is_file():
         return None
@@ -265,7 +265,7 @@ def read_predictions(run: Run) -> tuple[list[tuple[str, str]], list[bool]] | Non
 
 
 def _baselines(runs: Iterable[Run]) -> str:
-    """What pointing at the centre and at random would score, the mean over runs."""
+    """Return the scores of pointing at the centre and at random, means over runs."""
     tables = [run.read_json(EVALUATION).get("pointing") for run in runs]
     known = [table for table in tables if table]
     words = {"centre": "always the centre", "random": "a random point"}
@@ -274,7 +274,7 @@ def _baselines(runs: Iterable[Run]) -> str:
 
 
 def _map_notes(runs: Iterable[Run]) -> list[str]:
-    """What maps that know nothing came to in the localization suite, means over runs; the edges among them."""
+    """Return the figures of the localization suite's baselines, means over runs."""
     found = [run.read_json(EVALUATION).get("suites", {}).get("localization") for run in runs]
     suites = [suite for suite in found if suite is not None]
     if not suites:
@@ -285,7 +285,7 @@ def _map_notes(runs: Iterable[Run]) -> list[str]:
         means = (statistics.fmean(suite["scores"][name][metric]["value"] for suite in suites) for name in names)
         lines.append(f"{word}: " + ", ".join(f"{name} {mean:.1%}" for name, mean in zip(names, means, strict=True)))
     of_masks = " Its pointing is at the mask, where there is one." if any(suite["outlined"] for suite in suites) else ""
-    return [f"Maps that know nothing, by the localization suite: {'; '.join(lines)}.{of_masks}"]
+    return [f"Baselines of the localization suite, which use no network: {'; '.join(lines)}.{of_masks}"]
 
 
 def _notes(
@@ -294,9 +294,9 @@ def _notes(
     figures: Mapping[tuple[str, int], Mapping[str, float]],
     parallel: int,
 ) -> list[str]:
-    """What a reader must know before believing the table."""
+    """Return what a reader has to know to interpret the table."""
     notes = [
-        "Every run was evaluated once on the test part; its weights were chosen on images set apart from train.",
+        "Every run was evaluated once on the test part; its best epoch was chosen on images set apart from train.",
     ]
     means = {
         variant.name: [figures[key]["validation_accuracy"] for key in figures if key[0] == variant.name]
@@ -305,15 +305,15 @@ def _notes(
     known = {name: spread(values).mean for name, values in means.items() if values and not math.isnan(sum(values))}
     if len(known) > 1:
         best = [name for name, mean in known.items() if math.isclose(mean, max(known.values()))]
-        # Two runs that are right on the same share of few images are common; the first of them is not better.
-        told = f"it is highest for {best[0]}" if len(best) == 1 else f"{' and '.join(best)} tie, so it does not tell"
+        # On few images two runs often have the same accuracy; the first of them is not better.
+        verdict = f"it is highest for {best[0]}" if len(best) == 1 else f"{' and '.join(best)} tie"
         notes.append(
-            f"To choose a variant, go by validation accuracy: {told}. "
+            f"To choose a variant, use validation accuracy: {verdict}. "
             "Chosen by the test column, the test figure of the choice would flatter it."
         )
     if len(plan.variants) > 2:
         notes.append(
-            f"{len(plan.variants) - 1} variants are held against one control, each with an interval of its own at "
+            f"{len(plan.variants) - 1} variants are compared with one baseline, each with an interval of its own at "
             "95 %; of twenty such intervals one misses the truth by chance."
         )
     if baselines := _baselines(runs.values()):
@@ -325,5 +325,5 @@ def _notes(
             shown = ", ".join(f"{variant} {value}" for variant, value in values.items())
             notes.append(f"The budgets differ in {name.replace('_', ' ')}: {shown}.")
     if parallel > 1:
-        notes.append(f"Minutes and images/s were taken with {parallel} runs at a time.")
+        notes.append(f"Minutes and images/s were measured with {parallel} runs at a time.")
     return notes

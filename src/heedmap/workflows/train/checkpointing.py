@@ -1,10 +1,9 @@
-"""Keeps a run's files up to date while training goes on: metrics, panels of maps, checkpoints; and heeds signals."""
+"""The callbacks of a training run: metrics, panels of maps, checkpoints, and stopping on a signal."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import shlex
 import signal
@@ -13,167 +12,134 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from heedmap.config import TrainOptions
-from heedmap.errors import OptionError, Stopped
+from heedmap.errors import Stopped
 from heedmap.progress import Progress
 from heedmap.runs import Run
 from heedmap.training.trainer import Fitting
 from heedmap.types import EpochReport, StepReport
 from heedmap.workflows.evaluate.page import panel_sheet
+from heedmap.workflows.train.tracking import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECORD_STEPS = 20  # steps between two lines of metrics.jsonl
-PANEL_SECONDS = 20.0  # between two panels of maps while training goes
-SAVING_SHARE = 0.01  # of the time; an epoch that is over sooner is not worth a checkpoint of its own
+PANEL_SECONDS = 20.0  # between two panels of maps during training
+SAVING_SHARE = 0.01  # of the time; a shorter epoch is not worth a checkpoint of its own
 
 
 class Checkpointer:
-    """Keeps the run's files up to date while training goes, and stops it when the user asks.
+    """Keeps the run's files up to date during training, and stops it on a signal.
 
     Args:
-        run, options, accelerator, progress: of this training.
-        began: ``time.monotonic()`` when it began, reading the images included.
+        trackers: receive the metrics too.
+        accelerator, progress: of this training.
     """
 
-    def __init__(
-        self, run: Run, options: TrainOptions, accelerator: Accelerator, progress: Progress, began: float
-    ) -> None:
-        self.run, self.options, self.accelerator, self.progress = run, options, accelerator, progress
-        self.began, self.spent_before = began, 0.0
-        self.fitting: Fitting | None = None
-        self.saved, self.saving = time.monotonic(), 0.0  # when the last checkpoint was written, and how long it took
+    run: Run
+    fitting: Fitting
+
+    def __init__(self, trackers: Trackers, accelerator: Accelerator, progress: Progress) -> None:
+        self.trackers, self.accelerator, self.progress = trackers, accelerator, progress
+        self.began, self.spent_before = time.monotonic(), 0.0
+        self.saved, self.saving = self.began, 0.0  # when the last checkpoint was written, and the seconds it took
         self.drawn = -math.inf
-        self.asked_to_stop = False
-        self.events: Any = None
+        self.stop_requested = False
 
-    def attend(self, fitting: Fitting) -> None:
-        """Know the training whose state is to be kept.
+    def load(self, run: Run) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Receive the run, and load its checkpoint if there is one; see :meth:`heedmap.runs.Run.load_checkpoint`."""
+        self.run, state = run, run.load_checkpoint()
+        if state is not None:
+            self.spent_before = float(state[1].get("since_start", 0.0))
+        return state
 
-        Raises:
-            OptionError: TensorBoard is wanted and not installed.
-        """
-        self.fitting = fitting
-        if self.options.tensorboard and self.accelerator.is_main_process:
-            self.events = _tensorboard(self.run, fitting.step)
+    def start(self, fitting: Fitting) -> None:
+        """Receive the training whose state is saved, and start the trackers."""
+        self.fitting, self.saved = fitting, time.monotonic()
+        self.trackers.start(self.accelerator, self.run, fitting.step)
 
     def on_step(self, report: StepReport) -> None:
-        """Record, save now and then, stop if asked to."""
+        """Record the step, save where it is due, stop if requested."""
         self.progress.step(report)
         if report.step % RECORD_STEPS == 0:
             self.record("step", dataclasses.asdict(report))
-        if self._stop_wanted():
+        if self._is_stop_requested():
             self.save()
             raise self._stopped(report)
-        if time.monotonic() - self.saved >= self.options.save_every:
+        if time.monotonic() - self.saved >= self.fitting.options.save_every:
             self.save()
 
     def on_epoch(self, report: EpochReport, sample: Tensor | None) -> None:
-        """Record, draw a panel of maps, save where that costs little."""
-        assert self.fitting is not None
+        """Record the epoch, draw a panel of maps, save where that costs little."""
         since_start = self.since_start()
         self.record("epoch", {"step": self.fitting.step, "since_start": since_start, **report.as_record()})
         self.progress.epoch(report)
         for warning in report.warnings:
             self.progress.message(warning)
-        due = time.monotonic() - self.drawn > PANEL_SECONDS or report.epoch == report.epochs
-        if sample is not None and due and self.accelerator.is_main_process:
+        is_last = report.epoch == report.epochs
+        is_due = is_last or time.monotonic() - self.drawn > PANEL_SECONDS
+        if sample is not None and is_due and self.accelerator.is_main_process:
             sheet = panel_sheet(self.fitting.averaged, sample)
             self.run.write(f"panels/epoch-{report.epoch:04d}.jpg", sheet)
-            if self.events is not None:
-                pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(sheet))))
-                self.events.add_image("maps", pixels, self.fitting.step, dataformats="HWC")
+            self.trackers.log_image("maps", sheet, self.fitting.step)
             self.drawn = time.monotonic()
-        asked = self._stop_wanted()
-        if asked or report.epoch == report.epochs or self.saving <= SAVING_SHARE * (time.monotonic() - self.saved):
+        is_stopping = self._is_stop_requested()
+        if is_stopping or is_last or self.saving <= SAVING_SHARE * (time.monotonic() - self.saved):
             self.save()
-        if asked:
+        if is_stopping:
             raise self._stopped(report)
 
-    def _stop_wanted(self) -> bool:
-        """Whether any process was asked to stop; all must leave after the same step, or the rest wait for ever."""
+    def _is_stop_requested(self) -> bool:
+        """Return whether any process received a signal; all must leave after the same step, or the rest wait."""
         if self.accelerator.num_processes == 1:
-            return self.asked_to_stop
-        asked = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked) > 0)
+            return self.stop_requested
+        flag = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag) > 0)
 
     def _stopped(self, report: StepReport | EpochReport) -> Stopped:
         command = f"heedmap train --resume {shlex.quote(str(self.run.path))}"
-        return Stopped(f"Stopped at epoch {report.epoch} of {report.epochs}; go on with `{command}`.")
+        return Stopped(f"Stopped at epoch {report.epoch} of {report.epochs}; continue with `{command}`.")
 
     def record(self, kind: str, values: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and to TensorBoard where that is wanted; on the first process only."""
-        if not self.accelerator.is_main_process:
-            return
-        self.run.append_metrics({"kind": kind, **values})
-        if self.events is not None:
-            for name, value in values.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self.events.add_scalar(f"{kind}/{name}", value, values["step"])
+        """Append a line to metrics.jsonl and log it to the trackers, on the first process."""
+        if self.accelerator.is_main_process:
+            self.run.append_metrics({"kind": kind, **values})
+            self.trackers.log(kind, values, values["step"])
 
     def since_start(self) -> float:
-        """Seconds on the clock that this training has taken, all included; of earlier attempts up to their state."""
+        """Return the seconds that this training has taken; of earlier attempts, up to their checkpoint."""
         return self.spent_before + time.monotonic() - self.began
 
     def save(self) -> None:
         """Write a checkpoint, on the first process."""
         began = time.monotonic()
-        if self.accelerator.is_main_process and self.fitting is not None:
+        if self.accelerator.is_main_process:
             tensors, progress = self.fitting.state()
             self.run.save_checkpoint(tensors, {**progress, "since_start": self.since_start()})
         self.saved = time.monotonic()
         self.saving = self.saved - began
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The checkpoint to go on from, if there is one; see :meth:`heedmap.runs.Run.load_checkpoint`."""
-        state = self.run.load_checkpoint()
-        if state is not None:
-            self.spent_before = float(state[1].get("since_start", 0.0))
-        return state
-
     @contextlib.contextmanager
-    def on_duty(self) -> Iterator[None]:
-        """While inside, SIGINT and SIGTERM stop training after the step under way, with its state saved.
+    def handle_signals(self) -> Iterator[None]:
+        """While inside, the first SIGINT or SIGTERM requests a stop after the current step; a second one acts as usual.
 
-        A second signal of the same kind does what it always does. TensorBoard's events are all written at the end.
+        The trackers are closed at the end.
         """
-        try:
-            with self._heeding_signals():
-                yield
-        finally:
-            if self.events is not None:
-                self.events.close()
+        is_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
 
-    @contextlib.contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
-            yield
-            return
-
-        def ask(number: int, _frame: object) -> None:
-            self.asked_to_stop = True
+        def request_stop(number: int, _frame: object) -> None:
+            self.stop_requested = True
             signal.signal(number, before[signal.Signals(number)])
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
         for number in before:
-            signal.signal(number, ask)
+            signal.signal(number, request_stop)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _tensorboard(run: Run, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise OptionError("--tensorboard needs the package: pip install 'heedmap[tensorboard]'.") from None
-    # What a run that died wrote after its last checkpoint is written again.
-    return SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)
+            self.trackers.finish()

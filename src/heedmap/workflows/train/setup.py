@@ -1,4 +1,4 @@
-"""What a run needs before its first step: options checked, data opened and audited, classes and sizes known."""
+"""Everything before the first step: options checked, data opened and audited, classes and sizes known."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 
 from heedmap.attention import attention_options
 from heedmap.backbones import OWN_BACKBONES, Compact
-from heedmap.config import TrainOptions, counted
+from heedmap.backbones.registry import find_model
+from heedmap.config import ModelOptions, TrainOptions, counted
 from heedmap.data import FolderDataset, ImageDataset, Splits, is_sharded, open_data, split_by_class
 from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
 from heedmap.data.audit.findings import audit
 from heedmap.data.cache.folder import cache_folder
 from heedmap.data.cache.verified import verify_images
+from heedmap.data.masks import PackedRegions
 from heedmap.errors import DataError, HeedmapError, ModelError
 from heedmap.models.architecture import Architecture
 from heedmap.progress import Progress
@@ -28,7 +30,7 @@ from heedmap.workflows.evaluate.data import digests, is_named
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MOST_VALIDATION = 2000  # images; more tell little more about which epoch was best, and are missed in training
+MOST_VALIDATION = 2000  # images; more hardly help to choose the best epoch, and are missed in training
 
 
 @dataclass(frozen=True)
@@ -44,66 +46,61 @@ class Prepared:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Images learned from, chosen by, and evaluated at the end."""
+        """Number of images of each part, validation included."""
         parts = self.splits.parts
         if self.validation is not None:
             parts = {"train": parts["train"], "validation": self.validation, **parts}
         return {name: len(part) for name, part in parts.items()}
 
 
-def anchored(options: TrainOptions) -> TrainOptions:
-    """The same options with whole paths, so that the run finds its images wherever the user stands later.
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """Return the options with absolute paths, so that the run finds its images from any folder later.
 
     Raises:
         DataError: there are no such annotations.
-        OptionError: it is told how annotations are read, and none are named.
+        OptionError: options of reading annotations without annotations.
     """
-    changes: dict[str, Any] = {"root": _whole_path(options.root)}
+    changes: dict[str, Any] = {"root": _absolute(options.root)}
     if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
-        changes["data"] = _whole_path(options.data)
+        changes["data"] = _absolute(options.data)
     if options.pretrained is not None and Path(options.pretrained).is_file():
-        changes["pretrained"] = _whole_path(options.pretrained)
+        changes["pretrained"] = _absolute(options.pretrained)
     AnnotationOptions.from_command(options)
     if options.annotations is not None:
         if not Path(options.annotations).exists():
             raise DataError(f"There are no annotations {options.annotations}; give a folder or a file that exists.")
-        changes["annotations"] = _whole_path(options.annotations)
+        changes["annotations"] = _absolute(options.annotations)
     return replace(options, **changes)
 
 
-def _whole_path(path: str) -> str:
+def _absolute(path: str) -> str:
     # A link keeps the name by which the user knows it; only a way up has to be walked.
     return str(Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute())
 
 
-def check_model(options: TrainOptions) -> None:
-    """Refuse, before the images are read, what needs no image to be refused.
+def check_model(options: ModelOptions) -> None:
+    """Check, before the images are read, what can be checked without images.
 
     Raises:
-        ModelError: no such model, a tap that ``compact`` does not have, or weights that the attention does not have.
+        ModelError: no such model, a tap that ``compact`` does not have, weights that the attention does not have, or a
+            residual head on a network with random weights, whose own logits are never trained.
     """
     attention_options(options.attention, options.attention_weights)
     if options.model in (None, "compact", "whitened") and options.taps is not None:
         with torch.device("meta"):  # the stages have the same names in both, at any size
             Compact().check_taps(options.taps)
-    if options.model is not None and options.model not in OWN_BACKBONES:
-        from heedmap.backbones.registry import find_model
-
-        find_model(options.model)
-
-
-def refuse_untrained_logits(options: TrainOptions) -> None:
-    """Refuse to add attention to the answer of a network with random weights, which is never trained to be one."""
-    is_foreign = options.model not in (None, *OWN_BACKBONES)
-    if options.head == "residual" and is_foreign and options.pretrained is None:
+    if options.model is None or options.model in OWN_BACKBONES:
+        return
+    find_model(options.model)
+    if options.head == "residual" and options.pretrained is None:
         raise ModelError(
-            f"head 'residual' adds to an already trained network's answer; {options.model} has random weights. Give "
-            "its weights with --pretrained, or use concat."
+            f"head 'residual' adds to the logits of a trained network; {options.model} has random weights. Give its "
+            "weights with --pretrained, or use concat."
         )
 
 
 def prepare(options: TrainOptions, progress: Progress) -> Prepared:
-    """Open, check and audit the data, and fill in what the options leave open."""
+    """Open, check and audit the data, and derive the options that are None."""
     home = cache_folder(options.cache)
     splits = open_data(
         options.data,
@@ -126,15 +123,17 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
         progress.message(f"audit: {counted(len(found.findings) - 5, 'finding')} more, in the report.")
     training, validation = splits.train, splits.validation
     if validation is None and options.validation > 0:
-        kept, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
-        if len(taken):  # nothing can be taken where every class has a single image
-            training, validation = splits.train.subset(kept), splits.train.subset(taken)
+        rest, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
+        if len(taken):  # empty where every class has a single image
+            training, validation = splits.train.subset(rest), splits.train.subset(taken)
             splits = replace(splits, train=training)
     derived = derive(options, splits)
     if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
-        progress.message("attention = none: the control's maps are constant, so what is asked of maps is passed over.")
+        progress.message(
+            "attention = none: the maps are uniform; map_supervision, map_consistency and map_entropy are ignored."
+        )
     if options.map_supervision and options.annotations is not None:
-        training, notes = _outlined(training, options, derived.image_size or 0)
+        training, notes = _with_masks(training, options, derived.image_size or 0)
         splits = replace(splits, train=training, notes=splits.notes + notes)
     architecture = Architecture(
         model=derived.model or "compact",
@@ -149,10 +148,8 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
     return Prepared(derived, splits, validation, found, architecture, names)
 
 
-def _outlined(images: ImageDataset, options: TrainOptions, size: int) -> tuple[ImageDataset, tuple[str, ...]]:
-    """The same images with the masks of their objects, and what there is to say of them."""
-    from heedmap.data.masks import PackedRegions
-
+def _with_masks(images: ImageDataset, options: TrainOptions, size: int) -> tuple[ImageDataset, tuple[str, ...]]:
+    """Return the images with the masks of their objects, and notes on these."""
     found = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
     masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
     notes = (*found.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
@@ -160,18 +157,18 @@ def _outlined(images: ImageDataset, options: TrainOptions, size: int) -> tuple[I
     return images.with_masks(masks), notes
 
 
-def one_first(accelerator: Accelerator, prepared: Callable[[], Prepared]) -> Prepared:
-    """Let the first process of each machine fetch and check the images; the others find what it has kept.
+def prepare_on_each(accelerator: Accelerator, make: Callable[[], Prepared]) -> Prepared:
+    """Prepare on the first process of each machine, then on the others, which find the images fetched and cached.
 
-    Where it fails, the others find out for themselves: waiting for it they would never end, or end with another error.
+    Where it fails, the others run into the same error: waiting for it they would never end.
     """
     if not accelerator.is_local_main_process:
         accelerator.wait_for_everyone()
-        return prepared()
+        return make()
     try:
-        found = prepared()
+        prepared = make()
     except HeedmapError:
         accelerator.wait_for_everyone()
         raise
     accelerator.wait_for_everyone()
-    return found
+    return prepared

@@ -1,7 +1,7 @@
-"""From options to a finished run: data, audit, model, training, the one look at the test part, report.
+"""From options to a finished run: data, audit, model, training, one evaluation on the test part, report.
 
-The steps stand in :func:`train` in the order in which they happen. What the user sees of it while it happens goes
-through a :class:`Progress`, so the command line draws and a script stays silent.
+The steps stand in :func:`train` and :func:`_train` in the order in which they happen; a :class:`Progress` receives what
+is to be shown.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import platform
 import re
 import shlex
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +22,14 @@ import torch
 from torch import Tensor
 
 from heedmap.backbones import Whitened
-from heedmap.config import TrainOptions, free_name, plan_sentence
+from heedmap.config import TrainOptions, counted, free_name
 from heedmap.data import ImageDataset
 from heedmap.data import transforms as views
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.cache.folder import cache_folder
 from heedmap.data.loader import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import OptionError, RunError, Stopped
-from heedmap.files import only_one
+from heedmap.files import locked
 from heedmap.metrics.prediction import ComputeOptions
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
@@ -42,14 +41,8 @@ from heedmap.training.recipes import derive, early_views
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.workflows.evaluate.page import complete
 from heedmap.workflows.train.checkpointing import Checkpointer
-from heedmap.workflows.train.setup import (
-    Prepared,
-    anchored,
-    check_model,
-    one_first,
-    prepare,
-    refuse_untrained_logits,
-)
+from heedmap.workflows.train.setup import Prepared, check_model, prepare, prepare_on_each, with_absolute_paths
+from heedmap.workflows.train.tracking import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,9 +59,9 @@ def train(
 
     Args:
         options: what to do; with ``resume`` the run's own options are taken instead.
-        resume: an unfinished run to go on with.
-        progress: is told of every step.
-        command: the command line, for the record; made up from the options where empty.
+        resume: an unfinished run to continue.
+        progress: receives every step, epoch and message.
+        command: the command line, for config.yaml; made from the options where empty.
 
     Raises:
         DataError, ModelError, OptionError, RunError, TrainingError: see :mod:`heedmap.errors`.
@@ -85,57 +78,50 @@ def train(
         if options.out is not None:
             Run.refuse_existing(options.out)
         check_model(options)
-        refuse_untrained_logits(options)
-        command, options = command or command_line(options), anchored(options)
-    accelerator = make_accelerator()
-    with contextlib.ExitStack() as held:
+        command, options = command or command_line(options), with_absolute_paths(options)
+    trackers, accelerator = Trackers(options.track), make_accelerator()
+    progress = (progress or Progress()) if accelerator.is_main_process else Progress()
+    with contextlib.ExitStack() as locks:
         if run is not None and accelerator.is_main_process:
-            held.enter_context(only_one(run.path))
+            locks.enter_context(locked(run.path))
             run.clean()
-        return _train(options, run, accelerator, progress, command, held)
+        return _train(options, run, Checkpointer(trackers, accelerator, progress), command, locks)
 
 
 def _train(
-    options: TrainOptions,
-    run: Run | None,
-    accelerator: Accelerator,
-    progress: Progress | None,
-    command: str,
-    held: contextlib.ExitStack,
+    options: TrainOptions, run: Run | None, checkpointer: Checkpointer, command: str, locks: contextlib.ExitStack
 ) -> Run:
-    """Train; ``held`` takes the lock of a folder that is made here."""
-    began = time.monotonic()
-    fresh = run is None and accelerator.is_main_process
-    stood = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
-    progress = (progress or Progress()) if accelerator.is_main_process else Progress()
-    prepared = one_first(accelerator, lambda: prepare(options, progress))
+    """Train; ``locks`` takes the lock of a folder that is made here."""
+    accelerator, progress = checkpointer.accelerator, checkpointer.progress
+    is_new = run is None and accelerator.is_main_process
+    folder_existed = options.out is not None and Path(options.out).is_dir()  # an empty folder of the user's
+    prepared = prepare_on_each(accelerator, lambda: prepare(options, progress))
     if run is not None:
         _check_unchanged(run, prepared)
-    torch.manual_seed(options.seed)
-    begun = run is not None and run.has_checkpoint
-    classifier = build_classifier(prepared.architecture, None if begun else options.pretrained)
-    if not begun and isinstance(classifier.backbone, Whitened):
-        _whiten(classifier, prepared.splits.train)
+    has_weights = run is not None and run.has_checkpoint
+    classifier = _build(prepared, None if has_weights else options)
     if run is None and options.batch_size is None:
         batch = fitting_batch_size(classifier, prepared.options, accelerator)
         if batch != prepared.options.batch_size:
             progress.message(f"Batches of {batch} images, not of {prepared.options.batch_size}: memory is short.")
             prepared = replace(prepared, options=derive(replace(options, batch_size=batch), prepared.splits))
-    # The run keeps the names of the taps, whatever a later version takes by default.
+    # The run records the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
     parameters = sum(each.numel() for each in classifier.parameters())
     progress.message(plan_sentence(prepared.options, prepared.sizes, classifier.taps, parameters))
     if run is None:
-        run = _start(prepared, accelerator, command, stood)
+        run = _create(prepared, accelerator, command, folder_existed)
         if accelerator.is_main_process:
-            held.enter_context(only_one(run.path))
-    with _tidied(run, fresh, stood):
+            locks.enter_context(locked(run.path))
+    with _removed_on_failure(run, folder_existed) if is_new else contextlib.nullcontext():
         if accelerator.is_main_process and not (run.path / AUDIT).is_file():
             run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
-        checkpointer = Checkpointer(run, prepared.options, accelerator, progress, began)
-        fitting = _fitting(prepared, classifier, checkpointer)
-        _follow(fitting, checkpointer, prepared.validation)
-        # The test part is evaluated by one process: it is done once, and the others have nothing else to do.
+        fitting = _fitting(prepared, classifier, checkpointer, run)
+        sample = _sample(prepared.validation, classifier.image_size)
+        with checkpointer.handle_signals():
+            for report in fitting:
+                checkpointer.on_epoch(report, sample)
+        # One process evaluates the test part: it is done once, and the others have nothing else to do.
         if accelerator.is_main_process:
             progress.message("Evaluating the test part, once.")
             try:
@@ -148,12 +134,33 @@ def _train(
                     )
                     complete(run, classifier, prepared.splits, computing)
             except KeyboardInterrupt:
-                command = f"heedmap train --resume {shlex.quote(str(run.path))}"
                 raise Stopped(
-                    f"Stopped after training, before the test part was evaluated; go on with `{command}`."
+                    "Stopped after training, before the test part was evaluated; continue with "
+                    f"`heedmap train --resume {shlex.quote(str(run.path))}`."
                 ) from None
         accelerator.wait_for_everyone()
     return Run.open(run.path)
+
+
+def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
+    """Return one line on what a training with these options, all of them derived, is going to do."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    epochs = counted(options.epochs or 0, "epoch")
+    attention = "no attention (the control)" if options.attention == "none" else f"{options.attention} attention"
+    return (
+        f"{options.model}, {parameters / 1e6:.2f} M parameters, {attention} at {', '.join(taps)}; "
+        f"{options.image_size} px, {epochs}, batch size {options.batch_size}, "
+        f"{options.optimizer} up to learning rate {options.learning_rate:.3g}; images: {parts}."
+    )
+
+
+def _build(prepared: Prepared, initial: TrainOptions | None) -> AttentionClassifier:
+    """Build the classifier; ``initial`` is None where its weights come from a checkpoint."""
+    torch.manual_seed(prepared.options.seed)
+    classifier = build_classifier(prepared.architecture, None if initial is None else initial.pretrained)
+    if initial is not None and isinstance(classifier.backbone, Whitened):
+        _whiten(classifier, prepared.splits.train)
+    return classifier
 
 
 def _whiten(classifier: AttentionClassifier, dataset: ImageDataset) -> None:
@@ -173,30 +180,30 @@ def _whiten(classifier: AttentionClassifier, dataset: ImageDataset) -> None:
 
 
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
-    """Check that what is told beside ``resume`` is what the run was told, since its own options are taken.
+    """Check that options given beside ``resume`` are those of the run, since its own are taken.
 
     Args:
-        run: the run to go on with.
-        options: its own, and over them what was told.
+        run: the run to continue.
+        options: its own, and over them what was given.
 
     Raises:
-        OptionError: an option that would be passed over.
+        OptionError: an option that would be ignored.
         RunError: the run cannot be read.
     """
-    own, told = anchored(Run.open(run, finished=False).options), anchored(options)
+    own, given = with_absolute_paths(Run.open(run, finished=False).options), with_absolute_paths(options)
     for field in dataclasses.fields(TrainOptions):
-        value, kept = getattr(told, field.name), getattr(own, field.name)
+        value, before = getattr(given, field.name), getattr(own, field.name)
         if field.name == "out" and value is not None and Path(value).resolve() == Path(run).resolve():
             continue
-        if value != kept:
+        if value != before:
             what = "the data" if field.name == "data" else f"--{field.name.replace('_', '-')}"
             raise OptionError(
-                f"{run} goes on by its own options: {what} is {kept!r} there, not {value!r}. Leave it out."
+                f"{run} continues with its own options: {what} is {before!r} there, not {value!r}. Leave it out."
             )
 
 
 def command_line(options: TrainOptions) -> str:
-    """The command line that means these options."""
+    """Return the command line with these options."""
     words = ["heedmap", "train", options.data]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -210,8 +217,8 @@ def command_line(options: TrainOptions) -> str:
     return shlex.join(words)
 
 
-def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bool) -> Run:
-    """Make the run folder, on the first process, and tell the others where it is."""
+def _create(prepared: Prepared, accelerator: Accelerator, command: str, folder_existed: bool) -> Run:
+    """Create the run folder, on the first process, and send its name to the others."""
     from accelerate.utils import broadcast_object_list
 
     where: list[str] = [""]
@@ -226,7 +233,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bo
             "torch": str(torch.__version__),
             "system": platform.platform(),
         }
-        with _tidied(run, True, stood):
+        with _removed_on_failure(run, folder_existed):
             run.write_config(
                 options,
                 prepared.architecture,
@@ -243,7 +250,7 @@ def _start(prepared: Prepared, accelerator: Accelerator, command: str, stood: bo
 
 
 def _check_unchanged(run: Run, prepared: Prepared) -> None:
-    """Refuse to go on with other images than the run began with: order and split would not be the same."""
+    """Refuse to continue with other images than the run began with: order and split would not be the same."""
     before, now = run.config.get("sizes"), prepared.sizes
     if (before, tuple(run.config["architecture"]["classes"])) != (now, prepared.splits.classes):
         raise RunError(
@@ -257,8 +264,8 @@ def _check_unchanged(run: Run, prepared: Prepared) -> None:
         )
 
 
-def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: Checkpointer) -> Fitting:
-    """Join data, model and whatever checkpoint the run has."""
+def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: Checkpointer, run: Run) -> Fitting:
+    """Return the training over the prepared data, from the run's checkpoint if it has one."""
     options, accelerator = prepared.options, checkpointer.accelerator
     share = Share(accelerator.process_index, accelerator.num_processes)
     assert options.image_size is not None  # derive has set these
@@ -270,7 +277,7 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
     view = views.view_size(size, augmentation) if classifier.takes_any_size else size
     home = cache_folder(options.cache)
     cache = None if home is None else DecodedCache(home, options.cache_size * 1e9, checkpointer.progress.message)
-    with accelerator.local_main_process_first():  # the others of this machine find the cache filled
+    with accelerator.local_main_process_first():  # the others on this machine find the cache filled
         store = Store(prepared.splits.train, size, workers, memory, cache)
     if classifier.takes_any_size:
         augmentation = replace(augmentation, early=early_views(options, view))
@@ -284,37 +291,34 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
         count = max(SMALLEST_EVALUATION_BATCH, batches.batch_size // share.world)
         evaluated = functools.partial(plain_batches, held_out, count, accelerator.device, share)
 
-    state = checkpointer.load()
-    going_on = checkpointer.run.read_metrics() or state is not None
+    state = checkpointer.load(run)
+    is_resumed = state is not None or run.read_metrics()  # a process that died before a checkpoint leaves lines too
     fitting = fit(classifier, batches, evaluated, options, accelerator=accelerator, on_step=checkpointer.on_step)
     if state is not None:
         fitting.load_state(*state)
-    checkpointer.attend(fitting)
-    if going_on and accelerator.is_main_process:  # a death before the first checkpoint leaves lines too
-        checkpointer.run.rewind_metrics(fitting.step, fitting.evaluated)
-        checkpointer.progress.message(f"Going on after step {fitting.step} of {fitting.total_steps}.")
+    checkpointer.start(fitting)
+    if is_resumed and accelerator.is_main_process:
+        run.rewind_metrics(fitting.step, fitting.evaluated)
+        checkpointer.progress.message(f"Continuing after step {fitting.step} of {fitting.total_steps}.")
     return fitting
 
 
-def _follow(fitting: Fitting, checkpointer: Checkpointer, validation: ImageDataset | None) -> None:
-    """Train to the end, keeping the run's files up to date."""
-    sample = None
-    if validation is not None and fitting.options.image_size:
-        rows = torch.linspace(0, len(validation) - 1, min(6, len(validation))).long().tolist()
-        sample = torch.stack([validation.load(row, fitting.options.image_size) for row in rows])
-    with checkpointer.on_duty():
-        for report in fitting:
-            checkpointer.on_epoch(report, sample)
+def _sample(validation: ImageDataset | None, size: int) -> Tensor | None:
+    """Return up to six validation images, spread evenly, for the panels of maps."""
+    if validation is None:
+        return None
+    rows = torch.linspace(0, len(validation) - 1, min(6, len(validation))).long().tolist()
+    return torch.stack([validation.load(row, size) for row in rows])
 
 
 @contextlib.contextmanager
-def _tidied(run: Run, fresh: bool, stood: bool) -> Iterator[None]:
-    """Remove a new run that failed before it had anything worth keeping; a folder that stood before is emptied."""
+def _removed_on_failure(run: Run, folder_existed: bool) -> Iterator[None]:
+    """Remove a new run that failed before its first checkpoint; a folder that existed before is emptied."""
     try:
         yield
     except BaseException:
-        if fresh and not run.has_checkpoint and not run.is_finished:
+        if not run.has_checkpoint and not run.is_finished:
             shutil.rmtree(run.path, ignore_errors=True)
-            if stood:
+            if folder_existed:
                 run.path.mkdir(exist_ok=True)
         raise

@@ -72,15 +72,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 # ---- a folder
 
 
-def test_a_saved_run_answers_the_same_when_it_is_read(saved, finished_run):
+def test_a_saved_run_predicts_the_same_when_it_is_loaded(saved, finished_run):
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same(Run.open(finished_run).classifier(), from_pretrained(saved))
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
-def test_a_file_of_another_hand_is_not_replaced(name, finished_run, tmp_path):
+def test_a_file_of_other_software_is_not_replaced(name, finished_run, tmp_path):
     (tmp_path / name).write_text('{"title": "mine"}', encoding="utf-8")
-    with pytest.raises(ModelError, match=f"{name} was not written by heedmap.* name another folder"):
+    with pytest.raises(ModelError, match=name):
         save_pretrained(Run.open(finished_run), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text(encoding="utf-8") == '{"title": "mine"}'
@@ -104,7 +104,7 @@ def test_the_path_of_a_run_is_no_run(tmp_path):
 def test_a_classifier_without_a_run_is_saved_too(attention, taps, tmp_path):
     one = build_classifier(Architecture("compact", attention, None, "concat", taps, 32, ("ant", "bee")))
     assert_same(one, from_pretrained(save_pretrained(one, tmp_path)))
-    assert "Nothing was measured" in (tmp_path / "README.md").read_text()
+    assert "No figures" in (tmp_path / "README.md").read_text()
 
 
 def test_what_was_read_can_be_saved_again(saved, tmp_path):
@@ -116,7 +116,7 @@ def test_what_was_read_can_be_saved_again(saved, tmp_path):
 def test_a_network_of_ones_own_cannot_be_saved_and_the_message_says_what_to_do(tmp_path):
     own = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     classifier = attach(own, classes=("ant", "bee"), image_size=32, taps="1")
-    with pytest.raises(ModelError, match=r"network of your own .* safetensors"):
+    with pytest.raises(ModelError, match="safetensors"):
         save_pretrained(classifier, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -139,7 +139,7 @@ def test_the_card_holds_the_figures_of_the_report(saved, finished_run):
 def test_a_folder_with_a_pickle_in_it_is_refused_by_name(name, saved):
     (saved / name).parent.mkdir(exist_ok=True)
     (saved / name).write_bytes(b"\x80\x04N.")
-    with pytest.raises(ModelError, match=rf"{name} may be a pickle.*Remove it"):
+    with pytest.raises(ModelError, match=rf"{name}.*pickle"):
         from_pretrained(saved)
 
 
@@ -180,16 +180,16 @@ def test_weights_that_are_missing_or_damaged_are_named(saved):
 # ---- the hub
 
 
-def test_what_is_pushed_can_be_pulled_and_answers_the_same(hub, finished_run):
+def test_what_is_pushed_can_be_pulled_and_predicts_the_same(hub, finished_run):
     run = Run.open(finished_run)
     assert push_to_hub(run, "me/cues", private=True) == "https://hub/me/cues/commit/1"
     assert hub.calls[0] == ("create", "me/cues", True, True)
     assert_same(run.classifier(), from_pretrained("me/cues", revision="v1"))
-    wanted = ("config.json", "model.safetensors", "README.md")
-    assert hub.calls[2:] == [("list", "v1"), ("download", "v1", False, wanted)]
+    patterns = ("config.json", "model.safetensors", "README.md")
+    assert hub.calls[2:] == [("list", "v1"), ("download", "v1", False, patterns)]
 
 
-def test_local_files_only_asks_nobody(hub, finished_run):
+def test_local_files_only_needs_no_connection(hub, finished_run):
     push_to_hub(Run.open(finished_run), "me/cues")
     hub.calls.clear()
     from_pretrained("me/cues", local_files_only=True)
@@ -199,7 +199,7 @@ def test_local_files_only_asks_nobody(hub, finished_run):
 def test_a_pickle_on_the_hub_is_refused_before_anything_is_fetched(hub, finished_run):
     push_to_hub(Run.open(finished_run), "me/cues")
     (hub.root / "me/cues/pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"me/cues holds pytorch_model\.bin"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin in me/cues"):
         from_pretrained("me/cues")
     assert "download" not in [call[0] for call in hub.calls]
 
@@ -213,9 +213,9 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch):
         from_pretrained("me/cues")
 
 
-def test_nothing_kept_here_is_said_plainly(tmp_path, monkeypatch):
+def test_what_was_not_downloaded_before_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="not among the files kept here; fetch it once"):
+    with pytest.raises(ModelError, match=r"me/never-fetched-this.*local_files_only"):
         from_pretrained("me/never-fetched-this", local_files_only=True)
 
 
@@ -260,6 +260,6 @@ def test_the_hubs_own_client_pushes_and_pulls_over_http(finished_run, tmp_path):
         )
         assert done.returncode == 0, done.stderr + "\n".join(kept.asked)
         assert sorted(kept.files) == ["README.md", "config.json", "model.safetensors"]
-        told = done.stdout.splitlines()
-        assert told[0] == f"{address}/me/cues/commit/{COMMIT}"
-        assert "The hub has no 'me/nothing', or it is private" in told[1]
+        printed = done.stdout.splitlines()
+        assert printed[0] == f"{address}/me/cues/commit/{COMMIT}"
+        assert "'me/nothing'" in printed[1]

@@ -48,14 +48,14 @@ def test_cores_are_those_that_the_process_may_use() -> None:
 
 
 @needs_glibc
-def test_a_block_that_was_freed_is_asked_for_again_without_page_faults() -> None:
+def test_a_freed_block_is_allocated_again_without_page_faults() -> None:
     was_set, faults = run()
     assert was_set == "True"
     assert faults < 1000  # eight blocks of 16,384 pages
 
 
 @needs_glibc
-def test_who_has_set_the_c_library_is_left_alone() -> None:
+def test_settings_of_the_c_library_in_the_environment_win() -> None:
     was_set, faults = run(MALLOC_MMAP_THRESHOLD_="1048576")
     assert was_set == "False"
     assert faults > 8 * 512  # at the fewest, where the system gives pages of two megabytes: shows what is saved
