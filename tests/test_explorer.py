@@ -248,7 +248,9 @@ def test_an_upload_is_decoded_for_the_network_as_a_file_is(client, runs):
     image = decode(gallery._NamedBytes(png(), "x"), "x", None, (32,))
     with torch.no_grad():
         output = Run.open(runs[0]).classifier()(plain(image.images[32][None]))
-    assert np.array_equal(values(predicted(client, image=facts["reference"]), "stage3"), output.attention["stage3"][0, 0])
+    assert np.array_equal(
+        values(predicted(client, image=facts["reference"]), "stage3"), output.attention["stage3"][0, 0]
+    )
     view = Image.open(io.BytesIO(client.get(f"/api/images/{facts['reference']}/view").content))
     assert view.size == (VIEW, VIEW)
 

@@ -118,7 +118,8 @@ def test_a_heatmap_is_drawn_as_render_draws_it(page, cue_folder):
     values = page.evaluate(
         """async () => {
             const api = await import("/page/api.js");
-            const prediction = await api.predict({image: "s0-0", run: 0, method: "attention", target: null, query: null});
+            const request = {image: "s0-0", run: 0, method: "attention", target: null, query: null};
+            const prediction = await api.predict(request);
             const map = prediction.maps[1];
             return {values: [...map.values], shape: [map.height, map.width], high: map.high};
         }"""

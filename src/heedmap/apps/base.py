@@ -18,10 +18,15 @@ from jinja2 import Environment
 
 from heedmap._version import __version__
 from heedmap.apps.address import Address
-from heedmap.apps.errors import RequestError, add_error_handlers, error_response
+from heedmap.apps.errors import ErrorResponse, RequestError, add_error_handlers, error_response
 from heedmap.apps.guard import SECURITY_HEADERS, Guard
 
 _PAGES = "heedmap.apps"
+_ERRORS = {
+    403: "The Host or Origin header is not this app's.",
+    422: "A parameter is unknown or out of range.",
+    500: "A defect; the terminal or log shows more.",
+}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html; charset=utf-8", ".svg": "image/svg+xml"}
 
 
@@ -41,7 +46,13 @@ def new_app(
         address: see :class:`heedmap.apps.guard.Guard`.
     """
     app = FastAPI(
-        title=title, version=__version__, description=description, docs_url=None, redoc_url=None, lifespan=lifespan
+        title=title,
+        version=__version__,
+        description=description,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()},
     )
     app.add_middleware(Guard, address=address)
     add_error_handlers(app)

@@ -17,6 +17,9 @@ from heedmap.errors import ImageError
 FIELD = "image"
 """The field of a form that holds the file."""
 
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+"""A file in the schema."""
+
 MAX_SCANS = 100
 """A JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so."""
 

@@ -23,10 +23,13 @@ from heedmap.apps.explorer.network import Network, QueryPoint, QueryResult
 from heedmap.apps.explorer.ranking import Ranking
 from heedmap.apps.explorer.responses import npz, prediction_facts, run_facts, source_facts
 from heedmap.apps.limits import Limits
-from heedmap.apps.uploads import Bodies
+from heedmap.apps.uploads import BINARY, Bodies
 from heedmap.apps.waiting import Waiting
 from heedmap.files import printable
 from heedmap.visualization.heatmap import COLOURS
+
+_JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "JPEG.", "content": {"image/jpeg": BINARY}}}
+_UPLOAD = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
 
 Reference = Annotated[str, Field(max_length=64)]
 
@@ -122,11 +125,16 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
         # A reference stands for one image as long as the explorer runs; the page need not load it twice.
         return Response(content.getvalue(), media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
-    @app.get("/api/images/{reference}/view", summary="The square that the networks see, as JPEG")
+    @app.get(
+        "/api/images/{reference}/view",
+        summary="The square that the networks see",
+        response_class=Response,
+        responses=_JPEG,
+    )
     def view(reference: str) -> Response:
         return jpeg(explorer.image(reference).view, 94)
 
-    @app.get("/api/images/{reference}/thumbnail", summary="The same, small")
+    @app.get("/api/images/{reference}/thumbnail", summary="The same, small", response_class=Response, responses=_JPEG)
     def thumbnail(reference: str) -> Response:
         large = explorer.image(reference).view
         return jpeg(large.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2), 85)
@@ -141,7 +149,7 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
             "box": image.box,
         }
 
-    @app.post("/api/uploads", summary="Show an image of one's own: its bytes are the body")
+    @app.post("/api/uploads", summary="Keep an image to show: its bytes are the body", openapi_extra=_UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(max_length=1000)] = "image") -> dict[str, Any]:
         async with explorer.bodies.read(request) as body:
             reference = await run_in_threadpool(explorer.gallery.upload, body, name)
@@ -164,7 +172,7 @@ def _add_predictions(app: FastAPI, explorer: _Explorer) -> None:
         network, _, result = await explorer.predict(request)
         return prediction_facts(network, result)
 
-    @app.post("/api/npz", summary="The same as arrays in an .npz file")
+    @app.post("/api/npz", summary="The same as arrays in an .npz file", response_class=Response)
     async def arrays(request: MapRequest) -> Response:
         content = npz(*await explorer.predict(request))
         return Response(content, media_type="application/octet-stream")

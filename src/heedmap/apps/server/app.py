@@ -30,13 +30,12 @@ from heedmap.apps.server.responses import (
     map_headers,
     prediction_response,
 )
-from heedmap.apps.uploads import FIELD, Bodies, check_content_type, image_file
+from heedmap.apps.uploads import BINARY, FIELD, Bodies, check_content_type, image_file
 from heedmap.errors import nearest
 from heedmap.inference.prediction import Prediction
 
 _DECODERS = 2
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _IMAGE_KINDS = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 _BODY = {
     "required": True,
@@ -47,28 +46,26 @@ _BODY = {
                 "type": "object",
                 "required": [FIELD],
                 "additionalProperties": False,
-                "properties": {FIELD: _BINARY["schema"]},
+                "properties": {FIELD: BINARY["schema"]},
             }
         },
-        **dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), _BINARY),
+        **dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), BINARY),
     },
 }
 _ERRORS = {
     400: "The request cannot be read.",
-    403: "The Host or Origin header is not this service's.",
     406: "Nothing that the Accept header names can be given.",
     408: "The body did not arrive in time.",
     413: "Too many bytes, or too many pixels.",
     415: "Not an image that heedmap reads.",
     422: "A damaged image, or a parameter that is unknown or out of range.",
-    500: "The classifier failed; the service's log shows why.",
     503: "Too many requests are waiting, or the prediction took too long.",
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictionResponse,
         "description": "The prediction.",
-        "content": dict.fromkeys(("image/png", "application/x-npy"), _BINARY),
+        "content": dict.fromkeys(("image/png", "application/x-npy"), BINARY),
     },
     **{status: {"model": ErrorResponse, "description": sentence} for status, sentence in _ERRORS.items()},
 }

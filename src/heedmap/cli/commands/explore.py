@@ -51,3 +51,4 @@ class Explore:
             on_ready=lambda url: console.print(f"Open [bold]{escape(url)}[/]  (Ctrl-C stops it)"),
             on_note=lambda note: console.print(escape(note), soft_wrap=True),
         )
+        console.print("Stopped.")
