@@ -30,14 +30,13 @@ from explorer_runs import trained_dot
 from heedmap import Architecture, Run, build_classifier, combined_map, open_data
 from heedmap.apps import explorer, running
 from heedmap.apps.address import Address
-from heedmap.apps.errors import RequestError
 from heedmap.apps.explorer import app as app_module
 from heedmap.apps.explorer import explore, gallery
 from heedmap.apps.explorer.build import build_explorer
 from heedmap.apps.explorer.gallery import VIEW, Folder, Gallery, ImageSource, confined, decode
 from heedmap.apps.explorer.network import CROP, Network, QueryPoint, crop_query, local_query
 from heedmap.apps.explorer.ranking import Ranking
-from heedmap.apps.limits import Limits
+from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.uploads import MAX_SCANS, Bodies
 from heedmap.attribution import METHODS, explain
 from heedmap.data import TensorDataset

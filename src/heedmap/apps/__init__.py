@@ -3,7 +3,7 @@
 base       the FastAPI application: pages, documentation, what every route has
 guard      Host and Origin; the security headers
 errors     every error as JSON of one shape
-limits     the limits; waiting counts requests, uploads reads bodies within them
+limits     what requests may take, and the error beyond it; uploads reads bodies within that
 address    where to listen, and the names under which it may be reached
 running    connections and their limits; start and stop, with uvicorn
 explorer/  a page on which a person sees where a run's network looks

@@ -18,8 +18,9 @@ from jinja2 import Environment
 
 from heedmap._version import __version__
 from heedmap.apps.address import Address
-from heedmap.apps.errors import ErrorResponse, RequestError, add_error_handlers, error_response
+from heedmap.apps.errors import ErrorResponse, add_error_handlers, error_response
 from heedmap.apps.guard import SECURITY_HEADERS, Guard
+from heedmap.apps.limits import RequestError
 
 _PAGES = "heedmap.apps"
 _ERRORS = {

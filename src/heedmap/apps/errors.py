@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from heedmap.apps.limits import RequestError
 from heedmap.errors import HeedmapError, nearest
 
 
@@ -19,20 +20,6 @@ class ErrorResponse(BaseModel):
     """Every error: one sentence."""
 
     error: str
-
-
-class RequestError(Exception):
-    """A request that cannot be served.
-
-    Args:
-        status: HTTP status of the response.
-        message: one sentence for the client.
-        headers: to send along.
-    """
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -1,7 +1,10 @@
-"""The limits of the explorer and of the server."""
+"""The limits of the explorer and of the server, and the error beyond them."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from heedmap.errors import OptionError
@@ -41,3 +44,56 @@ class Limits:
             least = 0 if name == "batch_wait" else 0.1 if name == "timeout" else 1
             if not least <= value < float("inf"):
                 raise OptionError(f"{name} {value} is out of range; it must be finite and at least {least}.")
+
+
+class RequestError(Exception):
+    """A request that cannot be served.
+
+    Args:
+        status: HTTP status of the response.
+        message: one sentence for the client.
+        headers: to send along.
+    """
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class Waiting:
+    """Count the requests that wait or are being computed; for use in the event loop.
+
+    Args:
+        most: ``Limits.waiting``.
+
+    Attributes:
+        count: how many there are now.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.count, self._seconds = most, 0, 0.05
+
+    def refuse_when_full(self) -> None:
+        """Check that one more may wait.
+
+        Raises:
+            RequestError: 503, with the seconds after which to try again.
+        """
+        if self.count >= self._most:
+            wait = str(max(1, math.ceil(self.count * self._seconds)))
+            message = f"{self.count} requests are waiting already; try again in {wait} s."
+            raise RequestError(503, message, {"Retry-After": wait})
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Count one more request while the block lasts; see :meth:`refuse_when_full`."""
+        self.refuse_when_full()
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+    def took(self, seconds: float) -> None:
+        """Note the seconds that one request has taken, from which the time to try again is estimated."""
+        self._seconds = 0.8 * self._seconds + 0.2 * seconds

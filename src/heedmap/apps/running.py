@@ -32,53 +32,45 @@ def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
     """Return uvicorn's HTTP protocol with a deadline wherever no request is under way."""
 
     class Bounded(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
-        _unread: asyncio.TimerHandle | None = None
-
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+            self._timers: dict[str, asyncio.TimerHandle] = {}
             super().connection_made(transport)
             if len(self.connections) > limits.connections:
                 transport.write(_FULL_RESPONSE)
                 transport.close()
-            self._set_deadline()
+            self._start("request")
 
         def handle_events(self) -> None:
             super().handle_events()
             if self.cycle is not None and not self.cycle.response_complete:
-                self._cancel_deadline()  # the application has its own limits
-            elif self._deadline is None:
-                self._set_deadline()
+                self._stop("request")  # the application has its own limits
+            elif "request" not in self._timers:
+                self._start("request")
 
         def on_response_complete(self) -> None:
-            self._cancel_deadline()
-            self._set_deadline()
+            self._start("request")
             super().on_response_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._unread = self.loop.call_later(limits.timeout, self.transport.abort)
+            self._start("reading")
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._cancel_unread()
+            self._stop("reading")
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel_deadline()
-            self._cancel_unread()
+            for timer in tuple(self._timers):
+                self._stop(timer)
             super().connection_lost(exc)
 
-        def _set_deadline(self) -> None:
-            self._deadline = self.loop.call_later(limits.timeout, self.transport.abort)
+        def _start(self, timer: str) -> None:
+            self._stop(timer)
+            self._timers[timer] = self.loop.call_later(limits.timeout, self.transport.abort)
 
-        def _cancel_unread(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-                self._unread = None
-
-        def _cancel_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+        def _stop(self, timer: str) -> None:
+            if handle := self._timers.pop(timer, None):
+                handle.cancel()
 
     return Bounded
 

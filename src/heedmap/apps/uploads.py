@@ -10,8 +10,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from heedmap.apps.errors import RequestError
-from heedmap.apps.limits import Limits
+from heedmap.apps.limits import Limits, RequestError
 from heedmap.errors import ImageError
 
 FIELD = "image"

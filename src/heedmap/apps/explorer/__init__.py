@@ -8,9 +8,8 @@ maps as the float32 numbers that the network used, and one hand-made page draws 
 of :mod:`heedmap.visualization.heatmap`. The page is plain JavaScript modules and loads nothing from elsewhere.
 
     gallery   which images may be shown       network     one network, one thread, one request at a time
-    ranking   ranks a test set                methods     maps that are computed afterwards
-    app       the routes                      responses   what they return
-    build     puts runs and images together
+    ranking   ranks a test set                responses   what the routes return
+    app       the routes                      build       puts runs and images together
 """
 
 from __future__ import annotations

@@ -16,15 +16,12 @@ from starlette.concurrency import run_in_threadpool
 
 from heedmap.apps.address import Address
 from heedmap.apps.base import new_app
-from heedmap.apps.errors import RequestError
 from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage
-from heedmap.apps.explorer.methods import LEARNED, method_facts
-from heedmap.apps.explorer.network import Network, QueryPoint, QueryResult
+from heedmap.apps.explorer.network import LEARNED, Network, QueryPoint, QueryResult
 from heedmap.apps.explorer.ranking import Ranking
-from heedmap.apps.explorer.responses import npz, prediction_facts, run_facts, source_facts
-from heedmap.apps.limits import Limits
+from heedmap.apps.explorer.responses import method_facts, npz, prediction_facts, run_facts, source_facts
+from heedmap.apps.limits import Limits, RequestError, Waiting
 from heedmap.apps.uploads import BINARY, Bodies
-from heedmap.apps.waiting import Waiting
 from heedmap.files import printable
 from heedmap.visualization.heatmap import COLOURS
 

@@ -19,12 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from heedmap.apps.explorer.gallery import VIEW, GalleryImage
-from heedmap.apps.explorer.methods import LEARNED, compute_map
+from heedmap.attribution import METHODS, explain
 from heedmap.data import to_tensor
 from heedmap.data.transforms import plain
 from heedmap.inference.prediction import Prediction
 from heedmap.inference.torch_predictor import prediction_of, why_no_query
+from heedmap.models.classifier import AttentionClassifier
 from heedmap.runs import Run
+from heedmap.types import AttentionMap
+from heedmap.visualization.heatmap import scale_of
+
+LEARNED = "attention"
 
 CROP = 0.3
 """Side of the crop that stands for a place, as a share of the image, where no local feature can."""
@@ -116,7 +121,7 @@ class Network:
         began, images = time.perf_counter(), self.images(image)
         note, box, follows = "", None, False
         if method != LEARNED:
-            prediction, note = compute_map(self.classifier, images, method, target)
+            prediction, note = _compute_map(self.classifier, images, method, target)
             if query is not None:
                 note += " It is of the image's own query: this method takes no other."
         else:
@@ -174,3 +179,18 @@ def crop_query(network: Network, image: GalleryImage, point: QueryPoint) -> tupl
         "the query goes."
     )
     return vector, note, (left, top, left + CROP, top + CROP)
+
+
+def _compute_map(
+    classifier: AttentionClassifier, images: Tensor, method: str, target: int | None
+) -> tuple[Prediction, str]:
+    """Compute a map of one class by a method of the registry, with a sentence about it."""
+    result = explain(classifier, images, method, target)
+    explained, values = int(result.targets[0, 0]), result.values[0, 0].cpu()
+    low, high = scale_of(values)
+    drawn = AttentionMap(values, method, method, low, high, explained)
+    layer = f" (layer {result.layer})" if result.layer else ""
+    signed = " Values below zero speak against the class." if result.signed else ""
+    warning = f" {METHODS[method].warning}" if METHODS[method].warning else ""
+    note = f"{method} for {classifier.classes[explained]}{layer}: {METHODS[method].sentence}.{signed}{warning}"
+    return Prediction(result.logits[0].softmax(0).cpu().numpy(), {method: drawn}, {}), note

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from heedmap.apps.explorer.gallery import GalleryImage, ImageSource
-from heedmap.apps.explorer.network import Network, QueryResult
+from heedmap.apps.explorer.network import LEARNED, Network, QueryResult
+from heedmap.attribution import METHODS
 from heedmap.files import printable
 from heedmap.inference.prediction import packed
 from heedmap.inference.torch_predictor import why_no_query
@@ -38,6 +39,15 @@ def source_facts(source: ImageSource) -> dict[str, Any]:
         "labels": [printable(label) for label in source.labels],
         "notes": list(map(printable, source.notes)),
     }
+
+
+def method_facts() -> list[dict[str, str]]:
+    """Return what the page needs to know of each method; learned attention comes first."""
+    ordered = [LEARNED, *(key for key in METHODS if key != LEARNED)]
+    return [
+        {"key": key, "sentence": METHODS[key].sentence, "cost": METHODS[key].cost, "warning": METHODS[key].warning}
+        for key in ordered
+    ]
 
 
 def prediction_facts(network: Network, result: QueryResult) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -14,8 +13,8 @@ from fastapi.responses import JSONResponse, Response
 
 from heedmap.apps.address import Address
 from heedmap.apps.base import new_app
-from heedmap.apps.errors import ErrorResponse, RequestError
-from heedmap.apps.limits import Limits
+from heedmap.apps.errors import ErrorResponse
+from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.server.batching import Batcher
 from heedmap.apps.server.images import DecodedUpload, decode_upload
 from heedmap.apps.server.predictors import Served
@@ -119,8 +118,7 @@ class _Service:
 
     async def in_thread(self, function: Any, *arguments: Any) -> Any:
         """Run a function in one of the decoding threads."""
-        call = functools.partial(function, *arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, call)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
 
 
 def server_app(predictor: Served, limits: Limits, address: Address | None) -> FastAPI:

@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from heedmap.apps.limits import Limits
+from heedmap.apps.limits import Limits, Waiting
 from heedmap.apps.server.predictors import Served
-from heedmap.apps.waiting import Waiting
 from heedmap.inference.prediction import Prediction
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from heedmap.apps.errors import RequestError
-from heedmap.apps.limits import Limits
+from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.uploads import check_scans
 from heedmap.data.decoding import read_image, square
 from heedmap.errors import ImageError

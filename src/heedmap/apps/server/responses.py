@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from heedmap.apps.errors import RequestError
+from heedmap.apps.limits import RequestError
 from heedmap.data.decoding import crop_box
 from heedmap.inference.boxes import boxes_of
 from heedmap.inference.prediction import Prediction
