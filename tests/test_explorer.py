@@ -33,7 +33,7 @@ from heedmap.apps.address import Address
 from heedmap.apps.explorer import app as app_module
 from heedmap.apps.explorer import explore, gallery
 from heedmap.apps.explorer.build import build_explorer
-from heedmap.apps.explorer.gallery import VIEW, Folder, Gallery, ImageSource, confined, decode
+from heedmap.apps.explorer.gallery import VIEW, Gallery, ImageSource, confined, decode
 from heedmap.apps.explorer.network import CROP, Network, QueryPoint, crop_query, local_query
 from heedmap.apps.explorer.ranking import Ranking
 from heedmap.apps.limits import Limits, RequestError
@@ -340,8 +340,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_link_out_of_the_folder_is_left_out_and_counted(folder):
     (folder / "red" / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "red" / "own.png").symlink_to(folder / "red" / "0.png")
-    listed = Folder(folder, ("red", "blue"))
-    assert listed.left_out == 1
+    listed = ImageSource.of_folder(folder, ("red", "blue"))
+    assert [note.partition(" links ")[0] for note in listed.notes] == [f"{folder}: 1"]
     assert set(listed.names) == {"red/0.png", "red/1.png"}
     assert set(listed.labels) == {"red"}
 
@@ -351,7 +351,7 @@ def test_a_folder_of_links_only_is_refused(folder):
     alone.mkdir()
     (alone / "a.png").symlink_to(folder.parent / "secret.png")
     with pytest.raises(DataError, match="links"):
-        Folder(alone, ())
+        ImageSource.of_folder(alone, ())
 
 
 def test_a_name_that_is_no_utf8_does_not_stop_the_page(folder, runs):
@@ -517,7 +517,7 @@ def test_pointing_is_ranked_where_boxes_are_known(runs):
     x, y = (float(share) for share in hottest_points(combined_map(reply.attention))[0])
     around = torch.tensor([[x - 0.01, y - 0.01, x + 0.01, y + 0.01], [0.0, 0.0, 1.0, 1.0]]).clamp(0, 1)
     part = TensorDataset(images, torch.tensor([2, 2]), ("blue", "green", "red"), ("a", "b"), around)
-    ranking = Ranking(network, ImageSource("made", part))
+    ranking = Ranking(network, ImageSource.of_dataset("made", part))
     for _ in range(200):
         if len(ranking.state()["rows"]) == 2:
             break
@@ -530,7 +530,7 @@ def test_a_source_with_classes_that_the_run_does_not_know_cannot_be_ranked(runs)
     network = Network(Run.open(runs[0]))
     part = TensorDataset(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), ("cat",), ("a",))
     with pytest.raises(DataError, match="'cat'"):
-        Ranking(network, ImageSource("made", part))
+        Ranking(network, ImageSource.of_dataset("made", part))
     network.close()
 
 

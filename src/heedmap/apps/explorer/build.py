@@ -10,10 +10,9 @@ from fastapi import FastAPI
 
 from heedmap.apps.address import Address
 from heedmap.apps.explorer.app import explorer_app
-from heedmap.apps.explorer.gallery import Folder, Gallery, ImageSource
+from heedmap.apps.explorer.gallery import Gallery, ImageSource
 from heedmap.apps.explorer.network import Network
 from heedmap.apps.limits import Limits
-from heedmap.data import FolderDataset
 from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import HeedmapError
 from heedmap.runs import Run
@@ -45,17 +44,12 @@ def build_explorer(
     """
     networks = [Network(run, device) for run in runs]
     classes = dict.fromkeys(name for network in networks for name in network.classifier.classes)
-    sources = [_folder_source(path, classes) for path in images]
+    sources = [ImageSource.of_folder(path, classes) for path in images]
     test, missing = _test_source(runs[0])
     sources += [test] if test else []
     gallery = Gallery(sources, (network.image_size for network in networks), limits.max_pixels)
     app = explorer_app(networks, gallery, limits, address or Address())
     return app, tuple(missing) + tuple(note for source in sources for note in source.notes)
-
-
-def _folder_source(path: str | Path, classes: Iterable[str]) -> ImageSource:
-    folder = Folder(path, classes)
-    return ImageSource(Path(path).resolve().name, folder, _links_note(str(path), folder.left_out))
 
 
 def _test_source(run: Run) -> tuple[ImageSource | None, list[str]]:
@@ -67,13 +61,5 @@ def _test_source(run: Run) -> tuple[ImageSource | None, list[str]]:
         return None, [f"The run's test set is not shown: {error}"]
     if test is None:
         return None, [f"{title}: there is none."]
-    if not isinstance(test, FolderDataset):
-        return ImageSource(title, test), []
-    root = test.root.resolve()
-    inside = [index for index, name in enumerate(test.names) if (root / name).resolve().is_relative_to(root)]
-    notes = _links_note(title, len(test) - len(inside))
-    return (ImageSource(title, test.subset(inside), notes) if inside else None), []
-
-
-def _links_note(title: str, left_out: int) -> list[str]:
-    return [f"{title}: {left_out} links lead out of the folder; their files are not shown."] if left_out else []
+    source = ImageSource.of_dataset(title, test)
+    return (source, []) if source.names else (None, list(source.notes))

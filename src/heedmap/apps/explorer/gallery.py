@@ -55,28 +55,52 @@ class GalleryImage:
     box: tuple[float, float, float, float] | None = None
 
 
+@dataclass(frozen=True)
 class ImageSource:
-    """Images to browse: a named folder, or a run's test set.
+    """Images to browse: a named folder, or a run's test set. Links that lead out of a folder are left out.
 
     Attributes:
         title: for the page.
         names: of the images.
         labels: the class of each, None where it is not known.
-        notes: what was left out, in sentences.
+        notes: what is not shown, in sentences.
+        root: the folder that ``names`` are relative to, where the images are files.
         dataset: the images as data, where they are a test set.
     """
 
-    def __init__(self, title: str, images: ImageDataset | Folder, notes: Sequence[str] = ()) -> None:
-        self.title, self.notes = title, tuple(notes)
-        self.dataset = None if isinstance(images, Folder) else images
-        self._images = images
-        self.names = images.names[:MAX_LISTED]
-        if isinstance(images, Folder):
-            self.labels: tuple[str | None, ...] = images.labels[:MAX_LISTED]
-        else:
-            self.labels = tuple(images.classes[label] for label in images.labels[:MAX_LISTED].tolist())
-        if len(images.names) > MAX_LISTED:
-            self.notes += (f"{title}: the first {MAX_LISTED:,} of {len(images.names):,} images are shown.",)
+    title: str
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    notes: tuple[str, ...] = ()
+    root: Path | None = None
+    dataset: ImageDataset | None = None
+
+    @classmethod
+    def of_folder(cls, path: str | Path, classes: Iterable[str]) -> ImageSource:
+        """List a folder (or a file, or a pattern); labels are the names of the images' folders that are classes.
+
+        Raises:
+            DataError: no such folder, or no image in it.
+        """
+        named, files, known = Path(path).expanduser(), expand_images(str(path)), set(classes)
+        root = (named if named.is_dir() else files[0].parent).resolve()
+        inside = [file for file in files if file.resolve().is_relative_to(root)]
+        if not inside:
+            raise DataError(f"{path}: every image in it is a link to another folder; name that folder.")
+        names = tuple(file.resolve().relative_to(root).as_posix() for file in inside[:MAX_LISTED])
+        labels = tuple(file.parent.name if file.parent.name in known else None for file in inside[:MAX_LISTED])
+        return cls(named.resolve().name, names, labels, _notes(str(path), len(files), len(inside)), root)
+
+    @classmethod
+    def of_dataset(cls, title: str, dataset: ImageDataset) -> ImageSource:
+        """List a test set."""
+        root, count = None, len(dataset)
+        if isinstance(dataset, FolderDataset):
+            root = dataset.root.resolve()
+            resolved = ((root / name).resolve() for name in dataset.names)
+            dataset = dataset.subset([index for index, file in enumerate(resolved) if file.is_relative_to(root)])
+        labels = tuple(dataset.classes[label] for label in dataset.labels[:MAX_LISTED].tolist())
+        return cls(title, dataset.names[:MAX_LISTED], labels, _notes(title, count, len(dataset)), root, dataset)
 
     def image(self, index: int, sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> GalleryImage:
         """Decode an image.
@@ -84,41 +108,26 @@ class ImageSource:
         Raises:
             ImageError: it cannot be decoded, or lies outside the folder by now.
         """
-        if isinstance(self._images, Folder | FolderDataset):
-            path = confined(self._images.root, self.names[index])
-            return decode(path, self.names[index], self.labels[index], sizes, max_pixels)
-        images = {size: self._images.load(index, size) for size in sizes}
-        view = Image.fromarray(self._images.load(index, VIEW).permute(1, 2, 0).numpy())
+        name, label = self.names[index], self.labels[index]
+        if self.root is not None:
+            return decode(confined(self.root, name), name, label, sizes, max_pixels)
+        assert self.dataset is not None  # images are files or data
+        images = {size: self.dataset.load(index, size) for size in sizes}
+        view = Image.fromarray(self.dataset.load(index, VIEW).permute(1, 2, 0).numpy())
         box = None
-        if self._images.boxes is not None:
-            left, top, right, bottom = self._images.boxes[index].tolist()
+        if self.dataset.boxes is not None:
+            left, top, right, bottom = self.dataset.boxes[index].tolist()
             box = (left, top, right, bottom)
-        return GalleryImage(self.names[index], self.labels[index], images, view, box)
+        return GalleryImage(name, label, images, view, box)
 
 
-class Folder:
-    """The images of a named folder or file, without those that a link brings in from elsewhere.
-
-    Attributes:
-        names: paths relative to the folder.
-        labels: the name of each image's folder where that is a class, else None.
-        left_out: how many links lead out of the folder.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-    """
-
-    def __init__(self, path: str | Path, classes: Iterable[str]) -> None:
-        named = Path(path).expanduser()
-        files = expand_images(str(path))
-        self.root = (named if named.is_dir() else files[0].parent).resolve()
-        inside = [file for file in files if file.resolve().is_relative_to(self.root)]
-        self.left_out = len(files) - len(inside)
-        if not inside:
-            raise DataError(f"{path}: every image in it is a link to another folder; name that folder.")
-        known = set(classes)
-        self.names = tuple(file.resolve().relative_to(self.root).as_posix() for file in inside)
-        self.labels = tuple(file.parent.name if file.parent.name in known else None for file in inside)
+def _notes(title: str, count: int, inside: int) -> tuple[str, ...]:
+    notes = []
+    if inside < count:
+        notes.append(f"{title}: {count - inside} links lead out of the folder; their files are not shown.")
+    if inside > MAX_LISTED:
+        notes.append(f"{title}: the first {MAX_LISTED:,} of {inside:,} images are shown.")
+    return tuple(notes)
 
 
 def confined(root: Path, name: str) -> Path:
