@@ -122,7 +122,7 @@ def test_another_image_as_the_query_is_its_global_feature(client, runs):
 
 
 @pytest.mark.parametrize("query", [{"x": 0.1, "y": 0.1}, "s0-20"])
-def test_where_no_query_can_change_the_map_the_reply_says_why(client, query):
+def test_where_no_query_can_change_the_map_the_note_gives_the_reason(client, query):
     reply = predicted(client, run=PLAIN, query=query)
     assert not reply["follows_query"]
     assert "the softmax over positions cancels it" in reply["note"]
@@ -574,7 +574,7 @@ def test_the_socket_is_one_that_asyncio_sends_from_without_delay():
         assert bound.proto == socket.IPPROTO_TCP
 
 
-def test_without_the_extra_the_error_says_how_to_get_it(refusal: Refusal, runs, monkeypatch):
+def test_without_the_extra_the_error_names_it(refusal: Refusal, runs, monkeypatch):
     monkeypatch.setattr(explorer, "PACKAGES", ("no_such_library",))
     message = refusal("explore", runs[0])
     assert "no_such_library" in message

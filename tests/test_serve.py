@@ -346,7 +346,7 @@ def test_a_parameter_that_does_not_exist_or_fit_is_named(parameters, words) -> N
     assert words in refused(talked(post(image(), params=parameters)), 422)
 
 
-def test_wrong_addresses_methods_and_wishes_get_a_sentence() -> None:
+def test_wrong_routes_methods_and_accept_headers_get_a_sentence() -> None:
     async def talk(made: Any) -> list[Any]:
         impossible = post(image(), headers={"Accept": "video/mp4"})
         return [await made.get("/predikt"), await made.get("/predict"), await impossible(made)]
@@ -489,7 +489,7 @@ def test_the_socket_is_one_that_asyncio_sends_from_without_delay() -> None:
         assert listening.proto == socket.IPPROTO_TCP
 
 
-def test_a_missing_package_says_what_to_install(
+def test_a_missing_package_is_named_with_its_extra(
     refusal: Refusal, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import importlib.util

@@ -80,7 +80,7 @@ def post(server: Server, content: bytes, kind: str = "image/jpeg", path: str = "
     return httpx.post(server.address + path, content=content, headers={"Content-Type": kind}, timeout=30)
 
 
-def test_two_hundred_at_once_are_all_answered_and_each_gets_its_own(server: Server) -> None:
+def test_two_hundred_requests_at_once_each_get_their_own_prediction(server: Server) -> None:
     alone = [post(server, image(seed)).json()["top"] for seed in range(5)]
 
     async def crowd() -> list["httpx.Response"]:
@@ -145,7 +145,7 @@ def test_a_declared_giant_a_bomb_a_text_and_a_cut_image_get_their_sentence(serve
         assert line.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_stop_answers_what_is_under_way_and_ends_with_status_zero(finished_run: Path) -> None:
+def test_a_stop_finishes_what_is_under_way_and_ends_with_status_zero(finished_run: Path) -> None:
     with serving(finished_run) as server:
         content = image()
         head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\n"

@@ -147,21 +147,21 @@ def _add_predict(app: FastAPI, service: _Service) -> None:
         responses=_RESPONSES,
         openapi_extra={"requestBody": _BODY},
     )
-    async def predict(request: Request, wanted: Annotated[PredictParameters, Query()]) -> Response:
-        form = choose_format(wanted.format, request.headers.get("accept"))
-        tap = service.tap(wanted.tap)
+    async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
+        form = choose_format(parameters.format, request.headers.get("accept"))
+        tap = service.tap(parameters.tap)
         check_content_type(request)
         service.batcher.waiting.refuse_when_full()  # before a body is read in vain
         async with service.bodies.read(request) as body:
             content = await image_file(request, body)
-            image, prediction = await service.predict(content, wanted.size if form == "overlay" else None)
+            image, prediction = await service.predict(content, parameters.size if form == "overlay" else None)
         predictor = service.predictor
         if form == "json":
             return JSONResponse(
-                prediction_response(prediction, predictor.classes, image.size, predictor.image_size, wanted)
+                prediction_response(prediction, predictor.classes, image.size, predictor.image_size, parameters)
             )
         drawn = prediction.maps[tap]
-        file = await service.in_thread(map_file, drawn, image.view, form, wanted.opacity)
+        file = await service.in_thread(map_file, drawn, image.view, form, parameters.opacity)
         return Response(file, media_type=MEDIA_TYPES[form], headers=map_headers(prediction, drawn, predictor.classes))
 
 

@@ -165,7 +165,11 @@ def _weight(text: str) -> float:
 
 
 def prediction_response(
-    prediction: Prediction, classes: tuple[str, ...], size: tuple[int, int], image_size: int, wanted: PredictParameters
+    prediction: Prediction,
+    classes: tuple[str, ...],
+    size: tuple[int, int],
+    image_size: int,
+    parameters: PredictParameters,
 ) -> dict[str, Any]:
     """Return what :class:`PredictionResponse` describes.
 
@@ -174,9 +178,9 @@ def prediction_response(
         classes: the K class names.
         size: (width, height) of the original, upright.
         image_size: side of the classifier's view, on whose pixels boxes are found.
-        wanted: ``top``, ``threshold`` and ``values`` hold here.
+        parameters: ``top``, ``threshold`` and ``values`` hold here.
     """
-    order = np.argsort(-prediction.probabilities, kind="stable")[: wanted.top].tolist()
+    order = np.argsort(-prediction.probabilities, kind="stable")[: parameters.top].tolist()
     top = [{"name": classes[i], "index": i, "probability": float(prediction.probabilities[i])} for i in order]
     crop = crop_box(*size)
     return {
@@ -184,12 +188,12 @@ def prediction_response(
         "top": top,
         "size": {"width": size[0], "height": size[1]},
         "crop": dict(zip(("left", "top", "right", "bottom"), crop, strict=True)),
-        "maps": {tap: _map(drawn, crop, image_size, wanted) for tap, drawn in prediction.maps.items()},
+        "maps": {tap: _map(drawn, crop, image_size, parameters) for tap, drawn in prediction.maps.items()},
     }
 
 
 def _map(
-    drawn: AttentionMap, crop: tuple[int, int, int, int], image_size: int, wanted: PredictParameters
+    drawn: AttentionMap, crop: tuple[int, int, int, int], image_size: int, parameters: PredictParameters
 ) -> dict[str, Any]:
     values, (left, top, right, _) = drawn.values, crop
     side, point = right - left, None
@@ -210,9 +214,9 @@ def _map(
                 "bottom": top + box["bottom"] * side,
                 "share": box["share"],
             }
-            for box in boxes_of(np.asarray(values)[None], wanted.threshold, image_size)[0]
+            for box in boxes_of(np.asarray(values)[None], parameters.threshold, image_size)[0]
         ],
-        "values": values.tolist() if wanted.values else None,
+        "values": values.tolist() if parameters.values else None,
     }
 
 
