@@ -33,7 +33,7 @@ from heedmap.apps.address import Address
 from heedmap.apps.explorer import app as app_module
 from heedmap.apps.explorer import explore, gallery
 from heedmap.apps.explorer.build import build_explorer
-from heedmap.apps.explorer.gallery import VIEW, Gallery, ImageSource, confined, decode
+from heedmap.apps.explorer.gallery import VIEW, Gallery, ImageSource, confined, decode_gallery_image
 from heedmap.apps.explorer.network import CROP, Network, QueryPoint, crop_query, local_query
 from heedmap.apps.explorer.ranking import Ranking
 from heedmap.apps.limits import Limits, RequestError
@@ -244,7 +244,7 @@ def bomb(side: int = 60_000) -> bytes:
 def test_an_upload_is_decoded_for_the_network_as_a_file_is(client, runs):
     facts = upload(client, png(), "my cat.png").json()
     assert facts["name"] == "my cat.png"
-    image = decode(gallery._NamedBytes(png(), "x"), "x", None, (32,))
+    image = decode_gallery_image(gallery._NamedBytes(png(), "x"), "x", None, (32,))
     with torch.no_grad():
         output = Run.open(runs[0]).classifier()(plain(image.images[32][None]))
     assert np.array_equal(

@@ -65,7 +65,7 @@ def serving(run: Path, *words: object) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(_finished_run: Path) -> Iterator[Server]:
-    with serving(_finished_run) as running:
+    with serving(_finished_run, "--timeout", 60) as running:  # a loaded machine takes its time for 200 at once
         yield running
 
 

@@ -110,7 +110,7 @@ class ImageSource:
         """
         name, label = self.names[index], self.labels[index]
         if self.root is not None:
-            return decode(confined(self.root, name), name, label, sizes, max_pixels)
+            return decode_gallery_image(confined(self.root, name), name, label, sizes, max_pixels)
         assert self.dataset is not None  # images are files or data
         images = {size: self.dataset.load(index, size) for size in sizes}
         view = Image.fromarray(self.dataset.load(index, VIEW).permute(1, 2, 0).numpy())
@@ -153,7 +153,7 @@ class _NamedBytes(io.BytesIO):
 _decoding = threading.BoundedSemaphore(_DECODERS)
 
 
-def decode(
+def decode_gallery_image(
     file: Path | _NamedBytes, name: str, label: str | None, sizes: Iterable[int], max_pixels: int = MAX_PIXELS
 ) -> GalleryImage:
     """Decode an image for networks of several sizes, each exactly as in training, and to look at.
@@ -201,7 +201,7 @@ class Gallery:
         """
         name = re.sub(r"[\x00-\x1f\x7f]", " ", name)[-120:].strip() or "image"
         check_scans(content)
-        image = decode(_NamedBytes(content, name), name, None, self._sizes, self._max_pixels)
+        image = decode_gallery_image(_NamedBytes(content, name), name, None, self._sizes, self._max_pixels)
         reference = f"u-{secrets.token_urlsafe(16)}"
         with self._lock:
             self._uploads[reference] = image
