@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no browser, so the explorer's page is not tried: apt-get install chromium"
 )
 
+expect.set_options(timeout=30_000)
 MAP = ".lane:nth-child({lane}) .tile[data-map='{name}']"
 
 
@@ -57,7 +58,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     made = context.new_page()
     errors: list[str] = []
     made.on("pageerror", lambda error: errors.append(str(error)))
-    made.set_default_timeout(15_000)
+    made.set_default_timeout(60_000)  # a loaded machine takes its time
     opened(made, address)
     yield made
     context.close()
