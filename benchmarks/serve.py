@@ -24,7 +24,7 @@ import psutil
 from PIL import Image, ImageFilter
 
 from heedmap.apps.server import Limits, open_predictor
-from heedmap.apps.server.images import read_bytes
+from heedmap.apps.server.images import decode_upload
 
 
 def photograph() -> bytes:
@@ -62,12 +62,12 @@ async def crowd(place: tuple[str, int], request: bytes, requests: int, clients: 
 def ceilings(run: str, content: bytes) -> None:
     """Print what the classifier and the decoder do alone."""
     predictor, limits = open_predictor(run), Limits()
-    view = read_bytes(content, predictor.image_size, limits).image
+    view = decode_upload(content, predictor.image_size, limits).image
     batch = np.stack([view] * limits.batch_size)
     for name, work, count in (
         ("classifier alone, batches of 16", lambda: predictor(batch), limits.batch_size),
         ("classifier alone, one at a time", lambda: predictor(batch[:1]), 1),
-        ("decoding alone, one thread", lambda: read_bytes(content, predictor.image_size, limits), 1),
+        ("decoding alone, one thread", lambda: decode_upload(content, predictor.image_size, limits), 1),
     ):
         work()
         began, times = time.perf_counter(), 0

@@ -12,7 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from heedmap import Architecture, Run, TrainOptions, build_classifier, open_data
-from heedmap.apps.explorer.serving import assemble, explorer_server, listen
+from heedmap.apps.address import Address
+from heedmap.apps.explorer.build import LIMITS, build_explorer
+from heedmap.apps.running import AppServer
 from heedmap.data.transforms import plain
 
 STEPS = 30
@@ -33,7 +35,7 @@ def trained_dot(data: Path) -> Path:
         classifier = build_classifier(architecture)
     for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # one pass tells them all about these images
+            module.momentum = 1.0  # one forward sees all of these images
     with torch.no_grad():
         classifier.train()(images)
         classifier.eval()
@@ -56,20 +58,20 @@ def trained_dot(data: Path) -> Path:
 @contextmanager
 def serving(runs: list[Path], images: list[Path]) -> Iterator[str]:
     """Serve on a free port of this machine, in a thread; gives the address."""
-    app, _ = assemble([Run.open(path) for path in runs], images)
-    bound, ready, address = listen("127.0.0.1", 0), threading.Event(), []
+    app, _ = build_explorer([Run.open(path) for path in runs], images)
+    listening, ready, urls = Address(port=0).listen(), threading.Event(), []
 
-    def note(where: str) -> None:
-        address.append(where)
+    def on_ready(url: str) -> None:
+        urls.append(url)
         ready.set()
 
-    server = explorer_server(app, note)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    server = AppServer(app, LIMITS, on_ready)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         assert ready.wait(20)
-        yield address[0]
+        yield urls[0]
     finally:
         server.should_exit = True
         thread.join(20)
-        bound.close()
+        listening.close()

@@ -1,4 +1,4 @@
-"""An exported file is served on a machine that has no torch, with the answers that the file gives from Python."""
+"""An exported file is served on a machine that has no torch, with the predictions that the file gives from Python."""
 
 import io
 import os
@@ -66,20 +66,20 @@ def post(address: str, content: bytes, query: str = "") -> "httpx.Response":
     return reply
 
 
-def test_the_answer_is_the_file_s_own(address, content, file) -> None:
-    found = post(address, content, "?values=true").json()
+def test_the_prediction_is_the_file_s_own(address, content, file) -> None:
+    prediction = post(address, content, "?values=true").json()
     classifier = OnnxClassifier(file)
     own = classifier(np.asarray(Image.open(io.BytesIO(content)))[None])
-    assert found["predicted"]["name"] == classifier.classes[int(own["probabilities"][0].argmax())]
-    assert found["predicted"]["probability"] == pytest.approx(float(own["probabilities"].max()), abs=1e-6)
-    assert list(found["maps"]) == list(classifier.maps)
-    for name, told in found["maps"].items():
-        np.testing.assert_allclose(told["values"], own["maps"][name][0, 0], atol=1e-6)
+    assert prediction["predicted"]["name"] == classifier.classes[int(own["probabilities"][0].argmax())]
+    assert prediction["predicted"]["probability"] == pytest.approx(float(own["probabilities"].max()), abs=1e-6)
+    assert list(prediction["maps"]) == list(classifier.maps)
+    for name, served in prediction["maps"].items():
+        np.testing.assert_allclose(served["values"], own["maps"][name][0, 0], atol=1e-6)
         boxes = boxes_of(own["maps"][name][0], 0.5, classifier.image_size)[0]
-        assert [box["share"] for box in told["boxes"]] == pytest.approx([box["share"] for box in boxes])
+        assert [box["share"] for box in served["boxes"]] == pytest.approx([box["share"] for box in boxes])
 
 
-def test_the_map_comes_as_an_array_and_as_a_image(address, content) -> None:
+def test_the_map_comes_as_an_array_and_as_an_image(address, content) -> None:
     values = np.load(io.BytesIO(post(address, content, "?format=npy&tap=combined").content))
     assert values.dtype == np.float32
     assert values.max() > 0
@@ -88,7 +88,7 @@ def test_the_map_comes_as_an_array_and_as_a_image(address, content) -> None:
     assert np.ptp(np.asarray(drawn)) > 50
 
 
-def test_a_damaged_image_and_the_page_are_answered_too(address) -> None:
+def test_a_damaged_image_and_the_page_get_a_response_too(address) -> None:
     reply = httpx.post(f"{address}/predict", content=b"\x89PNG and no more", headers={"Content-Type": "image/png"})
     assert reply.status_code in (415, 422)
     assert "<html" in httpx.get(address).text
@@ -96,4 +96,4 @@ def test_a_damaged_image_and_the_page_are_answered_too(address) -> None:
 
 
 def test_another_device_is_refused(refusal: Refusal, file) -> None:
-    assert "computes on the CPU here" in refusal("serve", str(file), "--device", "cuda")
+    assert "CPU" in refusal("serve", str(file), "--device", "cuda")

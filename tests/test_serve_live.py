@@ -65,7 +65,7 @@ def serving(run: Path, *words: object) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(_finished_run: Path) -> Iterator[Server]:
-    with serving(_finished_run) as running:
+    with serving(_finished_run, "--timeout", 60) as running:  # a loaded machine takes its time for 200 at once
         yield running
 
 
@@ -80,7 +80,7 @@ def post(server: Server, content: bytes, kind: str = "image/jpeg", path: str = "
     return httpx.post(server.address + path, content=content, headers={"Content-Type": kind}, timeout=30)
 
 
-def test_two_hundred_at_once_are_all_answered_and_each_gets_its_own(server: Server) -> None:
+def test_two_hundred_requests_at_once_each_get_their_own_prediction(server: Server) -> None:
     alone = [post(server, image(seed)).json()["top"] for seed in range(5)]
 
     async def crowd() -> list["httpx.Response"]:
@@ -98,7 +98,7 @@ def test_two_hundred_at_once_are_all_answered_and_each_gets_its_own(server: Serv
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
     health = httpx.get(server.address + "/health").json()
     assert health["waiting"] == 0
-    assert health["batches"] < health["answered"] / 2
+    assert health["batches"] < health["images"] / 2
 
 
 def test_a_hundred_megabytes_are_refused_and_memory_stays_flat(server: Server) -> None:
@@ -124,7 +124,7 @@ def test_a_hundred_megabytes_are_refused_and_memory_stays_flat(server: Server) -
     for _ in range(3):
         answer = asyncio.run(giant())
         assert answer.status_code == 413
-        assert "20,000,000 bytes" in answer.json()["error"]
+        assert "20,000,000" in answer.json()["error"]
     assert most - before < 120  # one body of 20 MB, its copies on the way, and nothing of the other 80
     assert server.megabytes - before < 80
     assert post(server, image()).status_code == 200
@@ -139,18 +139,17 @@ def test_a_declared_giant_a_bomb_a_text_and_a_cut_image_get_their_sentence(serve
         assert answer.status_code == status
         assert list(answer.json()) == ["error"]
     assert server.megabytes - before < 50
-    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 100000000\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: 100000000\r\n\r\n"
     with socket.create_connection(server.place, timeout=10) as line:
         line.sendall(head)
         assert line.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_stop_answers_what_is_under_way_and_ends_with_status_zero(finished_run: Path) -> None:
+def test_a_stop_finishes_what_is_under_way_and_ends_with_status_zero(finished_run: Path) -> None:
     with serving(finished_run) as server:
         content = image()
-        head = (
-            f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
-        )
+        head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\n"
+        head += f"Content-Length: {len(content)}\r\n\r\n"
         with socket.create_connection(server.place, timeout=10) as line:
             line.sendall(head.encode() + content[:100])
             time.sleep(0.3)

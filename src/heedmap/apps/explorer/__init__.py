@@ -7,82 +7,73 @@ it, and a round to the server for each movement would be slow. So the server (Fa
 maps as the float32 numbers that the network used, and one hand-made page draws them on canvases, with the colour table
 of :mod:`heedmap.visualization.heatmap`. The page is plain JavaScript modules and loads nothing from elsewhere.
 
-    gallery   which images may be shown       asking    one network, one thread, one question at a time
-    walking   ranks a test part                 payload   what the page is told
-    guard     Host and Origin                   app       the routes                serving   puts it together
+    gallery   which images may be shown       network     one network, one thread, one request at a time
+    ranking   ranks a test set                responses   what the routes return
+    app       the routes                      build       puts runs and images together
 """
 
 from __future__ import annotations
 
-import importlib.util
 import webbrowser
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heedmap.errors import OptionError
+from heedmap.apps import require_packages
+from heedmap.apps.address import Address
 
 if TYPE_CHECKING:
     import torch
 
     from heedmap.runs import Run
 
-__all__ = ["explore"]
+__all__ = ["Address", "explore"]
 
-NEEDED = ("fastapi", "uvicorn")
+PACKAGES = ("fastapi", "uvicorn")
+_GRACE = 3.0  # seconds for the requests under way at a stop
 
 
 def explore(
     runs: Sequence[Run],
     images: Iterable[str | Path] = (),
     *,
+    address: Address | None = None,
     device: str | torch.device = "cpu",
-    host: str = "127.0.0.1",
-    port: int | None = None,
     browser: bool = True,
-    on_ready: Callable[[str], None] = lambda address: None,
-    on_note: Callable[[str], None] = lambda sentence: None,
+    on_ready: Callable[[str], None] = lambda url: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
-    """Serve the explorer until interrupted.
+    """Serve the explorer until SIGINT or SIGTERM.
 
     Args:
         runs: one finished run, or several to compare on the same image.
-        images: folders, files or patterns that may be looked at, beside the first run's test part and what is
+        images: folders, files or patterns that may be looked at, beside the first run's test set and what is
             dropped on the page.
+        address: None takes 127.0.0.1 and the first free port from 8470 on.
         device: where the networks run.
-        host: address to listen on; other machines can reach all but a loopback address.
-        port: None takes a free one.
         browser: open the page in the user's browser.
-        on_ready: called with the page's address once it answers.
+        on_ready: called with the page's address once it replies.
         on_note: called with each sentence the user should know before.
 
     Raises:
         OptionError: the extra is not installed, or the address cannot be listened on.
         DataError, RunError: images or runs that cannot be used.
     """
-    check_extra()
-    from heedmap.apps.explorer.serving import assemble, is_loopback, listen, run_explorer
+    require_packages("explore", *PACKAGES)
+    from heedmap.apps.explorer.build import LIMITS, build_explorer
+    from heedmap.apps.running import AppServer
 
-    app, notes = assemble(runs, images, device=device, host=host)
-    for note in notes:
-        on_note(note)
-    if not is_loopback(host):
-        on_note(f"Warning: anyone who can reach {host} on this network can use the page and see these images.")
+    address = address or Address()
 
-    def ready(address: str) -> None:
-        on_ready(address)
+    def ready(url: str) -> None:
+        on_ready(url)
         if browser:
-            webbrowser.open(address)
+            webbrowser.open(url)
 
-    run_explorer(app, listen(host, port), ready)
-
-
-def check_extra() -> None:
-    """Check that what the explorer needs is installed.
-
-    Raises:
-        OptionError: it is not; the message says how to install it.
-    """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise OptionError(f"The explorer needs {' and '.join(missing)}: pip install 'heedmap[explore]'")
+    with address.listen() as listening:  # before the weights: a port that is taken is reported at once
+        app, notes = build_explorer(runs, images, device=device, address=address)
+        for note in notes:
+            on_note(note)
+        if not address.is_loopback:
+            on_note(f"Warning: anyone who can reach {address.host} can use the page and see these images.")
+        AppServer(app, LIMITS, ready, _GRACE).run(sockets=[listening])

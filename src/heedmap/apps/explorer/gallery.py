@@ -1,8 +1,8 @@
 """Which images the explorer may show, and what is kept of each: the network's view of it and one to look at.
 
 A request names an image by a short reference (``s0-12``: the 13th of the first source; ``u-...``: an upload), never by
-a path, so there is no path in which to climb. What a link in a folder points to outside that folder is left out when
-the folder is listed, and refused when it was put there afterwards.
+a path, so no path can lead elsewhere. Links that lead out of a folder are left out when it is listed, and refused when
+they were put there afterwards.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from heedmap.data import FolderDataset, ImageDataset
+from heedmap.apps.uploads import check_scans
+from heedmap.data import FolderDataset, ImageDataset, read_image, square, to_tensor
+from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import DataError, ImageError
 from heedmap.inference.listing import expand_images
-from heedmap.inference.reading import decode
 
 VIEW = 512
 """Side in pixels of the square view that the page shows."""
 
 THUMBNAIL = 112
-MOST_UPLOADS = 200  # about 1 MB each; the page sends an image again when its upload was let go
-MOST_LISTED = 20_000
-_KEPT = 96  # images of the folders that stay decoded
+MAX_UPLOADS = 200  # about 1 MB each; the page sends an image again when its upload was dropped
+MAX_LISTED = 20_000
+_CACHED = 96  # images of the folders that stay decoded
 _DECODERS = 2  # an image of MAX_PIXELS takes up to 1 GB while it is decoded
 
 
 @dataclass(frozen=True)
-class Seen:
+class GalleryImage:
     """A decoded image.
 
     Attributes:
@@ -55,76 +55,79 @@ class Seen:
     box: tuple[float, float, float, float] | None = None
 
 
-class Source:
-    """Images that can be walked through: a folder that was named, or a run's test part.
+@dataclass(frozen=True)
+class ImageSource:
+    """Images to browse: a named folder, or a run's test set. Links that lead out of a folder are left out.
 
     Attributes:
         title: for the page.
-        names: one an image.
+        names: of the images.
         labels: the class of each, None where it is not known.
-        notes: what was left out, in sentences.
-        part: the images as data, where they are a test part.
+        notes: what is not shown, in sentences.
+        root: the folder that ``names`` are relative to, where the images are files.
+        dataset: the images as data, where they are a test set.
     """
 
-    def __init__(self, title: str, images: ImageDataset | Folder, notes: Sequence[str] = ()) -> None:
-        self.title, self.notes = title, tuple(notes)
-        self.part = None if isinstance(images, Folder) else images
-        self._images = images
-        self.names = images.names[:MOST_LISTED]
-        if isinstance(images, Folder):
-            self.labels: tuple[str | None, ...] = images.labels[:MOST_LISTED]
-        else:
-            self.labels = tuple(images.classes[label] for label in images.labels[:MOST_LISTED].tolist())
-        if len(images.names) > MOST_LISTED:
-            self.notes += (f"{title}: the first {MOST_LISTED:,} of {len(images.names):,} images are shown.",)
+    title: str
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    notes: tuple[str, ...] = ()
+    root: Path | None = None
+    dataset: ImageDataset | None = None
 
-    def see(self, place: int, sizes: Iterable[int]) -> Seen:
+    @classmethod
+    def of_folder(cls, path: str | Path, classes: Iterable[str]) -> ImageSource:
+        """List a folder (or a file, or a pattern); labels are the names of the images' folders that are classes.
+
+        Raises:
+            DataError: no such folder, or no image in it.
+        """
+        named, files, known = Path(path).expanduser(), expand_images(str(path)), set(classes)
+        root = (named if named.is_dir() else files[0].parent).resolve()
+        inside = [file for file in files if file.resolve().is_relative_to(root)]
+        if not inside:
+            raise DataError(f"{path}: every image in it is a link to another folder; name that folder.")
+        names = tuple(file.resolve().relative_to(root).as_posix() for file in inside[:MAX_LISTED])
+        labels = tuple(file.parent.name if file.parent.name in known else None for file in inside[:MAX_LISTED])
+        return cls(named.resolve().name, names, labels, _notes(str(path), len(files), len(inside)), root)
+
+    @classmethod
+    def of_dataset(cls, title: str, dataset: ImageDataset) -> ImageSource:
+        """List a test set."""
+        root, count = None, len(dataset)
+        if isinstance(dataset, FolderDataset):
+            root = dataset.root.resolve()
+            resolved = ((root / name).resolve() for name in dataset.names)
+            dataset = dataset.subset([index for index, file in enumerate(resolved) if file.is_relative_to(root)])
+        labels = tuple(dataset.classes[label] for label in dataset.labels[:MAX_LISTED].tolist())
+        return cls(title, dataset.names[:MAX_LISTED], labels, _notes(title, count, len(dataset)), root, dataset)
+
+    def image(self, index: int, sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> GalleryImage:
         """Decode an image.
 
         Raises:
             ImageError: it cannot be decoded, or lies outside the folder by now.
         """
-        if isinstance(self._images, Folder):
-            return decoded(self._images.path(place), self.names[place], self.labels[place], sizes)
-        if isinstance(self._images, FolderDataset):
-            path = confined(self._images.root, self.names[place])
-            return decoded(path, self.names[place], self.labels[place], sizes)
-        images = {size: self._images.load(place, size) for size in sizes}
-        view = Image.fromarray(self._images.load(place, VIEW).permute(1, 2, 0).numpy())
+        name, label = self.names[index], self.labels[index]
+        if self.root is not None:
+            return decode_gallery_image(confined(self.root, name), name, label, sizes, max_pixels)
+        assert self.dataset is not None  # images are files or data
+        images = {size: self.dataset.load(index, size) for size in sizes}
+        view = Image.fromarray(self.dataset.load(index, VIEW).permute(1, 2, 0).numpy())
         box = None
-        if self._images.boxes is not None:
-            left, top, right, bottom = self._images.boxes[place].tolist()
+        if self.dataset.boxes is not None:
+            left, top, right, bottom = self.dataset.boxes[index].tolist()
             box = (left, top, right, bottom)
-        return Seen(self.names[place], self.labels[place], images, view, box)
+        return GalleryImage(name, label, images, view, box)
 
 
-class Folder:
-    """The images of a folder or a file that was named, without those that a link brings in from elsewhere.
-
-    Attributes:
-        names: paths relative to the folder.
-        labels: the name of each image's folder where that is a class, else None.
-        left_out: how many links lead out of the folder.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-    """
-
-    def __init__(self, path: str | Path, classes: Iterable[str]) -> None:
-        named = Path(path).expanduser()
-        files = expand_images(str(path))
-        self.root = (named if named.is_dir() else files[0].parent).resolve()
-        inside = [file for file in files if file.resolve().is_relative_to(self.root)]
-        self.left_out = len(files) - len(inside)
-        if not inside:
-            raise DataError(f"{path}: every image in it is a link to somewhere else; name the folder they lie in.")
-        known = set(classes)
-        self.names = tuple(file.resolve().relative_to(self.root).as_posix() for file in inside)
-        self.labels = tuple(file.parent.name if file.parent.name in known else None for file in inside)
-
-    def path(self, place: int) -> Path:
-        """Return the file of one image; see :func:`confined`."""
-        return confined(self.root, self.names[place])
+def _notes(title: str, count: int, inside: int) -> tuple[str, ...]:
+    notes = []
+    if inside < count:
+        notes.append(f"{title}: {count - inside} links lead out of the folder; their files are not shown.")
+    if inside > MAX_LISTED:
+        notes.append(f"{title}: the first {MAX_LISTED:,} of {inside:,} images are shown.")
+    return tuple(notes)
 
 
 def confined(root: Path, name: str) -> Path:
@@ -135,12 +138,12 @@ def confined(root: Path, name: str) -> Path:
     """
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise ImageError(f"{name}: it leads out of the folder that was opened, and is not shown.")
+        raise ImageError(f"{name}: it leads out of the opened folder, and is not shown.")
     return path
 
 
-class _Named(io.BytesIO):
-    """Bytes with a name, which messages about the image begin with."""
+class _NamedBytes(io.BytesIO):
+    """Bytes with a name, with which messages about the image begin."""
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
@@ -150,67 +153,77 @@ class _Named(io.BytesIO):
 _decoding = threading.BoundedSemaphore(_DECODERS)
 
 
-def decoded(file: Path | _Named, name: str, label: str | None, sizes: Iterable[int]) -> Seen:
+def decode_gallery_image(
+    file: Path | _NamedBytes, name: str, label: str | None, sizes: Iterable[int], max_pixels: int = MAX_PIXELS
+) -> GalleryImage:
     """Decode an image for networks of several sizes, each exactly as in training, and to look at.
 
     Raises:
         ImageError: it cannot be decoded; the message begins with its name.
     """
+
+    def at(size: int) -> Image.Image:
+        if isinstance(file, _NamedBytes):
+            file.seek(0)
+        return square(read_image(file, short_side=size, max_pixels=max_pixels), size)
+
     with _decoding:
         try:
-            images = {size: torch.from_numpy(decode(file, size).pixels) for size in sizes}
-            view = decode(file, VIEW, VIEW).view
-            assert view is not None
-            return Seen(name, label, images, view)
+            images = {size: to_tensor(at(size)) for size in sizes}
+            return GalleryImage(name, label, images, at(VIEW))
         except ImageError as error:
             raise ImageError(f"{name}: {str(error).removeprefix(f'{file}: ').removeprefix(f'{name}: ')}") from None
 
 
 class Gallery:
-    """All that can be shown, by reference.
+    """All images that can be shown, by reference.
 
     Args:
-        sources: what can be walked through.
+        sources: what can be browsed.
         sizes: the image sizes of the networks.
+        max_pixels: of an image.
     """
 
-    def __init__(self, sources: Sequence[Source], sizes: Iterable[int]) -> None:
+    def __init__(self, sources: Sequence[ImageSource], sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> None:
         self.sources = tuple(sources)
-        self.sizes = tuple(sorted(set(sizes)))
-        self._uploads: OrderedDict[str, Seen] = OrderedDict()
+        self._sizes, self._max_pixels = tuple(sorted(set(sizes))), max_pixels
+        self._uploads: OrderedDict[str, GalleryImage] = OrderedDict()
         self._lock = threading.Lock()
-        self._seen = lru_cache(maxsize=_KEPT)(lambda source, place: self.sources[source].see(place, self.sizes))
+        self._decoded = lru_cache(maxsize=_CACHED)(
+            lambda source, index: self.sources[source].image(index, self._sizes, self._max_pixels)
+        )
 
     def upload(self, content: bytes, name: str) -> str:
-        """Keep an image that somebody sent; returns its reference, which cannot be guessed.
+        """Keep an uploaded image; return its reference, which cannot be guessed.
 
         Raises:
             ImageError: it cannot be decoded.
         """
         name = re.sub(r"[\x00-\x1f\x7f]", " ", name)[-120:].strip() or "image"
-        seen = decoded(_Named(content, name), name, None, self.sizes)
+        check_scans(content)
+        image = decode_gallery_image(_NamedBytes(content, name), name, None, self._sizes, self._max_pixels)
         reference = f"u-{secrets.token_urlsafe(16)}"
         with self._lock:
-            self._uploads[reference] = seen
-            while len(self._uploads) > MOST_UPLOADS:
+            self._uploads[reference] = image
+            while len(self._uploads) > MAX_UPLOADS:
                 self._uploads.popitem(last=False)
         return reference
 
-    def see(self, reference: str) -> Seen:
+    def image(self, reference: str) -> GalleryImage:
         """Return an image.
 
         Raises:
-            KeyError: there is none of that reference, or the upload was let go.
+            KeyError: there is none of that reference, or the upload was dropped.
             ImageError: it cannot be decoded.
         """
         with self._lock:
             if reference in self._uploads:
                 self._uploads.move_to_end(reference)
                 return self._uploads[reference]
-        found = re.fullmatch(r"s(\d{1,4})-(\d{1,9})", reference)
-        if found is None:
+        match = re.fullmatch(r"s(\d{1,4})-(\d{1,9})", reference)
+        if match is None:
             raise KeyError(reference)
-        source, place = int(found[1]), int(found[2])
-        if source >= len(self.sources) or place >= len(self.sources[source].names):
+        source, index = int(match[1]), int(match[2])
+        if source >= len(self.sources) or index >= len(self.sources[source].names):
             raise KeyError(reference)
-        return self._seen(source, place)
+        return self._decoded(source, index)

@@ -11,7 +11,6 @@ from rich.markup import escape
 from heedmap.cli.commands.arguments import RunFolder
 from heedmap.cli.commands.device import pick_device
 from heedmap.cli.console import console
-from heedmap.config import check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,10 @@ class Explore:
     Attributes:
         run: The run folder.
         images: Folders or files that the page may show, beside the run's own test part.
-        with_: More run folders to see beside the first on the same image.
+        with_: More run folders to see beside the first, on the same image.
         host: Address to listen on. Another than the default lets other machines in.
-        port: Port to listen on. Default: the first free one from 8470 on.
+        port: Port to listen on; 0 takes any free one. Default: the first free one from 8470 on.
+        allow_host: Host names to accept beside addresses and this machine's own name, such as a proxy's.
         browser: Open the page in the browser.
         device: Where to compute. Default: a GPU where there is one.
     """
@@ -33,22 +33,23 @@ class Explore:
     with_: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
     host: str = "127.0.0.1"
     port: int | None = None
+    allow_host: tuple[str, ...] = ()
     browser: bool = True
     device: str | None = None
 
     def work(self) -> None:
         """Serve the page until Ctrl-C."""
-        from heedmap.apps.explorer import explore
+        from heedmap.apps.explorer import Address, explore
         from heedmap.runs import Run
 
-        check_range("port", self.port, 1, 65535)
+        address = Address(host=self.host, port=self.port, names=self.allow_host)
         explore(
             [Run.open(path) for path in (self.run, *self.with_)],
             self.images,
+            address=address,
             device=pick_device(self.device),
-            host=self.host,
-            port=self.port,
             browser=self.browser,
-            on_ready=lambda address: console.print(f"Open [bold]{escape(address)}[/]  (Ctrl-C ends it)"),
-            on_note=lambda sentence: console.print(escape(sentence), soft_wrap=True),
+            on_ready=lambda url: console.print(f"Open [bold]{escape(url)}[/]  (Ctrl-C stops it)"),
+            on_note=lambda note: console.print(escape(note), soft_wrap=True),
         )
+        console.print("Stopped.")

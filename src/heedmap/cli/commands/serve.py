@@ -12,22 +12,21 @@ from heedmap.cli.commands.device import cpu_only, pick_device
 from heedmap.cli.console import complaints, console
 from heedmap.config import check_range
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Answer images over HTTP: class, probabilities, boxes and the map, as JSON, PNG or array.
+    """Serve predictions over HTTP: class, probabilities, boxes and the map, as JSON, PNG or array.
 
     Attributes:
         source: The run folder, or a file that export wrote (.onnx).
-        host: Address to listen on. There is no password: whoever reaches it can ask.
+        host: Address to listen on. There is no password: whoever reaches it can send requests.
         port: Port to listen on; 0 takes a free one.
+        allow_host: Host names to accept beside addresses and this machine's own name, such as a proxy's.
         max_bytes: Largest body.
         max_pixels: Largest image, by its header, before it is decoded.
-        timeout: Seconds that a body, an answer, and reading it may take, each.
-        waiting: Requests that may wait; one more is told to come back later.
-        batch_size: Images answered together at most.
+        timeout: Seconds that a body, a prediction, and reading the response may take, each.
+        waiting: Requests that may wait; one more gets status 503.
+        batch_size: Images predicted together at most.
         batch_wait: Milliseconds that the first image of a batch waits for others.
         device: Where to compute. Default: a GPU where there is one.
     """
@@ -35,6 +34,7 @@ class Serve:
     source: RunFolder
     host: str = "127.0.0.1"
     port: int = 8000
+    allow_host: tuple[str, ...] = ()
     max_bytes: int = 20_000_000
     max_pixels: int = 25_000_000
     timeout: float = 20.0
@@ -44,11 +44,11 @@ class Serve:
     device: str | None = None
 
     def work(self) -> None:
-        """Serve until told to stop."""
-        check_range("batch_wait", self.batch_wait, 0, 1000)
-        from heedmap.apps.server import Limits, check_installed, serve
+        """Serve until SIGINT or SIGTERM."""
+        from heedmap.apps.server import Address, Limits, serve
 
-        check_installed()
+        check_range("batch_wait", self.batch_wait, 0, 1000)
+        address = Address(host=self.host, port=self.port, names=self.allow_host)
         limits = Limits(
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
@@ -57,22 +57,21 @@ class Serve:
             batch_size=self.batch_size,
             batch_wait=self.batch_wait / 1000,
         )
-        if self.host not in _LOOPBACK:
+        if not address.is_loopback:
             complaints.print(
                 f"[yellow]{escape(self.host)} is open to other machines, and there is no password.[/]", soft_wrap=True
             )
         serve(
             self.source,
-            host=self.host,
-            port=self.port,
+            address,
             limits=limits,
             device=self._device(),
-            on_ready=lambda address: console.print(f"Serving at [bold]{address}[/]; Ctrl-C ends it.", soft_wrap=True),
+            on_ready=lambda url: console.print(f"Serving at [bold]{url}[/]; Ctrl-C stops it.", soft_wrap=True),
         )
-        console.print("Stopped; every request under way was answered.")
+        console.print("Stopped; every request under way got its response.")
 
     def _device(self) -> str:
-        """Where a run computes; a file computes on the CPU, and torch is not asked."""
+        """Return where to compute; a file computes on the CPU, and needs no torch to find that out."""
         if Path(self.source).suffix.lower() == ".onnx":
             return cpu_only(self.device)
         return pick_device(self.device)

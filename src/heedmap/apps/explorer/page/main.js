@@ -1,13 +1,13 @@
-// The page: what is shown, what is asked, and who is told.
+// The page: what is shown, which predictions are requested, and what the controls do.
 
 import { SIDE, image as pixelsOf, setColours } from "./draw.js";
 import { Lane } from "./lane.js";
 import { Pane, element } from "./pane.js";
 import { Strip } from "./strip.js";
-import * as wire from "./wire.js";
+import * as api from "./api.js";
 
 const part = (name) => document.getElementById(name);
-const MOST_LANES = 6;
+const MAX_LANES = 6;
 const DOTS = 32; // steps of the arrow keys on the image itself
 
 const page = {
@@ -20,7 +20,7 @@ const page = {
   turn: 0,
   view: { opacity: 0.8, threshold: 0, scale: "own", smooth: true },
   on: { move: moved, leave: left, choose: pinned },
-  ask: (lane) => guarded(() => lane.refresh(page.turn)),
+  predict: (lane) => guarded(() => lane.refresh(page.turn)),
   drop: dropLane,
   redraw,
   guarded,
@@ -28,28 +28,28 @@ const page = {
 let pane = null;
 let strip = null;
 
-// ---- trouble
+// ---- errors
 
 async function guarded(work) {
   try {
     return await work();
   } catch (error) {
-    tell(error.message);
-    if (!(error instanceof wire.Trouble)) console.error(error);
+    showError(error.message);
+    if (!(error instanceof api.ApiError)) console.error(error);
     return undefined;
   }
 }
 
-function tell(message) {
-  part("trouble").firstElementChild.textContent = message;
-  part("trouble").hidden = !message;
+function showError(message) {
+  part("error").firstElementChild.textContent = message;
+  part("error").hidden = !message;
 }
 
 // ---- the image
 
 async function show(facts, file = null) {
   const turn = ++page.turn;
-  const pixels = await pixelsOf(wire.viewOf(facts.reference));
+  const pixels = await pixelsOf(api.viewOf(facts.reference));
   if (turn !== page.turn) return;
   Object.assign(page, { image: { ...facts, file }, pixels, cursor: null });
   if (page.query && !page.query.reference) page.query = null; // a place belongs to its image
@@ -57,32 +57,32 @@ async function show(facts, file = null) {
   part("name").replaceChildren(facts.name, facts.label ? element("span", { className: "grey" }, ` · ${facts.label}`) : "");
   drawSubject();
   strip.highlight();
-  await askAll();
+  showQuery();
+  await predictAll();
 }
 
 const choose = (reference) => guarded(async () => {
-  tell("");
-  await show(await wire.facts(reference));
+  showError("");
+  await show(await api.facts(reference));
 });
 
 const drop = (file) => guarded(async () => {
-  tell("");
-  await show(await wire.upload(file, page.facts.limits), file);
+  showError("");
+  await show(await api.upload(file, page.facts.limits), file);
 });
 
-async function askAll() {
+async function predictAll() {
   const turn = ++page.turn;
-  await Promise.all(page.lanes.map((lane) => guarded(() => asked(lane, turn))));
-  told();
+  await Promise.all(page.lanes.map((lane) => guarded(() => refresh(lane, turn))));
 }
 
-// An upload that the server has let go is sent again, once.
-async function asked(lane, turn) {
+// An upload that the server has dropped is sent again, once.
+async function refresh(lane, turn) {
   try {
     await lane.refresh(turn);
   } catch (error) {
     if (error.status !== 404 || !page.image.file || turn !== page.turn) throw error;
-    const again = await wire.upload(page.image.file, page.facts.limits);
+    const again = await api.upload(page.image.file, page.facts.limits);
     page.image.reference = again.reference;
     await lane.refresh(turn);
   }
@@ -111,7 +111,7 @@ function soon(work) {
 
 function mark() {
   const marks = { object: page.image?.box ?? null };
-  const framed = page.lanes.find((lane) => lane.reply?.follows && lane.reply.box)?.reply.box ?? null;
+  const framed = page.lanes.find((lane) => lane.prediction?.follows_query && lane.prediction.query_box)?.prediction.query_box ?? null;
   pane.mark({ ...marks, cursor: page.cursor, cell: null, hottest: null, query: framed });
   for (const lane of page.lanes) lane.mark(page.cursor, marks);
 }
@@ -129,9 +129,9 @@ function left() {
   soon(mark);
 }
 
-// What the arrow keys have come to, for those who hear the page.
+// Reads out where the arrow keys are, for screen readers.
 function speak() {
-  const tile = page.lanes.flatMap((lane) => lane.tiles).find((each) => each.pane.above === document.activeElement);
+  const tile = page.lanes.flatMap((lane) => lane.tiles).find(({ pane }) => pane.above === document.activeElement);
   part("reading").textContent = tile ? `${tile.title}: ${tile.reading(tile.valueAt(page.cursor))}` : "";
 }
 
@@ -139,7 +139,8 @@ function speak() {
 
 function setQuery(query) {
   page.query = query;
-  return askAll();
+  showQuery(); // at once: the rows follow as their predictions arrive
+  return predictAll();
 }
 
 function pinned(place, event) {
@@ -153,16 +154,16 @@ function pinned(place, event) {
   if (!isReading) setQuery({ x: place.x, y: place.y });
 }
 
-// The query under the pointer: one question at a time, and the last place is never left out.
+// The query under the pointer: one request at a time, and the last place is never left out.
 let busy = false;
-let wanted = null;
+let latest = null;
 async function follow(place) {
-  wanted = place;
+  latest = place;
   if (busy) return;
   busy = true;
-  while (wanted) {
-    const next = wanted;
-    wanted = null;
+  while (latest) {
+    const next = latest;
+    latest = null;
     await setQuery(next);
   }
   busy = false;
@@ -170,15 +171,15 @@ async function follow(place) {
 
 async function asQuery(reference) {
   await guarded(async () => {
-    const facts = await wire.facts(reference);
+    const facts = await api.facts(reference);
     await setQuery({ reference, name: facts.name });
   });
 }
 
-function told() {
+function showQuery() {
   const able = page.lanes.some((lane) => lane.run.uses_query);
   const text = part("query-text");
-  if (!able) text.textContent = page.lanes[0].run.no_query;
+  if (!able) text.textContent = page.lanes[0].run.query_note;
   else if (page.query === null) text.textContent = "The image's own. Click a place in the image, or press Enter there, and watch the attention follow.";
   else if (page.query.reference) text.textContent = `${page.query.name}.`;
   else text.textContent = `The place at ${Math.round(100 * page.query.x)} % from the left, ${Math.round(100 * page.query.y)} % from the top.`;
@@ -186,7 +187,7 @@ function told() {
   part("follow-label").hidden = !able;
   const thumb = part("query-thumb");
   thumb.hidden = !page.query?.reference;
-  if (page.query?.reference) thumb.src = wire.thumbnailOf(page.query.reference);
+  if (page.query?.reference) thumb.src = api.thumbnailOf(page.query.reference);
 }
 
 // ---- rows
@@ -196,7 +197,8 @@ function addLane(choice) {
   page.lanes.push(lane);
   part("lanes").append(lane.root);
   rename();
-  if (page.image) page.ask(lane).then(told);
+  showQuery();
+  if (page.image) page.predict(lane);
 }
 
 function dropLane(lane) {
@@ -204,13 +206,13 @@ function dropLane(lane) {
   lane.root.remove();
   rename();
   redraw();
-  told();
+  showQuery();
 }
 
 function rename() {
   for (const lane of page.lanes) lane.name();
   part("lanes").className = page.lanes.length > 1 ? "many" : "";
-  part("add").disabled = page.lanes.length >= MOST_LANES;
+  part("add").disabled = page.lanes.length >= MAX_LANES;
 }
 
 function addAnother() {
@@ -244,18 +246,18 @@ function wireControls() {
   control("smooth", (input) => (view.smooth = input.checked));
   part("add").addEventListener("click", addAnother);
   part("query-own").addEventListener("click", () => setQuery(null));
-  const taken = (name, use) => part(name).addEventListener("change", (event) => {
+  const onFile = (name, use) => part(name).addEventListener("change", (event) => {
     const [file] = event.target.files;
     event.target.value = "";
     if (file) use(file);
   });
-  taken("open", drop);
-  taken("query-open", (file) => guarded(async () => {
-    tell("");
-    const facts = await wire.upload(file, page.facts.limits);
+  onFile("open", drop);
+  onFile("query-open", (file) => guarded(async () => {
+    showError("");
+    const facts = await api.upload(file, page.facts.limits);
     await setQuery({ reference: facts.reference, name: facts.name });
   }));
-  part("trouble").lastElementChild.addEventListener("click", () => tell(""));
+  part("error").lastElementChild.addEventListener("click", () => showError(""));
   part("help-open").addEventListener("click", () => part("help").showModal());
 }
 
@@ -305,17 +307,16 @@ function wireTheme() {
 
 async function start() {
   wireTheme();
-  page.facts = await wire.about();
+  page.facts = await api.about();
   setColours(page.facts.colours);
   part("runs").textContent = page.facts.runs.map((run) => run.name).join("  ·  ");
   document.title = `${page.facts.runs[0].name} · heedmap explorer`;
   pane = new Pane(part("subject"), "No image yet. Press Enter to open one.", () => ({ width: DOTS, height: DOTS }), page.on);
   strip = new Strip(page, { choose, asQuery });
-  page.facts.runs.slice(0, MOST_LANES).forEach((_, run) => addLane({ run, method: page.facts.methods[0].key, target: null }));
+  page.facts.runs.slice(0, MAX_LANES).forEach((_, run) => addLane({ run, method: page.facts.methods[0].key, target: null }));
   wireControls();
   wireDropping();
   wireKeys();
-  told();
   if (page.facts.sources.length) await choose("s0-0");
   document.documentElement.dataset.ready = "";
 }

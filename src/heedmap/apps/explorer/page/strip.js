@@ -1,8 +1,8 @@
-// The images to walk through, in an order that the network's own answers make.
+// The images to browse, in an order that the network's predictions make.
 
 import { element } from "./pane.js";
 import { percent } from "./tile.js";
-import * as wire from "./wire.js";
+import * as api from "./api.js";
 
 const CHUNK = 48;
 const column = { predicted: 0, confidence: 1, loss: 2, peak: 3, pointing: 4 };
@@ -24,7 +24,7 @@ export class Strip {
     this.page = page;
     this.choose = choose;
     this.asQuery = asQuery;
-    this.walks = new Map();
+    this.rankings = new Map();
     this.part = (name) => document.getElementById(name);
     this.root = this.part("strip");
     const sources = page.facts.sources;
@@ -52,7 +52,7 @@ export class Strip {
   }
 
   get rows() {
-    return this.walks.get(`${this.part("by").value} ${this.source}`)?.rows;
+    return this.rankings.get(`${this.part("by").value} ${this.source}`)?.rows;
   }
 
   get hasLabels() {
@@ -70,16 +70,16 @@ export class Strip {
     this.show();
   }
 
-  // The server ranks in the background; asks until it is through.
+  // The server ranks in the background; polls until it is done.
   async rank() {
     const [run, source] = [this.part("by").value, this.source];
     const key = `${run} ${source}`;
     const mine = (this.turn = Symbol(key));
     while (this.turn === mine) {
-      const state = await wire.walk(run, source);
-      this.walks.set(key, state);
-      this.part("strip-state").textContent = state.trouble;
-      if (state.rows.length >= state.total || state.trouble) break;
+      const state = await api.ranking(run, source);
+      this.rankings.set(key, state);
+      this.part("strip-state").textContent = state.failure;
+      if (state.rows.length >= state.total || state.failure) break;
       this.part("strip-state").textContent = `ranking ${state.rows.length} of ${state.total} …`;
       await new Promise((done) => setTimeout(done, 300));
     }
@@ -127,7 +127,7 @@ export class Strip {
     const under = this.written && row && this.written(row);
     const name = [names[place], this.verdict(place), under].filter(Boolean).join(", ");
     const made = element("button", { type: "button", className: `small-image ${this.verdict(place)}`, title: name },
-      element("img", { src: wire.thumbnailOf(reference), alt: name, loading: "lazy", width: 72, height: 72 }),
+      element("img", { src: api.thumbnailOf(reference), alt: name, loading: "lazy", width: 72, height: 72 }),
       element("span", {}, under || labels[place] || names[place].split("/").pop()));
     made.dataset.reference = reference;
     made.addEventListener("click", (event) => (event.shiftKey ? this.asQuery(reference) : this.choose(reference)));

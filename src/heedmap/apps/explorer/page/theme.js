@@ -1,5 +1,5 @@
 // Runs before the page is drawn, so that nobody in the dark sees a white flash.
 (() => {
-  const kept = localStorage.getItem("heedmap-theme");
-  if (kept === "light" || kept === "dark") document.documentElement.dataset.theme = kept;
+  const saved = localStorage.getItem("heedmap-theme");
+  if (saved === "light" || saved === "dark") document.documentElement.dataset.theme = saved;
 })();

@@ -1,0 +1,124 @@
+"""A request's body, counted and timed while it is read, and the image in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from heedmap.apps.limits import Limits, RequestError
+from heedmap.errors import ImageError
+
+FIELD = "image"
+"""The field of a form that holds the file."""
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+"""A file in the schema."""
+
+MAX_SCANS = 100
+"""A JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so."""
+
+
+class Bodies:
+    """Read bodies within the limits on each and on all together.
+
+    Args:
+        limits: ``max_bytes``, ``held_bytes`` and ``timeout`` hold here.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._bytes = limits, 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Read a body and count it as held while the block lasts.
+
+        Raises:
+            RequestError: 413 too many bytes, 408 too slow, 503 too many bytes in all bodies together.
+        """
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._limits.max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            await self._read(request, body)
+            yield bytes(body)
+        finally:
+            self._bytes -= len(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                async for chunk in request.stream():
+                    self._bytes, body[len(body) :] = self._bytes + len(chunk), chunk
+                    if len(body) > self._limits.max_bytes:
+                        raise self._too_large()
+                    if self._bytes > self._limits.held_bytes:
+                        message = "Too many large requests at once; try again in 1 s."
+                        raise RequestError(503, message, {"Retry-After": "1"})
+        except TimeoutError:
+            message = f"The body did not arrive within {self._limits.timeout:g} s."
+            raise RequestError(408, message, {"Connection": "close"}) from None
+
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
+
+
+def check_content_type(request: Request) -> None:
+    """Check what kind of body is announced, before it is read.
+
+    Raises:
+        RequestError: 415 for anything but a form with a file, an image, or bytes.
+    """
+    kind = _content_type(request)
+    if kind != "multipart/form-data" and not kind.startswith(("image/", "application/octet-stream")):
+        raise RequestError(
+            415,
+            f"Content-Type {kind or '(none)'} is not accepted; send the image's bytes as image/jpeg or another image "
+            f"type, or a form (multipart/form-data) with the file in the field '{FIELD}'.",
+        )
+
+
+async def image_file(request: Request, body: bytes) -> bytes:
+    """Return the image file's bytes: the body itself, or the file in the form.
+
+    Raises:
+        RequestError: 422 for a form that cannot be read or has not exactly one file, in the field ``image``.
+    """
+    if _content_type(request) != "multipart/form-data":
+        return body
+
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    needed = f"the form needs exactly one file, in the field '{FIELD}'"
+    try:
+        form = await MultiPartParser(request.headers, once(), max_files=1, max_fields=0).parse()
+    except (MultiPartException, KeyError, ValueError) as error:  # KeyError: no boundary
+        reason = error.message if isinstance(error, MultiPartException) else "its boundary or text is damaged"
+        raise RequestError(422, f"The form cannot be read ({reason.rstrip('.')}); {needed}.") from None
+    try:
+        file = form.get(FIELD)
+        if not isinstance(file, UploadFile):
+            raise RequestError(422, f"The form has no file in the field '{FIELD}'; {needed}.")
+        return await file.read()
+    finally:
+        await form.close()
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def check_scans(content: bytes) -> None:
+    """Check that a JPEG does not repeat its scans for minutes of decoding.
+
+    Raises:
+        ImageError: it has more than ``MAX_SCANS``.
+    """
+    if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"image: it has more than {MAX_SCANS} scans, which no camera writes; save it again")
