@@ -245,29 +245,35 @@ def page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_the_page_holds_the_figures_kept_and_notes_in_their_place(page: Any, tmp_path: Path) -> None:
+def test_raw_tables_hold_the_saved_figures_and_the_page_the_ratios(page: Any, results: Path, tmp_path: Path) -> None:
     rates = {"heedmap": {"median": 4.0, "low": 3.0, "high": 5.0}, "reference (float32, NCHW)": "out of memory"}
-    measuring.keep("training-step", {"images per second": rates})
+    ratio = {"median": 2.5, "low": 2.0, "high": 3.0}
+    measuring.keep("training-step", {"images per second": rates, "heedmap / reference": ratio})
     page.write_page()
+    raw = (results / "training-step.md").read_text()
+    assert "| images per second: heedmap | 4 | 3 | 5 |" in raw
+    assert "| images per second: reference (float32, NCHW) | out of memory | | |" in raw
     text = (tmp_path / "performance.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| images per second: heedmap | 4 | 3 | 5 |" in text
-    assert "| images per second: reference (float32, NCHW) | out of memory | | |" in text
+    assert "| VGG-att3 step / reference | 2.50 | 2.00 | 3.00 |" in text
+    assert "out of memory" not in text
     assert (tmp_path / "performance.png").stat().st_size > 1000
 
 
-def bars(page: Any, records: dict[str, Any]) -> dict[str, float]:
-    return {bar.title: ratio for bar in page.BARS if (ratio := page._ratio(records, bar)) is not None}
+def bars(page: Any, records: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {bar.title: spread for bar in page.BARS if (spread := page._spread(records, bar))}
 
 
 def test_bars_are_ratios_that_were_taken_round_by_round(page: Any) -> None:
     four = {"median": 4.0, "low": 1.0, "high": 9.0}
     new = {"JPEG folder, 150 x 150": {"share of the bare step": {end_to_end.ALL: {**four, "median": 0.96}}}}
-    assert bars(page, {"end-to-end": {"training": new}}) == {"train, everything / bare step, JPEG folder": 0.96}
+    assert bars(page, {"end-to-end": {"training": new}}) == {
+        "train, everything / bare step, JPEG folder": (0.96, 1.0, 9.0)
+    }
     costs = {"compact, 144 px": {"over the plain trunk": {"parametrised": {**four, "median": 0.25}}}}
-    assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": 0.8}
-    assert bars(page, {"training-step": {"heedmap / reference": four}}) == {"VGG-att3 step / reference": 4.0}
+    assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": (0.8, 0.1, 0.5)}
+    assert bars(page, {"training-step": {"heedmap / reference": four}}) == {"VGG-att3 step / reference": (4.0, 1.0, 9.0)}
     assert bars(page, {"training-step": {"heedmap / reference": "out of memory"}}) == {}
 
 
