@@ -98,10 +98,9 @@ def _raw_table(record: Mapping[str, Any]) -> str:
 def _ratio_table(records: Mapping[str, Any]) -> str:
     """The bars of the plot as a table, each with the lowest and highest round."""
     lines = ["| times as fast | median | lowest | highest |", "| --- | ---: | ---: | ---: |"]
-    for bar in BARS:
-        if spread := _spread(records, bar):
-            lines.append("| " + " | ".join([bar.title, *(f"{value:.2f}" for value in spread)]) + " |")
-    return "\n".join(lines)
+    spreads = {bar.title: spread for bar in BARS if (spread := _spread(records, bar))}
+    rows = [f"| {title} | {' | '.join(f'{value:.2f}' for value in spread)} |" for title, spread in spreads.items()]
+    return "\n".join([*lines, *rows])
 
 
 def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[str]:

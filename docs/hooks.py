@@ -18,10 +18,12 @@ ELSEWHERE |= {
     f"results/tables/{path.name}": path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
 }
-COMMANDS = "<!-- help of the commands -->"
+HELP = "<!-- help of the commands -->"
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):(?=<code>)")
 ASSET = re.compile(r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?((?:https?:)?//[^"'\s>]+)""")
-SHEET = re.compile(r"""<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?((?:https?:)?//[^"'\s>]+)""")
+SHEET = re.compile(
+    r"""<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=["']?((?:https?:)?//[^"'\s>]+)"""
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -35,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links lead to the pages from outside docs/, and put in the commands' help."""
     uri = page.file.src_uri
     markdown = re.sub(r"(\]\()([^)#\s:]+\.md)(?=[)#])", lambda link: link[1] + _inside(link[2], uri), markdown)
-    return markdown.replace(COMMANDS, _help()) if COMMANDS in markdown else markdown
+    return markdown.replace(HELP, _help()) if HELP in markdown else markdown
 
 
 def _inside(target: str, uri: str) -> str:
@@ -47,14 +49,14 @@ def _inside(target: str, uri: str) -> str:
 
 
 def _help() -> str:
-    from heedmap.cli.commands import COMMANDS as commands
+    from heedmap.cli import commands
 
-    return "\n\n".join(f"## heedmap {name}\n\n```\n{_printed(name)}\n```" for name in commands)
+    return "\n\n".join(f"## heedmap {name}\n\n```\n{_printed(name)}\n```" for name in commands.COMMANDS)
 
 
 def _printed(command: str) -> str:
     words = [sys.executable, "-m", "heedmap", command, "--help"]
-    env = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")}
+    env = {**os.environ, "COLUMNS": "82", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")}
     printed = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
     return "\n".join(line.rstrip() for line in printed.strip().splitlines())
 

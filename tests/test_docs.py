@@ -1,11 +1,13 @@
 """The documentation runs: Python blocks print what the page says, command lines parse, paths, pages and names exist."""
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -165,6 +167,7 @@ def test_the_reference_has_every_public_name():
     text = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference" / "api").glob("*.md"))
     named = re.findall(r"^::: heedmap\.(\w+)$", text, re.MULTILINE)
     rooms = {"attention", "heads", "models", "backbones", "data", "training", "attribution", "metrics", "inference"}
+    rooms |= {"exporters", "visualization", "workflows", "apps", "types", "config", "errors", "progress", "runs", "hub"}
     assert rooms <= set(named)  # each with its submodules
     assert [name for name in heedmap.__all__ if name not in named and f"`heedmap.{name}`" not in text] == []
 
@@ -182,6 +185,24 @@ def test_links_to_files_and_headings_lead_somewhere(page):
         headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
         anchors = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
         assert heading in anchors, target
+
+
+def test_a_site_that_would_load_something_from_elsewhere_is_refused(tmp_path):
+    exceptions = pytest.importorskip("mkdocs.exceptions")
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = tmp_path / "index.html"
+    page.write_text('<a href="https://arxiv.org">a link</a><link rel="stylesheet" href="own.css"><script src="own.js">')
+    hooks.on_post_build(SimpleNamespace(site_dir=tmp_path))
+    for asset in (
+        '<script async src="https://cdn.example/x.js"></script>',
+        '<link href="//fonts.example/x.css" rel="stylesheet">',
+        "<img alt='' src=https://img.example/x.png>",
+    ):
+        page.write_text(asset)
+        with pytest.raises(exceptions.PluginError, match="example/x"):
+            hooks.on_post_build(SimpleNamespace(site_dir=tmp_path))
 
 
 def test_the_log_of_experiments_lists_every_entry():
