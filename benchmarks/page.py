@@ -1,4 +1,4 @@
-"""The figures of benchmarks/results: raw tables beside them, a table of ratios and a plot on docs/results/performance.md."""
+"""The figures of benchmarks/results: raw tables beside them; a table of ratios and a plot for the page on performance."""
 
 from __future__ import annotations
 
