@@ -1,4 +1,4 @@
-"""The figures of benchmarks/results: raw tables beside them; a table of ratios and a plot for the page on performance."""
+"""The figures of benchmarks/results: raw tables beside them, a table of ratios and a plot for the page."""
 
 from __future__ import annotations
 
