@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-.PHONY: help demo test test-slow bench check format clean
+.PHONY: help demo test test-slow bench check docs format clean
 
 help:
 	@echo "make demo       train on the built-in digit scenes and draw the maps (about 2 minutes on two cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  run the slow tests, which the suite leaves out"
 	@echo "make bench      measure speed beside its peers, a quarter of an hour; PARTS='startup learned-maps' picks"
 	@echo "make check      formatter, linter, types, order of the rooms"
+	@echo "make docs       build the documentation into site/; a broken link, anchor or reference fails"
 	@echo "make format     let the formatter and the linter repair what they can"
 	@echo "make clean      remove .venv and the caches"
 
@@ -34,6 +35,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed
+	@$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(PARTS)
@@ -43,7 +49,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("heedmap needs Python 3.11 or newer, $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 ..." % v[:2])'

@@ -38,7 +38,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, help="of each part; by default each part's own number")
     parser.add_argument(
-        "--page", action="store_true", help="only write docs/performance.md again, from the figures kept"
+        "--page",
+        action="store_true",
+        help="only write the tables and docs/results/performance.md again, from the saved figures",
     )
     asked = parser.parse_args()
     unknown = [name for name in asked.parts if name not in known]

@@ -1,4 +1,4 @@
-"""docs/performance.md: the figures that were kept, as tables between two marks of the page, and one plot."""
+"""The figures of benchmarks/results: raw tables beside them, a table of ratios and a plot for the page."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.measuring import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-PLOT = PAGE.parent / "images" / "performance.png"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PLOT = DOCS / "results" / "performance.md", DOCS / "images" / "performance.png"
 BEGIN, END = "<!-- figures: python -m benchmarks --page -->", "<!-- end of figures -->"
 ABOUT = ("part", "day", "machine", "ceiling", "ceiling before", "ceiling after", "clock")
 _SHARES = "share of the bare step"
@@ -58,7 +58,7 @@ BARS = (
 
 
 def write_page() -> Path:
-    """Write tables and plot anew from benchmarks/results/*.json; returns the page.
+    """Write the raw tables, the page's table of ratios and its plot from benchmarks/results/*.json; returns the page.
 
     Raises:
         ValueError: the page has lost its marks.
@@ -68,27 +68,39 @@ def write_page() -> Path:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{PAGE} lacks the marks {BEGIN} and {END}; put them back.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    tables = "\n\n".join(_table(record) for record in records.values() if "machine" in record)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    for part, record in records.items():
+        if "machine" in record:
+            (RESULTS / f"{part}.md").write_text(_raw_table(record), encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{_ratio_table(records)}\n\n{END}{after}", encoding="utf-8")
     _plot(records)
     return PAGE
 
 
-def _table(record: Mapping[str, Any]) -> str:
+def _raw_table(record: Mapping[str, Any]) -> str:
+    """All figures of one part, as a page of its own."""
     machine = record["machine"]
     clock = record.get("clock", machine.get("clock", "wall"))
     where = f"{machine.get('gpu', machine['processor'])}, {machine['threads']} of {machine['cores']} cores"
     units = ", ".join(machine["bf16 units"]) or "no bf16 units"
     lines = [
-        f"### {record['part']}",
+        f"# Raw figures: {record['part']}",
         "",
         f"{record['day']}; {where}, {units}; torch {machine['torch']}; {clock} clock; load {machine['load']}.",
+        f"Written by `python -m benchmarks {record['part']}`.",
         "",
         "| figure | median | lowest | highest |",
         "| --- | ---: | ---: | ---: |",
     ]
     shown = {name: value for name, value in record.items() if name not in ABOUT or name.startswith("ceiling")}
-    return "\n".join([*lines, *_rows(shown)])
+    return "\n".join([*lines, *_rows(shown)]) + "\n"
+
+
+def _ratio_table(records: Mapping[str, Any]) -> str:
+    """The bars of the plot as a table, each with the lowest and highest round."""
+    lines = ["| times as fast | median | lowest | highest |", "| --- | ---: | ---: | ---: |"]
+    spreads = {bar.title: spread for bar in BARS if (spread := _spread(records, bar))}
+    rows = [f"| {title} | {' | '.join(f'{value:.2f}' for value in spread)} |" for title, spread in spreads.items()]
+    return "\n".join([*lines, *rows])
 
 
 def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -102,29 +114,24 @@ def _rows(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"| {title} | {value:.4g} | | |" if isinstance(value, float) else f"| {title} | {value} | | |"
 
 
-def _ratio(records: Mapping[str, Any], bar: Bar) -> float | None:
-    """The height of a bar; None where nothing was kept that it could be drawn from."""
+def _spread(records: Mapping[str, Any], bar: Bar) -> tuple[float, ...]:
+    """Median, lowest and highest of a bar; empty where nothing was kept that it could be drawn from."""
     figures: Any = records.get(bar.part, {})
     for step in bar.way:
         figures = figures.get(step, {}) if isinstance(figures, Mapping) else {}
-    ratio = _median(figures.get(bar.mine))
-    if ratio is None:
-        return None
-    return 1 / (1 + ratio) if bar.inverse else ratio
-
-
-def _median(value: Any) -> Any:
-    """A number, or the median of a spread; None for anything else, such as a note that there was no memory."""
-    value = value.get("median") if isinstance(value, Mapping) else value
-    return value if isinstance(value, int | float) else None
+    value = figures.get(bar.mine)
+    if not isinstance(value, Mapping):  # nothing, or a note that there was no memory
+        return ()
+    median, low, high = (value[name] for name in ("median", "low", "high"))
+    return (1 / (1 + median), 1 / (1 + high), 1 / (1 + low)) if bar.inverse else (median, low, high)
 
 
 def _plot(records: Mapping[str, Any]) -> None:
     """Ratios as bars, on an axis where twice as fast and half as fast lie equally far from even."""
     from matplotlib.figure import Figure
 
-    found = {bar.title: ratio for bar in BARS if (ratio := _ratio(records, bar)) is not None}
-    names, ratios = list(found), list(found.values())
+    medians = {bar.title: spread[0] for bar in BARS if (spread := _spread(records, bar))}
+    names, ratios = list(medians), list(medians.values())
     figure = Figure(figsize=(9, 0.45 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     axes.barh(names, [ratio - 1 for ratio in ratios], left=1, color="#bc3754")

@@ -25,7 +25,7 @@ MODULES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if pat
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is kept among the real figures, and the ceiling of the machine is found at once."""
+    """Save nothing among the real figures, and measure the machine's ceiling in no time."""
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(measuring, "SIDES", {"cpu": 64})
     monkeypatch.setattr(measuring, "COPIED", 2**10)
@@ -33,7 +33,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
-def kept(results: Path, part: str) -> dict[str, Any]:
+def saved(results: Path, part: str) -> dict[str, Any]:
     return json.loads((results / f"{part}.json").read_text())
 
 
@@ -97,7 +97,7 @@ def copied(ours: Any) -> training_step.Reference:
 
 def test_the_reference_computes_what_paper_vgg_computes(generator: torch.Generator) -> None:
     ours = training_step.our_network()
-    for attention in ours.attentions:  # scores start at zero, where every map is even
+    for attention in ours.attentions:  # scores start at zero, where every map is uniform
         weight = attention.scorer.weight.data
         weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
     for parameter in ours.parameters():
@@ -110,21 +110,21 @@ def test_the_reference_computes_what_paper_vgg_computes(generator: torch.Generat
     images = torch.rand(2, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
     reference = copied(ours).eval()
     with torch.inference_mode():
-        found = ours.eval()(images)
+        output = ours.eval()(images)
         logits, maps = reference((images - ours.mean) / ours.std)
-    torch.testing.assert_close(logits, found.logits, rtol=1e-4, atol=1e-4)
-    for values, other in zip(maps, found.attention.values(), strict=True):
-        even = 1 / other[0].numel()
-        torch.testing.assert_close(values / even, other / even, rtol=1e-4, atol=1e-4)
-        assert other.amax() > 1.2 * even  # they say something
-    assert list(found.attention) == ["conv7", "conv10", "conv13"]
+    torch.testing.assert_close(logits, output.logits, rtol=1e-4, atol=1e-4)
+    for values, other in zip(maps, output.attention.values(), strict=True):
+        uniform = 1 / other[0].numel()
+        torch.testing.assert_close(values / uniform, other / uniform, rtol=1e-4, atol=1e-4)
+        assert other.amax() > 1.2 * uniform  # the maps are not
+    assert list(output.attention) == ["conv7", "conv10", "conv13"]
 
 
 # ---- the parts
 
 
 class TinyReference(torch.nn.Module):
-    """Answers as the reference does, in no time."""
+    """Returns what the reference returns, in no time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def test_the_training_step_compares_training_and_inference_round_by_round(
     monkeypatch.setattr(training_step, "Reference", TinyReference)
     monkeypatch.setattr(training_step, "our_network", tiny_network)
     training_step.main(rounds=2, batch=2)
-    record = kept(results, "training-step")
+    record = saved(results, "training-step")
     for table in (record, record["inference with maps"]):
         assert list(table["images per second"]) == ["reference (float32, NCHW)", "heedmap", "heedmap, no attention"]
         for name in ("heedmap / reference", "share of the bf16 product"):
@@ -162,27 +162,27 @@ def test_a_contender_too_large_for_the_gpu_leaves_the_others_their_figures(monke
     assert "heedmap / reference" not in table
 
 
-def test_training_end_to_end_is_told_with_and_without_what_is_not_a_step(
+def test_training_end_to_end_is_reported_with_and_without_what_is_not_a_step(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(end_to_end, "STEPS", 1)
     user = Path(os.environ["HEEDMAP_CACHE"])
     before = set(user.rglob("*"))
     end_to_end.main(rounds=1, count=48, small=48, batch_size=8, image_size=16)
-    trained = kept(results, "end-to-end")["training"]
+    trained = saved(results, "end-to-end")["training"]
     assert trained[end_to_end.SMALL]["model"] == "whitened, muon, batch 8"
     for figures in trained.values():
         shares = figures["share of the bare step"]
         assert list(shares) == [end_to_end.ALONE, end_to_end.KEPT, end_to_end.ALL]
-        alone, kept_too, judged_too = (share["median"] for share in shares.values())
-        assert alone > kept_too > judged_too
+        alone, saved_too, evaluated_too = (share["median"] for share in shares.values())
+        assert alone > saved_too > evaluated_too
     assert set(user.rglob("*")) == before
 
 
 def test_learned_maps_are_set_against_a_trunk_that_reads_no_tap(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_maps, "NETWORKS", {"compact, 32 px": ("compact", 32, 2)})
     learned_maps.main(rounds=2)
-    figures = kept(results, "learned-maps")["networks"]["compact, 32 px"]
+    figures = saved(results, "learned-maps")["networks"]["compact, 32 px"]
     assert list(figures["over the plain trunk"]) == ["none", "parametrised", "dot", "additive"]
     assert list(figures["over the control"]) == ["parametrised", "dot", "additive"]
 
@@ -205,7 +205,7 @@ def test_the_interval_of_the_median_is_that_of_the_tables(count: int, first: int
 def test_memory_is_that_of_a_process_of_its_own(results: Path) -> None:
     pytest.importorskip("pytorch_grad_cam")
     drawing.main(rounds=1, count=2, counts=(2,))
-    assert 100 < kept(results, "drawing")["peak memory MiB by images"]["2"] < 4000
+    assert 100 < saved(results, "drawing")["peak memory MiB by images"]["2"] < 4000
 
 
 def test_a_folder_with_too_few_images_is_named(tmp_path: Path) -> None:
@@ -221,13 +221,13 @@ def test_what_grows_is_measured_over_whole_epochs(results: Path, monkeypatch: py
     monkeypatch.setattr(measuring, "clock", "processor")  # leaves out training in several processes
     assert [scale._preparing(count)[1] for count in (70, 40)] == [68, 80]
     scale.main(rounds=1)
-    assert list(kept(results, "scale")["prepared images per second by images in the set, 32 px"]) == ["70", "40"]
+    assert list(saved(results, "scale")["prepared images per second by images in the set, 32 px"]) == ["70", "40"]
 
 
-def test_answers_of_the_command_line_are_timed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_of_the_command_line_are_timed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "PREDICTIONS", {"python -c pass": ["-c", "pass"]})
     startup.main(rounds=1)
-    assert kept(results, "startup")["seconds"]["python -c pass"]["median"] > 0
+    assert saved(results, "startup")["seconds"]["python -c pass"]["median"] > 0
 
 
 # ---- what is drawn from the figures
@@ -245,29 +245,37 @@ def page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_the_page_holds_the_figures_kept_and_notes_in_their_place(page: Any, tmp_path: Path) -> None:
+def test_raw_tables_hold_the_saved_figures_and_the_page_the_ratios(page: Any, results: Path, tmp_path: Path) -> None:
     rates = {"heedmap": {"median": 4.0, "low": 3.0, "high": 5.0}, "reference (float32, NCHW)": "out of memory"}
-    measuring.keep("training-step", {"images per second": rates})
+    ratio = {"median": 2.5, "low": 2.0, "high": 3.0}
+    measuring.keep("training-step", {"images per second": rates, "heedmap / reference": ratio})
     page.write_page()
+    raw = (results / "training-step.md").read_text()
+    assert "| images per second: heedmap | 4 | 3 | 5 |" in raw
+    assert "| images per second: reference (float32, NCHW) | out of memory | | |" in raw
     text = (tmp_path / "performance.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| images per second: heedmap | 4 | 3 | 5 |" in text
-    assert "| images per second: reference (float32, NCHW) | out of memory | | |" in text
+    assert "| VGG-att3 step / reference | 2.50 | 2.00 | 3.00 |" in text
+    assert "out of memory" not in text
     assert (tmp_path / "performance.png").stat().st_size > 1000
 
 
-def bars(page: Any, records: dict[str, Any]) -> dict[str, float]:
-    return {bar.title: ratio for bar in page.BARS if (ratio := page._ratio(records, bar)) is not None}
+def bars(page: Any, records: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {bar.title: spread for bar in page.BARS if (spread := page._spread(records, bar))}
 
 
 def test_bars_are_ratios_that_were_taken_round_by_round(page: Any) -> None:
     four = {"median": 4.0, "low": 1.0, "high": 9.0}
     new = {"JPEG folder, 150 x 150": {"share of the bare step": {end_to_end.ALL: {**four, "median": 0.96}}}}
-    assert bars(page, {"end-to-end": {"training": new}}) == {"train, everything / bare step, JPEG folder": 0.96}
+    assert bars(page, {"end-to-end": {"training": new}}) == {
+        "train, everything / bare step, JPEG folder": (0.96, 1.0, 9.0)
+    }
     costs = {"compact, 144 px": {"over the plain trunk": {"parametrised": {**four, "median": 0.25}}}}
-    assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": 0.8}
-    assert bars(page, {"training-step": {"heedmap / reference": four}}) == {"VGG-att3 step / reference": 4.0}
+    assert bars(page, {"learned-maps": {"networks": costs}}) == {"with maps / plain, compact, 144 px": (0.8, 0.1, 0.5)}
+    assert bars(page, {"training-step": {"heedmap / reference": four}}) == {
+        "VGG-att3 step / reference": (4.0, 1.0, 9.0)
+    }
     assert bars(page, {"training-step": {"heedmap / reference": "out of memory"}}) == {}
 
 
@@ -344,11 +352,11 @@ def test_cifar10_is_found_by_root_or_by_the_folder_that_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / gpu.UNPACKED).mkdir()
-    asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(gpu, "_trained", lambda data, root, *_: asked.append((data, root)))
+    trained: list[tuple[str, str]] = []
+    monkeypatch.setattr(gpu, "_trained", lambda data, root, *_: trained.append((data, root)))
     for places in ({"data": str(tmp_path)}, {"root": str(tmp_path)}, {"data": "elsewhere"}):
         gpu.main(1, device="cpu", step_batches=(), save=False, **places)
-    assert asked == [("cifar10", str(tmp_path)), ("cifar10", str(tmp_path)), ("elsewhere", "data")]
+    assert trained == [("cifar10", str(tmp_path)), ("cifar10", str(tmp_path)), ("elsewhere", "data")]
 
 
 def test_a_training_too_large_for_the_gpu_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

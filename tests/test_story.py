@@ -1,4 +1,4 @@
-"""The example notebook runs from its first cell to its last, and is kept without what it printed."""
+"""The example notebook runs from its first cell to its last, and is committed without its outputs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ nbclient = pytest.importorskip("nbclient")
 STORY = Path(__file__).parents[1] / "examples" / "story.ipynb"
 
 
-def test_the_story_is_kept_without_outputs() -> None:
+def test_the_story_is_committed_without_outputs() -> None:
     cells = [cell for cell in nbformat.read(STORY, as_version=4).cells if cell.cell_type == "code"]
     assert len(cells) >= 8
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
