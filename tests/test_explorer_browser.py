@@ -169,6 +169,7 @@ def test_the_threshold_cuts_a_mask_and_tells_its_share(page):
     assert np.abs(pixels(page) - grey).max() > 30
 
 
+@pytest.mark.slow
 def test_the_mask_that_is_saved_covers_the_share_that_is_told(page):
     page.fill("#threshold", "30")
     settled(page)

@@ -23,6 +23,7 @@ from heedmap.models.factory import attach, build_classifier
 from test_export import CLASSES, noise, stirred
 
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow
 
 SIZES = [(70, 64), (64, 90), (64, 64), (50, 50)]
 

@@ -410,6 +410,7 @@ def wait_for_progress(process: BaseProcess | subprocess.Popen[bytes], run: Path)
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_weights_of_a_run_never_killed(
     cue_folder: Path, tmp_path: Path, reference: Run
 ) -> None:
@@ -450,6 +451,7 @@ def test_asked_to_stop_while_it_judges_it_says_how_to_go_on_and_does(
     assert train(options, resume=out).is_finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_does(
     number: signal.Signals, cue_folder: Path, tmp_path: Path, reference: Run

@@ -388,6 +388,7 @@ def test_a_map_that_this_run_cannot_give_is_told_before_anything_works(
         assert f"{option} names nothing" in refusal("evaluate", finished_run, option, " , ")
 
 
+@pytest.mark.slow
 def test_what_deletion_leaves_and_each_layer_alone_can_be_asked_for(
     finished_run: Path, corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from heedmap.errors import OptionError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
 
 WITHOUT_TORCH = """
 import sys
