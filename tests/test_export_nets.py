@@ -23,7 +23,6 @@ from heedmap.models.factory import attach, build_classifier
 from test_export import CLASSES, noise, stirred
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.slow
 
 SIZES = [(70, 64), (64, 90), (64, 64), (50, 50)]
 
@@ -54,6 +53,7 @@ def pair(request, tmp_path_factory) -> tuple[AttentionClassifier, Path, str]:
     return classifier, export(classifier, target, include=include, images=noise(*SIZES)).path, request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
     classifier, file, name = pair
@@ -142,6 +142,7 @@ def test_a_switched_unit_is_the_jump_that_rounding_makes() -> None:
     assert min(np.abs(in_float32 - each).max() for each in (exact, other)) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
     classifier, home = stirred(built("compact", "parametrised", 32)), sys.modules["heedmap.exporters"]
     honest = home.with_gradients
