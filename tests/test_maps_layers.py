@@ -197,7 +197,6 @@ def test_features_behind_no_grad_are_read_all_the_same(generator: torch.Generato
         explain(net, some, "saliency")
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs torch 2.6")
 def test_a_network_compiled_in_place_and_run_before_is_read_as_it_was_written(generator: torch.Generator) -> None:
     net, images = torchvision_model("resnet18").eval(), torch.rand(1, 3, 64, 64, generator=generator)
     plain = explain(net, images).values
