@@ -16,7 +16,7 @@ OLDEST_PYTHON ?= python3.11
 OLDEST_EXTRAS := tensorboard,predict,captum,onnx,hub,serve,explore
 OLDEST_TOOLS  := httpx ipykernel nbclient playwright pytest pytest-timeout pytest-xdist torchcam
 
-.PHONY: help demo test test-all test-oldest wheel bench check format clean
+.PHONY: help demo test test-all test-oldest wheel bench check docs format clean
 
 help:
 	@echo "make demo         train on the built-in digit scenes and draw the maps (about 2 minutes on two cores)"
@@ -26,6 +26,7 @@ help:
 	@echo "make wheel        build sdist and wheel, and try the wheel in an empty environment"
 	@echo "make bench        measure speed beside its peers, a quarter of an hour; PARTS='startup learned-maps' picks"
 	@echo "make check        formatter, linter, types, order of the rooms"
+	@echo "make docs         build the documentation into site/; a broken link, anchor or reference fails"
 	@echo "make format       let the formatter and the linter repair what they can"
 	@echo "make clean        remove the environments, the built packages and the caches"
 
@@ -55,6 +56,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed
+	@$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
+
 bench: $(VENV)/.installed-dev
 	$(PIP) -e '.[bench]'
 	$(BIN)/python -m benchmarks $(PARTS)
@@ -64,7 +70,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 define NAME_MISSING_BROWSER
 @command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

@@ -95,6 +95,8 @@ def _as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Switch compiled submodules off: their graphs run no hooks."""
     if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
         return contextlib.nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        raise ModelError("Maps of a network with compiled parts need torch 2.6 or newer; give the network uncompiled.")
     return torch.compiler.set_stance("force_eager")
 
 
