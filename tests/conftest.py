@@ -4,7 +4,11 @@ import os
 import shutil
 
 # Before torch is imported: its thread pools take their size from here, and other work may share the machine.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Of several processes (`pytest -n 2`) each has one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+# pytest-xdist sets it in its workers, and a console keeps for good the width that it finds when it is made.
+os.environ.pop("COLUMNS", None)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

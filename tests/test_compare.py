@@ -266,6 +266,7 @@ class Messages(Progress):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_it_resumes_and_ends_the_same(finished: Path, cue_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     progress = Messages(at=3)  # each run has two steps

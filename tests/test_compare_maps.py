@@ -42,6 +42,7 @@ def plan_of(images: Path, boxes: Path | None, seeds: int = 1) -> Plan:
     return make_plan(TrainOptions(data=str(images), annotations=where, **SMALL), VARIANTS, seeds)
 
 
+@pytest.mark.slow
 def test_how_annotations_are_read_reaches_training_and_judging(annotated: tuple[Path, Path], tmp_path: Path) -> None:
     images, boxes = annotated
     lines = boxes.read_text().splitlines()
@@ -61,6 +62,7 @@ def test_how_annotations_are_read_reaches_training_and_judging(annotated: tuple[
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_where_maps_lie_and_what_maps_come_to_that_know_nothing(
     annotated: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_comparison_tells_where_maps_lie_and_what_maps_come_to_that_know_nothi
     assert "Does it lie on the object?" in (out / "drawn" / "seed-0" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_whose_maps_were_not_judged_yet_are_judged_when_the_comparison_goes_on(
     annotated: tuple[Path, Path], tmp_path: Path
 ) -> None:

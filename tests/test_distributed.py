@@ -11,9 +11,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from heedmap.runs import CHECKPOINT, METRICS, MODEL, Run
+
+pytestmark = pytest.mark.slow
 
 WORLD = 2
 

@@ -171,6 +171,7 @@ def test_the_threshold_cuts_a_mask_and_shows_its_share(page):
     assert np.abs(pixels(page) - grey).max() > 30
 
 
+@pytest.mark.slow
 def test_the_saved_mask_covers_the_share_that_is_shown(page):
     page.fill("#threshold", "30")
     settled(page)

@@ -275,6 +275,7 @@ def explained(classifier: AttentionClassifier, tmp_path_factory: pytest.TempPath
     return export(classifier, target, ExportOptions(include=("grad_cam", "saliency")), images=noise(*SIZES)).path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [None, 1, [2, 0, 1]])
 def test_grad_cam_and_saliency_in_the_file_are_those_of_explain(explained, classifier, target):
     read = OnnxClassifier(explained)
@@ -319,6 +320,7 @@ def test_the_gradient_of_average_pooling_is_that_of_autograd(kernel, stride, pad
     assert torch.allclose(avg_pool_backward(gradient, given, *sizes, ceil, padded, None), expected)
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_predicts_alike_and_describes_itself(classifier, tmp_path):
     made = export(classifier, tmp_path / "model.pt2", ExportOptions(to="torch-export"), images=noise(*SIZES))
     extra = {"heedmap.json": ""}
@@ -329,6 +331,7 @@ def test_a_program_of_torch_predicts_alike_and_describes_itself(classifier, tmp_
     assert max(json.loads(extra["heedmap.json"])["parity"]["differences"].values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_eight_bits_are_smaller_and_name_the_same_classes(classifier, file, tmp_path):
     made = export(classifier, tmp_path / "small.onnx", ExportOptions(int8=True), images=noise(*SIZES))
     assert made.path.stat().st_size < 0.4 * file.stat().st_size

@@ -57,6 +57,7 @@ def pair(request, tmp_path_factory) -> tuple[AttentionClassifier, Path, str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_logits_and_maps_of_the_file_are_those_of_the_network(pair, batch):
     classifier, file, name = pair
@@ -145,6 +146,7 @@ def test_a_switched_unit_is_the_jump_that_rounding_makes() -> None:
     assert min(np.abs(in_float32 - each).max() for each in (exact, other)) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_maps_that_are_broken_are_not_written(tmp_path, monkeypatch):
     classifier, home = stirred(built("compact", "parametrised", 32)), sys.modules["heedmap.exporters"]
     honest = home.with_gradients

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from torch import nn
 
 from heedmap.errors import DataError, ModelError, OptionError
@@ -170,7 +171,7 @@ def chance_area(model, weight, white):
     for _ in range(4000):
         left = np.concatenate(([flat.sum()], flat.sum() - np.cumsum(flat[source.permutation(SIDE * SIDE)])))
         heights = 1 / (1 + np.exp(-left))
-        found.append(np.trapezoid(heights, dx=1 / SIDE**2))
+        found.append(trapezoid(heights, dx=1 / SIDE**2))
     return np.mean(found), np.std(found)
 
 

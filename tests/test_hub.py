@@ -246,6 +246,7 @@ except HeedmapError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_hubs_own_client_pushes_and_pulls_over_http(finished_run, tmp_path):
     with hub_standin() as (address, kept):
         telling = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none", "NO_PROXY": "*"}

@@ -250,6 +250,7 @@ def counted_images(count: int) -> Counted:
     return Counted(torch.zeros(count, 3, 4, 4, dtype=torch.uint8), torch.zeros(count).long(), ("a",), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4, 16])
 def test_few_batches_are_ahead_however_many_threads_decode(workers: int) -> None:
     images = counted_images(1200)
@@ -298,6 +299,7 @@ print(sorted(run.classifier().classes))
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_trains_from_streamed_images(cue_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(PLAIN_SCRIPT.format(data=str(cue_folder)), encoding="utf-8")
     done = subprocess.run(

@@ -179,11 +179,13 @@ def after_training(**weights: float) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["map_supervision", "map_consistency", "map_entropy"])
 def test_each_map_term_is_lowered_by_training(name: str) -> None:
     assert after_training(**{name: 1.0})[name] < after_training()[name]
 
 
+@pytest.mark.slow
 def test_a_learned_combination_is_learned_and_leaves_the_maps_alone() -> None:
     scenes = digit_scenes("train", 64, size=48)
     assert scenes.masks is not None

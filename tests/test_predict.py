@@ -356,6 +356,7 @@ def started(words: list[str], world: int) -> list[BaseProcess]:
     return made
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_started_again_each_image_is_there_once(
     finished_run: Path, digits: Path, tmp_path: Path
 ) -> None:

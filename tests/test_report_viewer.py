@@ -71,6 +71,7 @@ def test_mistakes_come_before_correct_predictions_where_there_is_no_room_for_all
     assert (sum(is_right[row] for row in rows), sum(not is_right[row] for row in rows)) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "least"), [(16, 1000), (56, 300)])
 def test_a_thousand_images_stay_below_ten_megabytes_whatever_their_maps(side, least) -> None:
     maps = {name: np.random.default_rng(0).random((side, side), np.float32) for name in ("a", "b", "combined")}

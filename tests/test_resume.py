@@ -479,6 +479,7 @@ def wait_for_progress(process: BaseProcess | subprocess.Popen[bytes], run: Path)
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_with_the_weights_of_a_run_never_killed(
     cue_folder: Path, tmp_path: Path, reference: Run
 ) -> None:
@@ -519,6 +520,7 @@ def test_stopped_while_it_evaluates_it_prints_how_to_resume_and_does(
     assert train(options, resume=out).is_finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_saves_prints_how_to_resume_and_does(
     number: signal.Signals, cue_folder: Path, tmp_path: Path, reference: Run

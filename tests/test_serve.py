@@ -142,6 +142,7 @@ def test_class_probabilities_maps_and_points_are_those_of_visualize(finished_run
         assert set(prediction["maps"]) == {key.removeprefix("map_") for key in drawn if key.startswith("map_")}
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_served_with_the_predictions_of_its_run(finished_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

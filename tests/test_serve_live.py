@@ -80,6 +80,7 @@ def post(server: Server, content: bytes, kind: str = "image/jpeg", path: str = "
     return httpx.post(server.address + path, content=content, headers={"Content-Type": kind}, timeout=30)
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_at_once_each_get_their_own_prediction(server: Server) -> None:
     alone = [post(server, image(seed)).json()["top"] for seed in range(5)]
 
@@ -163,6 +164,7 @@ def test_a_stop_finishes_what_is_under_way_and_ends_with_status_zero(finished_ru
         assert complaints == ""
 
 
+@pytest.mark.slow
 def test_what_openapi_promises_holds_whatever_schemathesis_sends(server: Server, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis")
     command = ["run", f"{server.address}/openapi.json", "--checks", "all", "--max-examples", "15", "--no-color"]

@@ -16,6 +16,7 @@ def test_the_story_is_committed_without_outputs() -> None:
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the messaging between notebook and kernel are not ours
 def test_the_story_runs_and_shows_images() -> None:
     pytest.importorskip("ipykernel")

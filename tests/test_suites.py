@@ -381,6 +381,7 @@ def test_a_map_that_this_run_cannot_give_is_refused_before_data_is_opened(
         assert f"{option} names nothing" in refusal("evaluate", finished_run, option, " , ")
 
 
+@pytest.mark.slow
 def test_what_deletion_leaves_and_each_layer_alone_can_be_requested(
     finished_run: Path, corner_scenes: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

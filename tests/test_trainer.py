@@ -460,7 +460,8 @@ def test_the_gradients_of_two_shares_averaged_are_those_of_one_process() -> None
     classifier = net(head="indep")
     for name, module in list(classifier.named_modules()):  # batch norm sees its own share; take it out
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            classifier.set_submodule(name, nn.GroupNorm(1, module.num_features))
+            parent, _, child = name.rpartition(".")
+            setattr(classifier.get_submodule(parent), child, nn.GroupNorm(1, module.num_features))
     images = cue_images(24, 0)
 
     def gradients(share: Share) -> list[Tensor]:

@@ -19,6 +19,7 @@ from heedmap.workflows.visualize import VisualizeOptions
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
 
 WITHOUT_TORCH = """
 import sys

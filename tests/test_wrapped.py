@@ -148,6 +148,7 @@ def test_gradients_flow_through_the_taps(wrapped: WrappedBackbone, images: Tenso
     assert wrapped.net.layer3[0].conv1.weight.grad is None
 
 
+@pytest.mark.slow
 def test_real_squeezenet_weights_give_the_logits_of_the_plain_network(
     shared_data: Path, generator: torch.Generator
 ) -> None:

@@ -32,7 +32,8 @@ def trace(module: Exportable, *, takes_target: bool = False) -> torch.export.Exp
     examples, shapes = (example, torch.zeros(2, dtype=torch.int64)), (dict(enumerate(names)), {0: names[0]})
     count = 1 + takes_target
     with quiet():
-        return torch.export.export(module, examples[:count], dynamic_shapes=shapes[:count])
+        # Not strict is the default of later versions; the strict tracing of torch 2.6 knows no `dict |= dict`.
+        return torch.export.export(module, examples[:count], dynamic_shapes=shapes[:count], strict=False)
 
 
 def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
