@@ -16,7 +16,7 @@ from heedmap.apps.limits import Limits
 from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import HeedmapError
 from heedmap.runs import Run
-from heedmap.workflows.evaluate.run_data import open_run_data
+from heedmap.workflows.evaluate.data import open_run_data
 
 LIMITS = Limits(max_pixels=MAX_PIXELS, timeout=60.0, connections=256)
 
