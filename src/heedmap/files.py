@@ -1,7 +1,5 @@
 """Files written atomically, locks, and text that terminals and tables can take."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

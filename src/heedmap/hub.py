@@ -8,8 +8,6 @@ The model card, README.md, is written from the run's evaluation. No pickle is ev
 refused: other software would load it.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,8 +27,6 @@ from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
 from heedmap.runs import EVALUATION, Run
-
-__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 SCHEMA = 1

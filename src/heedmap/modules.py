@@ -5,8 +5,6 @@ parameter's ``.grad`` is touched. What has to change meanwhile is changed by :fu
 and restored afterwards, also after an exception.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import threading

@@ -1,7 +1,5 @@
 """What the system grants this process: cores, memory, and signals."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

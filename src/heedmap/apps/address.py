@@ -1,7 +1,5 @@
 """Where the explorer or the server listens, and the names under which it may be reached."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import socket

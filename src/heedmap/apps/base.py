@@ -5,8 +5,6 @@ from elsewhere and run no inline script, and a copy of Swagger UI would be 1.5 M
 is a plain page rendered from the schema that FastAPI serves at ``/openapi.json``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib import resources

@@ -1,7 +1,5 @@
 """Every error as JSON of one shape, ``{"error": sentence}``; tracebacks go to the terminal alone."""
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Mapping
 from http import HTTPStatus

@@ -5,8 +5,6 @@ responses: its own name is made to point to 127.0.0.1, and then the Host header 
 accepted by the address, and a request that a page makes has to come from a page of the same host.
 """
 
-from __future__ import annotations
-
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders

@@ -1,7 +1,5 @@
 """The limits of the explorer and of the server, and the error beyond them."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ uvicorn closes a connection that is idle between requests, but lets a client tak
 body that nobody reads any more, and for reading the response. Here each of these ends after ``Limits.timeout``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

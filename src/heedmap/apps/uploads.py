@@ -1,7 +1,5 @@
 """A request's body, counted and timed while it is read, and the image in it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator

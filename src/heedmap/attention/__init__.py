@@ -4,8 +4,6 @@
 the command line knows by name; another one is a class of :class:`AttentionOptions`, and a line there.
 """
 
-from __future__ import annotations
-
 from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures
 from heedmap.attention.feature_gate import Feature, FeatureAttention, FeatureDense, GatedMean
 from heedmap.attention.readouts import Additive, CompatibilityReadout, Dot, MeanReadout, NoAttention, Parametrised

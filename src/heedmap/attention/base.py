@@ -1,7 +1,5 @@
 """The contracts of attention: a readout returns a vector, a gate returns features; both return the map they used."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 

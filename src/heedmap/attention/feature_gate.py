@@ -16,8 +16,6 @@ features of a 128 px image). ``form="conv"`` is the same equation at every posit
 convolution) and w, b of length C, and takes any size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

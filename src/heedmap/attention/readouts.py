@@ -22,8 +22,6 @@ paper's net.
 at every position, so the softmax cancels it; it is left out, and ``uses_query`` is False. A bias of u cancels likewise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -8,8 +8,6 @@ mean and one matrix product, and is checked on the numbers. A learned readout is
 depend on the features that they weigh. All others get their gradient from autograd, which is exact too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The attention that the network learned and used, as a map method."""
 
-from __future__ import annotations
-
 import torch
 
 from heedmap.attribution.request import Attribution, Request

@@ -13,8 +13,6 @@ Grad-CAM++ is written for the score exp(S): its derivatives of g with respect to
 cancels but for one factor an image, which is left out, as everywhere: it scales a map and moves nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeAlias
 

@@ -10,8 +10,6 @@ to the change of the score, so this is checked for each image and class, and for
 up only in expectation; they are not checked.
 """
 
-from __future__ import annotations
-
 import copy
 import types
 import warnings

@@ -1,7 +1,5 @@
 """Compute a map: check the request, run the method, check the result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

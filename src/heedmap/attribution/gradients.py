@@ -5,8 +5,6 @@ classic tutorials do. ``signed``: the value of the channel that is largest in ab
 that multiply by the image sum the channels instead, so that the map's sum keeps its meaning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -6,8 +6,6 @@ and a 1x1 convolution that makes the classes are skipped. It is found by running
 the model lives and keeps its modules.
 """
 
-from __future__ import annotations
-
 import weakref
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Changed images run ``chunk`` at a time, so memory stays flat. All classes come from the same forward passes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

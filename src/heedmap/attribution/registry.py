@@ -1,7 +1,5 @@
 """The registry of map methods."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ and ``nn.MultiheadAttention`` (torchvision) is replaced by the same sum written 
 to rounding. Matrices A are (B, heads, N, N), rows are queries, and each row sums to one.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -3,8 +3,6 @@
 The loop over stages stands in :meth:`Backbone.forward`. Gates sit inside it, readouts read what it returns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

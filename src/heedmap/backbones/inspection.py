@@ -4,8 +4,6 @@ The network runs on a dummy image in eval mode with hooks on every module; after
 train/eval flag is as before. Running statistics, parameters, gradients and the global random state are not touched.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

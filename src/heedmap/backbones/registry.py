@@ -4,8 +4,6 @@ Both libraries are imported on first use: ``import heedmap`` stays quick, and he
 torchvision.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import socket

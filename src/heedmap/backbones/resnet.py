@@ -11,8 +11,6 @@ sources leave open, as settled here:
 - Gradients add up where the net forks, and images are normalised by CIFAR-10's mean and deviation, as in the VGG.
 """
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor, nn

@@ -17,8 +17,6 @@ Choices the sources leave open, as settled here:
 - The last pool takes the maximum of all that is left. At 32x32 that is the published 2x2 pool; other sizes work too.
 """
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Load weights from a file into a network; every key is checked, no pickle is run."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 from pathlib import Path

@@ -10,8 +10,6 @@ middle one is narrower to pay for that; and the attention reads the last two sta
 over the last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

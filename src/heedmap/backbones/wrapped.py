@@ -8,8 +8,6 @@ nothing except during a forward pass of the backbone that owns them; what they c
 it raises.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command line: picks the command, and turns errors into one line and an exit status."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import os

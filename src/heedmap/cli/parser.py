@@ -4,8 +4,6 @@ tyro parses. Its error sheet is cut down to its first sentence, and the help is 
 for each class that the command inherits from, and defaults that depend on the data are described in words.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import inspect

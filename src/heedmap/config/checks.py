@@ -1,7 +1,5 @@
 """Options that check themselves: each field's type, choices and range stand in its annotation."""
 
-from __future__ import annotations
-
 import numbers
 import os
 import typing

@@ -6,8 +6,6 @@ part's type. Where a default is ``None`` the value is derived from the data (``h
 what was derived is written into the run's ``config.yaml``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Options from YAML files."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Mapping

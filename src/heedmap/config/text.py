@@ -1,7 +1,5 @@
 """Small texts: counts for messages, lists of names as users write them, names of new folders."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -15,8 +15,6 @@ from heedmap.data.decoding import crop_box, read_image, square, to_tensor
 from heedmap.data.masks import PackedRegions
 from heedmap.errors import DataError, ImageError
 
-__all__ = ["FileDataset", "FolderDataset", "ImageDataset", "TensorDataset", "empty_images", "load_all", "load_many"]
-
 
 class ImageDataset(Protocol):
     """One part (train, validation, test) of a dataset.

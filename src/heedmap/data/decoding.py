@@ -23,8 +23,6 @@ from heedmap.errors import ImageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "crop_box", "read_image", "square", "to_tensor"]
-
 MAX_PIXELS = 100_000_000
 """Images whose header claims more pixels than this are refused before anything is decoded."""
 

@@ -13,8 +13,6 @@ Train and test share nothing: the file is in the order of writing, and it is cut
 fragments and, as far as the file tells, writers differ.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Literal, NamedTuple
 

@@ -4,8 +4,6 @@ Two layouts are understood: ``DIR/train/CLASS/*`` with ``test``, ``val``, ``vali
 (upper or lower case), and ``DIR/CLASS/*``, from which a test part is drawn. Class folders are searched recursively.
 """
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections import Counter
@@ -20,8 +18,6 @@ from heedmap.data.decoding import IMAGE_SUFFIXES
 from heedmap.data.parts import PARTS, natural
 from heedmap.data.splits import Splits
 from heedmap.errors import DataError, nearest
-
-__all__ = ["find_parts", "open_folder"]
 
 _SYSTEM_FILES = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
 _LAYOUT = "expected DIR/train/CLASS/images with DIR/test beside it, or DIR/CLASS/images"

@@ -5,8 +5,6 @@ it was without any saved state of a random generator, and every process of a dis
 without talking to the others.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

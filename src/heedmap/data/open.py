@@ -1,7 +1,5 @@
 """Open a dataset by name, folder or shards."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +10,6 @@ from heedmap.data.torchvision_sets import NAMED, open_named
 from heedmap.data.webdataset.dataset import open_shards
 from heedmap.data.webdataset.index import is_sharded
 from heedmap.errors import DataError, nearest
-
-__all__ = ["DIGIT_SCENES", "open_data"]
 
 DIGIT_SCENES = tuple(SCENES)
 

@@ -1,10 +1,6 @@
 """Names of folders that hold a part of a dataset, and the natural order of names. Needs no torch."""
 
-from __future__ import annotations
-
 import re
-
-__all__ = ["PARTS", "natural"]
 
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 """Name of a folder, in lower case -> the part that it holds."""

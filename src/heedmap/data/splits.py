@@ -13,8 +13,6 @@ from heedmap.config import counted
 from heedmap.data.dataset import ImageDataset
 from heedmap.errors import DataError, OptionError
 
-__all__ = ["Splits", "split_by_class"]
-
 MOST_UNREADABLE = 0.02
 
 

@@ -3,8 +3,6 @@
 Images become uint8 RGB (N, 3, H, W). torchvision checks the files' MD5 sums where it unpickles them (CIFAR).
 """
 
-from __future__ import annotations
-
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from torch import Tensor
 from heedmap.data.dataset import TensorDataset
 from heedmap.data.splits import Splits
 from heedmap.errors import DataError, nearest
-
-__all__ = ["NAMED", "NamedSet", "open_named"]
 
 _Part = Literal["train", "test"]
 _DIGITS = tuple("0123456789")

@@ -5,8 +5,6 @@ its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed r
 the images that one uninterrupted process sees.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

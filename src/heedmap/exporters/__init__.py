@@ -9,8 +9,6 @@ Nothing is written before the file has been verified: its outputs for real image
 the differences are recorded in its metadata.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Real images to compare file and model with: some of the run's own test part."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -5,8 +5,6 @@ few backward operations that ONNX lacks are replaced by forward ones. ``make_fx`
 of torch: the comparison at the end of each export guards them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From the module to the bytes of an ONNX file, and from the bytes to predictions."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

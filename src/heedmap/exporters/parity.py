@@ -1,7 +1,5 @@
 """Comparison of an exported file with its model, on the same images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """From a traced program to the bytes of a ``.pt2`` file, and from the bytes to predictions."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The module that is exported: decoded images of any size in, all outputs of the classifier out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

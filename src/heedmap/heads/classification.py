@@ -4,8 +4,6 @@ In "Learn To Pay Attention" the classifier sees the vectors alone; the global fe
 code puts BatchNorm-ReLU-Dropout(0.5) on each vector (``normalise="paper"``); most ports do not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

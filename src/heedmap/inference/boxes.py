@@ -1,7 +1,5 @@
 """Boxes around what is attended to, by numpy and scipy: an exported file is served where there is no torch."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Find a class by the name or the number that a user wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from heedmap.errors import OptionError, nearest

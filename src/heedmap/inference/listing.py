@@ -1,7 +1,5 @@
 """Find the image files that a user named, and leave out what heedmap drew."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

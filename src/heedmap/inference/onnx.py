@@ -4,8 +4,6 @@ Class names, image size, and which outputs are maps and of what kind are read fr
 normalisation are inside the graph, so an image goes in as it was decoded.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Predict with an exported file: numpy and onnxruntime, and no torch."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any, NoReturn
 

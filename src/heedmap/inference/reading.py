@@ -1,7 +1,5 @@
 """From what a user names to what the network sees: files and members of tar shards, listed, cut into parts, decoded."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

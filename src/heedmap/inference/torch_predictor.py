@@ -1,7 +1,5 @@
 """Predict with a network in torch."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import ExitStack
 from dataclasses import replace

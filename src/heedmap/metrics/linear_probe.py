@@ -6,8 +6,6 @@ scaled to length one, and a linear SVM is trained on it. How the paper set the S
 by cross-validation inside the training set, and the test set is used once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

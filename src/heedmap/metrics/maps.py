@@ -12,8 +12,6 @@ The baselines are maps that know nothing of what a network learned; a figure mea
 ``edges``        how steep the image itself is (Sobel), which no network has seen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

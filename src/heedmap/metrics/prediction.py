@@ -1,7 +1,5 @@
 """Run a classifier over a data set once, and keep what the metrics need."""
 
-from __future__ import annotations
-
 import csv
 import io
 import time

@@ -4,8 +4,6 @@ Images enter as RGB in [0, 1] and the normalisation is part of the model, so an 
 model is complete, and no map depends on a forgotten line of preprocessing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """From an architecture, a name or a trained network to a classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The networks of "Learn To Pay Attention" by their names in the paper."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

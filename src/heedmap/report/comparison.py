@@ -1,7 +1,5 @@
 """One self-contained page about a comparison of variants, and its plot as a file of its own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Results of the suites as sentences and tables that the terminal and the page share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

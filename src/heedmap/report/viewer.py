@@ -4,8 +4,6 @@ An image is a WebP thumbnail, and each of its maps one byte a cell; the browser 
 colours and the interpolation of :mod:`heedmap.visualization.heatmap`.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

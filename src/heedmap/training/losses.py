@@ -4,8 +4,6 @@ Entropy and disagreement end at 1; ``mismatch`` ends at 13.8, where nothing lies
 in the maps that the network used, and act on every tap alike.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

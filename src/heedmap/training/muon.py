@@ -1,7 +1,5 @@
 """Muon: the steps of convolution kernels are made orthogonal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The optimiser: which parameters decay, and which get a larger or smaller learning rate."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

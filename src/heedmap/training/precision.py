@@ -1,7 +1,5 @@
 """The arithmetic in which a device is fast."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -3,8 +3,6 @@
 The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (LOG.md).
 """
 
-from __future__ import annotations
-
 import io
 import math
 import statistics

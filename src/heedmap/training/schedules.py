@@ -1,7 +1,5 @@
 """Learning-rate schedules: functions of the progress of training."""
 
-from __future__ import annotations
-
 import math
 
 WARM_UP = 0.2  # of one-cycle

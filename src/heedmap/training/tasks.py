@@ -1,7 +1,5 @@
 """What a model is trained for: loss, targets, validation figures, which result is better, and prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 

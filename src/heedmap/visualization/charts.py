@@ -3,8 +3,6 @@
 Colours come from the page's style, so that they follow light and dark.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from heedmap.runs import Run
     from heedmap.types import AttentionMap, Output
 
-__all__ = ["map_html", "output_html", "run_html"]
-
 _SIDE = 160
 _MOST_ROWS = 8
 _ROW = "display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start;margin:4px 0"

@@ -1,7 +1,5 @@
 """Panels: an image with its maps, their legends and what the numbers mean, drawn with Pillow."""
 
-from __future__ import annotations
-
 import functools
 import struct
 import unicodedata

@@ -1,7 +1,5 @@
 """The demonstration: the whole way from images to maps, with what the package carries itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """The explorer's routes: one page, and the few things that it requests."""
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import AsyncIterator

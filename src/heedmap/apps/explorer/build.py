@@ -1,7 +1,5 @@
 """Put runs and images together to the explorer's application."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each network has one thread, and every call goes through it: requests wait in li
 and no two requests meet inside the network.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

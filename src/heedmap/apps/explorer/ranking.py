@@ -4,8 +4,6 @@ A ranking is made once for a run and a source, in the background and a few image
 is requested meanwhile waits for one small batch and no longer.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from concurrent.futures import CancelledError

@@ -1,7 +1,5 @@
 """What the routes return, as plain dictionaries: maps travel as the float32 numbers that the network used."""
 
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

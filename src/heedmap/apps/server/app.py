@@ -1,7 +1,5 @@
 """The routes of the service, as a FastAPI application."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """Concurrent requests share a batch, and one thread runs the classifier."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

@@ -1,7 +1,5 @@
 """Bytes in, the classifier's view of the image out, within the limits."""
 
-from __future__ import annotations
-
 import io
 
 from PIL import Image, UnidentifiedImageError

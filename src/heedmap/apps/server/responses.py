@@ -1,7 +1,5 @@
 """The prediction as JSON, as an image of the map, or as its raw values; and the shapes of all that, for OpenAPI."""
 
-from __future__ import annotations
-
 import io
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote

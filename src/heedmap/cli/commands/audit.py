@@ -1,7 +1,5 @@
 """``heedmap audit``."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shlex

@@ -1,7 +1,5 @@
 """The device of a command."""
 
-from __future__ import annotations
-
 from heedmap.errors import OptionError
 
 

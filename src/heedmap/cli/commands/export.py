@@ -1,7 +1,5 @@
 """``heedmap export``."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """``heedmap pack``."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 from pathlib import Path

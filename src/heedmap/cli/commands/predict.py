@@ -1,7 +1,5 @@
 """``heedmap predict``."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

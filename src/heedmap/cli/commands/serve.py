@@ -1,7 +1,5 @@
 """``heedmap serve``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

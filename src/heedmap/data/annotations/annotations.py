@@ -23,8 +23,6 @@ from heedmap.data.dataset import FolderDataset, ImageDataset
 from heedmap.data.masks import Mask, TensorMask, box_regions, component_boxes
 from heedmap.errors import DataError, OptionError, nearest
 
-__all__ = ["AnnotationOptions", "Annotations", "annotations_of", "read_annotations"]
-
 
 @dataclass(frozen=True)
 class Annotations:
@@ -66,7 +64,7 @@ class Annotations:
         )
 
 
-class AnnotationCommand(Protocol):
+class _AnnotationCommand(Protocol):
     """The options of a command that say where annotations are and how to read them."""
 
     @property
@@ -103,7 +101,7 @@ class AnnotationOptions:
     parts: bool = True
 
     @classmethod
-    def from_command(cls, command: AnnotationCommand) -> AnnotationOptions:
+    def from_command(cls, command: _AnnotationCommand) -> AnnotationOptions:
         """Take the options of a command.
 
         Raises:

@@ -4,8 +4,6 @@ COCO's JSON is read here and not by ``pycocotools.coco.COCO``, which prints, fai
 much that is not used; its polygons and run lengths are drawn by pycocotools (:mod:`heedmap.data.masks`).
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -19,8 +17,6 @@ from xml.etree import ElementTree
 
 from heedmap.data.masks import Outline, RunLengths
 from heedmap.errors import DataError, OptionError, nearest
-
-__all__ = ["FORMATS", "MASKS", "AnnotatedImage", "AnnotationFile", "Box", "BoxedObject", "find_format", "mask_files"]
 
 MASKS = "masks"
 _MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])

@@ -1,7 +1,5 @@
 """The objects of one image, from pixels or fractions of the whole image to fractions of the square view."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

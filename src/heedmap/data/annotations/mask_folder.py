@@ -1,7 +1,5 @@
 """Read a folder of masks: match them to images, find out how their values are read, and box their components."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Match annotations to images by path."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +7,6 @@ from pathlib import Path, PurePosixPath
 
 from heedmap.data.parts import PARTS
 from heedmap.errors import DataError
-
-__all__ = ["Matching", "match", "match_some"]
 
 _ENDINGS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_label", "_labels")
 

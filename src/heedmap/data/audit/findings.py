@@ -3,8 +3,6 @@
 A test image that is in train too may be predicted from memory, and an accuracy made of such predictions is not one.
 """
 
-from __future__ import annotations
-
 import io
 import time
 from collections import Counter, defaultdict
@@ -26,8 +24,6 @@ from heedmap.data.splits import Splits
 from heedmap.errors import DataError, ImageError, nearest
 from heedmap.system import cores
 from heedmap.types import Audit, Finding
-
-__all__ = ["audit", "leakage_flag"]
 
 DEPTHS = ("cheap", "full")
 IMBALANCE = 3.0  # largest class over smallest, from which it is a finding

@@ -19,8 +19,6 @@ in sets of centred glyphs such as MNIST different strokes agree as well as copie
 near duplicates there as candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -30,8 +28,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-
-__all__ = ["NearDuplicate", "Thumbnail", "find_near_duplicates", "thumbnail"]
 
 SIDE = 32
 COARSE, FINE = 8, 12  # cosine coefficients per axis for candidates and for the closer look

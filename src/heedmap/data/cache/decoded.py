@@ -8,8 +8,6 @@ Files are written under another name and renamed, and never changed after, so se
 interruption costs one file of them. A row whose checksum is wrong is decoded again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,8 +25,6 @@ from torch import Tensor
 from heedmap.data.cache.fingerprints import Fingerprints, is_unchanged
 from heedmap.data.cache.folder import digest, remove_partials, write_shared
 from heedmap.data.dataset import FileDataset, ImageDataset, empty_images, load_all
-
-__all__ = ["DecodedCache", "DecodedDataset"]
 
 MIN_IMAGES = 256
 """A part with fewer images than this is decoded in a moment and not cached."""

@@ -11,8 +11,6 @@ from heedmap.data.cache.folder import digest, file_state
 from heedmap.data.dataset import FileDataset, FolderDataset
 from heedmap.data.webdataset.dataset import ShardDataset
 
-__all__ = ["Fingerprints", "is_unchanged"]
-
 
 @dataclass(frozen=True)
 class Fingerprints:

@@ -1,7 +1,5 @@
 """The cache folder, and how several processes share it without harm."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import hashlib
@@ -15,8 +13,6 @@ from pathlib import Path
 import psutil
 
 from heedmap.errors import DataError
-
-__all__ = ["cache_folder", "digest", "file_state", "partial_of", "remove_partials", "write_shared"]
 
 DIGEST = 16
 """Bytes of a digest."""

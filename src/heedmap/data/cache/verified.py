@@ -4,8 +4,6 @@ CACHE/verified/HASH.bin   for each image that was decoded without an error its f
                           its file's content (16 bytes)
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -19,8 +17,6 @@ from heedmap.data.cache.folder import DIGEST, digest, remove_partials, write_sha
 from heedmap.data.dataset import FileDataset, load_many
 from heedmap.data.splits import Splits
 from heedmap.errors import ImageError
-
-__all__ = ["VerifiedSplits", "verify_images"]
 
 _VERSION = "2"
 _BLOCK = 4096  # images decoded and then read for their digest, while the system still has them in memory

@@ -26,8 +26,6 @@ from heedmap.data.webdataset.index import (
 )
 from heedmap.errors import DataError
 
-__all__ = ["ShardDataset", "open_shards"]
-
 
 class ShardDataset:
     """Images in shards, decoded on access. See :class:`heedmap.data.dataset.ImageDataset` for the attributes.

@@ -7,8 +7,6 @@ webdataset package streams and shuffles through a buffer, which cannot resume ex
 such offsets and are refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

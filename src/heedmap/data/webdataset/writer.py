@@ -5,8 +5,6 @@ OUT/classes.txt            class names; the line, from 0, is that number
 OUT/sha256sums.txt         for `sha256sum -c`; written last, so a folder without it is incomplete
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import posixpath
@@ -23,8 +21,6 @@ from heedmap.data.decoding import IMAGE_SUFFIXES
 from heedmap.data.splits import Splits
 from heedmap.data.webdataset.index import CLASSES
 from heedmap.errors import DataError, ImageError
-
-__all__ = ["SUMS", "Packed", "pack"]
 
 SUMS = "sha256sums.txt"
 _UNSAFE = str.maketrans(dict.fromkeys('\\:*?"<>|', "_"))

@@ -9,8 +9,6 @@ order decides, which is a function of seed and image, so a constant map is at ch
 in; call ``eval()`` before, or use :func:`heedmap.metrics.faithfulness.evaluation.evaluate_faithfulness`, which does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

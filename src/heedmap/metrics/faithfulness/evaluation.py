@@ -6,8 +6,6 @@ So each map stands beside a random map *of its own grid* (coarse noise removes w
 of the image at once) and beside the map that always points to the middle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What replaces removed pixels: a colour, a blur, or what their neighbours suggest."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

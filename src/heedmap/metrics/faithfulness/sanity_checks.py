@@ -9,8 +9,6 @@ A map that stays the same shows the image (edges, say), not what was learned of 
 a map may depend on the weights and still point to the wrong place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence

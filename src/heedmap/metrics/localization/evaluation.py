@@ -1,7 +1,5 @@
 """Does a map lie on the object? Every map against the user's own annotations, with maps that know nothing beside."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

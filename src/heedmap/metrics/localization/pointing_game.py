@@ -6,8 +6,6 @@ here over images. A pointing figure means little without its baselines: objects 
 map that always points there.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Figures are means over images. Where a paper and its code differ, or we depart from both, ``METRICS`` says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple

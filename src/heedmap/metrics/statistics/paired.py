@@ -10,8 +10,6 @@ The t quantile and McNemar's test are SciPy's, imported late: they take half a s
 ``scipy.stats.permutation_test`` takes equal sums in another order for different ones from 1e-14 on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ DIR/VARIANT/seed-N/                     an ordinary run
 DIR/comparison.json  .html  .svg        the result; written again after each run
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Evaluate the maps of a comparison's runs where the objects are known; each run's own report shows the result."""
 
-from __future__ import annotations
-
 from heedmap.data.annotations.annotations import AnnotationOptions
 from heedmap.progress import Progress
 from heedmap.runs import EVALUATION, Run

@@ -4,8 +4,6 @@ A variant is written ``KEY=VALUE,KEY=VALUE``, or ``NAME:KEY=VALUE,...`` where it
 are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping

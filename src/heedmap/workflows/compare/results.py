@@ -1,7 +1,5 @@
 """The result of a comparison: figures by variant, differences to the baseline, and plain sentences."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import math

@@ -3,8 +3,6 @@
 A finished run stays as it is, an unfinished one is resumed from its checkpoint, or starts again where it has none.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

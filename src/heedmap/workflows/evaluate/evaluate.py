@@ -1,7 +1,5 @@
 """Evaluate a run: open it and the data, predict once, run the suites over the predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Write what an evaluation found: the files of a finished run, a folder of its own, and the page of each."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The columns of the table: class, probability, and where the attention lies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The options of drawing, and what comes of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
