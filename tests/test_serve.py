@@ -30,7 +30,7 @@ GRID = torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.1, 0.4, 0.3, 0.0], [0.0, 0.0, 0.0,
 class Still:
     """A predictor that always predicts the same; ``wait`` holds it until set."""
 
-    name, classes, image_size, taps = "still", ("cat", "dög", "hen"), 8, ("stage3", "combined")
+    name, classes, image_size, maps = "still", ("cat", "dög", "hen"), 8, ("stage3", "combined")
 
     def __init__(self) -> None:
         self.wait = threading.Event()

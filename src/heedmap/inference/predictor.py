@@ -234,12 +234,12 @@ class Prediction:
 
     def without_values(self) -> Prediction:
         """Return the prediction without its arrays; :meth:`unpacked` fills them in from the file."""
-        blank = np.zeros(0, np.float32)
+        blank = np.zeros((0, 0), np.float32)
         maps, features = (
             {name: replace(drawn, values=blank) for name, drawn in drawings.items()}
             for drawings in (self.maps, self.features)
         )
-        return replace(self, probabilities=blank, maps=maps, features=features)
+        return replace(self, probabilities=blank.ravel(), maps=maps, features=features)
 
     def unpacked(self, arrays: Mapping[str, NDArray[Any]], prefix: str = "") -> Prediction:
         """Return the prediction with the arrays that :meth:`packed` made."""

@@ -21,9 +21,7 @@ from heedmap.report.sections import Section
 from heedmap.report.viewer import ViewerImage, viewer_json
 from heedmap.types import Audit, EpochReport
 from heedmap.visualization.charts import Series, line_chart, matrix
-
-if TYPE_CHECKING:
-    import jinja2
+from heedmap.visualization.page import page_template
 
 TEST_ONCE = (
     "The test set was used once, after training; the weights were chosen on images set apart from the training set."
@@ -153,25 +151,6 @@ def report_page(data: ReportData) -> str:
     )
 
 
-def page_template(name: str, folder: str = "report") -> jinja2.Template:
-    """Return a template of a folder of the package: the one environment, which escapes all values.
-
-    Its filters write shares (``percent``) and options (``shown``).
-    """
-    import jinja2  # late, for it takes a tenth of a second of the start
-
-    pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("heedmap", folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["percent"] = percent
-    pages.filters["shown"] = _shown
-    return pages.get_template(name)
-
-
 def most_confused(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 6
 ) -> list[tuple[str, str, int]]:
@@ -183,21 +162,6 @@ def most_confused(
         if row != column and count
     ]
     return sorted(pairs, key=lambda pair: -pair[2])[:most]
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """Write a share as per cent; a thin space keeps the sign beside its number."""
-    return "-" if math.isnan(share) else f"{100 * share:.{digits}f}\u202f%"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _charts(data: ReportData) -> list[dict[str, Any]]:

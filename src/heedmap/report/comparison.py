@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from heedmap.report import page_template
 from heedmap.visualization.charts import DotRow, dot_chart
+from heedmap.visualization.page import page_template
 
 GROUPS = ("answers", "pointing", "overlap", "boxes", "cost")
 PLOT_STYLE = (

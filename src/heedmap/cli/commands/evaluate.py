@@ -82,6 +82,7 @@ class Evaluate(ObjectOptions):
         check_range("workers", self.workers, 0, 1024)
         if self.out is not None:
             _refuse_other(Path(self.out))
+        run = Run.open(self.run)
         options = EvaluateOptions(
             suites=split_names("suite", self.suite),
             methods=split_names("method", self.method),
@@ -97,7 +98,6 @@ class Evaluate(ObjectOptions):
             precision=self.precision,
             opening=DataOptions(root=self.root, download=self.download, workers=self.workers, cache=self.cache),
         )
-        run = Run.open(self.run)
         results: list[Evaluation] = []
         try:
             with show_progress() as progress:

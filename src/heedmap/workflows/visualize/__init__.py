@@ -48,13 +48,13 @@ from heedmap.inference.predictor import (
 )
 from heedmap.inference.reading import DecodedImage, Reader, Sources, decode, find_sources, named_sources
 from heedmap.visualization.heatmap import overlay
+from heedmap.visualization.page import page_template
 from heedmap.visualization.panel import png
 from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResult
 
 if TYPE_CHECKING:
     import torch
 
-    from heedmap.report import page_template
 from heedmap.models.classifier import AttentionClassifier
 
 __all__ = [
