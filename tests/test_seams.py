@@ -14,7 +14,7 @@ from heedmap.attention import ATTENTIONS, Attended, AttentionOptions, Gate, Read
 from heedmap.attention.readouts import MeanReadout
 from heedmap.backbones.base import Backbone
 from heedmap.backbones.compact import Compact
-from heedmap.backbones.vgg import PaperVGG
+from heedmap.backbones.paper import PaperVGG
 from heedmap.backbones.whitened import Whitened
 from heedmap.backbones.wrapped import WrappedBackbone
 from heedmap.config import TrainOptions

@@ -4,10 +4,9 @@
 the command line knows by name; another one is a class of :class:`AttentionOptions`, and a line there.
 """
 
-from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures
+from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures, checked_choice
 from heedmap.attention.feature_gate import Feature, FeatureAttention, FeatureDense, GatedMean
 from heedmap.attention.readouts import Additive, CompatibilityReadout, Dot, MeanReadout, NoAttention, Parametrised
-from heedmap.errors import ModelError, nearest
 
 __all__ = [
     "ATTENTIONS",
@@ -31,13 +30,7 @@ ATTENTIONS: dict[str, type[AttentionOptions]] = {
 def attention_options(name: str, weights: str | None = None) -> AttentionOptions:
     """Return the options of the attention of that name.
 
-    Args:
-        name: a key of :data:`ATTENTIONS`.
-        weights: ``softmax`` or ``sigmoid``; None takes the default of that attention.
-
     Raises:
-        ModelError: an unknown name, or weights that this attention does not have.
+        ModelError: a name not in :data:`ATTENTIONS`, or weights that this attention does not have.
     """
-    if name not in ATTENTIONS:
-        raise ModelError(f"Unknown attention {name!r}; it can be {', '.join(ATTENTIONS)}.{nearest(name, ATTENTIONS)}")
-    return ATTENTIONS[name](weights)
+    return ATTENTIONS[checked_choice("attention", name, tuple(ATTENTIONS))](weights)

@@ -36,8 +36,7 @@ from heedmap.errors import ModelError
 
 FORMS = ("conv", "dense")
 GIB = 2**30
-# Weight, gradient and Adam's two moments, 4 bytes each.
-BYTES_PER_WEIGHT = 16
+BYTES_PER_WEIGHT = 16  # weight, gradient and Adam's two moments, 4 bytes each
 
 
 class FeatureAttention(Gate):
@@ -47,10 +46,8 @@ class FeatureAttention(Gate):
     does.
 
     Args:
-        channels: C of the features.
-        height, width: H and W of the features; the dense form is bound to them, the conv form takes any.
-        form: ``conv`` or ``dense``.
-        weights: ``softmax`` or ``sigmoid``.
+        channels, height, width: C, H and W of the features; the conv form takes any H and W.
+        form, weights: ``conv`` or ``dense``; ``softmax`` or ``sigmoid``.
         max_bytes: the most that the dense matrix may take in training, gradient and Adam's state included.
 
     Raises:
@@ -118,12 +115,7 @@ def _size(channels: int, height: int, width: int) -> str:
 
 
 class GatedMean(Readout):
-    """The mean of gated features over positions; its map is the gate's mean over channels.
-
-    Args:
-        gate: the gate.
-        name: its name in the registry.
-    """
+    """The mean of gated features over positions; its map is the gate's mean over channels."""
 
     is_share = False  # also under softmax, which runs over all features
 

@@ -7,33 +7,27 @@ train/eval flag is as before. Running statistics, parameters, gradients and the 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor, nn
 
+from heedmap.backbones.weights import first_line
 from heedmap.errors import ModelError
 from heedmap.modules import dummy_image, evaluation_mode
 from heedmap.types import Stage
 
-# A network that flattens its features takes one size only; these are the usual ones.
-USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)
-LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)
-# A map with fewer positions to a side than this says little about where.
-LEAST_SIDE = 4
+USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)  # of networks that flatten their features, which take one only
+LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)  # tried for the smallest size
+LEAST_SIDE = 4  # a map with fewer positions to a side says little about where
 
 
 @dataclass(frozen=True)
 class SpatialModule:
-    """A module whose output is spatial.
-
-    Attributes:
-        stage: its name, channels and stride.
-        side: positions to a side at the probe's size.
-        depth: share of the network's layers that have run when it is done, 0 to 1.
-    """
+    """A module whose output is spatial."""
 
     stage: Stage
-    side: int
-    depth: float
+    side: int  # positions to a side at the probe's size
+    depth: float  # share of the network's layers that have run when it is done, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,7 @@ class Survey:
         modules: the spatial modules outside the classifier, in the order in which they finish.
         classifier: name of the classifier, or None where the network ends without one.
         output_shape: the shape of the network's output for one image, or None where that is no tensor.
-        fixed_size: the probe's size, where the network failed at another one.
-        least_size: the smallest image side tried that works.
+        fixed_size, least_size: as in :class:`heedmap.backbones.base.Backbone`, among the sizes tried.
     """
 
     size: int
@@ -99,8 +92,7 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
     attention matrices. Its stride is the growth of the image over the growth of the grid between two sizes.
 
     Args:
-        module: the network.
-        name: how messages call it.
+        module, name: the network, and how messages call it.
         probe_size: the image side to try; None tries 224, then the other usual sizes, then ``image_size``.
         image_size: the side of the images to come.
 
@@ -110,10 +102,7 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
     usual = USUAL_SIZES if image_size is None else (*USUAL_SIZES, image_size)
     size, trace, output = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
     other_size = size - 64 if size >= 128 else size + 64
-    try:
-        other, _ = _watch(module, other_size)
-    except Exception:  # the network's own code may raise anything; the network then takes one size only
-        other = None
+    other = _trace_at(module, other_size)  # None where the network takes one size only
     classifier = _classifier(module, trace) if output is not None and len(output) == 2 else None
     modules = tuple(_spatial_modules(trace, other, (size, other_size), classifier))
     if not modules:
@@ -121,35 +110,35 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
             f"{name} has nothing to tap: none of its modules returns features as (B, C, H, W) before the classifier. "
             "Networks that keep them as (B, H, W, C) or as tokens (Swin, ViT) cannot be tapped; take a CNN."
         )
-    least = size if other is None else _least_size(module, max(each.stage.stride for each in modules), size)
-    return Survey(size, modules, classifier, output, size if other is None else None, least)
+    if other is None:
+        return Survey(size, modules, classifier, output, size, size)
+    sizes = [side for side in LADDER if max(each.stage.stride for each in modules) <= side < size]
+    least = next((side for side in sizes if _trace_at(module, side) is not None), size)
+    return Survey(size, modules, classifier, output, None, least)
 
 
-def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]:
+def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...]:
     """Return the outermost and last module at each of the two deepest resolutions of at least 4 x 4 positions.
 
     *Outermost* is the fewest dots in the name, so ``layer3`` before ``layer3.1.conv2``; among those the last to
     finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside ``features.10``).
 
     Args:
-        found: the result of :func:`survey`.
+        probed: the result of :func:`survey`.
         image_size: the side of the images to come; None is the probe's size.
 
     Returns:
         One or two names, the finer grid first; empty when no grid has 4 x 4 positions.
     """
-    sides = {module.stage.name: found.side(module, image_size or found.size) for module in found.modules}
+    sides = {module.stage.name: probed.side(module, image_size or probed.size) for module in probed.modules}
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
         names = [
-            name
-            for name, own in sides.items()
-            if own == side and not any(tap == name or tap.startswith(f"{name}.") for tap in taps)
+            name for name in sides if sides[name] == side and not any(f"{t}.".startswith(f"{name}.") for t in taps)
         ]
         if names:
-            fewest = min(name.count(".") for name in names)
-            taps.append([name for name in names if name.count(".") == fewest][-1])
+            taps.append(min(reversed(names), key=lambda name: name.count(".")))
     return tuple(taps)
 
 
@@ -162,7 +151,7 @@ def _first_that_runs(
         try:
             return size, *_watch(module, size)
         except Exception as reason:  # the network's own code may raise anything
-            reasons.append(f"{size}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}")
+            reasons.append(f"{size}: {first_line(reason)}")
     if other := re.search(r"to have (\d+) channels, but got 3 channels", reasons[0]):  # torch's words
         raise ModelError(
             f"{name} takes {other[1]} input channel{'s' * (other[1] != '1')}; three are needed (RGB), so wrap it so "
@@ -172,6 +161,14 @@ def _first_that_runs(
         f"{name} did not run on an image (1, 3, size, size) at any size tried ({reasons[0]}); "
         "give the size it was made for as image_size."
     )
+
+
+def _trace_at(module: nn.Module, size: int) -> _Trace | None:
+    """The trace of a run, or None where the network's own code, which may raise anything, fails at that size."""
+    try:
+        return _watch(module, size)[0]
+    except Exception:
+        return None
 
 
 def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None]:
@@ -193,19 +190,15 @@ def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None
 
 
 def _classifier(module: nn.Module, trace: _Trace) -> str | None:
-    """Return the name of the outermost module around the last layer that holds nothing but what classifiers hold.
-
-    The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
-    after timm's ``num_classes=0``) has no classifier.
-    """
+    """Return the name of the outermost module around the last layer that holds nothing but what classifiers hold."""
+    # The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
+    # after timm's num_classes=0) has no classifier.
     parts = trace.layers[-1].split(".") if trace.layers else []
-    for length in range(1, len(parts) + 1):
-        name = ".".join(parts[:length])
-        if name not in trace.begun:
-            continue
-        inside = [part for part in module.get_submodule(name).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-        if inside and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in inside):
-            return name
+    for name in accumulate(parts, "{}.{}".format):
+        if name in trace.begun:
+            inside = [part for part in module.get_submodule(name).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+            if inside and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in inside):
+                return name
     return None
 
 
@@ -220,8 +213,9 @@ def _spatial_modules(
             continue
         stride = _stride(shape, other.shapes.get(name) if other else None, sizes, fixed=other is None)
         if stride is not None:
-            depth = trace.finished[name] / max(1, len(trace.layers))
-            yield SpatialModule(Stage(name, shape[1], stride), shape[2], depth)
+            yield SpatialModule(
+                Stage(name, shape[1], stride), shape[2], trace.finished[name] / max(1, len(trace.layers))
+            )
 
 
 def _is_attention_matrix(out: Tensor) -> bool:
@@ -239,15 +233,3 @@ def _stride(
         return None
     growth = (shape[2] - other[2]) / (sizes[0] - sizes[1])
     return round(1 / growth) if 0 < growth <= 1 else None
-
-
-def _least_size(module: nn.Module, stride: int, largest: int) -> int:
-    """Return the first size on the ladder, from the deepest stride on, at which the network runs."""
-    for size in LADDER:
-        if stride <= size < largest:
-            try:
-                _watch(module, size)
-            except Exception:  # any error may mean that the image is too small
-                continue
-            return size
-    return largest

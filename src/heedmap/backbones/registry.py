@@ -20,17 +20,14 @@ from torch import nn
 
 from heedmap.backbones import OWN_BACKBONES
 from heedmap.backbones.base import IMAGENET, Normalization
+from heedmap.backbones.weights import first_line
 from heedmap.errors import ModelError, nearest
 
 LIBRARIES = ("timm", "torchvision")
 
 
 def list_library_models() -> tuple[str, ...]:
-    """Names that :func:`build_wrapped` knows, timm's first, each with its library in front.
-
-    Raises:
-        ModelError: one of the libraries is missing or broken.
-    """
+    """Return the names in timm, then torchvision, library in front; a ModelError where one is missing or broken."""
     return tuple(f"{library}/{model}" for library in LIBRARIES for model in _models(library))
 
 
@@ -38,9 +35,8 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as reason:  # a torchvision of another torch raises all three
-        why = (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(
-            f"{name} cannot be imported ({why}); install timm and the torchvision that belongs to torch "
+            f"{name} cannot be imported ({first_line(reason)}); install timm and the torchvision that belongs to torch "
             f"{torch.__version__}, or use heedmap's own models, which need neither."
         ) from reason
 
@@ -61,15 +57,13 @@ def find_model(name: str) -> tuple[str, str]:
     Raises:
         ModelError: unknown, with the nearest name; a library is missing or broken.
     """
-    library, slash, model = name.partition("/")
-    libraries = (library,) if slash else LIBRARIES
+    library, slash, model = name.rpartition("/")
     if slash and library not in LIBRARIES:
         raise ModelError(
             f"Unknown library {library!r} in {name!r}; give timm/NAME or torchvision/NAME.{nearest(library, LIBRARIES)}"
         )
-    model = model if slash else name
     known: list[str] = []
-    for candidate in libraries:
+    for candidate in (library,) if slash else LIBRARIES:
         models = _models(candidate)
         if model in models or (candidate == "timm" and model in _library("timm").list_pretrained()):
             return candidate, model
@@ -80,13 +74,9 @@ def find_model(name: str) -> tuple[str, str]:
 
 
 def make_network(library: str, model: str, *, hub: bool, num_classes: int | None) -> nn.Module:
-    """Build a network, with random weights or the library's own from the hub.
+    """Build a network by :func:`find_model`'s names, with random weights, or the library's own from its hub or cache.
 
-    Args:
-        library: ``timm`` or ``torchvision``.
-        model: its name there.
-        hub: take the library's weights, from its cache or over the network.
-        num_classes: outputs of the classifier; None is the library's number, which the hub's weights always have.
+    ``num_classes`` None is the library's number, which the hub's weights always have.
 
     Raises:
         ModelError: the hub's weights cannot be loaded.
@@ -103,45 +93,37 @@ def make_network(library: str, model: str, *, hub: bool, num_classes: int | None
         with _quiet_hub() as unknown:
             net = create(model, pretrained=True)
     except Exception as reason:  # urllib, httpx, huggingface_hub and timm each have their own
-        why = unknown or (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(
-            f"The weights of {library}/{model} cannot be loaded from the hub or its cache ({why}); "
-            "supply the file: --pretrained FILE.safetensors (or .pt)."
+            f"The weights of {library}/{model} cannot be loaded from the hub or its cache "
+            f"({unknown or first_line(reason)}); supply the file: --pretrained FILE.safetensors (or .pt)."
         ) from reason
     return net
 
 
 @contextmanager
 def _quiet_hub() -> Iterator[str | None]:
-    """Silence the hub's messages; where its host cannot be resolved, use its cache alone, without a minute of retries.
-
-    Yields what is wrong with the internet connection, or None.
-    """
+    """Silence the hub's messages; without a network, of which it yields the reason, use its cache without retries."""
     from huggingface_hub import constants
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx", "timm")]
     levels, offline = [logger.level for logger in loggers], constants.HF_HUB_OFFLINE
-    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
-    resolves = offline or bool(urllib.request.getproxies()) or _resolves(host)
+    host, why = urllib.parse.urlsplit(constants.ENDPOINT).hostname, None
+    try:
+        if not offline and not urllib.request.getproxies():
+            socket.getaddrinfo(host, 443)
+    except OSError:
+        why = f"no network: {host} cannot be resolved"
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        constants.HF_HUB_OFFLINE = offline or not resolves
+        constants.HF_HUB_OFFLINE = offline or why is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield None if resolves else f"no network: {host} cannot be resolved"
+            yield why
     finally:
         constants.HF_HUB_OFFLINE = offline
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _resolves(host: str | None) -> bool:
-    """Whether the name of a host has an address."""
-    try:
-        return bool(socket.getaddrinfo(host, 443))
-    except OSError:
-        return False
 
 
 def pretrained_settings(net: nn.Module) -> tuple[Normalization, int | None]:

@@ -29,7 +29,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ModelError(f"No weights file {path}; give the path of a {', '.join(SUFFIXES)} file.")
     if path.suffix not in SUFFIXES:
         raise ModelError(f"{path} is not a weights file; give {', '.join(SUFFIXES)}.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    try:
+        content = _content(path)
+    except pickle.UnpicklingError as reason:
+        raise ModelError(
+            f"{path} is a pickle that holds more than tensors, or is damaged; heedmap loads no pickles, since they can "
+            "run any code. Save the tensors alone: torch.save(net.state_dict(), ...), or as .safetensors."
+        ) from reason
+    except Exception as reason:  # each format, and each kind of damage, has its own
+        kind = "safetensors" if path.suffix == ".safetensors" else "PyTorch weights"
+        raise ModelError(f"{path} cannot be read as {kind} ({first_line(reason)}); download it again.") from reason
     weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights or len(weights) < len(content):
         raise ModelError(
@@ -41,32 +50,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: str | Path, *, dropped: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Load a weights file into a network; all of them or none.
+    """Load a weights file into a network, all of them or none; return the keys left out.
 
-    Args:
-        module: the network; its parameters and buffers are overwritten.
-        path: see :func:`read_weights`.
-        dropped: names of submodules that were removed from the network, such as the classifier; what the file holds
-            for them is left out.
-
-    Returns:
-        The keys left out, all of them under ``dropped``.
+    Those are what the file holds for ``dropped``, the names of submodules that were removed, such as the classifier.
 
     Raises:
         ModelError: from :func:`read_weights`; keys missing, not known, or of another shape. The network is unchanged.
     """
     weights = read_weights(path)
     left_out = tuple(key for key in weights if key.startswith(tuple(f"{name}." for name in dropped)))
-    fitting = {key: value for key, value in weights.items() if key not in left_out}
     own = module.state_dict()
     # Files from before PyTorch 0.4.1 have no such counters; nothing that a network computes depends on them.
-    for key in own.keys() - fitting.keys():
-        if key.endswith("num_batches_tracked"):
-            fitting[key] = own[key]
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    fitting = counters | {key: value for key, value in weights.items() if key not in left_out}
     shapes = [
-        f"{key} {tuple(fitting[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in fitting
-        if key in own and fitting[key].shape != own[key].shape
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in fitting.items()
+        if key in own and value.shape != own[key].shape
     ]
     complaints = (
         _some("missing", sorted(own.keys() - fitting.keys())),
@@ -81,29 +81,16 @@ def load_weights(module: nn.Module, path: str | Path, *, dropped: tuple[str, ...
     return left_out
 
 
-def _read_safetensors(path: Path) -> dict[str, object]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _content(path: Path) -> dict[str, object]:
+    """What the file holds by name; nothing where it holds no dictionary."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # start-up stays light
 
-    try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as reason:
-        raise ModelError(f"{path} cannot be read as safetensors ({_line(reason)}); download it again.") from reason
-
-
-def _read_torch(path: Path) -> dict[str, object]:
-    try:
-        with warnings.catch_warnings():
-            # torch warns about pickles that it did not write; unreadable ones raise below.
-            warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as reason:
-        raise ModelError(
-            f"{path} is a pickle that holds more than tensors, or is damaged; heedmap loads no pickles, since they can "
-            "run any code. Save the tensors alone: torch.save(net.state_dict(), ...), or as .safetensors."
-        ) from reason
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as reason:
-        raise ModelError(f"{path} cannot be read as PyTorch weights ({_line(reason)}); download it again.") from reason
+    with warnings.catch_warnings():
+        # torch warns about pickles that it did not write; unreadable ones raise.
+        warnings.simplefilter("ignore", UserWarning)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         return {}
     return dict(next((content[nest] for nest in NESTS if isinstance(content.get(nest), dict)), content))
@@ -111,10 +98,10 @@ def _read_torch(path: Path) -> dict[str, object]:
 
 def _some(what: str, keys: list[str], most: int = 3) -> str:
     """``2 missing (a, b)``, or an empty string when there are none."""
-    if not keys:
-        return ""
-    return f"{len(keys)} {what} ({', '.join(keys[:most])}{', ...' if len(keys) > most else ''})"
+    more = ", ..." if len(keys) > most else ""
+    return f"{len(keys)} {what} ({', '.join(keys[:most])}{more})" if keys else ""
 
 
-def _line(reason: BaseException) -> str:
+def first_line(reason: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
     return (str(reason).splitlines() or [type(reason).__name__])[0]

@@ -1,4 +1,4 @@
-"""The description from which a classifier is rebuilt before its weights are loaded."""
+"""What a classifier is rebuilt from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from heedmap.errors import ModelError
 class Architecture:
     """The description from which a classifier is rebuilt before its weights are loaded.
 
-    Attributes:
-        model: ``compact``, ``whitened``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
-        attention, attention_weights, head, taps, combine: as in :class:`heedmap.config.TrainOptions`.
-        image_size: side in pixels.
-        classes: class names; see :func:`class_names`.
+    The fields are those of :class:`heedmap.config.TrainOptions`; ``image_size`` is the side in pixels.
     """
 
     model: str

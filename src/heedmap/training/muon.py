@@ -27,10 +27,8 @@ class Muon(torch.optim.Optimizer):
     the kernel is brought back to the norm sqrt(O), which is why it needs no decay, and why a normalisation must follow
     it. ``torch.optim.Muon`` takes matrices only, and decays in place of keeping the norm.
 
-    Args:
-        groups: parameter groups. ``orthogonal`` says that a group holds kernels, ``adaptive`` that AdamW moves it (as
-            ``torch.optim.AdamW`` does); of all others ``weight_decay`` times the value is added to the gradients.
-        lr: of all groups that bring none.
+    Of the parameter groups those with ``orthogonal`` hold kernels, those with ``adaptive`` are moved as by
+    ``torch.optim.AdamW``; of all others ``weight_decay`` times the value is added to the gradients.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
@@ -39,10 +37,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step along the gradients; a ``closure`` is called first, and what it returns is returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             other = self._adaptive_step if group["adaptive"] else self._step_of_other
             step = self._step_of_kernel if group["orthogonal"] else other

@@ -23,14 +23,14 @@ from heedmap.config import TrainOptions
 from heedmap.data.loader import TrainingBatches, generator
 from heedmap.errors import OptionError, RunError, TrainingError
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.training.optimizers import make_optimizer, optimizer_state
+from heedmap.training.optimizers import SCHEDULES, make_optimizer, optimizer_state
 from heedmap.training.precision import autocast, resolve
-from heedmap.training.schedules import SCHEDULES
 from heedmap.training.tasks import ClassificationTask, Task, ValidationResult
 from heedmap.types import Batch, EpochReport, Output, StepReport
 
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
+PROGRESS = ("step", "total_steps", "evaluated", "loss_sum", "best_epoch")  # numbers of a checkpoint
 
 OnStep = Callable[[StepReport], None]
 Validation = Callable[[], Iterable[Batch]]
@@ -52,8 +52,7 @@ def fit(
     (dropout) are seeded at every step from (seed, epoch, step). To resume, see :meth:`Fitting.load_state`.
 
     Args:
-        classifier: is changed in place.
-        train: the training batches.
+        classifier, train: the model, which is changed in place, and the training batches.
         validation: called after every epoch, returns this process's share of the validation batches; None evaluates
             nothing and keeps the last weights.
         options: ``epochs``, ``learning_rate`` and ``weight_decay`` must be set.
@@ -82,7 +81,7 @@ class Fitting:
 
     Attributes:
         averaged: the model with the moving average of the weights, in eval mode.
-        step, evaluated: steps taken and epochs evaluated so far.
+        step, evaluated, loss_sum: steps taken, epochs evaluated, and the sum of the losses of the epoch under way.
         best, best_epoch: the validation result of the best epoch so far, and its number.
     """
 
@@ -120,7 +119,7 @@ class Fitting:
         self.optimizer = make_optimizer(classifier, options, fused=accelerator.device.type in ("cpu", "cuda"))
         self.best, self.best_epoch = ValidationResult(), 0
         self._best_weights: dict[str, Tensor] = {}
-        self.step, self.evaluated, self._loss_sum = 0, 0, 0.0
+        self.step, self.evaluated, self.loss_sum = 0, 0, 0.0
         self._began, self._stepped = time.perf_counter(), 0
         self._model = accelerator.prepare_model(self.classifier)
 
@@ -143,9 +142,9 @@ class Fitting:
         Raises:
             TrainingError: the last step left weights that are not finite.
         """
-        tensors = {f"model.{name}": value for name, value in self.classifier.state_dict().items()}
-        tensors |= {f"averaged.{name}": value for name, value in self._averages.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self._best_weights.items()}
+        parts = {"model": self.classifier.state_dict(), "averaged": self._averages.state_dict()}
+        parts["best"] = self._best_weights
+        tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
         tensors = {
@@ -153,15 +152,8 @@ class Fitting:
         }
         if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
             raise TrainingError(self._diverged())
-        progress = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "evaluated": self.evaluated,
-            "loss_sum": self._loss_sum,
-            "best_epoch": self.best_epoch,
-            "best": dict(self.best.figures),
-        }
-        return tensors, progress
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        return tensors, progress | {"best": dict(self.best.figures)}
 
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Resume from what :meth:`state` returned; call it before the iteration.
@@ -185,20 +177,20 @@ class Fitting:
                 "the images, or the number of processes, are not those it began with."
             )
         self._best_weights = {name: value.to(self.accelerator.device) for name, value in parts["best"].items()}
-        self.step, self.evaluated = int(progress["step"]), int(progress["evaluated"])
-        self._loss_sum, self.best_epoch = float(progress["loss_sum"]), int(progress["best_epoch"])
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
         self.best = ValidationResult({name: float(value) for name, value in progress["best"].items()})
 
     def _train_epoch(self, epoch: int, first: int) -> None:
         self._model.train()
         for index, batch in enumerate(self.train.epoch(epoch, first, self.accelerator.device), start=first):
             if index == 0:
-                self._loss_sum = 0.0
+                self.loss_sum = 0.0
             loss = self._train_step(batch, epoch, index)
             self._averages.update_parameters(self.classifier)
             self.step += 1
             self._stepped += 1
-            self._loss_sum += loss
+            self.loss_sum += loss
             if self.on_step is not None:
                 self.on_step(self._step_report(epoch, loss))
 
@@ -240,20 +232,22 @@ class Fitting:
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         began = time.perf_counter()
-        result = self._evaluate()
+        result = ValidationResult()
+        if self.validation is not None:
+            with torch.no_grad():
+                result = self.task.validate(self._runner(self.averaged), self.validation(), self._joined)
         if not all(map(math.isfinite, result.figures.values())):  # before it is called the best, or drawn
             raise TrainingError(self._diverged())
         self.evaluated = epoch + 1
-        # A later epoch wins when nothing was evaluated.
-        compared = bool(result.figures) and bool(self.best.figures)
-        improved = not compared or self.task.is_better(result.figures, self.best.figures)
+        new, old = result.figures, self.best.figures
+        improved = not (new and old) or self.task.is_better(new, old)  # a later epoch wins when nothing was evaluated
         if improved:
             self.best, self.best_epoch = result, epoch + 1
             self._best_weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
         return EpochReport(
             epoch=epoch + 1,
             epochs=self.epochs,
-            train_loss=self._loss_sum / self.train.steps,
+            train_loss=self.loss_sum / self.train.steps,
             learning_rate=self._rate_now(),
             images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
             seconds=seconds,
@@ -263,13 +257,6 @@ class Fitting:
             is_best=improved,
             evaluation_seconds=time.perf_counter() - began,
         )
-
-    def _evaluate(self) -> ValidationResult:
-        """Evaluate the averaged weights on the validation images, all processes together."""
-        if self.validation is None:
-            return ValidationResult()
-        with torch.no_grad():
-            return self.task.validate(self._runner(self.averaged), self.validation(), self._joined)
 
     def _joined(self, values: Tensor) -> Tensor:
         """Return the sum over all processes."""
