@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from heedmap.backbones import registry as zoo
 from heedmap.backbones.base import IMAGENET, Trunk
 from heedmap.backbones.inspection import survey
-from heedmap.backbones.weights import read_weights
+from heedmap.backbones.registry import read_weights
 from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped, list_library_models
 from heedmap.errors import ModelError
 

@@ -85,29 +85,23 @@ class FeatureAttention(Gate):
         Raises:
             ModelError: the dense form got features of another size than it was built for.
         """
-        scores = self._dense(features) if self.form == "dense" else self._conv(features)
+        if self.form == "dense":
+            expected = (self.channels, self.height, self.width)
+            if tuple(features.shape[1:]) != expected:
+                raise ModelError(
+                    f"Dense feature attention was built for features of {_size(*expected)}, not "
+                    f"{_size(*features.shape[1:])}; keep the image size it was trained with, or take "
+                    "--attention feature (form 'conv')."
+                )
+            scores = (self.outer * self.inner(features.flatten(1)).relu()).view(features.shape)
+        else:  # a linear layer over the last axis is the 1x1 convolution; in channels_last this moves no memory
+            scores = (self.outer * self.inner(features.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
         scores = scores.to(at_least_float32(scores.dtype))
         if self.weights == "sigmoid":
             gate = scores.sigmoid()
         else:
             gate = scores.flatten(1).softmax(1).view(scores.shape) * scores[0].numel()
         return Attended(features * gate.to(features.dtype), gate)
-
-    def _dense(self, features: Tensor) -> Tensor:
-        expected = (self.channels, self.height, self.width)
-        if tuple(features.shape[1:]) != expected:
-            raise ModelError(
-                f"Dense feature attention was built for features of {_size(*expected)}, not "
-                f"{_size(*features.shape[1:])}; keep the image size it was trained with, or take "
-                "--attention feature (form 'conv')."
-            )
-        scored: Tensor = self.outer * self.inner(features.flatten(1)).relu()
-        return scored.view(features.shape)
-
-    def _conv(self, features: Tensor) -> Tensor:
-        # A linear layer over the last axis is the 1x1 convolution; in channels_last this moves no memory.
-        scored: Tensor = self.outer * self.inner(features.permute(0, 2, 3, 1)).relu()
-        return scored.permute(0, 3, 1, 2)
 
 
 def _size(channels: int, height: int, width: int) -> str:

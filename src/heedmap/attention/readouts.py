@@ -120,8 +120,14 @@ class CompatibilityReadout(Readout):
         """The query's projection before the score; None where ours would be inert."""
         if self.score == "additive":
             return nn.Linear(query_channels, self.channels)
-        if paper:
-            module = _paper_query_map(query_channels, self.channels, self.projection is not None)
+        same = query_channels == self.channels
+        if paper:  # as in the published code: normalised where a level's size differs from g's
+            layers: list[nn.Module] = []
+            if self.projection is not None or not same:
+                layers = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
+            if self.projection is None and not same:
+                layers.append(nn.Linear(query_channels, self.channels))
+            module = nn.Sequential(*layers)
             return module if self.uses_query else module.requires_grad_(False)
         if self.score == "dot":
             zeroed = nn.Linear(query_channels, self.channels, bias=False)
@@ -129,7 +135,6 @@ class CompatibilityReadout(Readout):
             return zeroed
         if not self.uses_query:
             return None
-        same = query_channels == self.channels
         return nn.Identity() if same else nn.Linear(query_channels, self.channels, bias=False)
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
@@ -202,16 +207,6 @@ def rms(flat: Tensor) -> Tensor:
     """Root mean square (B, 1) of features (B, C, N) over channels and positions, at least float32."""
     precise = flat.to(at_least_float32(flat.dtype))
     return precise.square().mean((1, 2)).sqrt().clamp_min(1e-6)[:, None]
-
-
-def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Module:
-    """The published code's query projection: normalised where a level's size differs from g's."""
-    normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
-    if lifted:
-        return nn.Sequential(*normalised)
-    if query_channels == channels:
-        return nn.Identity()
-    return nn.Sequential(*normalised, nn.Linear(query_channels, channels))
 
 
 @dataclass(frozen=True)

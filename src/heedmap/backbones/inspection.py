@@ -6,18 +6,20 @@ train/eval flag is as before. Running statistics, parameters, gradients and the 
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from torch import Tensor, nn
 
-from heedmap.backbones.weights import first_line
+from heedmap.backbones.registry import first_line
 from heedmap.errors import ModelError
 from heedmap.modules import dummy_image, evaluation_mode
 from heedmap.types import Stage
 
 USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)  # of networks that flatten their features, which take one only
 LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)  # tried for the smallest size
+_Shape = tuple[int, ...]
 LEAST_SIDE = 4  # a map with fewer positions to a side says little about where
 
 
@@ -48,10 +50,6 @@ class Survey:
     output_shape: tuple[int, ...] | None
     fixed_size: int | None
     least_size: int
-
-    def side(self, module: SpatialModule, size: int) -> int:
-        """Positions to a side at a module, for images of another size (exact up to rounding at the borders)."""
-        return module.side + (size - self.size) // module.stage.stride
 
 
 @dataclass
@@ -130,7 +128,9 @@ def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...
     Returns:
         One or two names, the finer grid first; empty when no grid has 4 x 4 positions.
     """
-    sides = {module.stage.name: probed.side(module, image_size or probed.size) for module in probed.modules}
+    growth = (image_size or probed.size) - probed.size
+    # Positions to a side; for another size than the probe's exact up to rounding at the borders.
+    sides = {each.stage.name: each.side + growth // each.stage.stride for each in probed.modules}
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
@@ -142,9 +142,7 @@ def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...
     return tuple(taps)
 
 
-def _first_that_runs(
-    module: nn.Module, name: str, sizes: tuple[int, ...]
-) -> tuple[int, _Trace, tuple[int, ...] | None]:
+def _first_that_runs(module: nn.Module, name: str, sizes: tuple[int, ...]) -> tuple[int, _Trace, _Shape | None]:
     """Return the first size at which the network runs, the trace of that run and the shape of its output."""
     reasons = []
     for size in sizes:
@@ -171,21 +169,16 @@ def _trace_at(module: nn.Module, size: int) -> _Trace | None:
         return None
 
 
-def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None]:
+def _watch(module: nn.Module, size: int) -> tuple[_Trace, _Shape | None]:
     """Run once without gradients; return the trace and the shape of the output."""
-    trace, hooks = _Trace(), []
-    try:
-        for name, part in module.named_modules():
-            if name:
-                hooks += [
-                    part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name)),
-                    part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out)),
-                ]
-        with evaluation_mode(module):
-            output = module(dummy_image(module, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    trace = _Trace()
+    with ExitStack() as hooks, evaluation_mode(module):
+        for name, part in list(module.named_modules())[1:]:
+            begin = part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name))
+            end = part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out))
+            hooks.callback(begin.remove)
+            hooks.callback(end.remove)
+        output = module(dummy_image(module, size))
     return trace, tuple(output.shape) if isinstance(output, Tensor) else None
 
 
@@ -223,9 +216,7 @@ def _is_attention_matrix(out: Tensor) -> bool:
     return out.dim() == 4 and out.shape[-1] > 1 and bool(((out.float().sum(-1) - 1).abs() < 1e-3).all())
 
 
-def _stride(
-    shape: tuple[int, ...], other: tuple[int, ...] | None, sizes: tuple[int, int], *, fixed: bool
-) -> int | None:
+def _stride(shape: _Shape, other: _Shape | None, sizes: tuple[int, int], *, fixed: bool) -> int | None:
     """Return the pixels per position, or None where the grid does not grow with the image as one of features would."""
     if fixed:
         return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else None

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from heedmap.backbones.base import IMAGENET, NOTHING, Backbone, Inside, Normalization, Trunk
 from heedmap.backbones.inspection import choose_taps, survey
-from heedmap.backbones.registry import find_model, list_library_models, make_network, pretrained_settings
-from heedmap.backbones.weights import load_weights
+from heedmap.backbones.registry import find_model, list_library_models, load_weights, make_network, pretrained_settings
 from heedmap.errors import ModelError, nearest
 from heedmap.modules import dummy_image, evaluation_mode
 
@@ -77,8 +76,9 @@ class WrappedBackbone(Backbone):
         left_out: keys of the weights file that belonged to what was dropped; filled by :func:`build_wrapped`.
     """
 
-    left_out: tuple[str, ...]
-    dropped: tuple[str, ...]
+    logit_channels: int | None = None
+    left_out: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -98,8 +98,7 @@ class WrappedBackbone(Backbone):
                 with such ``.logits``.
             taps: names of submodules to tap; None chooses by :func:`~heedmap.backbones.inspection.choose_taps`.
             keep_head: whether :attr:`Trunk.logits` is the network's own output.
-            normalization: that the network was trained with.
-            name: how messages call it; None is the class name.
+            normalization, name: that the network was trained with; how messages call it, None by its class.
             probe_size, image_size: as in :func:`~heedmap.backbones.inspection.survey`; taps are chosen for the latter.
 
         Raises:
@@ -107,21 +106,22 @@ class WrappedBackbone(Backbone):
         """
         super().__init__()
         self.name = name or type(module).__name__
-        self.normalization = normalization
-        self.net = module
-        self.keep_head = keep_head
+        self.normalization, self.net, self.keep_head = normalization, module, keep_head
         self.survey = survey(module, self.name, probe_size, image_size=image_size)
         self.fixed_size, self.least_size = self.survey.fixed_size, self.survey.least_size
         self.stages = tuple(module.stage for module in self.survey.modules)
         self.query_channels = self.stages[-1].channels
-        self.logit_channels: int | None = None
         if keep_head:
             with evaluation_mode(module):
                 self.logit_channels = self._logits(module(dummy_image(module, self.survey.size))).shape[1]
-        self.left_out, self.dropped = (), ()
         if taps is not None:
             self.check_taps(taps)
-        self.default_taps = self._chosen(image_size) if taps is None else tuple(taps)
+        elif self.survey.modules[-1].depth < 0.5:  # of a ViT or Swin only the patch embedding, blind to what is learned
+            raise ModelError(
+                f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
+                "which cannot be tapped; use a CNN, or name the taps to tap it there all the same."
+            )
+        self.default_taps = self.taps_for(image_size or self.survey.size) if taps is None else tuple(taps)
         self._catch = _Catch()
         self._hooked: frozenset[str] = frozenset()
         self._hook((*self.default_taps, self.stages[-1].name))
@@ -145,10 +145,9 @@ class WrappedBackbone(Backbone):
         finally:
             self._catch.clear()
         for name in requested:
-            if name not in caught:
-                raise ModelError(f"Module {name!r} of {self.name} did not run in this pass; tap another one.")
-            if not _is_spatial(caught[name]):
-                raise ModelError(f"Module {name!r} of {self.name} returned no (B, C, H, W); tap another one.")
+            if not _is_spatial(caught.get(name)):
+                what = "returned no (B, C, H, W)" if name in caught else "did not run in this pass"
+                raise ModelError(f"Module {name!r} of {self.name} {what}; tap another one.")
         query = caught[last].mean(dim=(2, 3)) if need_query else None
         return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(output) if self.keep_head else None)
 
@@ -168,13 +167,12 @@ class WrappedBackbone(Backbone):
 
     def taps_for(self, image_size: int) -> tuple[str, ...]:
         """Return taps by :func:`choose_taps` for such images; raise a ModelError where no grid has 4 x 4 positions."""
-        taps = choose_taps(self.survey, image_size)
-        if not taps:
-            raise ModelError(
-                f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
-                "set a larger image size, or name the taps."
-            )
-        return taps
+        if taps := choose_taps(self.survey, image_size):
+            return taps
+        raise ModelError(
+            f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
+            "set a larger image size, or name the taps."
+        )
 
     def grid_side(self, tap: str, image_size: int) -> int:
         """See :meth:`Backbone.grid_side`; found by a forward pass, since borders make it differ from the stride."""
@@ -193,15 +191,6 @@ class WrappedBackbone(Backbone):
         if unknown not in dict(self.net.named_modules()):
             raise ModelError(f"No tap {unknown!r} in {self.name}; it has {names}{nearest(unknown, known)}")
         raise ModelError(f"Module {unknown!r} of {self.name} has no (B, C, H, W) output to tap; take one of {names}")
-
-    def _chosen(self, image_size: int | None) -> tuple[str, ...]:
-        # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.
-        if self.survey.modules[-1].depth < 0.5:
-            raise ModelError(
-                f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
-                "which cannot be tapped; use a CNN, or name the taps to tap it there all the same."
-            )
-        return self.taps_for(image_size or self.survey.size)
 
     def _hook(self, names: Sequence[str]) -> None:
         for name in set(names) - self._hooked:
@@ -237,23 +226,19 @@ class WrappedBackbone(Backbone):
         needed = {id(weight) for weight in self._reached(self.default_taps, need_query=True)}
         if not self.keep_head:
             # From the end backwards: a layer can only be an identity when the one after it no longer needs the width.
-            for name in reversed(self._outermost_without(needed)):
+            outermost: list[str] = []  # without a needed parameter
+            for name, part in self.net.named_modules():
+                inside = {id(weight) for weight in part.parameters()}
+                is_inner = name.startswith(tuple(f"{outer}." for outer in outermost))
+                if name and inside and not is_inner and not needed & inside:
+                    outermost.append(name)
+            for name in reversed(outermost):
                 self._drop(name)
             gone = tuple(f"{name}." for name in self.dropped)
             self.stages = tuple(stage for stage in self.stages if not f"{stage.name}.".startswith(gone))
         for weight in self.net.parameters():
             if id(weight) not in needed:
                 weight.requires_grad_(False)
-
-    def _outermost_without(self, needed: set[int]) -> list[str]:
-        """Names of the outermost modules that have parameters, none of them needed."""
-        names: list[str] = []
-        for name, part in self.net.named_modules():
-            inside = {id(weight) for weight in part.parameters()}
-            is_inner = name.startswith(tuple(f"{outer}." for outer in names))
-            if name and inside and not is_inner and not needed & inside:
-                names.append(name)
-        return names
 
     def _drop(self, name: str) -> None:
         """Replace a module by an identity, unless the network then fails or its features change."""
@@ -268,10 +253,9 @@ class WrappedBackbone(Backbone):
             same = all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in pairs)
         except Exception:  # the network's own code, which may depend on the classifier
             same = False
-        if same:
-            self.dropped += (name,)
-        else:
+        if not same:
             setattr(parent, own, part)
+        self.dropped += (name,) if same else ()
 
     def _outputs(self, taps: tuple[str, ...], need_query: bool) -> list[Tensor]:
         """The features, and the query and logits where there are any, of the dummy image."""
@@ -295,18 +279,16 @@ def build_wrapped(
     """Build a network of timm or torchvision as a backbone.
 
     Args:
-        name: ``resnet18`` is timm's if timm knows the name, else torchvision's; ``timm/resnet18`` and
-            ``torchvision/squeezenet1_0`` are explicit. The backbone's ``name`` has the library in front.
-        pretrained: None for random weights; ``hub`` for the library's own; else a ``.safetensors``, ``.pt`` or
-            ``.pth`` file with the network's keys.
+        name: see :func:`find_model`; the backbone's ``name`` has the library in front.
+        pretrained: None for random weights; ``hub`` for the library's own; else a file, see :func:`load_weights`.
         taps, image_size: see :class:`WrappedBackbone`.
         keep_head: keep the network's own classifier. Its weights must then fit as well.
         num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` it has no effect,
             and the classifier in a weights file may have any shape (its keys are in ``left_out``).
 
     Raises:
-        ModelError: unknown name; a library is missing or broken; the weights cannot be loaded, or do not fit. It
-            never falls back to random weights.
+        ModelError: unknown name; a library is missing or broken; the weights cannot be loaded, or do not fit: it
+            never falls back to random ones.
     """
     library, model = find_model(name)
     full = f"{library}/{model}"

@@ -15,7 +15,7 @@ from heedmap.config import TrainOptions
 from heedmap.data import FileDataset, ImageDataset, Splits, TensorDataset
 from heedmap.data import transforms as views
 from heedmap.errors import OptionError
-from heedmap.training.muon import FOR_NORMALISED
+from heedmap.training.optimizers import FOR_NORMALISED
 
 NORMALISED = ("compact", "whitened")  # what Muon can train
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
@@ -45,8 +45,7 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     than a large one.
 
     Raises:
-        OptionError: a shift as wide as the image, or where images are not shifted; Muon, and kernels without
-            normalisation.
+        OptionError: a shift as wide as the image, or where images are not shifted; Muon without normalisations.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
@@ -109,14 +108,10 @@ def _usual_size(options: TrainOptions, images: ImageDataset) -> int:
     if isinstance(images, TensorDataset):
         side = float(min(images.images.shape[-2:]))
     elif isinstance(images, FileDataset):
-        side = statistics.median(_short_side(images.data(i)) for i in range(0, len(images), len(images) // 50 + 1))
+        sample = range(0, len(images), len(images) // 50 + 1)
+        side = statistics.median(min(Image.open(io.BytesIO(images.data(i))).size) for i in sample)
     else:
         side = 128
     if options.model not in (None, "compact", "whitened"):  # timm and torchvision networks are made for photographs
         return 224 if side > 160 else max(64, int(side) // 32 * 32)
     return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
-
-
-def _short_side(data: bytes) -> int:
-    with Image.open(io.BytesIO(data)) as image:
-        return min(image.size)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class Fitting:
         def draw(stream: int, count: int) -> Tensor:
             return torch.rand(count, generator=generator(seed, epoch, index, stream))
 
-        loss = self.task.training_loss(self._runner(self._model), batch, draw)
+        loss = self.task.training_loss(partial(self._run, self._model), batch, draw)
         # The mean over all processes, so that all see the same number and all stop where it is not finite. It is read
         # when the backward pass is under way, so that a GPU does not stand idle meanwhile.
         mean = self.accelerator.reduce(loss.detach(), "mean")
@@ -220,22 +221,18 @@ class Fitting:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _runner(self, model: nn.Module) -> Callable[[Tensor], Output]:
-        """Return what runs the model in the training's memory format and precision."""
-
-        def run(images: Tensor) -> Output:
-            with autocast(self.precision, self.accelerator.device):
-                output: Output = model(images.contiguous(memory_format=torch.channels_last))
-            return output
-
-        return run
+    def _run(self, model: nn.Module, images: Tensor) -> Output:
+        """Run the model in the training's memory format and precision."""
+        with autocast(self.precision, self.accelerator.device):
+            output: Output = model(images.contiguous(memory_format=torch.channels_last))
+        return output
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         began = time.perf_counter()
         result = ValidationResult()
         if self.validation is not None:
             with torch.no_grad():
-                result = self.task.validate(self._runner(self.averaged), self.validation(), self._joined)
+                result = self.task.validate(partial(self._run, self.averaged), self.validation(), self._joined)
         if not all(map(math.isfinite, result.figures.values())):  # before it is called the best, or drawn
             raise TrainingError(self._diverged())
         self.evaluated = epoch + 1
