@@ -4,9 +4,10 @@
 the command line knows by name; another one is a class of :class:`AttentionOptions`, and a line there.
 """
 
-from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures, checked_choice
+from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures
 from heedmap.attention.feature_gate import Feature, FeatureAttention, FeatureDense, GatedMean
 from heedmap.attention.readouts import Additive, CompatibilityReadout, Dot, MeanReadout, NoAttention, Parametrised
+from heedmap.errors import checked_choice
 
 __all__ = [
     "ATTENTIONS",
@@ -33,4 +34,4 @@ def attention_options(name: str, weights: str | None = None) -> AttentionOptions
     Raises:
         ModelError: a name not in :data:`ATTENTIONS`, or weights that this attention does not have.
     """
-    return ATTENTIONS[checked_choice("attention", name, tuple(ATTENTIONS))](weights)
+    return ATTENTIONS[checked_choice("attention", name, ATTENTIONS)](weights)

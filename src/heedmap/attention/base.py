@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError
 
 
 class Attended(NamedTuple):
@@ -115,10 +115,3 @@ class AttentionOptions:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return ``dtype``, or float32 where that is more precise."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def checked_choice(what: str, value: str, known: tuple[str, ...]) -> str:
-    """Return the value, or raise a ModelError with the known ones where it is not among them."""
-    if value not in known:
-        raise ModelError(f"Unknown {what} {value!r}; it can be {', '.join(known)}.{nearest(value, known)}")
-    return value

@@ -29,10 +29,9 @@ from heedmap.attention.base import (
     Readout,
     TapFeatures,
     at_least_float32,
-    checked_choice,
 )
 from heedmap.attention.readouts import WEIGHTS
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, checked_choice
 
 FORMS = ("conv", "dense")
 GIB = 2**30

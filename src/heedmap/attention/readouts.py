@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heedmap.attention.base import Attended, AttentionOptions, Readout, TapFeatures, at_least_float32, checked_choice
-from heedmap.errors import ModelError
+from heedmap.attention.base import Attended, AttentionOptions, Readout, TapFeatures, at_least_float32
+from heedmap.errors import ModelError, checked_choice
 
 SCORES = ("parametrised", "dot", "additive")
 WEIGHTS = ("softmax", "sigmoid")

@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         name, default_taps: how messages call it, and the taps used when none are named.
         stages, query_channels: what can be tapped, in order, and the width D of the global feature.
         normalization: applied by the caller to RGB in [0, 1].
+        query_modules: names of the submodules behind the last stage, which only the query needs.
         fixed_size, least_size: the only image side that the network takes, None for any; the smallest that works.
         normalises: every learned kernel is followed by a normalisation, so that its norm does not matter.
     """
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
     name: str = "backbone"
     stages: tuple[Stage, ...] = ()
     query_channels: int = 0
+    query_modules: tuple[str, ...] = ()
     default_taps: tuple[str, ...] = ()
     normalization: Normalization = IMAGENET
     fixed_size: int | None = None
@@ -84,8 +86,9 @@ class Backbone(nn.Module):
         return Trunk({tap: features[tap] for tap in taps}, self.global_feature(x) if need_query else None, None)
 
     def begin(self, images: Tensor) -> Tensor:
-        """Return what the first stage takes, of normalised images (B, 3, H, W)."""
-        return images
+        """Return what the first stage takes, of normalised images (B, 3, H, W): those of a ``stem``, where it has one."""
+        features: Tensor = self.get_submodule("stem")(images) if "stem" in self._modules else images
+        return features
 
     def stage_module(self, name: str) -> nn.Module:
         """Return the module of a stage."""
@@ -100,8 +103,8 @@ class Backbone(nn.Module):
         return features.mean(dim=(2, 3))
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """Parameters behind the last stage, which only the query needs."""
-        return []
+        """Return the parameters behind the last stage, which only the query needs."""
+        return [parameter for name in self.query_modules for parameter in self.get_submodule(name).parameters()]
 
     def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
         """Parameters that get no gradient when only these taps are read, and no query: frozen by the classifier."""

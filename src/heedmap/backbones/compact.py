@@ -89,8 +89,3 @@ class Compact(Backbone):
         if size <= 80:
             return cls(1 if size <= 48 else 2, strides=(2, 2, 1))
         return cls(2 if size <= 176 else 4)
-
-    def begin(self, images: Tensor) -> Tensor:
-        """Run the stem."""
-        features: Tensor = self.stem(images)
-        return features

@@ -19,8 +19,8 @@ from heedmap.types import Stage
 
 USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)  # of networks that flatten their features, which take one only
 LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)  # tried for the smallest size
-_Shape = tuple[int, ...]
 LEAST_SIDE = 4  # a map with fewer positions to a side says little about where
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,14 @@ class Survey:
 
 @dataclass
 class _Trace:
-    """What the hooks of one run record, in order of events."""
+    """What the hooks of one run record."""
 
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    finished: dict[str, int] = field(default_factory=dict)  # name -> layers done when it finished
+    outputs: dict[str, tuple[_Shape, int, int]] = field(default_factory=dict)  # name -> shape, layers and events before
     begun: dict[str, int] = field(default_factory=dict)  # name -> number of events before it began
-    ended: dict[str, int] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     layers: list[str] = field(default_factory=list)
     events: int = 0
+    result: _Shape | None = None  # the shape of the network's output, where that is a tensor
 
     def begin(self, name: str) -> None:
         if name in self.begun:
@@ -76,9 +75,7 @@ class _Trace:
             self.layers.append(name)
         # An identity is a placeholder; the module before it has the same features under a meaningful name.
         if isinstance(out, Tensor) and not isinstance(part, nn.Identity) and not _is_attention_matrix(out):
-            self.shapes[name] = tuple(out.shape)
-            self.finished[name] = len(self.layers)
-        self.ended[name] = self.events
+            self.outputs[name] = tuple(out.shape), len(self.layers), self.events
         self.events += 1
 
 
@@ -98,7 +95,8 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
         ModelError: the network ran at none of the sizes, or has no spatial stage.
     """
     usual = USUAL_SIZES if image_size is None else (*USUAL_SIZES, image_size)
-    size, trace, output = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
+    size, trace = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
+    output = trace.result
     other_size = size - 64 if size >= 128 else size + 64
     other = _trace_at(module, other_size)  # None where the network takes one size only
     classifier = _classifier(module, trace) if output is not None and len(output) == 2 else None
@@ -134,20 +132,18 @@ def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
-        names = [
-            name for name in sides if sides[name] == side and not any(f"{t}.".startswith(f"{name}.") for t in taps)
-        ]
-        if names:
-            taps.append(min(reversed(names), key=lambda name: name.count(".")))
+        alike = [name for name in reversed(sides) if sides[name] == side]
+        if names := [name for name in alike if not any(f"{tap}.".startswith(f"{name}.") for tap in taps)]:
+            taps.append(min(names, key=lambda name: name.count(".")))
     return tuple(taps)
 
 
-def _first_that_runs(module: nn.Module, name: str, sizes: tuple[int, ...]) -> tuple[int, _Trace, _Shape | None]:
-    """Return the first size at which the network runs, the trace of that run and the shape of its output."""
+def _first_that_runs(module: nn.Module, name: str, sizes: tuple[int, ...]) -> tuple[int, _Trace]:
+    """Return the first size at which the network runs, and the trace of that run."""
     reasons = []
     for size in sizes:
         try:
-            return size, *_watch(module, size)
+            return size, _watch(module, size)
         except Exception as reason:  # the network's own code may raise anything
             reasons.append(f"{size}: {first_line(reason)}")
     if other := re.search(r"to have (\d+) channels, but got 3 channels", reasons[0]):  # torch's words
@@ -164,13 +160,13 @@ def _first_that_runs(module: nn.Module, name: str, sizes: tuple[int, ...]) -> tu
 def _trace_at(module: nn.Module, size: int) -> _Trace | None:
     """The trace of a run, or None where the network's own code, which may raise anything, fails at that size."""
     try:
-        return _watch(module, size)[0]
+        return _watch(module, size)
     except Exception:
         return None
 
 
-def _watch(module: nn.Module, size: int) -> tuple[_Trace, _Shape | None]:
-    """Run once without gradients; return the trace and the shape of the output."""
+def _watch(module: nn.Module, size: int) -> _Trace:
+    """Run once without gradients."""
     trace = _Trace()
     with ExitStack() as hooks, evaluation_mode(module):
         for name, part in list(module.named_modules())[1:]:
@@ -179,7 +175,8 @@ def _watch(module: nn.Module, size: int) -> tuple[_Trace, _Shape | None]:
             hooks.callback(begin.remove)
             hooks.callback(end.remove)
         output = module(dummy_image(module, size))
-    return trace, tuple(output.shape) if isinstance(output, Tensor) else None
+    trace.result = tuple(output.shape) if isinstance(output, Tensor) else None
+    return trace
 
 
 def _classifier(module: nn.Module, trace: _Trace) -> str | None:
@@ -200,15 +197,12 @@ def _spatial_modules(
 ) -> Iterator[SpatialModule]:
     """Yield the spatial modules in the order in which they finish, except those in the classifier."""
     last = trace.begun[classifier] if classifier else trace.events
-    for name, shape in sorted(trace.shapes.items(), key=lambda item: trace.ended[item[0]]):
+    for name, (shape, layers, ended) in trace.outputs.items():
         is_grid = len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] > 1
-        if name in trace.repeated or trace.ended[name] > last or not is_grid:
-            continue
-        stride = _stride(shape, other.shapes.get(name) if other else None, sizes, fixed=other is None)
-        if stride is not None:
-            yield SpatialModule(
-                Stage(name, shape[1], stride), shape[2], trace.finished[name] / max(1, len(trace.layers))
-            )
+        if name not in trace.repeated and ended <= last and is_grid:
+            others = None if other is None else other.outputs.get(name, ((), 0, 0))[0]
+            if stride := _stride(shape, others, sizes):
+                yield SpatialModule(Stage(name, shape[1], stride), shape[2], layers / max(1, len(trace.layers)))
 
 
 def _is_attention_matrix(out: Tensor) -> bool:
@@ -216,11 +210,11 @@ def _is_attention_matrix(out: Tensor) -> bool:
     return out.dim() == 4 and out.shape[-1] > 1 and bool(((out.float().sum(-1) - 1).abs() < 1e-3).all())
 
 
-def _stride(shape: _Shape, other: _Shape | None, sizes: tuple[int, int], *, fixed: bool) -> int | None:
-    """Return the pixels per position, or None where the grid does not grow with the image as one of features would."""
-    if fixed:
-        return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else None
-    if other is None or len(other) != 4 or other[1] != shape[1] or other[2] != other[3]:
-        return None
+def _stride(shape: _Shape, other: _Shape | None, sizes: tuple[int, int]) -> int:
+    """Return the pixels per position; 0 where the grid does not grow from size to size as one of features would."""
+    if other is None:  # the network takes one size only
+        return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else 0
+    if len(other) != 4 or other[1] != shape[1] or other[2] != other[3]:
+        return 0
     growth = (shape[2] - other[2]) / (sizes[0] - sizes[1])
-    return round(1 / growth) if 0 < growth <= 1 else None
+    return round(1 / growth) if 0 < growth <= 1 else 0

@@ -62,20 +62,18 @@ class _VGG(Backbone):
 
     normalization = CIFAR
     query_channels = 512
+    to_query: nn.Sequential
 
     def __init__(self, pools: tuple[int, ...]) -> None:
         super().__init__()
         self.pools = frozenset(pools)
         self.convs, self.dropouts = nn.ModuleList(), nn.ModuleList()
         width, stride = 3, 1
-        stages = []
         for number, (out, dropout) in enumerate(_CONVS, start=1):
             self.convs.append(_conv(width, out))
             self.dropouts.append(QuickDropout(dropout))
-            width = out
-            stages.append(Stage(f"conv{number}", width, stride))
-            stride *= 2 if number in self.pools else 1
-        self.stages = tuple(stages)
+            self.stages += (Stage(f"conv{number}", out, stride),)
+            width, stride = out, stride * (2 if number in self.pools else 1)
         self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
 
     def stage_module(self, name: str) -> nn.Module:
@@ -86,6 +84,11 @@ class _VGG(Backbone):
         """Drop out, then pool where listed; the pool after conv 13 is left to the query."""
         features = self.dropouts[_number(name) - 1](features)
         return self.pool(features) if _number(name) in self.pools and _number(name) < len(_CONVS) else features
+
+    def global_feature(self, features: Tensor) -> Tensor:
+        """Return the query (B, 512)."""
+        query: Tensor = self.to_query(features.amax((2, 3)))
+        return query
 
 
 class PaperVGG(_VGG):
@@ -100,6 +103,7 @@ class PaperVGG(_VGG):
     name = "paper-vgg"
     least_size = 16
     default_taps = LEVELS[3]
+    query_modules = ("added", "to_query")
 
     def __init__(self) -> None:
         super().__init__(pools=(7, 10, 13))
@@ -112,12 +116,7 @@ class PaperVGG(_VGG):
         """Return FC-1 (B, 512), behind conv 14 and 15."""
         for conv, dropout in zip(self.added, self.added_dropouts, strict=True):
             features = dropout(conv(self.pool(features)))
-        query: Tensor = self.to_query(features.amax((2, 3)))
-        return query
-
-    def query_parameters(self) -> list[nn.Parameter]:
-        """Parameters of conv 14, conv 15 and FC-1."""
-        return [*self.added.parameters(), *self.to_query.parameters()]
+        return super().global_feature(features)
 
 
 class PlainVGG(_VGG):
@@ -140,11 +139,6 @@ class PlainVGG(_VGG):
         trunk = super().forward(images, taps, True, inside)
         return Trunk(trunk.features, trunk.query if need_query else None, self.linear(trunk.query))
 
-    def global_feature(self, features: Tensor) -> Tensor:
-        """Return the vector (B, 512) before the last linear layer."""
-        query: Tensor = self.to_query(features.amax((2, 3)))
-        return query
-
 
 class PaperResNet(Backbone):
     """Pre-activation bottleneck ResNet for small images, with taps ``stage1``, ``stage2``, ``stage3``.
@@ -160,6 +154,7 @@ class PaperResNet(Backbone):
     normalization = CIFAR
     stages = tuple(Stage(f"stage{i + 1}", width, 2**i) for i, width in enumerate(WIDTHS))
     default_taps = ("stage2", "stage3")
+    query_modules = ("before_pool", "to_query")
     query_channels = WIDTHS[-1]
     least_size = 16
 
@@ -184,11 +179,6 @@ class PaperResNet(Backbone):
         assert isinstance(linear, nn.Linear)
         nn.init.zeros_(linear.bias)
 
-    def begin(self, images: Tensor) -> Tensor:
-        """Run the first convolution."""
-        features: Tensor = self.stem(images)
-        return features
-
     def stage_module(self, name: str) -> nn.Module:
         """Return the units of a stage."""
         return self.blocks[int(name.removeprefix("stage")) - 1]
@@ -197,10 +187,6 @@ class PaperResNet(Backbone):
         """Return the query (B, 256)."""
         query: Tensor = self.to_query(self.before_pool(features).amax((2, 3)))
         return query
-
-    def query_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the query's own layers, behind stage 3."""
-        return [*self.before_pool.parameters(), *self.to_query.parameters()]
 
 
 class _Bottleneck(nn.Module):

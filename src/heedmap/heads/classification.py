@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError, checked_choice
 
 NORMALISES = ("paper", "batch-norm", "layer-norm")
 
@@ -37,12 +37,9 @@ class ReadoutHead(nn.Module):
         self, channels: Mapping[str, int], num_classes: int, normalise: str | None = None, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        normalise = normalise or self.usual
         if not channels:
             raise ModelError("A head needs at least one tap; name one.")
-        if normalise not in NORMALISES:
-            known = ", ".join(NORMALISES)
-            raise ModelError(f"Unknown normalise {normalise!r}; it can be {known}.{nearest(normalise, NORMALISES)}")
+        normalise = checked_choice("normalise", normalise or self.usual, NORMALISES)
         self.taps = tuple(channels)
         # A list, since a tap's name may hold a dot ("layer4.1"), which no module name may.
         self.norms = nn.ModuleList(_norm(width, normalise, dropout) for width in channels.values())

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heedmap.attention import Gate, Readout
-from heedmap.attention.base import checked_choice
 from heedmap.backbones.base import Backbone, Trunk
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, checked_choice
 from heedmap.heads.classification import ReadoutHead, ResidualHead
 from heedmap.models.architecture import Architecture, class_names
 from heedmap.types import AttentionMap, Axis, MapBatch, Output

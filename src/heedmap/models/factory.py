@@ -11,7 +11,7 @@ from heedmap.backbones.base import IMAGENET, Backbone, Normalization
 from heedmap.backbones.compact import Compact
 from heedmap.backbones.paper import PaperResNet, PaperVGG
 from heedmap.backbones.whitened import Whitened
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError, checked_choice
 from heedmap.heads.classification import HEADS
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
@@ -92,9 +92,7 @@ def assemble_classifier(
     options = attention_options(architecture.attention, architecture.attention_weights)
     if form.paper and not options.HAS_PAPER_FORM:
         raise ModelError(f"{backbone.name} has no form of attention {options.name!r}; use parametrised or dot.")
-    if architecture.head not in HEADS:
-        known = ", ".join(HEADS)
-        raise ModelError(f"Unknown head {architecture.head!r}; it can be {known}.{nearest(architecture.head, HEADS)}")
+    head = HEADS[checked_choice("head", architecture.head, HEADS)]
     taps = architecture.taps or (backbone.default_taps[-1:] if options.LAST_TAP_ONLY else backbone.default_taps)
     backbone.check_taps(taps)
     backbone.check_size(architecture.image_size, architecture.image_size)
@@ -107,7 +105,7 @@ def assemble_classifier(
     return AttentionClassifier(
         backbone,
         readouts,
-        HEADS[architecture.head](widths, len(architecture.classes), form.normalise, form.dropout),
+        head(widths, len(architecture.classes), form.normalise, form.dropout),
         classes=architecture.classes,
         image_size=architecture.image_size,
         combine=architecture.combine,
