@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from heedmap.backbones import registry as zoo
 from heedmap.backbones.base import IMAGENET, Trunk
 from heedmap.backbones.inspection import survey
-from heedmap.backbones.registry import read_weights
-from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped, list_library_models
+from heedmap.backbones.registry import list_library_models, read_weights
+from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped
 from heedmap.errors import ModelError
 
 SETTINGS = {"normalization": IMAGENET}

@@ -33,11 +33,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Run the model; return logits (B, K) from a tensor or from any object with such ``.logits``.
-
-    Raises:
-        ModelError: the model returns neither, or another shape.
-    """
+    """Run the model; return logits (B, K) from a tensor or an object with such ``.logits``, else raise a ModelError."""
     output = model(images)
     logits = getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images) and logits.shape[1] > 0:
@@ -58,12 +54,11 @@ def evaluation_mode(
     as_written: bool = False,
     full_precision: bool = False,
 ) -> Iterator[nn.Module]:
-    """Run a model in evaluation mode; afterwards it and the random state are as they were.
+    """Run a model in evaluation mode; afterwards it, flag by flag, and the random state are as they were.
 
-    One thread at a time: the train/eval flags, which are restored one by one, belong to the module.
+    Yields the model to run: the same one, or its float32 copy. One thread at a time.
 
     Args:
-        model: the model.
         gradients: autograd is on inside, also where the caller is in ``no_grad`` or inference mode; otherwise off.
         frozen: no parameter requires a gradient inside.
         as_written: compiled submodules run uncompiled, for a compiled graph runs no hooks.
@@ -71,15 +66,11 @@ def evaluation_mode(
             is smaller than the distance of two neighbouring bfloat16 numbers near one, so an attack would vanish in
             rounding.
 
-    Yields:
-        The model to run: the same one, or its float32 copy.
-
     Raises:
         ModelError: ``as_written`` of a model with compiled parts, with a torch older than 2.6.
     """
-    if full_precision and any(
-        each.dtype in (torch.float16, torch.bfloat16) for each in chain(model.parameters(), model.buffers())
-    ):
+    dtypes = {tensor.dtype for tensor in chain(model.parameters(), model.buffers())}
+    if full_precision and not dtypes.isdisjoint((torch.float16, torch.bfloat16)):
         model = copy.deepcopy(model).float()
     device, _ = home_of(model)
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:

@@ -29,9 +29,5 @@ ATTENTIONS: dict[str, type[AttentionOptions]] = {
 
 
 def attention_options(name: str, weights: str | None = None) -> AttentionOptions:
-    """Return the options of the attention of that name.
-
-    Raises:
-        ModelError: a name not in :data:`ATTENTIONS`, or weights that this attention does not have.
-    """
+    """Return the options of an attention; a ModelError for an unknown name, or for weights that it does not have."""
     return ATTENTIONS[checked_choice("attention", name, ATTENTIONS)](weights)

@@ -41,8 +41,7 @@ BYTES_PER_WEIGHT = 16  # weight, gradient and Adam's two moments, 4 bytes each
 class FeatureAttention(Gate):
     """An element-wise gate on the features; see the module's text for the equation.
 
-    w starts at N(0, 0.05) as in the original, so the first gate is nearly uniform; W and b start as a linear layer
-    does.
+    w starts at N(0, 0.05) as in the original, so the first gate is nearly uniform; W and b start as of a linear layer.
 
     Args:
         channels, height, width: C, H and W of the features; the conv form takes any H and W.
@@ -79,18 +78,13 @@ class FeatureAttention(Gate):
         self.outer = nn.Parameter(torch.randn(units) * 0.05)
 
     def forward(self, features: Tensor) -> Attended:
-        """Return the gated features (B, C, H, W) and the gate (B, C, H, W).
-
-        Raises:
-            ModelError: the dense form got features of another size than it was built for.
-        """
+        """Return the gated features and the gate (B, C, H, W); a ModelError where the dense form does not fit them."""
         if self.form == "dense":
             expected = (self.channels, self.height, self.width)
             if tuple(features.shape[1:]) != expected:
                 raise ModelError(
-                    f"Dense feature attention was built for features of {_size(*expected)}, not "
-                    f"{_size(*features.shape[1:])}; keep the image size it was trained with, or take "
-                    "--attention feature (form 'conv')."
+                    f"Dense feature attention is for features of {_size(*expected)}, not {_size(*features.shape[1:])}; "
+                    "keep the image size it was trained with, or take --attention feature (form 'conv')."
                 )
             scores = (self.outer * self.inner(features.flatten(1)).relu()).view(features.shape)
         else:  # a linear layer over the last axis is the 1x1 convolution; in channels_last this moves no memory

@@ -122,27 +122,21 @@ class CompatibilityReadout(Readout):
             return nn.Linear(query_channels, self.channels)
         same = query_channels == self.channels
         if paper:  # as in the published code: normalised where a level's size differs from g's
-            layers: list[nn.Module] = []
-            if self.projection is not None or not same:
-                layers = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
-            if self.projection is None and not same:
-                layers.append(nn.Linear(query_channels, self.channels))
-            module = nn.Sequential(*layers)
-            return module if self.uses_query else module.requires_grad_(False)
-        if self.score == "dot":
-            zeroed = nn.Linear(query_channels, self.channels, bias=False)
-            nn.init.zeros_(zeroed.weight)
-            return zeroed
+            is_level = self.projection is not None or not same
+            normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)] if is_level else []
+            linear = [] if same or self.projection is not None else [nn.Linear(query_channels, self.channels)]
+            return nn.Sequential(*normalised, *linear).requires_grad_(self.uses_query)
         if not self.uses_query:
             return None
-        return nn.Identity() if same else nn.Linear(query_channels, self.channels, bias=False)
+        if same and self.score != "dot":
+            return nn.Identity()
+        linear_map = nn.Linear(query_channels, self.channels, bias=False)
+        if self.score == "dot":
+            nn.init.zeros_(linear_map.weight)
+        return linear_map
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
-        """Attend; see :meth:`Readout.forward`.
-
-        Raises:
-            ModelError: the score needs a query and there is none.
-        """
+        """Attend; see :meth:`Readout.forward`. A ModelError where the score needs a query and there is none."""
         batch, _, height, width = features.shape
         flat, mapped = features.flatten(2), None
         if self.uses_query:
@@ -197,10 +191,8 @@ class CompatibilityReadout(Readout):
         """The weighted sum of the lifted features, from the weighted sum of the features themselves."""
         if self.projection is None:
             return vector
-        lifted = functional.linear(vector, self.projection.weight)
-        if self.projection.bias is not None:
-            lifted = lifted + used.sum(1, keepdim=True) * self.projection.bias
-        return lifted.to(used.dtype)
+        lifted, bias = functional.linear(vector, self.projection.weight), self.projection.bias
+        return (lifted if bias is None else lifted + used.sum(1, keepdim=True) * bias).to(used.dtype)
 
 
 def rms(flat: Tensor) -> Tensor:

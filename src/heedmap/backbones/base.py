@@ -44,8 +44,8 @@ class Trunk(NamedTuple):
 class Backbone(nn.Module):
     """Base of all backbones: a chain of stages, some of which are tapped, and a global feature at its end.
 
-    A subclass sets the attributes and defines :meth:`begin` and :meth:`global_feature`; its stages are its submodules
-    of those names, or what :meth:`stage_module` returns. A network that runs itself overrides :meth:`forward`.
+    A subclass sets the attributes; its stages are its submodules of those names, or what :meth:`stage_module` returns.
+    A network that runs itself overrides :meth:`forward`.
 
     Attributes:
         name, default_taps: how messages call it, and the taps used when none are named.
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         return Trunk({tap: features[tap] for tap in taps}, self.global_feature(x) if need_query else None, None)
 
     def begin(self, images: Tensor) -> Tensor:
-        """Return what the first stage takes, of normalised images (B, 3, H, W): those of a ``stem``, where it has one."""
+        """Return what the first stage takes, of normalised images (B, 3, H, W): what a ``stem`` returns, where there is one."""
         features: Tensor = self.get_submodule("stem")(images) if "stem" in self._modules else images
         return features
 

@@ -34,21 +34,13 @@ class SpatialModule:
 
 @dataclass(frozen=True)
 class Survey:
-    """The result of probing a network.
+    """The result of probing a network."""
 
-    Attributes:
-        size: the image side probed with.
-        modules: the spatial modules outside the classifier, in the order in which they finish.
-        classifier: name of the classifier, or None where the network ends without one.
-        output_shape: the shape of the network's output for one image, or None where that is no tensor.
-        fixed_size, least_size: as in :class:`heedmap.backbones.base.Backbone`, among the sizes tried.
-    """
-
-    size: int
-    modules: tuple[SpatialModule, ...]
-    classifier: str | None
-    output_shape: tuple[int, ...] | None
-    fixed_size: int | None
+    size: int  # the image side probed with
+    modules: tuple[SpatialModule, ...]  # those outside the classifier, in the order in which they finish
+    classifier: str | None  # its name; None where the network ends without one
+    output_shape: tuple[int, ...] | None  # of the network for one image; None where that is no tensor
+    fixed_size: int | None  # this and the next as in a Backbone, among the sizes tried
     least_size: int
 
 
@@ -119,12 +111,8 @@ def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...
     *Outermost* is the fewest dots in the name, so ``layer3`` before ``layer3.1.conv2``; among those the last to
     finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside ``features.10``).
 
-    Args:
-        probed: the result of :func:`survey`.
-        image_size: the side of the images to come; None is the probe's size.
-
-    Returns:
-        One or two names, the finer grid first; empty when no grid has 4 x 4 positions.
+    One or two names, the finer grid first; none where no grid has 4 x 4 positions. ``image_size`` is the side of the
+    images to come; None is the probe's size.
     """
     growth = (image_size or probed.size) - probed.size
     # Positions to a side; for another size than the probe's exact up to rounding at the borders.

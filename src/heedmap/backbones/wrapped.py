@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from heedmap.backbones.base import IMAGENET, NOTHING, Backbone, Inside, Normalization, Trunk
 from heedmap.backbones.inspection import choose_taps, survey
-from heedmap.backbones.registry import find_model, list_library_models, load_weights, make_network, pretrained_settings
+from heedmap.backbones.registry import find_model, load_weights, make_network, pretrained_settings
 from heedmap.errors import ModelError, nearest
 from heedmap.modules import dummy_image, evaluation_mode
-
-__all__ = ["WrappedBackbone", "build_wrapped", "list_library_models"]
 
 
 @dataclass
@@ -128,11 +126,7 @@ class WrappedBackbone(Backbone):
         self._drop_unneeded()
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
-        """Run the whole network on normalised images (B, 3, H, W); see :meth:`Backbone.forward`.
-
-        Raises:
-            ModelError: a tapped or gated module did not run, or did not return (B, C, H, W), in this pass.
-        """
+        """See :meth:`Backbone.forward`; a ModelError where a tapped or gated module did not return (B, C, H, W)."""
         last = self.stages[-1].name
         requested = (*taps, *inside, *([last] if need_query else []))
         if not self._hooked.issuperset(requested):
@@ -283,12 +277,11 @@ def build_wrapped(
         pretrained: None for random weights; ``hub`` for the library's own; else a file, see :func:`load_weights`.
         taps, image_size: see :class:`WrappedBackbone`.
         keep_head: keep the network's own classifier. Its weights must then fit as well.
-        num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` it has no effect,
-            and the classifier in a weights file may have any shape (its keys are in ``left_out``).
+        num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` the classifier in a
+            weights file may have any shape (its keys are in ``left_out``).
 
     Raises:
-        ModelError: unknown name; a library is missing or broken; the weights cannot be loaded, or do not fit: it
-            never falls back to random ones.
+        ModelError: unknown name; a library is missing or broken; weights that cannot be loaded or do not fit.
     """
     library, model = find_model(name)
     full = f"{library}/{model}"

@@ -41,11 +41,7 @@ class Architecture:
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names as a tuple.
-
-    Raises:
-        ModelError: a single text in place of names, or a name that comes twice.
-    """
+    """Return the class names as a tuple; a ModelError for a single text in their place, or a name that comes twice."""
     if isinstance(classes, str):
         raise ModelError(f"classes is the text {classes!r}; give the names one by one, such as ('cat', 'dog').")
     names = tuple(classes)

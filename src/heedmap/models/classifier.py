@@ -89,8 +89,7 @@ class AttentionClassifier(nn.Module):
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
-            query: (B, D) or (1, D) from :meth:`query`, to attend with another image's global feature; None: with its
-                own.
+            query: (B, D) or (1, D) from :meth:`query`, to attend with another image's global feature than its own.
         """
         needs_own = self.uses_query and query is None
         trunk, gates = self._trunk(images, needs_own)

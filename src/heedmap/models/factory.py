@@ -130,8 +130,7 @@ def attach(
 
     Args:
         module: any ``nn.Module`` from normalised images (B, 3, H, W) to logits (B, K).
-        classes: the K class names.
-        image_size: side of the images.
+        classes, image_size: the K class names, and the side of the images in pixels.
         taps: name, or names, of submodules with (B, C, H, W) outputs; None takes two deep ones.
         attention, attention_weights: see :data:`heedmap.attention.ATTENTIONS`.
         normalization: mean and standard deviation per channel that the network was trained with.
@@ -155,8 +154,3 @@ def attach(
             "given; name the classes it was trained on, in its order."
         )
     return assemble_classifier(backbone, architecture, Form(rescale=True))
-
-
-def list_models() -> dict[str, str]:
-    """Return names and one line each of heedmap's own backbones."""
-    return dict(OWN_BACKBONES)

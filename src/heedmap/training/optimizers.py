@@ -94,7 +94,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> t
     return torch.optim.SGD(groups, lr=options.learning_rate or 0, momentum=0.9, nesterov=True, fused=fused)
 
 
-def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
+def _shares(model: Any, options: TrainOptions) -> dict[int, float]:
     """Parameter's id -> its share of the learning rate, where that is not one."""
     backbone = getattr(model, "backbone", None)
     if backbone is None:
@@ -103,16 +103,17 @@ def _shares(model: nn.Module, options: TrainOptions) -> dict[int, float]:
         return {id(parameter): TRAINED_SHARE for parameter in backbone.parameters()}
     fast, rates = backbone.fast_parameters(), SHARES.get(options.optimizer or "")
     if options.optimizer == "muon" and not fast:
-        kernels = _kernels(backbone)
-        return {id(p): ADAPTIVE_SHARE for p in model.parameters() if id(p) not in kernels}
+        return dict.fromkeys(set(map(id, model.parameters())) - _kernels(backbone), ADAPTIVE_SHARE)
     if not fast or rates is None:
         return {}
     if options.optimizer == "muon":
         fast = [parameter for parameter in backbone.parameters() if parameter.ndim == 1]
-    parts = {"attentions": rates.attentions, "head": rates.head}
-    return {id(p): rates.fast for p in fast} | {
-        id(p): share for name, share in parts.items() for p in getattr(model, name).parameters()
-    }
+    parts = (
+        (fast, rates.fast),
+        (model.attentions.parameters(), rates.attentions),
+        (model.head.parameters(), rates.head),
+    )
+    return {id(parameter): share for parameters, share in parts for parameter in parameters}
 
 
 def _kernels(backbone: nn.Module) -> set[int]:

@@ -57,8 +57,7 @@ def fit(
         validation: called after every epoch, returns this process's share of the validation batches; None evaluates
             nothing and keeps the last weights.
         options: ``epochs``, ``learning_rate`` and ``weight_decay`` must be set.
-        task: what to train for; None is :class:`ClassificationTask`.
-        accelerator: one for the whole process; None makes one.
+        task, accelerator: None is :class:`ClassificationTask`, and one that :func:`make_accelerator` makes.
         on_step: called after every step; :meth:`Fitting.state` is then that of the step.
 
     Raises:
@@ -98,9 +97,8 @@ class Fitting:
     ) -> None:
         if options.epochs is None or options.learning_rate is None or options.weight_decay is None:
             raise OptionError("epochs, learning_rate and weight_decay must be set; train.derive fills them in.")
-        if train.batch_size // train.share.world < 2 and any(
-            isinstance(module, nn.BatchNorm1d) for module in classifier.modules()
-        ):
+        normalises = any(isinstance(module, nn.BatchNorm1d) for module in classifier.modules())
+        if train.batch_size // train.share.world < 2 and normalises:
             raise OptionError(
                 "batch_size: each process needs at least 2 images per step, since the head normalises over the batch; "
                 "make it larger, or give more images."
@@ -111,11 +109,8 @@ class Fitting:
         self.total_steps = train.steps * options.epochs
         self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = 1 - AVERAGING_SHARE / max(self.total_steps, 2 * AVERAGING_SHARE)
-        self._averages = AveragedModel(
-            self.classifier,
-            multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
-            use_buffers=True,
-        )
+        average = _averaging(decay if options.averaging is None else options.averaging)
+        self._averages = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=True)
         self.averaged: Any = self._averages.module.eval()
         self.optimizer = make_optimizer(classifier, options, fused=accelerator.device.type in ("cpu", "cuda"))
         self.best, self.best_epoch = ValidationResult(), 0
@@ -136,21 +131,18 @@ class Fitting:
         self.classifier.eval()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that :meth:`load_state` needs to resume after this very step: tensors by name, and progress.
-
-        The tensors are copies on the CPU, which training on does not change.
+        """Return all that :meth:`load_state` needs to resume after this very step: copies of tensors, and progress.
 
         Raises:
             TrainingError: the last step left weights that are not finite.
         """
-        parts = {"model": self.classifier.state_dict(), "averaged": self._averages.state_dict()}
-        parts["best"] = self._best_weights
+        averaged = self._averages.state_dict()
+        parts = {"model": self.classifier.state_dict(), "averaged": averaged, "best": self._best_weights}
         tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        tensors = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
-        }
+        layout = torch.contiguous_format
+        tensors = {name: value.detach().cpu().clone(memory_format=layout) for name, value in tensors.items()}
         if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
             raise TrainingError(self._diverged())
         progress = {name: getattr(self, name) for name in PROGRESS}
