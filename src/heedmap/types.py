@@ -133,8 +133,7 @@ class AttentionMap:
         label = self.axis.labels[index] if self.axis.labels else f"{self.axis.name} {index}"
         return replace(self, values=self.values[index], tap=f"{self.tap} {label}", axis=None)
 
-    def _repr_html_(self) -> str:
-        return as_html(self)
+    _repr_html_ = as_html
 
 
 @dataclass(frozen=True)

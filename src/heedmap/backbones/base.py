@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         return Trunk({tap: features[tap] for tap in taps}, self.global_feature(x) if need_query else None, None)
 
     def begin(self, images: Tensor) -> Tensor:
-        """Return what the first stage takes, of normalised images (B, 3, H, W): what a ``stem`` returns, where there is one."""
+        """Return what the first stage takes, of normalised images (B, 3, H, W): a ``stem``'s features, or they."""
         features: Tensor = self.get_submodule("stem")(images) if "stem" in self._modules else images
         return features
 

@@ -4,7 +4,8 @@ Images enter as RGB in [0, 1] and the normalisation is part of the model, so an 
 model is complete, and no map depends on a forgotten line of preprocessing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -108,15 +109,13 @@ class AttentionClassifier(nn.Module):
         """Run the backbone with the gates inside; return its output and the gates' maps."""
         maps: dict[str, MapBatch] = {}
 
-        def inside(place: str, gate: nn.Module) -> Callable[[Tensor], Tensor]:
-            def gated(features: Tensor) -> Tensor:
-                changed, factor, _ = gate(features)
-                maps[place] = MapBatch(factor, "gate", CHANNELS if factor.shape[1] > 1 else None)
-                return changed
+        def gated(place: str, gate: nn.Module, features: Tensor) -> Tensor:
+            changed, factor, _ = gate(features)
+            maps[place] = MapBatch(factor, "gate", CHANNELS if factor.shape[1] > 1 else None)
+            return changed
 
-            return gated
-
-        changes = {place: inside(place, gate) for place, gate in zip(self.gate_places, self.gates, strict=True)}
+        pairs = zip(self.gate_places, self.gates, strict=True)
+        changes = {place: partial(gated, place, gate) for place, gate in pairs}
         trunk: Trunk = self.backbone(self._normalised(images), self.taps, need_query, changes)
         return trunk, maps
 

@@ -23,7 +23,7 @@ def paper_vgg_att(
     Args:
         num_classes: K; the classes are named by their numbers.
         taps: levels of attention, 1 to 3; or the names of any of the thirteen convs.
-        score: ``parametrised`` (pc), ``dot`` (dp); not in the paper: ``additive``, and ``none``, which averages each tap.
+        score: ``parametrised`` (pc), ``dot`` (dp); not in the paper: ``additive``; ``none``, which averages each tap.
         weights, head: ``softmax``, as in the paper, or ``sigmoid``; ``concat`` or ``indep``.
         project: at the one level whose size differs from the query's (conv7), bring the ``query`` down as the published
             weights do, or the ``features`` up.

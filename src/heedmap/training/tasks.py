@@ -21,6 +21,7 @@ Forward = Callable[[Tensor], Output]
 """The model on images (B, 3, H, W), in the precision and memory format of the training."""
 Draw = Callable[[int, int], Tensor]
 """(stream, count) to random numbers (count,) in 0 to 1, which depend on the seed, the step and the stream alone."""
+Join = Callable[[Tensor], Tensor]
 WINDOWS, CUTMIX = 0, 1  # streams
 
 
@@ -70,9 +71,7 @@ class Task:
         new, old = figures[self.monitor], best[self.monitor]
         return new > old if self.higher_is_better else new < old
 
-    def validate(
-        self, forward: Forward, batches: Iterable[Batch], join: Callable[[Tensor], Tensor]
-    ) -> ValidationResult:
+    def validate(self, forward: Forward, batches: Iterable[Batch], join: Join) -> ValidationResult:
         """Evaluate the averaged model on the validation images, all processes together.
 
         Each process has ``batches`` of its own, or none; ``join`` sums a tensor over all processes.
@@ -144,8 +143,7 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
         if own == 1.0:
             return loss
-        other = F.cross_entropy(logits, batch.labels.roll(1), label_smoothing=self.smoothing)
-        return own * loss + (1 - own) * other
+        return own * loss + (1 - own) * F.cross_entropy(logits, batch.labels.roll(1), label_smoothing=self.smoothing)
 
     def sums(self, output: Output, batch: Batch) -> list[Tensor]:
         """Return the number of right predictions and the sum of the cross-entropies."""

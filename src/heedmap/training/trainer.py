@@ -144,7 +144,7 @@ class Fitting:
         layout = torch.contiguous_format
         tensors = {name: value.detach().cpu().clone(memory_format=layout) for name, value in tensors.items()}
         if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
-            raise TrainingError(self._diverged())
+            raise self._diverged()
         progress = {name: getattr(self, name) for name in PROGRESS}
         return tensors, progress | {"best": dict(self.best.figures)}
 
@@ -226,7 +226,7 @@ class Fitting:
             with torch.no_grad():
                 result = self.task.validate(partial(self._run, self.averaged), self.validation(), self._joined)
         if not all(map(math.isfinite, result.figures.values())):  # before it is called the best, or drawn
-            raise TrainingError(self._diverged())
+            raise self._diverged()
         self.evaluated = epoch + 1
         new, old = result.figures, self.best.figures
         improved = not (new and old) or self.task.is_better(new, old)  # a later epoch wins when nothing was evaluated
@@ -254,8 +254,8 @@ class Fitting:
         summed: Tensor = self.accelerator.reduce(values.to(self.accelerator.device))
         return summed.cpu()
 
-    def _diverged(self) -> str:
-        return (
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
             f"The weights are not finite after step {self.step}; training stopped and the last good state is saved. "
             f"A lower --learning-rate (now {self.rate:g}) helps most often."
         )
