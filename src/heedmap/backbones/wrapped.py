@@ -9,7 +9,7 @@ it raises.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +22,16 @@ from heedmap.errors import ModelError, nearest
 from heedmap.modules import dummy_image, evaluation_mode
 
 
-@dataclass
 class _Catch:
     """What one forward pass has to catch and to change, and has caught. All are empty outside of it."""
 
-    requested: frozenset[str] = frozenset()
-    inside: Inside = NOTHING
-    caught: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.clear()
 
     def clear(self) -> None:
-        self.requested, self.inside, self.caught = frozenset(), NOTHING, {}
+        self.requested: frozenset[str] = frozenset()
+        self.inside: Inside = NOTHING
+        self.caught: dict[str, Tensor] = {}
 
 
 @dataclass(eq=False)
