@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from heedmap.backbones.dropout import QuickDropout
+from heedmap.backbones.paper import QuickDropout
 
 
 @pytest.fixture(autouse=True)

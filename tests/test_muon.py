@@ -13,9 +13,8 @@ from heedmap.config import TrainOptions
 from heedmap.errors import OptionError
 from heedmap.models.architecture import Architecture
 from heedmap.models.factory import build_classifier
-from heedmap.training import muon
-from heedmap.training.muon import KERNEL_MOMENTUM, MOMENTUM, Muon, orthogonal
-from heedmap.training.optimizers import ADAPTIVE_SHARE, make_optimizer
+from heedmap.training import optimizers
+from heedmap.training.optimizers import ADAPTIVE_SHARE, KERNEL_MOMENTUM, MOMENTUM, Muon, make_optimizer, orthogonal
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,7 +40,7 @@ def test_one_iteration_is_the_quintic_of_the_singular_values() -> None:
 
 
 def test_where_bfloat16_is_emulated_it_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "computes_in_bf16", lambda device: False)
+    monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device: False)
     values = torch.tensor([0.6, 0.48, 0.64])
     expected = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     torch.testing.assert_close(orthogonal(values.diag(), iterations=1).diag(), expected, atol=1e-5, rtol=1e-5)

@@ -6,8 +6,7 @@ from torch import nn
 
 from heedmap.attention import MeanReadout
 from heedmap.backbones.base import Backbone
-from heedmap.backbones.resnet import PaperResNet
-from heedmap.backbones.vgg import LEVELS, PaperVGG, PlainVGG
+from heedmap.backbones.paper import LEVELS, PaperResNet, PaperVGG, PlainVGG
 from heedmap.errors import ModelError
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.learn_to_pay_attention import paper_resnet_att, paper_vgg_att

@@ -1,6 +1,8 @@
 """The two seams: a gate of one's own inside the loop over stages, and a task of one's own in the trainer."""
 
 import copy
+import multiprocessing
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from heedmap.attention import ATTENTIONS, Attended, AttentionOptions, Gate, Read
 from heedmap.attention.readouts import MeanReadout
 from heedmap.backbones.base import Backbone
 from heedmap.backbones.compact import Compact
-from heedmap.backbones.vgg import PaperVGG
+from heedmap.backbones.paper import PaperVGG
 from heedmap.backbones.whitened import Whitened
 from heedmap.backbones.wrapped import WrappedBackbone
 from heedmap.config import TrainOptions
@@ -132,6 +134,41 @@ def test_a_gate_changes_the_tap_at_its_stage_and_all_later_stages(name: str, gen
     with torch.no_grad():
         again = backbone(images, taps, True)  # nothing of the change is left behind
     assert torch.equal(again.features[place], plain.features[place])
+
+
+def gradients_of_share(rank: int, world: int, port: int, results: Any) -> None:
+    """The gradients in one of several joined processes, each with its share of four images."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    gated = pair("compact", ChannelGate)[1]  # in eval mode: no statistics over a share of the batch
+    images, labels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    output = nn.parallel.DistributedDataParallel(gated)(images[rank::world])
+    F.cross_entropy(output.logits, labels[rank::world]).backward()
+    results.put((tuple(output.maps), {name: p.grad.numpy() for name, p in gated.named_parameters() if p.requires_grad}))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_joined_processes_average_the_gradients_of_gates_too() -> None:
+    context, results = multiprocessing.get_context("spawn"), {}
+    for world in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        queue = context.Queue()
+        joined = [context.Process(target=gradients_of_share, args=(rank, world, port, queue)) for rank in range(world)]
+        for each in joined:
+            each.start()
+        results[world] = [queue.get(timeout=120) for _ in joined]
+        for each in joined:
+            each.join(60)
+    (maps, alone), *others = results[1] + results[2]
+    assert maps == ("stage2",)
+    assert alone["gates.0.linear.weight"].any()
+    for places, gradients in others:
+        assert places == maps
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(torch.from_numpy(gradient), torch.from_numpy(alone[name]), msg=name)
 
 
 @pytest.mark.parametrize("name", ["compact", "resnet18"])

@@ -23,9 +23,8 @@ from heedmap.metrics.localization.pointing_game import pointing, random_pointing
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.models.factory import build_classifier
-from heedmap.training.optimizers import make_optimizer
+from heedmap.training.optimizers import FLOOR, SCHEDULES, make_optimizer
 from heedmap.training.precision import autocast, computes_in_bf16, resolve
-from heedmap.training.schedules import FLOOR, SCHEDULES
 from heedmap.training.tasks import ClassificationTask, Task, ValidationResult
 from heedmap.training.trainer import Fitting, fit
 from heedmap.types import Batch, Output, StepReport

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from heedmap.backbones import registry as zoo
 from heedmap.backbones.base import IMAGENET, Trunk
 from heedmap.backbones.inspection import survey
-from heedmap.backbones.weights import read_weights
-from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped, list_library_models
+from heedmap.backbones.registry import list_library_models, read_weights
+from heedmap.backbones.wrapped import WrappedBackbone, build_wrapped
 from heedmap.errors import ModelError
 
 SETTINGS = {"normalization": IMAGENET}
@@ -425,7 +425,7 @@ def test_a_tap_that_does_not_exist_is_refused_with_those_that_do(resnet: nn.Modu
     with pytest.raises(ModelError, match=r"No tap 'layr3' .* layer4 and \d+ more.*Did you mean 'layer3'"):
         WrappedBackbone(copy.deepcopy(resnet), ("layr3",), keep_head=True, probe_size=64)
     with pytest.raises(
-        ModelError, match=r"Module 'fc' of ResNet has no \(B, C, H, W\) output that can be tapped; take one of .*layer4"
+        ModelError, match=r"Module 'fc' of ResNet has no \(B, C, H, W\) output to tap; take one of .*layer4"
     ):
         WrappedBackbone(copy.deepcopy(resnet), ("fc",), keep_head=True, probe_size=64)
     with pytest.raises(ModelError, match="named twice"):

@@ -56,3 +56,10 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def checked_choice(what: str, value: str, known: Iterable[str]) -> str:
+    """Return the value, or raise a ModelError with the known ones where it is not among them."""
+    if value not in known:
+        raise ModelError(f"Unknown {what} {value!r}; it can be {', '.join(known)}.{nearest(value, known)}")
+    return value

@@ -10,6 +10,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,23 +33,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Run the model; return logits (B, K) from a tensor or from any object with such ``.logits``.
-
-    Raises:
-        ModelError: the model returns neither, or another shape.
-    """
+    """Run the model; return logits (B, K) from a tensor or an object with such ``.logits``, else raise a ModelError."""
     output = model(images)
     logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise ModelError(
-            f"{type(model).__name__} returns a {type(output).__name__}; logits are needed, a tensor (B, K) or an "
-            "object with such .logits. Wrap the model so that it returns them."
-        )
-    if logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] == 0:
-        raise ModelError(
-            f"{type(model).__name__} returns {tuple(logits.shape)} for {len(images)} images; logits (B, K) are needed."
-        )
-    return logits
+    if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images) and logits.shape[1] > 0:
+        return logits
+    kind = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(output).__name__}"
+    raise ModelError(
+        f"{type(model).__name__} returns {kind} for {len(images)} images; logits are needed, a tensor (B, K) or an "
+        "object with such .logits. Wrap the model so that it returns them."
+    )
 
 
 @contextmanager
@@ -60,12 +54,11 @@ def evaluation_mode(
     as_written: bool = False,
     full_precision: bool = False,
 ) -> Iterator[nn.Module]:
-    """Run a model in evaluation mode; afterwards it and the random state are as they were.
+    """Run a model in evaluation mode; afterwards it, flag by flag, and the random state are as they were.
 
-    One thread at a time: the train/eval flags belong to the module.
+    Yields the model to run: the same one, or its float32 copy. One thread at a time.
 
     Args:
-        model: its train/eval flags are restored one by one.
         gradients: autograd is on inside, also where the caller is in ``no_grad`` or inference mode; otherwise off.
         frozen: no parameter requires a gradient inside.
         as_written: compiled submodules run uncompiled, for a compiled graph runs no hooks.
@@ -73,13 +66,11 @@ def evaluation_mode(
             is smaller than the distance of two neighbouring bfloat16 numbers near one, so an attack would vanish in
             rounding.
 
-    Yields:
-        The model to run: the same one, or its float32 copy.
-
     Raises:
         ModelError: ``as_written`` of a model with compiled parts, with a torch older than 2.6.
     """
-    if full_precision and any(each.dtype in (torch.float16, torch.bfloat16) for each in _tensors(model)):
+    dtypes = {tensor.dtype for tensor in chain(model.parameters(), model.buffers())}
+    if full_precision and not dtypes.isdisjoint((torch.float16, torch.bfloat16)):
         model = copy.deepcopy(model).float()
     device, _ = home_of(model)
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
@@ -89,7 +80,7 @@ def evaluation_mode(
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(_without_inference_tensors(model))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        if as_written and any(map(_is_compiled, model.modules())):
+        if as_written and any(hasattr(part, "_orig_mod") or part._compiled_call_impl for part in model.modules()):
             if not hasattr(torch.compiler, "set_stance"):
                 raise ModelError("Maps of a network with compiled parts need torch 2.6; give the network uncompiled.")
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -115,10 +106,6 @@ def _restored_flags(model: nn.Module, frozen: bool) -> Iterator[None]:
             part.training = flag
 
 
-def _is_compiled(part: nn.Module) -> bool:
-    return hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
-
-
 @contextmanager
 def _without_inference_tensors(model: nn.Module) -> Iterator[None]:
     """Replace tensors that were made in inference mode, which autograd cannot save, by ordinary copies."""
@@ -140,24 +127,17 @@ def _without_inference_tensors(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], *, with_kwargs: bool = False) -> Iterator[None]:
     """Register forward hooks inside; they run before those that the model has, which see what they return."""
-    handles = []
-    try:
+    with contextlib.ExitStack() as stack:
         for module, hook in hooks.items():
-            handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=with_kwargs))
+            handle = module.register_forward_hook(hook, prepend=True, with_kwargs=with_kwargs)
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return device and precision of the model's first floating-point tensor; the CPU's defaults without one."""
-    like = next((each for each in _tensors(model) if each.is_floating_point()), torch.empty(0, device="cpu"))
+    tensors = chain(model.parameters(), model.buffers())
+    like = next((each for each in tensors if each.is_floating_point()), torch.empty(0, device="cpu"))
     return like.device, like.dtype
 
 

@@ -28,46 +28,28 @@ def as_html(value: object) -> str:
 
 
 class Batch(NamedTuple):
-    """A batch of images.
+    """A batch of images."""
 
-    Attributes:
-        images: (B, 3, H, W) float32 RGB in [0, 1]; the normalisation is part of the model.
-        labels: (B,) int64 class indices.
-        indices: (B,) int64 places in the split that the images came from.
-        masks: (B, H, W) bool, true on the object, augmented like the images; None where not requested.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    masks: Tensor | None = None
+    images: Tensor  # (B, 3, H, W) float32 RGB in [0, 1]; the normalisation is part of the model
+    labels: Tensor  # (B,) int64 class indices
+    indices: Tensor  # (B,) int64 places in the split that the images came from
+    masks: Tensor | None = None  # (B, H, W) bool, true on the object, augmented like the images
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The leading axis of a map that has one value per position *and* label.
+    """The leading axis of a map that has one value per position *and* label."""
 
-    Attributes:
-        name: ``channel``, ``glimpse``, ``word``, ``query`` or ``class``.
-        labels: one label for each plane of the map, in order; empty where a plane's number is all there is to say.
-    """
-
-    name: str
-    labels: tuple[str, ...] = ()
+    name: str  # channel, glimpse, word, query or class
+    labels: tuple[str, ...] = ()  # of the planes, in order; empty where a plane's number is all there is to say
 
 
 class MapBatch(NamedTuple):
-    """Maps of one kind for a batch of images.
+    """Maps of one kind, see :class:`AttentionMap`, for a batch of images."""
 
-    Attributes:
-        values: (B, A, h, w) as the network used them; A is 1 without an axis, h and w are 1 for a gate on channels.
-        kind: see :class:`AttentionMap`.
-        axis: what A counts, None where A is 1.
-    """
-
-    values: Tensor
+    values: Tensor  # (B, A, h, w) as the network used them; h and w are 1 for a gate on channels
     kind: str
-    axis: Axis | None = None
+    axis: Axis | None = None  # what A counts; None where A is 1
 
 
 class Output(NamedTuple):
@@ -141,10 +123,8 @@ class AttentionMap:
         shape = tuple(self.values.shape)
         labels = self.axis.labels if self.axis is not None else ()
         if len(shape) != (2 if self.axis is None else 3) or (labels and len(labels) != shape[0]):
-            named = "no axis" if self.axis is None else f"the axis {self.axis.name!r} of {len(labels)} labels"
-            raise ValueError(
-                f"Map {self.tap!r} has shape {shape} and {named}; give (h, w), or (A, h, w) with A labels."
-            )
+            axis = "no axis" if self.axis is None else f"the axis {self.axis.name!r} of {len(labels)} labels"
+            raise ValueError(f"Map {self.tap!r} has shape {shape} and {axis}; give (h, w), or (A, h, w) with A labels.")
 
     def plane(self, index: int) -> AttentionMap:
         """Return the (h, w) map of one label of the axis, named ``TAP LABEL``."""
@@ -153,8 +133,7 @@ class AttentionMap:
         label = self.axis.labels[index] if self.axis.labels else f"{self.axis.name} {index}"
         return replace(self, values=self.values[index], tap=f"{self.tap} {label}", axis=None)
 
-    def _repr_html_(self) -> str:
-        return as_html(self)
+    _repr_html_ = as_html
 
 
 @dataclass(frozen=True)
@@ -176,17 +155,15 @@ class EpochReport:
     """The result of one epoch of training.
 
     Attributes:
-        epoch: 1-based.
-        train_loss: mean over the epoch's steps.
-        images_per_second: training images per second of training time, all processes together.
-        seconds: of training, from the first step to the last.
+        epoch, train_loss: 1-based; the mean over the epoch's steps.
+        seconds, evaluation_seconds: of training, from the first step to the last; then of the validation images.
+        images_per_second: training images per second of training, all processes together.
         validation: figure -> its value for the averaged weights on the validation images, as the task defines them;
             for classification ``accuracy`` and ``loss``. Empty without validation images.
         attention_peak: tap -> mean over images of the largest weight: of a readout's softmax 1 = one point, 1 / N =
             uniform; a sigmoid's gate is shut at 0 and open at 1.
         warnings: sentences for the user, such as a collapsed or uniform map.
         is_best: this epoch's weights are the best so far by validation.
-        evaluation_seconds: spent on the validation images, after ``seconds``.
     """
 
     epoch: int
@@ -204,18 +181,15 @@ class EpochReport:
     def as_record(self) -> dict[str, Any]:
         """Return one flat record, as metrics.jsonl keeps it: ``validation_NAME`` for each figure."""
         record = asdict(self)
-        return {**{f"{VALIDATION}{name}": value for name, value in record.pop("validation").items()}, **record}
+        return {f"{VALIDATION}{name}": value for name, value in record.pop("validation").items()} | record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> EpochReport:
         """Return the report of a record of metrics.jsonl, where null stands for what was not a number."""
         values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
-        known = {each.name for each in fields(cls)} - {"validation", "warnings"}
-        return cls(
-            **{name: value for name, value in values.items() if name in known},
-            validation={n.removeprefix(VALIDATION): v for n, v in values.items() if n.startswith(VALIDATION)},
-            warnings=tuple(values.get("warnings", ())),
-        )
+        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        known["validation"] = {n.removeprefix(VALIDATION): v for n, v in values.items() if n.startswith(VALIDATION)}
+        return cls(**{**known, "warnings": tuple(values.get("warnings", ()))})
 
 
 VALIDATION = "validation_"  # before each figure's name in a record
@@ -228,8 +202,7 @@ class Finding:
     Attributes:
         kind: ``unreadable``, ``odd``, ``exact-duplicate``, ``near-duplicate``, ``conflicting-labels``, ``imbalance``.
         splits: the splits touched, such as ``("train", "test")``; two different ones mean leakage.
-        paths: the files, relative to the data folder.
-        note: one line for the user.
+        paths, note: the files, relative to the data folder; one line for the user.
     """
 
     kind: str
@@ -246,20 +219,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of an audit.
+    """The result of an audit."""
 
-    Attributes:
-        images: split -> number of images looked at.
-        per_class: split -> class -> number of images.
-        findings: see :class:`Finding`.
-        leaked: number of test images with an exact or near duplicate in train.
-        seconds: how long it took.
-        depth: ``cheap`` (sizes, exact duplicates, counts) or ``full`` (near duplicates too).
-    """
-
-    images: dict[str, int]
-    per_class: dict[str, dict[str, int]]
+    images: dict[str, int]  # split -> number of images looked at
+    per_class: dict[str, dict[str, int]]  # split -> class -> number of images
     findings: tuple[Finding, ...]
-    leaked: int
+    leaked: int  # number of test images with an exact or near duplicate in train
     seconds: float
-    depth: str
+    depth: str  # cheap (sizes, exact duplicates, counts) or full (near duplicates too)

@@ -7,7 +7,7 @@ the command line knows by name; another one is a class of :class:`AttentionOptio
 from heedmap.attention.base import Attended, AttentionOptions, Gate, Readout, TapFeatures
 from heedmap.attention.feature_gate import Feature, FeatureAttention, FeatureDense, GatedMean
 from heedmap.attention.readouts import Additive, CompatibilityReadout, Dot, MeanReadout, NoAttention, Parametrised
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import checked_choice
 
 __all__ = [
     "ATTENTIONS",
@@ -29,15 +29,5 @@ ATTENTIONS: dict[str, type[AttentionOptions]] = {
 
 
 def attention_options(name: str, weights: str | None = None) -> AttentionOptions:
-    """Return the options of the attention of that name.
-
-    Args:
-        name: a key of :data:`ATTENTIONS`.
-        weights: ``softmax`` or ``sigmoid``; None takes the default of that attention.
-
-    Raises:
-        ModelError: an unknown name, or weights that this attention does not have.
-    """
-    if name not in ATTENTIONS:
-        raise ModelError(f"Unknown attention {name!r}; it can be {', '.join(ATTENTIONS)}.{nearest(name, ATTENTIONS)}")
-    return ATTENTIONS[name](weights)
+    """Return the options of an attention; a ModelError for an unknown name, or for weights that it does not have."""
+    return ATTENTIONS[checked_choice("attention", name, ATTENTIONS)](weights)

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError
 
 
 class Attended(NamedTuple):
@@ -30,10 +30,10 @@ class Readout(nn.Module):
     Attributes:
         name, weights: how legends name it: its name in the registry, and ``softmax`` or ``sigmoid``.
         channels: width of the vector that :meth:`forward` returns.
-        uses_query: whether the map depends on the query; where it does not, the query may be None and is ignored.
-        is_constant: whether its map depends on nothing, so that there is nothing to learn or to watch.
-        takes_any_size: whether it takes features of another size than it was built for.
-        is_share: whether the weights are shares, which sum to one over positions; else they are gates.
+        uses_query: the map depends on the query; where it does not, the query may be None and is ignored.
+        is_constant: the map depends on nothing, so that there is nothing to learn or to watch.
+        takes_any_size: it takes features of another size than it was built for.
+        is_share: the weights are shares, which sum to one over positions; else they are gates.
     """
 
     name: str = "custom"
@@ -45,14 +45,9 @@ class Readout(nn.Module):
     is_share: bool = True
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
-        """Read the features.
+        """Return the vector (B, channels) of the local features (B, C, H, W), and the weights used (B, 1, H, W).
 
-        Args:
-            features: (B, C, H, W) local features.
-            query: (B, D) global features, or (1, D) to attend to every image with the same one.
-
-        Returns:
-            The vector (B, channels), and the weights used (B, 1, H, W).
+        The query is (B, D) global features, or (1, D) to attend to every image with the same one.
         """
         raise NotImplementedError
 
@@ -72,9 +67,8 @@ class TapFeatures:
     Attributes:
         channels, height, width: of the tapped features; only attentions bound to a size need height and width.
         query_channels: width D of the query.
-        rescale: see :class:`heedmap.attention.readouts.CompatibilityReadout`; for features of a scale that heedmap did
-            not choose.
-        paper, project: see there; for the networks of "Learn To Pay Attention".
+        rescale, paper, project: see :class:`heedmap.attention.readouts.CompatibilityReadout`; the first for features of
+            a scale that heedmap did not choose, the others for the networks of "Learn To Pay Attention".
     """
 
     channels: int
@@ -90,10 +84,8 @@ class TapFeatures:
 class AttentionOptions:
     """Base of the registry's classes: the options of one attention, checked when made, and how it is built.
 
-    The first line of a subclass's docstring is its sentence in ``heedmap list``.
-
-    Attributes:
-        weights: what the scores become, among :attr:`KINDS_OF_WEIGHTS`; None takes the first.
+    The first line of a subclass's docstring is its sentence in ``heedmap list``. ``weights`` is what the scores become,
+    among :attr:`KINDS_OF_WEIGHTS`; None takes the first.
     """
 
     weights: str | None = None
@@ -116,25 +108,10 @@ class AttentionOptions:
         return (cls.__doc__ or "").splitlines()[0].rstrip(".")
 
     def build(self, tap: TapFeatures) -> Readout:
-        """Build the readout for one tap.
-
-        Raises:
-            ModelError: the readout cannot be built for such features.
-        """
+        """Build the readout for one tap, or raise a ModelError where it cannot be built for such features."""
         raise NotImplementedError
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return ``dtype``, or float32 where that is more precise."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def checked_choice(what: str, value: str, known: tuple[str, ...]) -> str:
-    """Return the value.
-
-    Raises:
-        ModelError: it is not among the known ones, with the nearest of them.
-    """
-    if value not in known:
-        raise ModelError(f"Unknown {what} {value!r}; it can be {', '.join(known)}.{nearest(value, known)}")
-    return value

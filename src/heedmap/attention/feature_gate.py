@@ -29,28 +29,23 @@ from heedmap.attention.base import (
     Readout,
     TapFeatures,
     at_least_float32,
-    checked_choice,
 )
 from heedmap.attention.readouts import WEIGHTS
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, checked_choice
 
 FORMS = ("conv", "dense")
 GIB = 2**30
-# Weight, gradient and Adam's two moments, 4 bytes each.
-BYTES_PER_WEIGHT = 16
+BYTES_PER_WEIGHT = 16  # weight, gradient and Adam's two moments, 4 bytes each
 
 
 class FeatureAttention(Gate):
     """An element-wise gate on the features; see the module's text for the equation.
 
-    w starts at N(0, 0.05) as in the original, so the first gate is nearly uniform; W and b start as a linear layer
-    does.
+    w starts at N(0, 0.05) as in the original, so the first gate is nearly uniform; W and b start as of a linear layer.
 
     Args:
-        channels: C of the features.
-        height, width: H and W of the features; the dense form is bound to them, the conv form takes any.
-        form: ``conv`` or ``dense``.
-        weights: ``softmax`` or ``sigmoid``.
+        channels, height, width: C, H and W of the features; the conv form takes any H and W.
+        form, weights: ``conv`` or ``dense``; ``softmax`` or ``sigmoid``.
         max_bytes: the most that the dense matrix may take in training, gradient and Adam's state included.
 
     Raises:
@@ -83,12 +78,17 @@ class FeatureAttention(Gate):
         self.outer = nn.Parameter(torch.randn(units) * 0.05)
 
     def forward(self, features: Tensor) -> Attended:
-        """Return the gated features (B, C, H, W) and the gate (B, C, H, W).
-
-        Raises:
-            ModelError: the dense form got features of another size than it was built for.
-        """
-        scores = self._dense(features) if self.form == "dense" else self._conv(features)
+        """Return the gated features and the gate (B, C, H, W); a ModelError where the dense form does not fit them."""
+        if self.form == "dense":
+            expected = (self.channels, self.height, self.width)
+            if tuple(features.shape[1:]) != expected:
+                raise ModelError(
+                    f"Dense feature attention is for features of {_size(*expected)}, not {_size(*features.shape[1:])}; "
+                    "keep the image size it was trained with, or take --attention feature (form 'conv')."
+                )
+            scores = (self.outer * self.inner(features.flatten(1)).relu()).view(features.shape)
+        else:  # a linear layer over the last axis is the 1x1 convolution; in channels_last this moves no memory
+            scores = (self.outer * self.inner(features.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2)
         scores = scores.to(at_least_float32(scores.dtype))
         if self.weights == "sigmoid":
             gate = scores.sigmoid()
@@ -96,34 +96,13 @@ class FeatureAttention(Gate):
             gate = scores.flatten(1).softmax(1).view(scores.shape) * scores[0].numel()
         return Attended(features * gate.to(features.dtype), gate)
 
-    def _dense(self, features: Tensor) -> Tensor:
-        expected = (self.channels, self.height, self.width)
-        if tuple(features.shape[1:]) != expected:
-            raise ModelError(
-                f"Dense feature attention was built for features of {_size(*expected)}, not "
-                f"{_size(*features.shape[1:])}; keep the image size it was trained with, or take "
-                "--attention feature (form 'conv')."
-            )
-        scored: Tensor = self.outer * self.inner(features.flatten(1)).relu()
-        return scored.view(features.shape)
-
-    def _conv(self, features: Tensor) -> Tensor:
-        # A linear layer over the last axis is the 1x1 convolution; in channels_last this moves no memory.
-        scored: Tensor = self.outer * self.inner(features.permute(0, 2, 3, 1)).relu()
-        return scored.permute(0, 3, 1, 2)
-
 
 def _size(channels: int, height: int, width: int) -> str:
     return f"{channels} x {height} x {width}"
 
 
 class GatedMean(Readout):
-    """The mean of gated features over positions; its map is the gate's mean over channels.
-
-    Args:
-        gate: the gate.
-        name: its name in the registry.
-    """
+    """The mean of gated features over positions; its map is the gate's mean over channels."""
 
     is_share = False  # also under softmax, which runs over all features
 

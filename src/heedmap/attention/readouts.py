@@ -29,15 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heedmap.attention.base import (
-    Attended,
-    AttentionOptions,
-    Readout,
-    TapFeatures,
-    at_least_float32,
-    checked_choice,
-)
-from heedmap.errors import ModelError
+from heedmap.attention.base import Attended, AttentionOptions, Readout, TapFeatures, at_least_float32
+from heedmap.errors import ModelError, checked_choice
 
 SCORES = ("parametrised", "dot", "additive")
 WEIGHTS = ("softmax", "sigmoid")
@@ -80,10 +73,8 @@ class CompatibilityReadout(Readout):
     score) is there for the parameter count, frozen and never run.
 
     Args:
-        channels: C of the features.
-        query_channels: D of the query.
-        score: ``parametrised``, ``dot`` or ``additive``.
-        weights: ``softmax`` or ``sigmoid``.
+        channels, query_channels: C of the features and D of the query.
+        score, weights: one of :data:`SCORES` and of :data:`WEIGHTS`.
         project: ``query`` or ``features``, the side that is projected. The additive score projects both itself.
         paper: take the published form rather than ours.
         rescale: divide the features by their root mean square over the image before they are scored, and a dot product
@@ -118,9 +109,7 @@ class CompatibilityReadout(Readout):
         self.projection = nn.Linear(channels, self.channels, bias=paper) if self.channels != channels else None
         self.query_map = self._query_map(query_channels, paper)
         self.scorer: nn.Linear | None = None
-        self.feature_map: nn.Linear | None = None
-        if score == "additive":
-            self.feature_map = nn.Linear(channels, channels, bias=False)
+        self.feature_map = nn.Linear(channels, channels, bias=False) if score == "additive" else None
         if score != "dot":
             self.scorer = nn.Linear(self.channels, 1, bias=paper or weights == "sigmoid")
             nn.init.zeros_(self.scorer.weight)
@@ -131,27 +120,30 @@ class CompatibilityReadout(Readout):
         """The query's projection before the score; None where ours would be inert."""
         if self.score == "additive":
             return nn.Linear(query_channels, self.channels)
-        if paper:
-            module = _paper_query_map(query_channels, self.channels, self.projection is not None)
-            return module if self.uses_query else module.requires_grad_(False)
-        if self.score == "dot":
-            zeroed = nn.Linear(query_channels, self.channels, bias=False)
-            nn.init.zeros_(zeroed.weight)
-            return zeroed
+        same = query_channels == self.channels
+        if paper:  # as in the published code: normalised where a level's size differs from g's
+            is_level = self.projection is not None or not same
+            normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)] if is_level else []
+            linear = [] if same or self.projection is not None else [nn.Linear(query_channels, self.channels)]
+            return nn.Sequential(*normalised, *linear).requires_grad_(self.uses_query)
         if not self.uses_query:
             return None
-        same = query_channels == self.channels
-        return nn.Identity() if same else nn.Linear(query_channels, self.channels, bias=False)
+        if same and self.score != "dot":
+            return nn.Identity()
+        linear_map = nn.Linear(query_channels, self.channels, bias=False)
+        if self.score == "dot":
+            nn.init.zeros_(linear_map.weight)
+        return linear_map
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Attended:
-        """Attend; see :meth:`Readout.forward`.
-
-        Raises:
-            ModelError: the score needs a query and there is none.
-        """
+        """Attend; see :meth:`Readout.forward`. A ModelError where the score needs a query and there is none."""
         batch, _, height, width = features.shape
-        flat = features.flatten(2)
-        scores = self._scores(flat, self._mapped(query, batch))
+        flat, mapped = features.flatten(2), None
+        if self.uses_query:
+            if query is None or self.query_map is None:
+                raise ModelError(f"The {self.score} score with {self.weights} weights needs a query; pass one.")
+            mapped = self.query_map(query).expand(batch, -1)
+        scores = self._scores(flat, mapped)
         scores = scores.to(at_least_float32(scores.dtype))  # a softmax in bfloat16 does not sum to one
         attention = scores.softmax(1) if self.weights == "softmax" else scores.sigmoid()
         used = attention if self.weights == "softmax" else attention / attention.shape[1]
@@ -159,17 +151,8 @@ class CompatibilityReadout(Readout):
         vector = torch.bmm(used.to(flat.dtype)[:, None], flat.transpose(1, 2))[:, 0].to(attention.dtype)
         return Attended(self._lifted(vector, used), attention.view(batch, 1, height, width))
 
-    def _mapped(self, query: Tensor | None, batch: int) -> Tensor | None:
-        """The query (B, channels) as the score sees it; None where the score does not see it."""
-        if not self.uses_query:
-            return None
-        if query is None or self.query_map is None:
-            raise ModelError(f"The {self.score} score with {self.weights} weights needs a query; pass one.")
-        mapped: Tensor = self.query_map(query)
-        return mapped.expand(batch, -1)
-
     def _scores(self, flat: Tensor, query: Tensor | None) -> Tensor:
-        """(B, N) scores of the features (B, C, N)."""
+        """(B, N) scores of the features (B, C, N), with the mapped query (B, channels) where it is used."""
         if self.feature_map is not None and self.scorer is not None and query is not None:
             hidden = functional.linear(flat.transpose(1, 2), self.feature_map.weight)
             if self.rescale:
@@ -191,8 +174,7 @@ class CompatibilityReadout(Readout):
         """(B, N) dot products of the (lifted) features with a direction: (1, channels) for all, or (B, channels)."""
         offset = None
         if self.projection is not None:
-            if self.projection.bias is not None:
-                offset = direction @ self.projection.bias
+            offset = None if self.projection.bias is None else direction @ self.projection.bias
             direction = direction @ self.projection.weight
         if self.scorer is not None:
             # One product for the whole batch: its gradient has the layout of channels_last features. That of a product
@@ -209,26 +191,14 @@ class CompatibilityReadout(Readout):
         """The weighted sum of the lifted features, from the weighted sum of the features themselves."""
         if self.projection is None:
             return vector
-        lifted = functional.linear(vector, self.projection.weight)
-        if self.projection.bias is not None:
-            lifted = lifted + used.sum(1, keepdim=True) * self.projection.bias
-        return lifted.to(used.dtype)
+        lifted, bias = functional.linear(vector, self.projection.weight), self.projection.bias
+        return (lifted if bias is None else lifted + used.sum(1, keepdim=True) * bias).to(used.dtype)
 
 
 def rms(flat: Tensor) -> Tensor:
     """Root mean square (B, 1) of features (B, C, N) over channels and positions, at least float32."""
     precise = flat.to(at_least_float32(flat.dtype))
     return precise.square().mean((1, 2)).sqrt().clamp_min(1e-6)[:, None]
-
-
-def _paper_query_map(query_channels: int, channels: int, lifted: bool) -> nn.Module:
-    """The published code's query projection: normalised where a level's size differs from g's."""
-    normalised = [nn.BatchNorm1d(query_channels), nn.ReLU(), nn.Dropout(0.5)]
-    if lifted:
-        return nn.Sequential(*normalised)
-    if query_channels == channels:
-        return nn.Identity()
-    return nn.Sequential(*normalised, nn.Linear(query_channels, channels))
 
 
 @dataclass(frozen=True)

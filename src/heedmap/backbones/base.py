@@ -33,7 +33,7 @@ class Trunk(NamedTuple):
     Attributes:
         features: tap name -> (B, C, H, W), in the order of the requested taps.
         query: (B, D) the global feature, None when not requested.
-        logits: (B, K) the backbone's own logits, where it keeps its own head (already trained networks), else None.
+        logits: (B, K) of the backbone's own head, where it keeps one (already trained networks), else None.
     """
 
     features: dict[str, Tensor]
@@ -44,23 +44,22 @@ class Trunk(NamedTuple):
 class Backbone(nn.Module):
     """Base of all backbones: a chain of stages, some of which are tapped, and a global feature at its end.
 
-    A subclass sets the attributes and defines :meth:`begin` and :meth:`global_feature`; its stages are its submodules
-    of those names, or what :meth:`stage_module` returns. A network that runs itself overrides :meth:`forward`.
+    A subclass sets the attributes; its stages are its submodules of those names, or what :meth:`stage_module` returns.
+    A network that runs itself overrides :meth:`forward`.
 
     Attributes:
-        name: how messages call it.
-        stages: what can be tapped, in order.
-        query_channels: width D of the global feature.
-        default_taps: the taps used when none are named.
+        name, default_taps: how messages call it, and the taps used when none are named.
+        stages, query_channels: what can be tapped, in order, and the width D of the global feature.
         normalization: applied by the caller to RGB in [0, 1].
-        fixed_size: the only image side that the network takes, or None when any will do.
-        least_size: the smallest image side that works.
+        query_modules: names of the submodules behind the last stage, which only the query needs.
+        fixed_size, least_size: the only image side that the network takes, None for any; the smallest that works.
         normalises: every learned kernel is followed by a normalisation, so that its norm does not matter.
     """
 
     name: str = "backbone"
     stages: tuple[Stage, ...] = ()
     query_channels: int = 0
+    query_modules: tuple[str, ...] = ()
     default_taps: tuple[str, ...] = ()
     normalization: Normalization = IMAGENET
     fixed_size: int | None = None
@@ -68,11 +67,11 @@ class Backbone(nn.Module):
     normalises: bool = False
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
-        """Run the network on normalised images.
+        """Run the network.
 
         Args:
             images: (B, 3, H, W), normalised by :attr:`normalization`.
-            taps: names of the stages whose features are returned; checked beforehand by :meth:`check_taps`.
+            taps: the stages whose features are returned; checked beforehand by :meth:`check_taps`.
             need_query: whether to return the global feature; without it nothing behind the last tap is run.
             inside: what changes a stage's features before the tap and all later stages see them.
         """
@@ -87,13 +86,13 @@ class Backbone(nn.Module):
         return Trunk({tap: features[tap] for tap in taps}, self.global_feature(x) if need_query else None, None)
 
     def begin(self, images: Tensor) -> Tensor:
-        """Return what the first stage takes, of normalised images (B, 3, H, W)."""
-        return images
+        """Return what the first stage takes, of normalised images (B, 3, H, W): a ``stem``'s features, or they."""
+        features: Tensor = self.get_submodule("stem")(images) if "stem" in self._modules else images
+        return features
 
     def stage_module(self, name: str) -> nn.Module:
         """Return the module of a stage."""
-        module: nn.Module = getattr(self, name)
-        return module
+        return self.get_submodule(name)
 
     def leave(self, name: str, features: Tensor) -> Tensor:
         """Return what the next stage takes, of the features (B, C, H, W) of the named one."""
@@ -104,8 +103,8 @@ class Backbone(nn.Module):
         return features.mean(dim=(2, 3))
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """Parameters behind the last stage, which only the query needs."""
-        return []
+        """Return the parameters behind the last stage, which only the query needs."""
+        return [parameter for name in self.query_modules for parameter in self.get_submodule(name).parameters()]
 
     def unread_parameters(self, taps: tuple[str, ...]) -> list[nn.Parameter]:
         """Parameters that get no gradient when only these taps are read, and no query: frozen by the classifier."""
@@ -125,11 +124,7 @@ class Backbone(nn.Module):
         return []
 
     def stage(self, name: str) -> Stage:
-        """Return the stage of that name.
-
-        Raises:
-            ModelError: there is none; the message lists those that exist.
-        """
+        """Return the stage of that name, or raise as :meth:`check_taps` does."""
         self.check_taps((name,))
         return next(stage for stage in self.stages if stage.name == name)
 
@@ -138,11 +133,7 @@ class Backbone(nn.Module):
         return -(-image_size // self.stage(tap).stride)
 
     def check_taps(self, taps: Sequence[str]) -> None:
-        """Check that every tap exists and none is named twice.
-
-        Raises:
-            ModelError: with the names that exist and the nearest one.
-        """
+        """Raise a ModelError with the names that exist where a tap does not, and where one is named twice."""
         known = [stage.name for stage in self.stages]
         for tap in taps:
             if tap not in known:
@@ -151,11 +142,7 @@ class Backbone(nn.Module):
             raise ModelError(f"A tap is named twice in {', '.join(taps)}; name each once.")
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that images of this size can be run.
-
-        Raises:
-            ModelError: the image is too small, or not of the one size that the network takes.
-        """
+        """Raise a ModelError where such images are too small, or not of the one size that the network takes."""
         if self.fixed_size is not None and (height, width) != (self.fixed_size, self.fixed_size):
             raise ModelError(
                 f"{self.name} takes images of {self.fixed_size} x {self.fixed_size} only, not {width} x {height}; "

@@ -54,8 +54,7 @@ class Compact(Backbone):
     Args:
         stem_stride: 1, 2 or 4: how much the stem shrinks the image before the first stage.
         widths: channels of the stem and of the three stages.
-        blocks: residual blocks in each stage.
-        strides: how much each stage shrinks its input, 1 or 2.
+        blocks, strides: residual blocks in each stage, and how much it shrinks its input, 1 or 2.
     """
 
     name = "compact"
@@ -75,28 +74,18 @@ class Compact(Backbone):
         self.stem = nn.Sequential(conv_norm(3, widths[0], stride=min(stem_stride, 2)), nn.ReLU(inplace=True))
         if stem_stride == 4:
             self.stem.append(nn.MaxPool2d(2, ceil_mode=True))
-        stages, channels, stride = [], widths[0], stem_stride
-        names = [f"stage{number}" for number in range(1, len(blocks) + 1)]
-        for name, width, depth, shrink in zip(names, widths[1:], blocks, strides, strict=True):
+        channels, stride = widths[0], stem_stride
+        for number, (width, depth, shrink) in enumerate(zip(widths[1:], blocks, strides, strict=True), start=1):
             body = [ResidualBlock(channels if i == 0 else width, width, shrink if i == 0 else 1) for i in range(depth)]
-            self.add_module(name, nn.Sequential(*body))
+            self.add_module(f"stage{number}", nn.Sequential(*body))
             channels, stride = width, stride * shrink
-            stages.append(Stage(name, width, stride))
-        self.stages = tuple(stages)
-        self.query_channels = channels
-        self.default_taps = tuple(names[-2:])
-        self.least_size = stride
+            self.stages += (Stage(f"stage{number}", width, stride),)
+        self.query_channels, self.least_size = channels, stride
+        self.default_taps = tuple(stage.name for stage in self.stages[-2:])
 
     @classmethod
     def for_size(cls, size: int) -> Compact:
         """The net for images ``size`` pixels wide: the deepest tap has 8 x 8 positions at 32 and 64, 9 x 9 at 144."""
-        if size <= 48:
-            return cls(1, strides=(2, 2, 1))
         if size <= 80:
-            return cls(2, strides=(2, 2, 1))
+            return cls(1 if size <= 48 else 2, strides=(2, 2, 1))
         return cls(2 if size <= 176 else 4)
-
-    def begin(self, images: Tensor) -> Tensor:
-        """Run the stem."""
-        features: Tensor = self.stem(images)
-        return features

@@ -6,72 +6,54 @@ train/eval flag is as before. Running statistics, parameters, gradients and the 
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor, nn
 
+from heedmap.backbones.registry import first_line
 from heedmap.errors import ModelError
 from heedmap.modules import dummy_image, evaluation_mode
 from heedmap.types import Stage
 
-# A network that flattens its features takes one size only; these are the usual ones.
-USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)
-LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)
-# A map with fewer positions to a side than this says little about where.
-LEAST_SIDE = 4
+USUAL_SIZES = (224, 32, 64, 28, 96, 128, 256, 299, 384)  # of networks that flatten their features, which take one only
+LADDER = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192)  # tried for the smallest size
+LEAST_SIDE = 4  # a map with fewer positions to a side says little about where
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SpatialModule:
-    """A module whose output is spatial.
-
-    Attributes:
-        stage: its name, channels and stride.
-        side: positions to a side at the probe's size.
-        depth: share of the network's layers that have run when it is done, 0 to 1.
-    """
+    """A module whose output is spatial."""
 
     stage: Stage
-    side: int
-    depth: float
+    side: int  # positions to a side at the probe's size
+    depth: float  # share of the network's layers that have run when it is done, 0 to 1
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The result of probing a network.
+    """The result of probing a network."""
 
-    Attributes:
-        size: the image side probed with.
-        modules: the spatial modules outside the classifier, in the order in which they finish.
-        classifier: name of the classifier, or None where the network ends without one.
-        output_shape: the shape of the network's output for one image, or None where that is no tensor.
-        fixed_size: the probe's size, where the network failed at another one.
-        least_size: the smallest image side tried that works.
-    """
-
-    size: int
-    modules: tuple[SpatialModule, ...]
-    classifier: str | None
-    output_shape: tuple[int, ...] | None
-    fixed_size: int | None
+    size: int  # the image side probed with
+    modules: tuple[SpatialModule, ...]  # those outside the classifier, in the order in which they finish
+    classifier: str | None  # its name; None where the network ends without one
+    output_shape: tuple[int, ...] | None  # of the network for one image; None where that is no tensor
+    fixed_size: int | None  # this and the next as in a Backbone, among the sizes tried
     least_size: int
-
-    def side(self, module: SpatialModule, size: int) -> int:
-        """Positions to a side at a module, for images of another size (exact up to rounding at the borders)."""
-        return module.side + (size - self.size) // module.stage.stride
 
 
 @dataclass
 class _Trace:
-    """What the hooks of one run record, in order of events."""
+    """What the hooks of one run record."""
 
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    finished: dict[str, int] = field(default_factory=dict)  # name -> layers done when it finished
+    outputs: dict[str, tuple[_Shape, int, int]] = field(default_factory=dict)  # name -> shape, layers and events before
     begun: dict[str, int] = field(default_factory=dict)  # name -> number of events before it began
-    ended: dict[str, int] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     layers: list[str] = field(default_factory=list)
     events: int = 0
+    result: _Shape | None = None  # the shape of the network's output, where that is a tensor
 
     def begin(self, name: str) -> None:
         if name in self.begun:
@@ -85,9 +67,7 @@ class _Trace:
             self.layers.append(name)
         # An identity is a placeholder; the module before it has the same features under a meaningful name.
         if isinstance(out, Tensor) and not isinstance(part, nn.Identity) and not _is_attention_matrix(out):
-            self.shapes[name] = tuple(out.shape)
-            self.finished[name] = len(self.layers)
-        self.ended[name] = self.events
+            self.outputs[name] = tuple(out.shape), len(self.layers), self.events
         self.events += 1
 
 
@@ -99,8 +79,7 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
     attention matrices. Its stride is the growth of the image over the growth of the grid between two sizes.
 
     Args:
-        module: the network.
-        name: how messages call it.
+        module, name: the network, and how messages call it.
         probe_size: the image side to try; None tries 224, then the other usual sizes, then ``image_size``.
         image_size: the side of the images to come.
 
@@ -108,12 +87,10 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
         ModelError: the network ran at none of the sizes, or has no spatial stage.
     """
     usual = USUAL_SIZES if image_size is None else (*USUAL_SIZES, image_size)
-    size, trace, output = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
+    size, trace = _first_that_runs(module, name, (probe_size,) if probe_size else usual)
+    output = trace.result
     other_size = size - 64 if size >= 128 else size + 64
-    try:
-        other, _ = _watch(module, other_size)
-    except Exception:  # the network's own code may raise anything; the network then takes one size only
-        other = None
+    other = _trace_at(module, other_size)  # None where the network takes one size only
     classifier = _classifier(module, trace) if output is not None and len(output) == 2 else None
     modules = tuple(_spatial_modules(trace, other, (size, other_size), classifier))
     if not modules:
@@ -121,48 +98,42 @@ def survey(module: nn.Module, name: str, probe_size: int | None = None, *, image
             f"{name} has nothing to tap: none of its modules returns features as (B, C, H, W) before the classifier. "
             "Networks that keep them as (B, H, W, C) or as tokens (Swin, ViT) cannot be tapped; take a CNN."
         )
-    least = size if other is None else _least_size(module, max(each.stage.stride for each in modules), size)
-    return Survey(size, modules, classifier, output, size if other is None else None, least)
+    if other is None:
+        return Survey(size, modules, classifier, output, size, size)
+    sizes = [side for side in LADDER if max(each.stage.stride for each in modules) <= side < size]
+    least = next((side for side in sizes if _trace_at(module, side) is not None), size)
+    return Survey(size, modules, classifier, output, None, least)
 
 
-def choose_taps(found: Survey, image_size: int | None = None) -> tuple[str, ...]:
+def choose_taps(probed: Survey, image_size: int | None = None) -> tuple[str, ...]:
     """Return the outermost and last module at each of the two deepest resolutions of at least 4 x 4 positions.
 
     *Outermost* is the fewest dots in the name, so ``layer3`` before ``layer3.1.conv2``; among those the last to
     finish. A container that holds the other tap is skipped (``features.12``, not ``features``, beside ``features.10``).
 
-    Args:
-        found: the result of :func:`survey`.
-        image_size: the side of the images to come; None is the probe's size.
-
-    Returns:
-        One or two names, the finer grid first; empty when no grid has 4 x 4 positions.
+    One or two names, the finer grid first; none where no grid has 4 x 4 positions. ``image_size`` is the side of the
+    images to come; None is the probe's size.
     """
-    sides = {module.stage.name: found.side(module, image_size or found.size) for module in found.modules}
+    growth = (image_size or probed.size) - probed.size
+    # Positions to a side; for another size than the probe's exact up to rounding at the borders.
+    sides = {each.stage.name: each.side + growth // each.stage.stride for each in probed.modules}
     deepest = sorted({side for side in sides.values() if side >= LEAST_SIDE})[:2]
     taps: list[str] = []
     for side in reversed(deepest):
-        names = [
-            name
-            for name, own in sides.items()
-            if own == side and not any(tap == name or tap.startswith(f"{name}.") for tap in taps)
-        ]
-        if names:
-            fewest = min(name.count(".") for name in names)
-            taps.append([name for name in names if name.count(".") == fewest][-1])
+        alike = [name for name in reversed(sides) if sides[name] == side]
+        if names := [name for name in alike if not any(f"{tap}.".startswith(f"{name}.") for tap in taps)]:
+            taps.append(min(names, key=lambda name: name.count(".")))
     return tuple(taps)
 
 
-def _first_that_runs(
-    module: nn.Module, name: str, sizes: tuple[int, ...]
-) -> tuple[int, _Trace, tuple[int, ...] | None]:
-    """Return the first size at which the network runs, the trace of that run and the shape of its output."""
+def _first_that_runs(module: nn.Module, name: str, sizes: tuple[int, ...]) -> tuple[int, _Trace]:
+    """Return the first size at which the network runs, and the trace of that run."""
     reasons = []
     for size in sizes:
         try:
-            return size, *_watch(module, size)
+            return size, _watch(module, size)
         except Exception as reason:  # the network's own code may raise anything
-            reasons.append(f"{size}: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}")
+            reasons.append(f"{size}: {first_line(reason)}")
     if other := re.search(r"to have (\d+) channels, but got 3 channels", reasons[0]):  # torch's words
         raise ModelError(
             f"{name} takes {other[1]} input channel{'s' * (other[1] != '1')}; three are needed (RGB), so wrap it so "
@@ -174,38 +145,38 @@ def _first_that_runs(
     )
 
 
-def _watch(module: nn.Module, size: int) -> tuple[_Trace, tuple[int, ...] | None]:
-    """Run once without gradients; return the trace and the shape of the output."""
-    trace, hooks = _Trace(), []
+def _trace_at(module: nn.Module, size: int) -> _Trace | None:
+    """The trace of a run, or None where the network's own code, which may raise anything, fails at that size."""
     try:
-        for name, part in module.named_modules():
-            if name:
-                hooks += [
-                    part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name)),
-                    part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out)),
-                ]
-        with evaluation_mode(module):
-            output = module(dummy_image(module, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return trace, tuple(output.shape) if isinstance(output, Tensor) else None
+        return _watch(module, size)
+    except Exception:
+        return None
+
+
+def _watch(module: nn.Module, size: int) -> _Trace:
+    """Run once without gradients."""
+    trace = _Trace()
+    with ExitStack() as hooks, evaluation_mode(module):
+        for name, part in list(module.named_modules())[1:]:
+            begin = part.register_forward_pre_hook(lambda _part, _inputs, name=name: trace.begin(name))
+            end = part.register_forward_hook(lambda part, _inputs, out, name=name: trace.end(name, part, out))
+            hooks.callback(begin.remove)
+            hooks.callback(end.remove)
+        output = module(dummy_image(module, size))
+    trace.result = tuple(output.shape) if isinstance(output, Tensor) else None
+    return trace
 
 
 def _classifier(module: nn.Module, trace: _Trace) -> str | None:
-    """Return the name of the outermost module around the last layer that holds nothing but what classifiers hold.
-
-    The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
-    after timm's ``num_classes=0``) has no classifier.
-    """
+    """Return the name of the outermost module around the last layer that holds nothing but what classifiers hold."""
+    # The last layer must be linear or a 1x1 convolution; a network that ends in anything else (a normalisation, as
+    # after timm's num_classes=0) has no classifier.
     parts = trace.layers[-1].split(".") if trace.layers else []
-    for length in range(1, len(parts) + 1):
-        name = ".".join(parts[:length])
-        if name not in trace.begun:
-            continue
-        inside = [part for part in module.get_submodule(name).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-        if inside and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in inside):
-            return name
+    for name in accumulate(parts, "{}.{}".format):
+        if name in trace.begun:
+            inside = [part for part in module.get_submodule(name).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+            if inside and all(isinstance(part, nn.Linear) or part.kernel_size == (1, 1) for part in inside):
+                return name
     return None
 
 
@@ -214,14 +185,12 @@ def _spatial_modules(
 ) -> Iterator[SpatialModule]:
     """Yield the spatial modules in the order in which they finish, except those in the classifier."""
     last = trace.begun[classifier] if classifier else trace.events
-    for name, shape in sorted(trace.shapes.items(), key=lambda item: trace.ended[item[0]]):
+    for name, (shape, layers, ended) in trace.outputs.items():
         is_grid = len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] > 1
-        if name in trace.repeated or trace.ended[name] > last or not is_grid:
-            continue
-        stride = _stride(shape, other.shapes.get(name) if other else None, sizes, fixed=other is None)
-        if stride is not None:
-            depth = trace.finished[name] / max(1, len(trace.layers))
-            yield SpatialModule(Stage(name, shape[1], stride), shape[2], depth)
+        if name not in trace.repeated and ended <= last and is_grid:
+            others = None if other is None else other.outputs.get(name, ((), 0, 0))[0]
+            if stride := _stride(shape, others, sizes):
+                yield SpatialModule(Stage(name, shape[1], stride), shape[2], layers / max(1, len(trace.layers)))
 
 
 def _is_attention_matrix(out: Tensor) -> bool:
@@ -229,25 +198,11 @@ def _is_attention_matrix(out: Tensor) -> bool:
     return out.dim() == 4 and out.shape[-1] > 1 and bool(((out.float().sum(-1) - 1).abs() < 1e-3).all())
 
 
-def _stride(
-    shape: tuple[int, ...], other: tuple[int, ...] | None, sizes: tuple[int, int], *, fixed: bool
-) -> int | None:
-    """Return the pixels per position, or None where the grid does not grow with the image as one of features would."""
-    if fixed:
-        return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else None
-    if other is None or len(other) != 4 or other[1] != shape[1] or other[2] != other[3]:
-        return None
+def _stride(shape: _Shape, other: _Shape | None, sizes: tuple[int, int]) -> int:
+    """Return the pixels per position; 0 where the grid does not grow from size to size as one of features would."""
+    if other is None:  # the network takes one size only
+        return round(sizes[0] / shape[2]) if shape[2] <= sizes[0] else 0
+    if len(other) != 4 or other[1] != shape[1] or other[2] != other[3]:
+        return 0
     growth = (shape[2] - other[2]) / (sizes[0] - sizes[1])
-    return round(1 / growth) if 0 < growth <= 1 else None
-
-
-def _least_size(module: nn.Module, stride: int, largest: int) -> int:
-    """Return the first size on the ladder, from the deepest stride on, at which the network runs."""
-    for size in LADDER:
-        if stride <= size < largest:
-            try:
-                _watch(module, size)
-            except Exception:  # any error may mean that the image is too small
-                continue
-            return size
-    return largest
+    return round(1 / growth) if 0 < growth <= 1 else 0

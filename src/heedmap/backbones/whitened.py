@@ -28,10 +28,7 @@ SMALLEST_VARIANCE = 5e-4  # directions that hardly vary are noise; they are not 
 class Whitened(Backbone):
     """First layer, then three stages of two 3x3 convolutions; all but the last halve the grid; query: mean of the last.
 
-    Before training, :meth:`whiten` sets the first layer from images.
-
-    Args:
-        widths: channels of the three stages.
+    ``widths`` are the channels of the stages. Before training, :meth:`whiten` sets the first layer from images.
     """
 
     name = "whitened"
@@ -40,21 +37,18 @@ class Whitened(Backbone):
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
-        # The weight is computed, the bias is learned.
         self.first = nn.Conv2d(3, FILTERS, PATCH)
-        self.first.weight.requires_grad_(False)
+        self.first.weight.requires_grad_(False)  # computed; the bias is learned
         assert self.first.bias is not None
         nn.init.zeros_(self.first.bias)
-        channels, stride, stages = FILTERS, 1, []
+        channels, stride = FILTERS, 1
         for number, width in enumerate(widths, start=1):
             shrink = 1 if number == len(widths) else 2
             self.add_module(f"stage{number}", _stage(channels, width, shrink))
             channels, stride = width, stride * shrink
-            stages.append(Stage(f"stage{number}", width, stride))
-        self.stages = tuple(stages)
-        self.query_channels = channels
-        self.default_taps = tuple(stage.name for stage in stages[-2:])
-        self.least_size = stride
+            self.stages += (Stage(f"stage{number}", width, stride),)
+        self.query_channels, self.least_size = channels, stride
+        self.default_taps = tuple(stage.name for stage in self.stages[-2:])
 
     @torch.no_grad()
     def whiten(self, batches: Iterable[Tensor]) -> None:
@@ -83,14 +77,10 @@ class Whitened(Backbone):
 
 def _stage(channels_in: int, channels_out: int, shrink: int) -> nn.Sequential:
     """Convolution, maximum over ``shrink`` each way, normalisation, ReLU; then the same without the maximum."""
+    pool = nn.MaxPool2d(shrink, ceil_mode=True) if shrink > 1 else nn.Identity()
     return nn.Sequential(
-        _convolution(channels_in, channels_out),
-        nn.MaxPool2d(shrink, ceil_mode=True) if shrink > 1 else nn.Identity(),
-        _norm(channels_out),
-        nn.ReLU(inplace=True),
-        _convolution(channels_out, channels_out),
-        _norm(channels_out),
-        nn.ReLU(inplace=True),
+        *(_convolution(channels_in, channels_out), pool, _norm(channels_out), nn.ReLU(inplace=True)),
+        *(_convolution(channels_out, channels_out), _norm(channels_out), nn.ReLU(inplace=True)),
     )
 
 

@@ -9,6 +9,7 @@ it raises.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,9 @@ from torch import Tensor, nn
 
 from heedmap.backbones.base import IMAGENET, NOTHING, Backbone, Inside, Normalization, Trunk
 from heedmap.backbones.inspection import choose_taps, survey
-from heedmap.backbones.registry import find_model, list_library_models, make_network, pretrained_settings
-from heedmap.backbones.weights import load_weights
+from heedmap.backbones.registry import find_model, load_weights, make_network, pretrained_settings
 from heedmap.errors import ModelError, nearest
 from heedmap.modules import dummy_image, evaluation_mode
-
-__all__ = ["WrappedBackbone", "build_wrapped", "list_library_models"]
 
 
 class _Catch:
@@ -36,6 +34,7 @@ class _Catch:
         self.caught: dict[str, Tensor] = {}
 
 
+@dataclass(eq=False)
 class _HookOutput:
     """The hook on one tapped module.
 
@@ -44,8 +43,8 @@ class _HookOutput:
     catch, once for all who share it.
     """
 
-    def __init__(self, name: str, catch: _Catch) -> None:
-        self.name, self.catch = name, catch
+    name: str
+    catch: _Catch
 
     def __call__(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         changed = None
@@ -69,12 +68,15 @@ class WrappedBackbone(Backbone):
     the last tap are not skipped when no query is needed.
 
     Attributes:
-        net: the network.
-        survey: what probing found out about it.
+        net, survey: the network, and what probing it has shown.
         dropped: names of the submodules that were removed (relative to ``net``).
         logit_channels: K of the kept head, or None without one.
         left_out: keys of the weights file that belonged to what was dropped; filled by :func:`build_wrapped`.
     """
+
+    logit_channels: int | None = None
+    left_out: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -94,42 +96,39 @@ class WrappedBackbone(Backbone):
                 with such ``.logits``.
             taps: names of submodules to tap; None chooses by :func:`~heedmap.backbones.inspection.choose_taps`.
             keep_head: whether :attr:`Trunk.logits` is the network's own output.
-            normalization: that the network was trained with.
-            name: how messages call it; None is the class name.
-            probe_size: image side to probe with; None tries 224, then other usual ones, then ``image_size``.
-            image_size: side of the images to come, for which taps are chosen; None is the probe's.
+            normalization, name: that the network was trained with; how messages call it, None by its class.
+            probe_size, image_size: as in :func:`~heedmap.backbones.inspection.survey`; taps are chosen for the latter.
 
         Raises:
             ModelError: the network does not run, has nothing to tap or no logits to keep; a tap does not exist.
         """
         super().__init__()
         self.name = name or type(module).__name__
-        self.normalization = normalization
-        self.net = module
-        self.keep_head = keep_head
+        self.normalization, self.net, self.keep_head = normalization, module, keep_head
         self.survey = survey(module, self.name, probe_size, image_size=image_size)
         self.fixed_size, self.least_size = self.survey.fixed_size, self.survey.least_size
         self.stages = tuple(module.stage for module in self.survey.modules)
         self.query_channels = self.stages[-1].channels
-        self.logit_channels = self._logit_channels() if keep_head else None
-        self.left_out: tuple[str, ...] = ()
-        self.dropped: tuple[str, ...] = ()
+        if keep_head:
+            with evaluation_mode(module):
+                self.logit_channels = self._logits(module(dummy_image(module, self.survey.size))).shape[1]
         if taps is not None:
             self.check_taps(taps)
-        self.default_taps = tuple(taps) if taps is not None else self._chosen(image_size)
+        elif self.survey.modules[-1].depth < 0.5:  # of a ViT or Swin only the patch embedding, blind to what is learned
+            raise ModelError(
+                f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
+                "which cannot be tapped; use a CNN, or name the taps to tap it there all the same."
+            )
+        self.default_taps = self.taps_for(image_size or self.survey.size) if taps is None else tuple(taps)
         self._catch = _Catch()
         self._hooked: frozenset[str] = frozenset()
         self._hook((*self.default_taps, self.stages[-1].name))
         self._drop_unneeded()
 
     def forward(self, images: Tensor, taps: tuple[str, ...], need_query: bool, inside: Inside = NOTHING) -> Trunk:
-        """Run the whole network on normalised images (B, 3, H, W); see :meth:`Backbone.forward`.
-
-        Raises:
-            ModelError: a tapped or gated module did not run, or did not return (B, C, H, W), in this pass.
-        """
+        """See :meth:`Backbone.forward`; a ModelError where a tapped or gated module did not return (B, C, H, W)."""
         last = self.stages[-1].name
-        requested = (*taps, *inside, last) if need_query else (*taps, *inside)
+        requested = (*taps, *inside, *([last] if need_query else []))
         if not self._hooked.issuperset(requested):
             self.check_taps(tuple(dict.fromkeys(requested)))  # the query's stage may be a tap as well
             self._hook(requested)
@@ -140,10 +139,9 @@ class WrappedBackbone(Backbone):
         finally:
             self._catch.clear()
         for name in requested:
-            if name not in caught:
-                raise ModelError(f"Module {name!r} of {self.name} did not run in this pass; tap another one.")
-            if not _is_spatial(caught[name]):
-                raise ModelError(f"Module {name!r} of {self.name} returned no (B, C, H, W); tap another one.")
+            if not _is_spatial(caught.get(name)):
+                what = "returned no (B, C, H, W)" if name in caught else "did not run in this pass"
+                raise ModelError(f"Module {name!r} of {self.name} {what}; tap another one.")
         query = caught[last].mean(dim=(2, 3)) if need_query else None
         return Trunk({tap: caught[tap] for tap in taps}, query, self._logits(output) if self.keep_head else None)
 
@@ -162,18 +160,13 @@ class WrappedBackbone(Backbone):
         return [weight for weight in self.net.parameters() if id(weight) not in own]
 
     def taps_for(self, image_size: int) -> tuple[str, ...]:
-        """Return taps for images of that size: the two deepest resolutions that have at least 4 x 4 positions there.
-
-        Raises:
-            ModelError: no stage has that many.
-        """
-        taps = choose_taps(self.survey, image_size)
-        if not taps:
-            raise ModelError(
-                f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
-                "set a larger image size, or name the taps."
-            )
-        return taps
+        """Return taps by :func:`choose_taps` for such images; raise a ModelError where no grid has 4 x 4 positions."""
+        if taps := choose_taps(self.survey, image_size):
+            return taps
+        raise ModelError(
+            f"At {image_size} pixels no stage of {self.name} has 4 x 4 positions left; "
+            "set a larger image size, or name the taps."
+        )
 
     def grid_side(self, tap: str, image_size: int) -> int:
         """See :meth:`Backbone.grid_side`; found by a forward pass, since borders make it differ from the stride."""
@@ -185,47 +178,26 @@ class WrappedBackbone(Backbone):
         known = [stage.name for stage in self.stages]
         unknown = next((tap for tap in taps if tap not in known), None)
         if unknown is None:
-            super().check_taps(taps)
-            return
+            return super().check_taps(taps)
         outer = [name for name in known if name.count(".") <= min(1, min(n.count(".") for n in known) + 1)][-12:]
         more = f" and {len(known) - len(outer)} more inside or before them" if len(outer) < len(known) else ""
-        if unknown in dict(self.net.named_modules()):
-            raise ModelError(
-                f"Module {unknown!r} of {self.name} has no (B, C, H, W) output that can be tapped; take one of "
-                f"{', '.join(outer)}{more}."
-            )
-        raise ModelError(
-            f"No tap {unknown!r} in {self.name}; it has {', '.join(outer)}{more}.{nearest(unknown, known)}"
-        )
-
-    def _chosen(self, image_size: int | None) -> tuple[str, ...]:
-        # Only the patch embedding of a ViT or Swin is spatial: a tap there would be blind to what the network learns.
-        if self.survey.modules[-1].depth < 0.5:
-            raise ModelError(
-                f"After {self.stages[-1].name!r} {self.name} keeps its features as tokens or (B, H, W, C), "
-                "which cannot be tapped; use a CNN, or name the taps to tap it there all the same."
-            )
-        return self.taps_for(image_size or self.survey.size)
+        names = f"{', '.join(outer)}{more}."
+        if unknown not in dict(self.net.named_modules()):
+            raise ModelError(f"No tap {unknown!r} in {self.name}; it has {names}{nearest(unknown, known)}")
+        raise ModelError(f"Module {unknown!r} of {self.name} has no (B, C, H, W) output to tap; take one of {names}")
 
     def _hook(self, names: Sequence[str]) -> None:
         for name in set(names) - self._hooked:
             self.net.get_submodule(name).register_forward_hook(_HookOutput(name, self._catch))
         self._hooked = self._hooked.union(names)
 
-    def _logit_channels(self) -> int:
-        with evaluation_mode(self.net):
-            logits = self._logits(self.net(dummy_image(self.net, self.survey.size)))
-        return logits.shape[1]
-
     def _logits(self, output: object) -> Tensor:
         # In training torchvision's Inception and GoogLeNet return the logits beside those of their auxiliary heads.
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-            raise ModelError(
-                f"{self.name} returns {shape}, so it has no logits to keep; wrap it so that it returns logits (B, K)."
-            )
-        return logits
+        if isinstance(logits, Tensor) and logits.dim() == 2:
+            return logits
+        kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
+        raise ModelError(f"{self.name} returns {kind}, which are no logits to keep; wrap it to return logits (B, K).")
 
     def _reached(self, taps: tuple[str, ...], *, need_query: bool) -> list[nn.Parameter]:
         """The parameters that get a gradient from the taps, the query if requested, and the kept head's logits."""
@@ -235,9 +207,7 @@ class WrappedBackbone(Backbone):
             with evaluation_mode(self.net, gradients=True):
                 for weight in weights:
                     weight.requires_grad_(True)  # whether frozen ones matter must be known too
-                trunk = self(dummy_image(self.net, self.least_size), taps, need_query)
-                outputs = [out for out in (*trunk.features.values(), trunk.query, trunk.logits) if out is not None]
-                total = sum((out.float().sum() for out in outputs), torch.zeros(()))
+                total = sum((out.float().sum() for out in self._outputs(taps, need_query)), torch.zeros(()))
                 known = total.requires_grad
                 gradients = torch.autograd.grad(total, weights, allow_unused=True) if known else [None] * len(weights)
         finally:
@@ -250,44 +220,41 @@ class WrappedBackbone(Backbone):
         needed = {id(weight) for weight in self._reached(self.default_taps, need_query=True)}
         if not self.keep_head:
             # From the end backwards: a layer can only be an identity when the one after it no longer needs the width.
-            for name in reversed(self._outermost_without(needed)):
+            outermost: list[str] = []  # without a needed parameter
+            for name, part in self.net.named_modules():
+                inside = {id(weight) for weight in part.parameters()}
+                is_inner = name.startswith(tuple(f"{outer}." for outer in outermost))
+                if name and inside and not is_inner and not needed & inside:
+                    outermost.append(name)
+            for name in reversed(outermost):
                 self._drop(name)
             gone = tuple(f"{name}." for name in self.dropped)
-            self.stages = tuple(s for s in self.stages if s.name not in self.dropped and not s.name.startswith(gone))
+            self.stages = tuple(stage for stage in self.stages if not f"{stage.name}.".startswith(gone))
         for weight in self.net.parameters():
             if id(weight) not in needed:
                 weight.requires_grad_(False)
 
-    def _outermost_without(self, needed: set[int]) -> list[str]:
-        """Names of the outermost modules that have parameters, none of them needed."""
-        names: list[str] = []
-        for name, part in self.net.named_modules():
-            inside = [id(weight) for weight in part.parameters()]
-            is_outermost = not name.startswith(tuple(f"{outer}." for outer in names))
-            if name and inside and is_outermost and not needed.intersection(inside):
-                names.append(name)
-        return names
-
     def _drop(self, name: str) -> None:
         """Replace a module by an identity, unless the network then fails or its features change."""
         above, _, own = name.rpartition(".")
-        parent, part, before = self.net.get_submodule(above), self.net.get_submodule(name), self._features()
+        parent, part = self.net.get_submodule(above), self.net.get_submodule(name)
+        with evaluation_mode(self.net):
+            before = self._outputs(self.default_taps, need_query=True)
         setattr(parent, own, nn.Identity())
         try:
-            pairs = zip(self._features(), before, strict=True)
+            with evaluation_mode(self.net):
+                pairs = zip(self._outputs(self.default_taps, need_query=True), before, strict=True)
             same = all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in pairs)
         except Exception:  # the network's own code, which may depend on the classifier
             same = False
-        if same:
-            self.dropped += (name,)
-        else:
+        if not same:
             setattr(parent, own, part)
+        self.dropped += (name,) if same else ()
 
-    def _features(self) -> list[Tensor]:
-        """The features and the query on the dummy image."""
-        with evaluation_mode(self.net):
-            trunk = self(dummy_image(self.net, self.least_size), self.default_taps, need_query=True)
-        return [*trunk.features.values(), *([] if trunk.query is None else [trunk.query])]
+    def _outputs(self, taps: tuple[str, ...], need_query: bool) -> list[Tensor]:
+        """The features, and the query and logits where there are any, of the dummy image."""
+        trunk = self(dummy_image(self.net, self.least_size), taps, need_query)
+        return [output for output in (*trunk.features.values(), trunk.query, trunk.logits) if output is not None]
 
 
 def _is_spatial(output: object) -> bool:
@@ -306,19 +273,15 @@ def build_wrapped(
     """Build a network of timm or torchvision as a backbone.
 
     Args:
-        name: ``resnet18`` is timm's if timm knows the name, else torchvision's; ``timm/resnet18`` and
-            ``torchvision/squeezenet1_0`` are explicit. The backbone's ``name`` has the library in front.
-        pretrained: None for random weights; ``hub`` for the library's own; else a ``.safetensors``, ``.pt`` or
-            ``.pth`` file with the network's keys.
-        taps: see :class:`WrappedBackbone`.
+        name: see :func:`find_model`; the backbone's ``name`` has the library in front.
+        pretrained: None for random weights; ``hub`` for the library's own; else a file, see :func:`load_weights`.
+        taps, image_size: see :class:`WrappedBackbone`.
         keep_head: keep the network's own classifier. Its weights must then fit as well.
-        num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` it has no effect,
-            and the classifier in a weights file may have any shape (its keys are in ``left_out``).
-        image_size: see :class:`WrappedBackbone`.
+        num_classes: outputs of the kept head; None is the library's number. Without ``keep_head`` the classifier in a
+            weights file may have any shape (its keys are in ``left_out``).
 
     Raises:
-        ModelError: unknown name; a library is missing or broken; the weights cannot be loaded, or do not fit. It
-            never falls back to random weights.
+        ModelError: unknown name; a library is missing or broken; weights that cannot be loaded or do not fit.
     """
     library, model = find_model(name)
     full = f"{library}/{model}"

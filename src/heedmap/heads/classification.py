@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError, checked_choice
 
 NORMALISES = ("paper", "batch-norm", "layer-norm")
 
@@ -22,37 +22,40 @@ class ReadoutHead(nn.Module):
 
     Args:
         channels: tap name -> width of the vector read there; the order is the order of concatenation.
-        normalise: ``paper`` (BatchNorm-ReLU-Dropout), ``batch-norm`` or ``layer-norm`` (nothing after either).
+        num_classes: K.
+        normalise: ``paper`` (BatchNorm-ReLU-Dropout), ``batch-norm`` or ``layer-norm`` (nothing after either); None is
+            :attr:`usual`.
         dropout: share dropped by ``paper``: 0.5 in the VGG variant, 0.3 in the ResNet variant.
 
     Raises:
         ModelError: an unknown ``normalise``, or no tap.
     """
 
-    def __init__(self, channels: Mapping[str, int], normalise: str, dropout: float = 0.5) -> None:
+    usual = "batch-norm"
+
+    def __init__(
+        self, channels: Mapping[str, int], num_classes: int, normalise: str | None = None, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         if not channels:
             raise ModelError("A head needs at least one tap; name one.")
-        if normalise not in NORMALISES:
-            known = ", ".join(NORMALISES)
-            raise ModelError(f"Unknown normalise {normalise!r}; it can be {known}.{nearest(normalise, NORMALISES)}")
+        normalise = checked_choice("normalise", normalise or self.usual, NORMALISES)
         self.taps = tuple(channels)
         # A list, since a tap's name may hold a dot ("layer4.1"), which no module name may.
         self.norms = nn.ModuleList(_norm(width, normalise, dropout) for width in channels.values())
+        self.build(tuple(channels.values()), num_classes)
+
+    def build(self, widths: tuple[int, ...], num_classes: int) -> None:
+        """Add the layers behind the normalisations: one linear layer on all vectors side by side."""
+        self.linear = nn.Linear(sum(widths), num_classes)
 
     def normalised(self, readouts: Mapping[str, Tensor]) -> list[Tensor]:
-        """The vectors (B, C) in order of the taps, each normalised."""
+        """Return the vectors (B, C) in order of the taps, each normalised."""
         return [norm(readouts[tap]) for tap, norm in zip(self.taps, self.norms, strict=True)]
 
 
 class ConcatHead(ReadoutHead):
-    """Concat: one linear layer on all vectors side by side. See :class:`ReadoutHead` for the arguments."""
-
-    def __init__(
-        self, channels: Mapping[str, int], num_classes: int, normalise: str = "batch-norm", dropout: float = 0.5
-    ) -> None:
-        super().__init__(channels, normalise, dropout)
-        self.linear = nn.Linear(sum(channels.values()), num_classes)
+    """Concat: one linear layer on all vectors side by side."""
 
     def forward(self, readouts: Mapping[str, Tensor]) -> Tensor:
         """Map tap name -> (B, C) to logits (B, K)."""
@@ -66,14 +69,12 @@ class IndepHead(ReadoutHead):
     The sources read "indep" in three ways: the mean probability (the paper's text), the sum of log-probabilities, the
     sum of logits (the published code, at two and three levels). This is the first. The logits returned are the log of
     the mean probability, so that their softmax is the mean probability and cross-entropy on them is its negative
-    log-likelihood. See :class:`ReadoutHead` for the arguments.
+    log-likelihood.
     """
 
-    def __init__(
-        self, channels: Mapping[str, int], num_classes: int, normalise: str = "batch-norm", dropout: float = 0.5
-    ) -> None:
-        super().__init__(channels, normalise, dropout)
-        self.linears = nn.ModuleList(nn.Linear(width, num_classes) for width in channels.values())
+    def build(self, widths: tuple[int, ...], num_classes: int) -> None:
+        """Add one linear layer per tap."""
+        self.linears = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
     def forward(self, readouts: Mapping[str, Tensor]) -> Tensor:
         """Map tap name -> (B, C) to log-probabilities (B, K), at least float32."""
@@ -87,14 +88,14 @@ class ResidualHead(ReadoutHead):
     """For networks that are already trained: their own logits, plus a linear layer that starts at zero.
 
     Before the first step the logits are the network's own to the last bit. Layer norm is the default since such
-    networks are often trained on a few images at a time. See :class:`ReadoutHead` for the arguments.
+    networks are often trained on a few images at a time.
     """
 
-    def __init__(
-        self, channels: Mapping[str, int], num_classes: int, normalise: str = "layer-norm", dropout: float = 0.5
-    ) -> None:
-        super().__init__(channels, normalise, dropout)
-        self.linear = nn.Linear(sum(channels.values()), num_classes)
+    usual = "layer-norm"
+
+    def build(self, widths: tuple[int, ...], num_classes: int) -> None:
+        """Add the linear layer of zeros."""
+        super().build(widths, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -105,15 +106,9 @@ class ResidualHead(ReadoutHead):
 
 
 def _norm(channels: int, normalise: str, dropout: float) -> nn.Module:
-    if normalise == "layer-norm":
-        return nn.LayerNorm(channels)
-    if normalise == "batch-norm":
-        return nn.BatchNorm1d(channels)
-    return nn.Sequential(nn.BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))
+    if normalise == "paper":
+        return nn.Sequential(nn.BatchNorm1d(channels), nn.ReLU(), nn.Dropout(dropout))
+    return nn.LayerNorm(channels) if normalise == "layer-norm" else nn.BatchNorm1d(channels)
 
 
-HEADS: dict[str, type[ConcatHead] | type[IndepHead] | type[ResidualHead]] = {
-    "concat": ConcatHead,
-    "indep": IndepHead,
-    "residual": ResidualHead,
-}
+HEADS: dict[str, type[ReadoutHead]] = {"concat": ConcatHead, "indep": IndepHead, "residual": ResidualHead}

@@ -1,4 +1,4 @@
-"""The description from which a classifier is rebuilt before its weights are loaded."""
+"""What a classifier is rebuilt from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from heedmap.errors import ModelError
 class Architecture:
     """The description from which a classifier is rebuilt before its weights are loaded.
 
-    Attributes:
-        model: ``compact``, ``whitened``, ``paper-vgg``, ``paper-resnet``, or a timm or torchvision name.
-        attention, attention_weights, head, taps, combine: as in :class:`heedmap.config.TrainOptions`.
-        image_size: side in pixels.
-        classes: class names; see :func:`class_names`.
+    The fields are those of :class:`heedmap.config.TrainOptions`; ``image_size`` is the side in pixels.
     """
 
     model: str
@@ -45,11 +41,7 @@ class Architecture:
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names as a tuple.
-
-    Raises:
-        ModelError: a single text in place of names, or a name that comes twice.
-    """
+    """Return the class names as a tuple; a ModelError for a single text in their place, or a name that comes twice."""
     if isinstance(classes, str):
         raise ModelError(f"classes is the text {classes!r}; give the names one by one, such as ('cat', 'dog').")
     names = tuple(classes)

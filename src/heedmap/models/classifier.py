@@ -4,16 +4,16 @@ Images enter as RGB in [0, 1] and the normalisation is part of the model, so an 
 model is complete, and no map depends on a forgotten line of preprocessing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heedmap.attention import Gate, Readout
-from heedmap.attention.base import checked_choice
 from heedmap.backbones.base import Backbone, Trunk
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, checked_choice
 from heedmap.heads.classification import ReadoutHead, ResidualHead
 from heedmap.models.architecture import Architecture, class_names
 from heedmap.types import AttentionMap, Axis, MapBatch, Output
@@ -29,10 +29,9 @@ class AttentionClassifier(nn.Module):
     then the loop over taps of :meth:`forward`.
 
     Args:
-        backbone: see :class:`heedmap.backbones.base.Backbone`.
+        backbone, classes: the network, and the class names.
         attentions: tap name -> readout, in the order of the head's input.
         head: maps tap name -> (B, C) to logits; a :class:`ResidualHead` also takes the backbone's own logits.
-        classes: class names.
         image_size: side in pixels of the images it was made for.
         combine: ``root`` or ``learned``: whether each tap counts alike in the combined map, or as much as is learned.
         gates: stage name -> gate that changes the stage's features for the tap there and all later stages.
@@ -75,9 +74,7 @@ class AttentionClassifier(nn.Module):
         self.tap_scores: nn.Parameter | None = None
         if checked_choice("combine", combine, COMBINE) == "learned":
             if len(self.taps) < 2:
-                raise ModelError(
-                    f"combine 'learned' needs several taps; there is {self.taps[0]} alone. Name more taps."
-                )
+                raise ModelError(f"combine 'learned' needs several taps, not {self.taps[0]} alone; name more.")
             self.tap_scores = nn.Parameter(torch.zeros(len(self.taps)))
         mean, std = (torch.tensor(values)[:, None, None] for values in backbone.normalization)
         self.mean: Tensor
@@ -93,14 +90,12 @@ class AttentionClassifier(nn.Module):
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
-            query: (B, D) or (1, D) from :meth:`query`, to attend with another image's global feature; None takes
-                each image's own.
+            query: (B, D) or (1, D) from :meth:`query`, to attend with another image's global feature than its own.
         """
         needs_own = self.uses_query and query is None
         trunk, gates = self._trunk(images, needs_own)
         query = trunk.query if needs_own else query
-        vectors: dict[str, Tensor] = {}
-        maps: dict[str, Tensor] = {}
+        vectors, maps = {}, {}
         shown: dict[str, Tensor] = {}
         for tap, readout in zip(self.taps, self.attentions, strict=True):
             vector, maps[tap], more = readout(trunk.features[tap], query)
@@ -114,15 +109,13 @@ class AttentionClassifier(nn.Module):
         """Run the backbone with the gates inside; return its output and the gates' maps."""
         maps: dict[str, MapBatch] = {}
 
-        def inside(place: str, gate: nn.Module) -> Callable[[Tensor], Tensor]:
-            def gated(features: Tensor) -> Tensor:
-                changed, factor, _ = gate(features)
-                maps[place] = MapBatch(factor, "gate", CHANNELS if factor.shape[1] > 1 else None)
-                return changed
+        def gated(place: str, gate: nn.Module, features: Tensor) -> Tensor:
+            changed, factor, _ = gate(features)
+            maps[place] = MapBatch(factor, "gate", CHANNELS if factor.shape[1] > 1 else None)
+            return changed
 
-            return gated
-
-        changes = {place: inside(place, gate) for place, gate in zip(self.gate_places, self.gates, strict=True)}
+        pairs = zip(self.gate_places, self.gates, strict=True)
+        changes = {place: partial(gated, place, gate) for place, gate in pairs}
         trunk: Trunk = self.backbone(self._normalised(images), self.taps, need_query, changes)
         return trunk, maps
 
@@ -151,11 +144,8 @@ def combined_map(attention: dict[str, Tensor], shares: Tensor | None = None) -> 
     goes on for more. Coarser maps are upsampled bilinearly. The values are not rescaled.
 
     Args:
-        attention: tap -> (B, 1, h, w), each not negative.
+        attention: tap -> (B, 1, h, w), each not negative; so is the result, of the largest h and w among them.
         shares: (T,) the exponent of each tap, such as :attr:`heedmap.types.Output.shares`; None takes 1 / T for all.
-
-    Returns:
-        (B, 1, h, w) with the largest h and w among the taps.
     """
     finest = max((values.shape[-2:] for values in attention.values()), key=lambda size: size[0] * size[1])
     total = torch.zeros((), device=next(iter(attention.values())).device)
@@ -176,18 +166,18 @@ def attention_maps(classifier: AttentionClassifier, output: Output, row: int) ->
         alone = {tap: weights[row : row + 1] for tap, weights in output.attention.items()}
         values["combined"] = combined_map(alone, output.shares)[0, 0]
     method = f"{classifier.attention_name}, {classifier.attention_weights}"
-    tops = {
-        tap: 1.0 if classifier.attention_weights == "sigmoid" else float(grid.max()) for tap, grid in values.items()
+    is_gate = classifier.attention_weights == "sigmoid"
+    return {
+        tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, 1.0 if is_gate else float(grid.max()))
+        for tap, grid in values.items()
     }
-    return {tap: AttentionMap(grid.float().cpu(), tap, method, 0.0, tops[tap]) for tap, grid in values.items()}
 
 
 def further_maps(output: Output, row: int) -> dict[str, AttentionMap]:
     """Return the maps of :attr:`Output.maps` of one image of a batch, such as those of gates, by name."""
-    found = {}
+    maps = {}
     for name, (batch, kind, axis) in output.maps.items():
-        values = batch[row].detach().float().cpu()
-        values = values[0] if axis is None else values
+        values = batch[row, 0 if axis is None else slice(None)].detach().float().cpu()
         low, high = min(0.0, float(values.min())), float(values.max())
-        found[name] = AttentionMap(values, name, kind, low, high, kind=kind, axis=axis)
-    return found
+        maps[name] = AttentionMap(values, name, kind, low, high, kind=kind, axis=axis)
+    return maps

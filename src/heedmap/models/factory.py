@@ -9,10 +9,9 @@ from heedmap.attention import Gate, TapFeatures, attention_options
 from heedmap.backbones import OWN_BACKBONES
 from heedmap.backbones.base import IMAGENET, Backbone, Normalization
 from heedmap.backbones.compact import Compact
-from heedmap.backbones.resnet import PaperResNet
-from heedmap.backbones.vgg import PaperVGG
+from heedmap.backbones.paper import PaperResNet, PaperVGG
 from heedmap.backbones.whitened import Whitened
-from heedmap.errors import ModelError, nearest
+from heedmap.errors import ModelError, checked_choice
 from heedmap.heads.classification import HEADS
 from heedmap.models.architecture import Architecture
 from heedmap.models.classifier import AttentionClassifier
@@ -22,9 +21,7 @@ from heedmap.models.classifier import AttentionClassifier
 class Form:
     """How readouts and head are made, beside what the architecture names.
 
-    Attributes:
-        rescale, paper, project: see :class:`heedmap.attention.readouts.CompatibilityReadout`.
-        normalise, dropout: see :class:`heedmap.heads.classification.ReadoutHead`; None is the head's default.
+    See :class:`heedmap.attention.readouts.CompatibilityReadout`, :class:`heedmap.heads.classification.ReadoutHead`.
     """
 
     rescale: bool = False
@@ -43,22 +40,17 @@ PAPER_FORMS = {
 def build_classifier(architecture: Architecture, pretrained: str | None = None) -> AttentionClassifier:
     """Build the classifier, with random weights unless ``pretrained`` names others.
 
-    Args:
-        architecture: what to build.
-        pretrained: ``hub`` or a file, for timm and torchvision backbones.
+    ``pretrained`` is ``hub`` or a file, for timm and torchvision backbones.
 
     Raises:
-        ModelError: an unknown model, attention or tap, an image size that does not fit, or weights that cannot be
-            loaded.
+        ModelError: an unknown model, attention or tap, an image size that does not fit, weights that cannot be loaded.
     """
     name = architecture.model
     if name in OWN_BACKBONES:
-        form = PAPER_FORMS.get(name, Form())
         backbone = _own_backbone(architecture, pretrained)
     else:
         from heedmap.backbones.wrapped import build_wrapped
 
-        form = Form(rescale=True)
         backbone = build_wrapped(
             name,
             pretrained=pretrained,
@@ -67,6 +59,7 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
             num_classes=len(architecture.classes),
             image_size=architecture.image_size,
         )
+    form = PAPER_FORMS.get(name, Form(rescale=name not in OWN_BACKBONES))
     classifier = assemble_classifier(backbone, architecture, form)
     classifier.architecture = architecture
     return classifier
@@ -89,10 +82,9 @@ def assemble_classifier(
     """Put attention and head on a backbone.
 
     Args:
-        backbone: see :class:`heedmap.backbones.base.Backbone`.
+        backbone, gates: see :class:`AttentionClassifier`.
         architecture: names attention, taps and head; its ``model`` is not used.
         form: how they are made.
-        gates: see :class:`AttentionClassifier`.
 
     Raises:
         ModelError: an unknown attention, tap or head, or a size or attention that does not fit the backbone.
@@ -100,9 +92,7 @@ def assemble_classifier(
     options = attention_options(architecture.attention, architecture.attention_weights)
     if form.paper and not options.HAS_PAPER_FORM:
         raise ModelError(f"{backbone.name} has no form of attention {options.name!r}; use parametrised or dot.")
-    if architecture.head not in HEADS:
-        known = ", ".join(HEADS)
-        raise ModelError(f"Unknown head {architecture.head!r}; it can be {known}.{nearest(architecture.head, HEADS)}")
+    head = HEADS[checked_choice("head", architecture.head, HEADS)]
     taps = architecture.taps or (backbone.default_taps[-1:] if options.LAST_TAP_ONLY else backbone.default_taps)
     backbone.check_taps(taps)
     backbone.check_size(architecture.image_size, architecture.image_size)
@@ -112,11 +102,10 @@ def assemble_classifier(
         shape = (backbone.stage(tap).channels, backbone.query_channels, side, side)
         readouts[tap] = options.build(TapFeatures(*shape, form.rescale, form.paper, form.project))
     widths = {tap: readout.channels for tap, readout in readouts.items()}
-    normalise = {} if form.normalise is None else {"normalise": form.normalise}
     return AttentionClassifier(
         backbone,
         readouts,
-        HEADS[architecture.head](widths, len(architecture.classes), dropout=form.dropout, **normalise),
+        head(widths, len(architecture.classes), form.normalise, form.dropout),
         classes=architecture.classes,
         image_size=architecture.image_size,
         combine=architecture.combine,
@@ -141,8 +130,7 @@ def attach(
 
     Args:
         module: any ``nn.Module`` from normalised images (B, 3, H, W) to logits (B, K).
-        classes: the K class names.
-        image_size: side of the images.
+        classes, image_size: the K class names, and the side of the images in pixels.
         taps: name, or names, of submodules with (B, C, H, W) outputs; None takes two deep ones.
         attention, attention_weights: see :data:`heedmap.attention.ATTENTIONS`.
         normalization: mean and standard deviation per channel that the network was trained with.
@@ -155,7 +143,7 @@ def attach(
 
     if not isinstance(module, nn.Module):
         raise ModelError(f"attach: give a module, not {module!r}; heedmap.build_classifier takes names.")
-    names = tuple(taps) if taps is not None and not isinstance(taps, str) else None if taps is None else (taps,)
+    names = (taps,) if isinstance(taps, str) else None if taps is None else tuple(taps)
     architecture = Architecture("custom", attention, attention_weights, "residual", names, image_size, classes)  # type: ignore[arg-type]  # made a tuple there
     backbone = WrappedBackbone(
         module, names, keep_head=True, normalization=Normalization(*normalization), image_size=image_size
@@ -166,8 +154,3 @@ def attach(
             "given; name the classes it was trained on, in its order."
         )
     return assemble_classifier(backbone, architecture, Form(rescale=True))
-
-
-def list_models() -> dict[str, str]:
-    """Return names and one line each of heedmap's own backbones."""
-    return dict(OWN_BACKBONES)

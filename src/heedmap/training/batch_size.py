@@ -30,8 +30,7 @@ def fitting_batch_size(classifier: AttentionClassifier, options: TrainOptions, a
     device, world = accelerator.device, accelerator.num_processes
     assert options.batch_size is not None  # set by derive
     assert options.image_size is not None
-    free = free_bytes(device, world)
-    size = options.batch_size
+    free, size = free_bytes(device, world), options.batch_size
     if free < math.inf:
         views = 2 if options.map_consistency else 1
         saved = views * bytes_per_image(classifier, options.image_size, resolve(options.precision, device), device)
@@ -43,13 +42,8 @@ def bytes_per_image(classifier: AttentionClassifier, size: int, precision: str, 
     """Return the bytes that a training step saves from the forward for the backward pass, per image.
 
     The difference between four images and two, so that what does not grow (weights and their copies in bfloat16) is
-    not counted. Nothing of the classifier changes, and neither do torch's random numbers.
-
-    Args:
-        classifier: is copied.
-        size: side of the images in pixels.
-        precision: ``bf16`` or ``float32``.
-        device: where it will train.
+    not counted. Nothing of the classifier, which is copied, changes, and neither do torch's random numbers. ``size`` is
+    the side of the images in pixels, ``precision`` one of ``bf16`` and ``float32``.
     """
     copied = copy.deepcopy(classifier).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     saved: list[int] = []

@@ -39,12 +39,7 @@ def window_of(numbers: Tensor) -> Window:
 
 
 def second_view(values: Tensor, window: Window) -> Tensor:
-    """Mirror left to right and enlarge the window to the whole; bilinear.
-
-    Args:
-        values: (B, C, H, W), images or their maps.
-        window: which part.
-    """
+    """Mirror images or their maps (B, C, H, W) left to right and enlarge the window to the whole; bilinear."""
     left, top, side = window
     place = values.new_tensor([[-side, 0, 1 - 2 * left - side], [0, side, 2 * top + side - 1]])  # mirrored: -side
     points = F.affine_grid(place.expand(len(values), 2, 3), list(values.shape), align_corners=False)
@@ -54,14 +49,10 @@ def second_view(values: Tensor, window: Window) -> Tensor:
 def entropy(maps: Maps) -> Tensor:
     """Return the entropy over positions divided by that of a uniform map, mean over taps and images.
 
-    Args:
-        maps: tap -> (B, 1, h, w), not negative; sigmoid gates are first divided by their sum.
+    Maps are tap -> (B, 1, h, w), not negative, here and below; sigmoid gates are first divided by their sum.
     """
-    values_by_tap = []
-    for values in maps.values():
-        shares = _shares(values)
-        if shares.shape[1] > 1:  # a single position has no spread
-            values_by_tap.append(torch.special.entr(shares).sum(1).mean() / math.log(shares.shape[1]))
+    shares = [_shares(values) for values in maps.values() if values[0].numel() > 1]  # a single position has no spread
+    values_by_tap = [torch.special.entr(each).sum(1).mean() / math.log(each.shape[1]) for each in shares]
     return torch.stack(values_by_tap).mean() if values_by_tap else torch.zeros(())
 
 
@@ -69,12 +60,7 @@ def disagreement(maps: Maps, others: Maps, window: Window = WHOLE) -> Tensor:
     """Return the total variation between maps of second views and second views of maps, mean over taps and images.
 
     Both are compared as shares of what they hold. An image counts by how much of its attention lies in the window:
-    a map whose peak was cut away counts little.
-
-    Args:
-        maps: of the images.
-        others: of the second views of the same images.
-        window: that of the views.
+    a map whose peak was cut away counts little. ``others`` are the maps of the second views of the same images.
     """
     values_by_tap = []
     for tap, values in maps.items():
@@ -91,11 +77,8 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
     The target map gives each cell the share of the object that lies in it; the term is the sum of target * log(target /
     attention). What lies off the object costs as much as what is missing on it: a term that only rewarded weight inside
     the mask was met by one cell of it (LOG.md). Cells of which more than a half is to be ignored are in neither sum.
-    Images without a cell on the object are left out; where all are, it is zero.
-
-    Args:
-        maps: tap -> (B, 1, h, w).
-        masks: (B, H, W) bool, true on the object; or uint8 with 1 there and 2 on what is to be ignored.
+    Images without a cell on the object are left out; where all are, it is zero. Masks are (B, H, W) bool, true on the
+    object, or uint8 with 1 there and 2 on what is to be ignored.
     """
     marked = (masks == 1).flatten(1).any(1)
     if not marked.any():
@@ -120,20 +103,14 @@ def _shares(values: Tensor) -> Tensor:
 
 
 class MapLoss:
-    """The terms on the maps that the options weigh, and the second views that one of them needs.
+    """The terms on the maps, weighed by the options ``map_...``, and the second views that one of them needs.
 
-    Args:
-        options: ``map_consistency``, ``map_entropy`` and ``map_supervision`` are the weights.
-        constant: the maps are those of no attention; only learned shares then get a term.
+    ``constant``: the maps are those of no attention; only learned shares then get a term.
     """
 
     def __init__(self, options: TrainOptions, *, constant: bool) -> None:
-        self.consistency, self.entropy, self.supervision = (
-            options.map_consistency,
-            options.map_entropy,
-            options.map_supervision,
-        )
-        self.constant = constant
+        self.consistency, self.entropy = options.map_consistency, options.map_entropy
+        self.supervision, self.constant = options.map_supervision, constant
 
     def views(self, images: Tensor, numbers: Callable[[], Tensor]) -> tuple[Tensor, Window]:
         """Return the images (B, 3, H, W), followed by their second views where these are needed, and their window.
@@ -150,35 +127,26 @@ class MapLoss:
         if not self.consistency:
             return output, {}
         halves = {tap: values.chunk(2) for tap, values in output.attention.items()}
-        first = output._replace(
-            logits=output.logits.chunk(2)[0], attention={tap: half[0] for tap, half in halves.items()}
-        )
-        return first, {tap: half[1] for tap, half in halves.items()}
+        first, second = ({tap: half[part] for tap, half in halves.items()} for part in (0, 1))
+        return output._replace(logits=output.logits.chunk(2)[0], attention=first), second
 
     def __call__(self, output: Output, others: Maps, masks: Tensor | None, window: Window) -> Tensor | float:
-        """Return the weighted sum of the terms.
+        """Return the weighted sum of the terms, of the output for the images and the maps of their second views.
 
-        Args:
-            output: for the images.
-            others: maps of their second views.
-            masks: (B, H, W) of the images' objects; None where there are none, or where images were mixed.
-            window: that of the views.
+        Masks are (B, H, W), of the images' objects; None where there are none, or where images were mixed.
         """
-        maps, masks = output.attention, None if self.constant else masks
-        terms: list[tuple[float, Callable[[], Tensor]]] = []
-        if not self.constant:
-            terms = [
-                (self.consistency, lambda: disagreement(maps, others, window)),
-                (self.entropy, lambda: entropy(maps)),
-            ]
-        if masks is not None:
-            terms.append((self.supervision, lambda: mismatch(maps, masks)))
-        total = sum((weight * term() for weight, term in terms if weight), 0.0)
-        return total if output.shares is None else total + self._shares_term(maps, masks, output.shares)
-
-    def _shares_term(self, maps: Maps, masks: Tensor | None, shares: Tensor) -> Tensor:
-        """Teach how much each tap counts in the combined map; the maps themselves are not moved by it."""
+        maps, shares, masks = output.attention, output.shares, None if self.constant else masks
+        total: Tensor | float = 0.0
+        if self.consistency and not self.constant:
+            total = total + self.consistency * disagreement(maps, others, window)
+        if self.entropy and not self.constant:
+            total = total + self.entropy * entropy(maps)
+        if self.supervision and masks is not None:
+            total = total + self.supervision * mismatch(maps, masks)
+        if shares is None:
+            return total
         if masks is None:
-            return shares.sum() * 0  # joined processes wait for the gradient of every parameter, in every step
+            return total + shares.sum() * 0  # joined processes wait for every parameter's gradient, in every step
+        # The shares learn how much each tap counts in the combined map; the maps themselves are not moved by it.
         fixed = {tap: values.detach() for tap, values in maps.items()}
-        return self.supervision * mismatch({"combined": combined_map(fixed, shares)}, masks)
+        return total + self.supervision * mismatch({"combined": combined_map(fixed, shares)}, masks)

@@ -19,16 +19,10 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """Turn ``auto`` into ``bf16`` or ``float32``.
-
-    Raises:
-        OptionError: an unknown word.
-    """
+    """Turn ``auto`` into ``bf16`` or ``float32``; an OptionError for an unknown word."""
     if precision not in ("auto", "bf16", "float32"):
         raise OptionError(f"precision = {precision!r} is not one of auto, bf16, float32.")
-    if precision != "auto":
-        return precision
-    return "bf16" if computes_in_bf16(device) else "float32"
+    return ("bf16" if computes_in_bf16(device) else "float32") if precision == "auto" else precision
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -6,7 +6,7 @@ The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (
 import io
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -15,7 +15,7 @@ from heedmap.config import TrainOptions
 from heedmap.data import FileDataset, ImageDataset, Splits, TensorDataset
 from heedmap.data import transforms as views
 from heedmap.errors import OptionError
-from heedmap.training.muon import FOR_NORMALISED
+from heedmap.training.optimizers import FOR_NORMALISED
 
 NORMALISED = ("compact", "whitened")  # what Muon can train
 OWN_SIZES = {"paper-vgg": 32, "paper-resnet": 32}
@@ -45,37 +45,33 @@ def derive(options: TrainOptions, splits: Splits) -> TrainOptions:
     than a large one.
 
     Raises:
-        OptionError: a shift as wide as the image, or where images are not shifted; Muon, and kernels without
-            normalisation.
+        OptionError: a shift as wide as the image, or where images are not shifted; Muon without normalisations.
     """
     count = len(splits.train)
     size = options.image_size or OWN_SIZES.get(options.model or "") or _usual_size(options, splits.train)
     model = options.model or ("whitened" if count >= MANY and size <= SMALL else "compact")
     chosen = views.choose(size, splits.flippable)
     kind: Any = options.augment or chosen.kind
-    cutmix = 0.5 if kind == "crop" and options.pretrained is None else 0.0
     optimizer: Any = options.optimizer or ("muon" if model == "whitened" else "adamw")
     if optimizer == "muon" and model not in NORMALISED:
         raise OptionError(FOR_NORMALISED)
     rates = (WHITENED_RATES if model == "whitened" else RATES)[optimizer]
     most = 512 if model == "whitened" and optimizer == "muon" else 128 if size <= views.SHIFT_UP_TO else 48
     batch = options.batch_size or min(most, max(16, 2 ** int(math.log2(max(count, 64) / 16))))
-    rate = rates.learning_rate * math.sqrt(batch / 48)
-    return replace(
-        options,
-        model=model,
-        image_size=size,
-        augment=kind,
-        shift=_shift(options, model, size, kind),
-        flip=chosen.flip if options.flip is None else options.flip,
-        cutmix=cutmix if options.cutmix is None else options.cutmix,
-        batch_size=batch,
-        epochs=options.epochs or _epochs(options, model, count),
-        optimizer=optimizer,
-        learning_rate=rate if options.learning_rate is None else options.learning_rate,
-        weight_decay=rates.weight_decay if options.weight_decay is None else options.weight_decay,
-        label_smoothing=rates.label_smoothing if options.label_smoothing is None else options.label_smoothing,
-    )
+    derived = {
+        "model": model,
+        "image_size": size,
+        "augment": kind,
+        "shift": _shift(options, model, size, kind),
+        "flip": chosen.flip,
+        "cutmix": 0.5 if kind == "crop" and options.pretrained is None else 0.0,
+        "batch_size": batch,
+        "epochs": _epochs(options, model, count),
+        "optimizer": optimizer,
+        **asdict(rates),
+        "learning_rate": rates.learning_rate * math.sqrt(batch / 48),
+    }
+    return replace(options, **{name: value for name, value in derived.items() if getattr(options, name) is None})
 
 
 def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
@@ -109,14 +105,10 @@ def _usual_size(options: TrainOptions, images: ImageDataset) -> int:
     if isinstance(images, TensorDataset):
         side = float(min(images.images.shape[-2:]))
     elif isinstance(images, FileDataset):
-        side = statistics.median(_short_side(images.data(i)) for i in range(0, len(images), len(images) // 50 + 1))
+        sample = range(0, len(images), len(images) // 50 + 1)
+        side = statistics.median(min(Image.open(io.BytesIO(images.data(i))).size) for i in sample)
     else:
         side = 128
     if options.model not in (None, "compact", "whitened"):  # timm and torchvision networks are made for photographs
         return 224 if side > 160 else max(64, int(side) // 32 * 32)
     return max(16, int(side) // 8 * 8) if side <= 96 else 144 if side <= 176 else 160
-
-
-def _short_side(data: bytes) -> int:
-    with Image.open(io.BytesIO(data)) as image:
-        return min(image.size)

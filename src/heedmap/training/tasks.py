@@ -21,22 +21,17 @@ Forward = Callable[[Tensor], Output]
 """The model on images (B, 3, H, W), in the precision and memory format of the training."""
 Draw = Callable[[int, int], Tensor]
 """(stream, count) to random numbers (count,) in 0 to 1, which depend on the seed, the step and the stream alone."""
+Join = Callable[[Tensor], Tensor]
 WINDOWS, CUTMIX = 0, 1  # streams
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """The result of the averaged weights on the validation images.
+    """The result of the averaged weights on the validation images; empty where nothing was evaluated."""
 
-    Attributes:
-        figures: name -> mean over images; empty where nothing was evaluated.
-        peaks: tap -> mean over images of the map's largest weight.
-        positions: tap -> positions of the map.
-    """
-
-    figures: Mapping[str, float] = field(default_factory=dict)
-    peaks: Mapping[str, float] = field(default_factory=dict)
-    positions: Mapping[str, int] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)  # name -> mean over images
+    peaks: Mapping[str, float] = field(default_factory=dict)  # tap -> mean over images of the map's largest weight
+    positions: Mapping[str, int] = field(default_factory=dict)  # tap -> positions of the map
 
 
 class Task:
@@ -44,8 +39,7 @@ class Task:
 
     Attributes:
         figures: names of the validation figures.
-        monitor: the figure that tells which epoch is best.
-        higher_is_better: of the monitored figure.
+        monitor, higher_is_better: the figure that shows which epoch is best, and in which direction.
         taps: taps whose readout maps are watched while validating.
         has_gates: those maps are gates, each between 0 and 1, rather than shares.
     """
@@ -77,15 +71,10 @@ class Task:
         new, old = figures[self.monitor], best[self.monitor]
         return new > old if self.higher_is_better else new < old
 
-    def validate(
-        self, forward: Forward, batches: Iterable[Batch], join: Callable[[Tensor], Tensor]
-    ) -> ValidationResult:
-        """Evaluate this process's share of the validation images, all processes together.
+    def validate(self, forward: Forward, batches: Iterable[Batch], join: Join) -> ValidationResult:
+        """Evaluate the averaged model on the validation images, all processes together.
 
-        Args:
-            forward: the averaged model, without gradients.
-            batches: of this process; it joins in also without any.
-            join: sums a tensor over all processes.
+        Each process has ``batches`` of its own, or none; ``join`` sums a tensor over all processes.
         """
         sums = torch.zeros(1 + len(self.figures) + 2 * len(self.taps), dtype=torch.float64)
         for batch in batches:
@@ -98,12 +87,11 @@ class Task:
         sums = join(sums)
         if sums[0] == 0:
             return ValidationResult()
-        means = (sums[1:] / sums[0]).tolist()
-        first, second = len(self.figures), len(self.figures) + len(self.taps)
+        figures, peaks, sizes = (sums[1:] / sums[0]).split([len(self.figures), len(self.taps), len(self.taps)])
         return ValidationResult(
-            dict(zip(self.figures, means[:first], strict=True)),
-            dict(zip(self.taps, means[first:second], strict=True)),
-            dict(zip(self.taps, map(round, means[second:]), strict=True)),
+            dict(zip(self.figures, figures.tolist(), strict=True)),
+            dict(zip(self.taps, peaks.tolist(), strict=True)),
+            dict(zip(self.taps, map(round, sizes.tolist()), strict=True)),
         )
 
     def warnings(self, result: ValidationResult, progress: float) -> Iterator[str]:
@@ -124,11 +112,8 @@ class Task:
 class ClassificationTask(Task):
     """One of K classes: cross-entropy with smoothed labels and CutMix, and the terms on the maps.
 
-    The best epoch has the highest accuracy, of equal ones the lowest loss.
-
-    Args:
-        classifier: the model; maps that depend on nothing are neither watched nor given a term.
-        options: of the training.
+    The best epoch has the highest accuracy, of equal ones the lowest loss. Maps that depend on nothing are neither
+    watched nor given a term.
     """
 
     figures = ("accuracy", "loss")
@@ -158,8 +143,7 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
         if own == 1.0:
             return loss
-        other = F.cross_entropy(logits, batch.labels.roll(1), label_smoothing=self.smoothing)
-        return own * loss + (1 - own) * other
+        return own * loss + (1 - own) * F.cross_entropy(logits, batch.labels.roll(1), label_smoothing=self.smoothing)
 
     def sums(self, output: Output, batch: Batch) -> list[Tensor]:
         """Return the number of right predictions and the sum of the cross-entropies."""

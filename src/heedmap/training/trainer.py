@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ from heedmap.config import TrainOptions
 from heedmap.data.loader import TrainingBatches, generator
 from heedmap.errors import OptionError, RunError, TrainingError
 from heedmap.models.classifier import AttentionClassifier
-from heedmap.training.optimizers import make_optimizer, optimizer_state
+from heedmap.training.optimizers import SCHEDULES, make_optimizer, optimizer_state
 from heedmap.training.precision import autocast, resolve
-from heedmap.training.schedules import SCHEDULES
 from heedmap.training.tasks import ClassificationTask, Task, ValidationResult
 from heedmap.types import Batch, EpochReport, Output, StepReport
 
 AVERAGING_SHARE = 8  # the average looks back over one eighth of the whole run
 WAIT = timedelta(hours=1)  # for the other processes
+PROGRESS = ("step", "total_steps", "evaluated", "loss_sum", "best_epoch")  # numbers of a checkpoint
 
 OnStep = Callable[[StepReport], None]
 Validation = Callable[[], Iterable[Batch]]
@@ -52,13 +53,11 @@ def fit(
     (dropout) are seeded at every step from (seed, epoch, step). To resume, see :meth:`Fitting.load_state`.
 
     Args:
-        classifier: is changed in place.
-        train: the training batches.
+        classifier, train: the model, which is changed in place, and the training batches.
         validation: called after every epoch, returns this process's share of the validation batches; None evaluates
             nothing and keeps the last weights.
         options: ``epochs``, ``learning_rate`` and ``weight_decay`` must be set.
-        task: what to train for; None is :class:`ClassificationTask`.
-        accelerator: one for the whole process; None makes one.
+        task, accelerator: None is :class:`ClassificationTask`, and one that :func:`make_accelerator` makes.
         on_step: called after every step; :meth:`Fitting.state` is then that of the step.
 
     Raises:
@@ -82,7 +81,7 @@ class Fitting:
 
     Attributes:
         averaged: the model with the moving average of the weights, in eval mode.
-        step, evaluated: steps taken and epochs evaluated so far.
+        step, evaluated, loss_sum: steps taken, epochs evaluated, and the sum of the losses of the epoch under way.
         best, best_epoch: the validation result of the best epoch so far, and its number.
     """
 
@@ -98,9 +97,8 @@ class Fitting:
     ) -> None:
         if options.epochs is None or options.learning_rate is None or options.weight_decay is None:
             raise OptionError("epochs, learning_rate and weight_decay must be set; train.derive fills them in.")
-        if train.batch_size // train.share.world < 2 and any(
-            isinstance(module, nn.BatchNorm1d) for module in classifier.modules()
-        ):
+        normalises = any(isinstance(module, nn.BatchNorm1d) for module in classifier.modules())
+        if train.batch_size // train.share.world < 2 and normalises:
             raise OptionError(
                 "batch_size: each process needs at least 2 images per step, since the head normalises over the batch; "
                 "make it larger, or give more images."
@@ -111,16 +109,13 @@ class Fitting:
         self.total_steps = train.steps * options.epochs
         self.classifier = classifier.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decay = 1 - AVERAGING_SHARE / max(self.total_steps, 2 * AVERAGING_SHARE)
-        self._averages = AveragedModel(
-            self.classifier,
-            multi_avg_fn=_averaging(decay if options.averaging is None else options.averaging),
-            use_buffers=True,
-        )
+        average = _averaging(decay if options.averaging is None else options.averaging)
+        self._averages = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=True)
         self.averaged: Any = self._averages.module.eval()
         self.optimizer = make_optimizer(classifier, options, fused=accelerator.device.type in ("cpu", "cuda"))
         self.best, self.best_epoch = ValidationResult(), 0
         self._best_weights: dict[str, Tensor] = {}
-        self.step, self.evaluated, self._loss_sum = 0, 0, 0.0
+        self.step, self.evaluated, self.loss_sum = 0, 0, 0.0
         self._began, self._stepped = time.perf_counter(), 0
         self._model = accelerator.prepare_model(self.classifier)
 
@@ -136,32 +131,22 @@ class Fitting:
         self.classifier.eval()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that :meth:`load_state` needs to resume after this very step: tensors by name, and progress.
-
-        The tensors are copies on the CPU, which training on does not change.
+        """Return all that :meth:`load_state` needs to resume after this very step: copies of tensors, and progress.
 
         Raises:
             TrainingError: the last step left weights that are not finite.
         """
-        tensors = {f"model.{name}": value for name, value in self.classifier.state_dict().items()}
-        tensors |= {f"averaged.{name}": value for name, value in self._averages.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self._best_weights.items()}
+        averaged = self._averages.state_dict()
+        parts = {"model": self.classifier.state_dict(), "averaged": averaged, "best": self._best_weights}
+        tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        tensors = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
-        }
+        layout = torch.contiguous_format
+        tensors = {name: value.detach().cpu().clone(memory_format=layout) for name, value in tensors.items()}
         if not all(value.isfinite().all() for value in tensors.values() if value.is_floating_point()):
-            raise TrainingError(self._diverged())
-        progress = {
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "evaluated": self.evaluated,
-            "loss_sum": self._loss_sum,
-            "best_epoch": self.best_epoch,
-            "best": dict(self.best.figures),
-        }
-        return tensors, progress
+            raise self._diverged()
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        return tensors, progress | {"best": dict(self.best.figures)}
 
     def load_state(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Resume from what :meth:`state` returned; call it before the iteration.
@@ -185,20 +170,20 @@ class Fitting:
                 "the images, or the number of processes, are not those it began with."
             )
         self._best_weights = {name: value.to(self.accelerator.device) for name, value in parts["best"].items()}
-        self.step, self.evaluated = int(progress["step"]), int(progress["evaluated"])
-        self._loss_sum, self.best_epoch = float(progress["loss_sum"]), int(progress["best_epoch"])
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
         self.best = ValidationResult({name: float(value) for name, value in progress["best"].items()})
 
     def _train_epoch(self, epoch: int, first: int) -> None:
         self._model.train()
         for index, batch in enumerate(self.train.epoch(epoch, first, self.accelerator.device), start=first):
             if index == 0:
-                self._loss_sum = 0.0
+                self.loss_sum = 0.0
             loss = self._train_step(batch, epoch, index)
             self._averages.update_parameters(self.classifier)
             self.step += 1
             self._stepped += 1
-            self._loss_sum += loss
+            self.loss_sum += loss
             if self.on_step is not None:
                 self.on_step(self._step_report(epoch, loss))
 
@@ -213,7 +198,7 @@ class Fitting:
         def draw(stream: int, count: int) -> Tensor:
             return torch.rand(count, generator=generator(seed, epoch, index, stream))
 
-        loss = self.task.training_loss(self._runner(self._model), batch, draw)
+        loss = self.task.training_loss(partial(self._run, self._model), batch, draw)
         # The mean over all processes, so that all see the same number and all stop where it is not finite. It is read
         # when the backward pass is under way, so that a GPU does not stand idle meanwhile.
         mean = self.accelerator.reduce(loss.detach(), "mean")
@@ -228,32 +213,30 @@ class Fitting:
         self.optimizer.zero_grad(set_to_none=True)
         return value
 
-    def _runner(self, model: nn.Module) -> Callable[[Tensor], Output]:
-        """Return what runs the model in the training's memory format and precision."""
-
-        def run(images: Tensor) -> Output:
-            with autocast(self.precision, self.accelerator.device):
-                output: Output = model(images.contiguous(memory_format=torch.channels_last))
-            return output
-
-        return run
+    def _run(self, model: nn.Module, images: Tensor) -> Output:
+        """Run the model in the training's memory format and precision."""
+        with autocast(self.precision, self.accelerator.device):
+            output: Output = model(images.contiguous(memory_format=torch.channels_last))
+        return output
 
     def _finish_epoch(self, epoch: int, steps: int, seconds: float) -> EpochReport:
         began = time.perf_counter()
-        result = self._evaluate()
+        result = ValidationResult()
+        if self.validation is not None:
+            with torch.no_grad():
+                result = self.task.validate(partial(self._run, self.averaged), self.validation(), self._joined)
         if not all(map(math.isfinite, result.figures.values())):  # before it is called the best, or drawn
-            raise TrainingError(self._diverged())
+            raise self._diverged()
         self.evaluated = epoch + 1
-        # A later epoch wins when nothing was evaluated.
-        compared = bool(result.figures) and bool(self.best.figures)
-        improved = not compared or self.task.is_better(result.figures, self.best.figures)
+        new, old = result.figures, self.best.figures
+        improved = not (new and old) or self.task.is_better(new, old)  # a later epoch wins when nothing was evaluated
         if improved:
             self.best, self.best_epoch = result, epoch + 1
             self._best_weights = {name: value.clone() for name, value in self.averaged.state_dict().items()}
         return EpochReport(
             epoch=epoch + 1,
             epochs=self.epochs,
-            train_loss=self._loss_sum / self.train.steps,
+            train_loss=self.loss_sum / self.train.steps,
             learning_rate=self._rate_now(),
             images_per_second=steps * self.train.batch_size / max(seconds, 1e-9),
             seconds=seconds,
@@ -264,13 +247,6 @@ class Fitting:
             evaluation_seconds=time.perf_counter() - began,
         )
 
-    def _evaluate(self) -> ValidationResult:
-        """Evaluate the averaged weights on the validation images, all processes together."""
-        if self.validation is None:
-            return ValidationResult()
-        with torch.no_grad():
-            return self.task.validate(self._runner(self.averaged), self.validation(), self._joined)
-
     def _joined(self, values: Tensor) -> Tensor:
         """Return the sum over all processes."""
         if self.accelerator.num_processes == 1:
@@ -278,8 +254,8 @@ class Fitting:
         summed: Tensor = self.accelerator.reduce(values.to(self.accelerator.device))
         return summed.cpu()
 
-    def _diverged(self) -> str:
-        return (
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
             f"The weights are not finite after step {self.step}; training stopped and the last good state is saved. "
             f"A lower --learning-rate (now {self.rate:g}) helps most often."
         )

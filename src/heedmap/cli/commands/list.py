@@ -93,7 +93,7 @@ class List(Options):
         """Return the names of timm and torchvision, which take a while to list."""
         if self.what not in ("all", "models") or (self.what == "all" and self.match is None):
             return ()
-        from heedmap.backbones.wrapped import list_library_models
+        from heedmap.backbones.registry import list_library_models
 
         return list_library_models()
 
