@@ -96,19 +96,19 @@ METHODS: dict[str, Method] = {
         "the weights are randomized (Adebayo et al. 2018).",
     ),
     "cam": _layer(
-        cam, "the last features, weighted by the linear layer of the class", "Zhou et al. 2016", cost="1 F", signed=True
+        cam, "the last features weighted by the linear layer of the class", "Zhou et al. 2016", cost="1 F", signed=True
     ),
     "grad-cam": _layer(
         grad_cam, "a layer's features, each channel weighted by its mean gradient", "Selvaraju et al. 2017"
     ),
     "grad-cam++": _layer(
-        grad_cam_plus_plus, "as grad-cam, the positive gradients weighted by their share", "Chattopadhay et al. 2018"
+        grad_cam_plus_plus,
+        "as grad-cam, with the positive gradients weighted by their share",
+        "Chattopadhay et al. 2018",
     ),
-    "hires-cam": _layer(
-        hires_cam, "a layer's features times their gradient, position by position", "Draelos and Carin 2020"
-    ),
+    "hires-cam": _layer(hires_cam, "a layer's features times their gradient, place by place", "Draelos and Carin 2020"),
     "layer-cam": _layer(
-        layer_cam, "a layer's features times their positive gradient, position by position", "Jiang et al. 2021"
+        layer_cam, "a layer's features times their positive gradient, place by place", "Jiang et al. 2021"
     ),
     "score-cam": _layer(
         score_cam,
@@ -125,7 +125,7 @@ METHODS: dict[str, Method] = {
     ),
     "rise": Method(
         rise,
-        "the mean of random masks, weighted by the score of the image under them",
+        "the mean of random masks weighted by the score of the image under them",
         "Petsiuk et al. 2018",
         cost="count x 1 F",
         has_offset=True,
@@ -144,7 +144,7 @@ METHODS: dict[str, Method] = {
     ),
     "deep-lift": _pixel(
         deep_lift,
-        "difference to a uniform image, passed back layer by layer (captum)",
+        "difference to a uniform image, propagated back layer by layer (captum)",
         "Shrikumar et al. 2017",
         cost="2 F + 1 B an image",
         signed=True,
