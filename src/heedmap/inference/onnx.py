@@ -1,37 +1,42 @@
-"""Run a file that ``heedmap export --to onnx`` wrote, with onnxruntime and numpy alone: no torch is imported.
+"""Run a file that ``heedmap export --to onnx`` wrote, by onnxruntime and numpy: no torch is imported.
 
 Class names, image size, and which outputs are maps and of what kind are read from the file. Resizing and
 normalisation are inside the graph, so an image goes in as it was decoded.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, OptionError, nearest
 from heedmap.files import what_file
-
-__all__ = ["OnnxClassifier", "OnnxOutput", "what_file"]
+from heedmap.inference.predictor import (
+    LEARNED_ONLY,
+    Array,
+    AttributionOptions,
+    MapSource,
+    Predictions,
+    class_index,
+)
 
 KEY = "heedmap"
 """Under this name the file's metadata hold one JSON object; ``heedmap.export`` writes it."""
 
 SCHEMA = 1
 MAP, FEATURES = "map_", "features_"
-Array: TypeAlias = NDArray[np.float32]
 
 
 class OnnxOutput(TypedDict):
     """The model's outputs for B images, all float32.
 
     Attributes:
-        logits: (B, K).
-        probabilities: (B, K), each row sums to one.
+        logits, probabilities: (B, K); each row of the latter sums to one.
         maps: tap -> (B, 1, h, w), then ``combined`` where there are several taps; ``grad_cam`` and ``saliency`` where
             the file was exported with them.
         features: ``before`` and ``after`` the gate, (B, 1, h, w); empty but for soft feature attention.
@@ -51,7 +56,6 @@ class OnnxClassifier:
         threads: that the network computes with; None takes one for each core.
 
     Attributes:
-        path: the file.
         classes: class names; a column of the logits is a place in this tuple.
         image_size: side in pixels of the square that the network sees.
         taps: where attention was read, in the order of the maps.
@@ -91,14 +95,17 @@ class OnnxClassifier:
         Raises:
             ModelError: an array of another form, a class that does not exist, or a target where no map takes one.
         """
-        feed: dict[str, NDArray[Any]] = {"images": _checked(images)}
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            raise ModelError(f"Images are uint8 RGB of the shape (B, H, W, 3), not {images.dtype} {images.shape}.")
+        feed: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(images)}
         if self.takes_target:
             feed["target"] = self._target(target, len(images))
         elif target is not None:
             raise ModelError(f"{self.path} has no maps of a target; export it with --include grad_cam or saliency.")
         outputs = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
         maps, features = (
-            {n.removeprefix(kind): a for n, a in outputs.items() if n.startswith(kind)} for kind in _KINDS
+            {name.removeprefix(kind): values for name, values in outputs.items() if name.startswith(kind)}
+            for kind in (MAP, FEATURES)
         )
         return OnnxOutput(
             logits=outputs["logits"], probabilities=outputs["probabilities"], maps=maps, features=features
@@ -111,15 +118,7 @@ class OnnxClassifier:
         return np.ascontiguousarray(places, np.int64)
 
 
-_KINDS = (MAP, FEATURES)
 _DAMAGED = ("InvalidProtobuf", "InvalidGraph")  # classes of onnxruntime, which has no module of them
-
-
-def _checked(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    form = images.dtype, images.shape
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ModelError(f"Images are uint8 RGB of the shape (B, H, W, 3), not {form[0]} {form[1]}.")
-    return np.ascontiguousarray(images)
 
 
 def _session(path: Path, threads: int | None) -> Any:
@@ -151,3 +150,72 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
     if content["schema"] > SCHEMA:
         raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
     return content
+
+
+class OnnxPredictor:
+    """An exported file; see :class:`heedmap.inference.predictor.Predictor`. All maps that it holds are given.
+
+    Args:
+        classifier: the file.
+        attributions: ``target`` is the class that its gradient maps explain; ``methods`` must be in the file.
+
+    Raises:
+        OptionError: a layer, for the file has its own inside; a method that it does not hold; a target where no map
+            takes one, or an unknown class.
+    """
+
+    def __init__(self, classifier: OnnxClassifier, attributions: AttributionOptions = LEARNED_ONLY) -> None:
+        self._classifier, path = classifier, classifier.path
+        computed: dict[str, dict[str, Any]] = classifier.metadata.get("methods", {})
+        self.name, self.classes, self.image_size = path.name, classifier.classes, classifier.image_size
+        self.method = f"{classifier.attention_name}, {classifier.attention_weights}"
+        self.query_note = ""
+        self._names = {name: computed.get(name, {}).get("method", name) for name in classifier.maps}
+        self.maps, self.precision = tuple(self._names.values()), "float32"
+        self._sources = dict.fromkeys(
+            self.maps, MapSource(self.method, 1.0 if classifier.attention_weights == "sigmoid" else None)
+        )
+        for key, name in self._names.items():
+            if key in computed:
+                layer, sentence = computed[key].get("layer"), computed[key]["sentence"]
+                method = f"{name} at {layer}" if layer else name
+                is_peaked = computed[key]["is_peaked"]
+                self._sources[name] = MapSource(method, sentence=sentence, per_class=True, is_peaked=is_peaked)
+        if attributions.layer is not None:
+            raise OptionError(f"{path} has its layer inside; name the run for {attributions.layer}.")
+        target = attributions.target
+        self._target = None if target is None else class_index(self.classes, target)
+        for name in attributions.methods:
+            if name not in self.maps:
+                raise OptionError(
+                    f"{path} holds no map {name!r}; it holds {', '.join(self.maps)}.{nearest(name, self.maps)} "
+                    "`heedmap export --include` puts grad_cam and saliency inside."
+                )
+        if target is not None and not classifier.takes_target:
+            raise OptionError(f"{path} holds no maps of a class; export it with --include grad_cam or saliency.")
+
+    def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
+        """Run the file once; a square of the right size passes its own resizing untouched."""
+        if query is not None:
+            self.query(views[0])
+        output = self._classifier(np.ascontiguousarray(views.transpose(0, 2, 3, 1)), self._target)
+        probabilities = output["probabilities"]
+        predicted = probabilities.argmax(1) if self._target is None else np.full(len(views), self._target)
+        return Predictions(
+            self.classes,
+            output["logits"],
+            probabilities,
+            {self._names[name]: values[:, 0] for name, values in output["maps"].items()},
+            {name: values[:, 0] for name, values in output["features"].items()},
+            self._sources,
+            {name: predicted for name, source in self._sources.items() if source.sentence},
+        )
+
+    def query(self, view: NDArray[np.uint8]) -> NoReturn:
+        """Raise an :class:`OptionError`: the file has its query inside."""
+        raise OptionError(f"{self._classifier.path} attends with each image's own query; name the run for another one.")
+
+    def fingerprint(self) -> str:
+        """Return a digest of the file."""
+        with self._classifier.path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
