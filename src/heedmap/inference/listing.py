@@ -73,19 +73,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    images = _without_repeats([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
+    images = [Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))]
     if not images:
         raise DataError(f"No image matches {pattern}.")
-    return images
-
-
-def _without_repeats(paths: list[Path]) -> list[Path]:
-    """Leave out what a link leads to a second time: ``**`` goes round a loop of links forty times."""
-    ways: dict[str, Path] = {}  # folder -> the shortest way to it
-    for parent in sorted({path.parent for path in paths}, key=lambda folder: len(folder.parts)):
-        ways.setdefault(os.path.realpath(parent), parent)
-    shortest = set(ways.values())
-    return [path for path in paths if path.parent in shortest]
+    # What a link leads to a second time is left out: ``**`` goes round a loop of links forty times.
+    longest_first = sorted({path.parent for path in images}, key=lambda folder: -len(folder.parts))
+    shortest = set({os.path.realpath(folder): folder for folder in longest_first}.values())
+    return [path for path in images if path.parent in shortest]
 
 
 def _is_image_place(path: Path) -> bool:

@@ -253,7 +253,7 @@ def open_predictor(
     *,
     precision: str = "float32",
     channels_last: bool = False,
-    attributions: AttributionOptions = LEARNED_ONLY,
+    attributions: AttributionOptions | None = None,
 ) -> Predictor:
     """Open what predicts: a run folder, a file that ``heedmap export --to onnx`` wrote, or a classifier in memory.
 
@@ -272,6 +272,7 @@ def open_predictor(
     # Imported here, as both build on this file; and where an exported file runs there may be no torch.
     from heedmap.inference.onnx import OnnxClassifier, OnnxPredictor
 
+    attributions = attributions or LEARNED_ONLY
     if isinstance(source, str | Path) and (Path(source).suffix.lower() == ".onnx" or Path(source).is_file()):
         source = OnnxClassifier(source)
     if isinstance(source, OnnxClassifier):
