@@ -58,8 +58,7 @@ def attention_rollout(request: Request, *, heads: str = "mean") -> Attribution:
 def rollout(matrices: list[Tensor]) -> Tensor:
     """Return the (B, N, N) product of the layers' (A + 1) / 2, the last layer leftmost; each row sums to one.
 
-    Args:
-        matrices: (B, N, N) from the first layer to the last, not negative; rows are normalised to sum one.
+    The matrices A (B, N, N), from the first layer to the last, are not negative; their rows are normalised to sum one.
     """
     total = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device)
     for matrix in matrices:
@@ -143,7 +142,6 @@ class _Recorder(TorchFunctionMode):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
-        """Scaled dot-product attention as its documentation defines it, for what a ViT uses of it."""
         scale = options.pop("scale", None)
         if is_causal or dropout_p or any(options.values()):  # such as enable_gqa
             raise ModelError(

@@ -27,25 +27,15 @@ ROUNDING = 1e-6  # of the sum of absolute values
 
 
 class _Job(NamedTuple):
-    """How captum computes a map, and how that is checked.
+    """How captum computes a map, and how that is checked."""
 
-    Attributes:
-        explainer: class of ``captum.attr``.
-        baseline: the value of every pixel of the uniform image.
-        alternative: what to take where this fails, as the end of an error.
-        options: of the explainer's ``attribute``.
-        seed: of torch's and NumPy's global random state inside.
-        shares: (H, W) with which the map adds up to the change of the score; None where it does not.
-        divisor: of all values, before the channels are summed.
-    """
-
-    explainer: str
-    baseline: float
-    alternative: str
-    options: dict[str, Any] = {}  # noqa: RUF012  a default that nothing changes
-    seed: int = 0
-    shares: Tensor | None = None
-    divisor: int = 1
+    explainer: str  # class of captum.attr
+    baseline: float  # the value of every pixel of the uniform image
+    alternative: str  # what to take where this fails, as the end of an error
+    options: dict[str, Any] = {}  # noqa: RUF012  of the explainer's `attribute`; nothing changes the default
+    seed: int = 0  # of torch's and NumPy's global random state inside
+    shares: Tensor | None = None  # (H, W) with which the map adds up to the change of the score; None: it does not
+    divisor: int = 1  # of all values, before the channels are summed
 
 
 def deep_lift(request: Request, *, baseline: float = 0.0) -> Attribution:

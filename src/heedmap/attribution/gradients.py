@@ -27,6 +27,7 @@ from heedmap.attribution.request import (
 )
 from heedmap.errors import ModelError
 
+CHANNELS = ("max", "signed")
 # Targets whose colour channels smoothgrad keeps apart at a time, as it must until the mean is taken; the forward passes
 # run again for every so many.
 AT_A_TIME = 64
@@ -40,7 +41,7 @@ def saliency(request: Request, *, channels: str = "max", score: str = "logit") -
 def _merged_gradients(
     request: Request, channels: str, score: str, within: AbstractContextManager[object] | None = None
 ) -> Attribution:
-    _check_channels(channels)
+    check_choice("channels", channels, CHANNELS)
     logits, targets, gradients = pixel_gradients(request, request.images, None, score, within)
     values = torch.stack([_merged(gradient, channels) for gradient in gradients], 1)
     return Attribution(values, targets, logits, signed=channels == "signed")
@@ -55,12 +56,8 @@ def pixel_gradients(
 ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
     """Return logits (B, K), targets (B, T), and the gradients (B, C, H, W) target by target, at least float32.
 
-    Args:
-        request: names the targets where ``targets`` is None.
-        images: (B, C, H, W) where the gradient is taken.
-        targets: (B, T) or None.
-        score: see :func:`heedmap.attribution.request.scores_of`.
-        within: entered for the forward pass.
+    The gradients are taken at ``images`` (B, C, H, W), of the request's targets where ``targets`` is None; ``within``
+    is entered for the forward pass.
 
     Raises:
         ModelError: the logits have no gradient at the image.
@@ -85,13 +82,8 @@ def pixel_gradients(
 
 def _merged(gradient: Tensor, channels: str) -> Tensor:
     """(B, C, H, W) to (B, H, W)."""
-    if channels == "max":
-        return gradient.abs().amax(1)
-    return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]
-
-
-def _check_channels(channels: str) -> None:
-    check_choice("channels", channels, ("max", "signed"))
+    size = gradient.abs()
+    return size.amax(1) if channels == "max" else gradient.gather(1, size.argmax(1, keepdim=True))[:, 0]
 
 
 def input_x_gradient(request: Request, *, score: str = "logit") -> Attribution:
@@ -119,7 +111,7 @@ def smoothgrad(
         seed: of the noise. Every image gets the same draws, so that a map does not depend on its neighbours.
         channels, score: as :func:`saliency`.
     """
-    _check_channels(channels)
+    check_choice("channels", channels, CHANNELS)
     check_count(count=count)
     check_share("noise", noise, 10.0)
     images, source = request.images, torch.Generator().manual_seed(seed)

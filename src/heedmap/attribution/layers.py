@@ -36,8 +36,6 @@ class Activation(NamedTuple):
     """A layer's activation in one forward pass.
 
     Attributes:
-        request: the images and the model that ran.
-        layer: its name.
         leaf: the activation as the layer gave it, the leaf of the graph that ends in the logits.
         grid: the same as (B, C, h, w), detached, in at least float32.
         logits: (B, K).
@@ -95,11 +93,7 @@ def _grid(request: Request, layer: str, tensor: Tensor) -> Tensor:
 
 
 def gradients(activation: Activation, targets: Tensor, score: str) -> Iterator[Tensor]:
-    """Yield the gradient (B, C, h, w) of each target's score, one target after the other, from one forward pass.
-
-    Raises:
-        ModelError: a score does not depend on the layer.
-    """
+    """Yield the gradient (B, C, h, w) of each target's score; a ModelError where one does not depend on the layer."""
     for (gradient,) in target_gradients(scores_of(activation.logits, score), targets, activation.leaf):
         if gradient is None:
             raise ModelError(f"The logits do not depend on layer {activation.layer!r}; name another one.")
@@ -139,12 +133,9 @@ def _is_mean_and_linear(activation: Activation) -> bool:
 
 
 def named_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
-    """Return the full name and the module of that name.
+    """Return the full name and the module of that name; raise a :class:`ModelError` where there is none.
 
     Wrappers' prefixes may stand before it, and the backbone's prefix of our own classifiers may be left out.
-
-    Raises:
-        ModelError: there is none.
     """
     known = dict(model.named_modules())
     bare = name
@@ -161,11 +152,7 @@ def named_layer(model: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def last_spatial(model: nn.Module, images: Tensor) -> str:
-    """Name the last spatial layer for images of this size.
-
-    Raises:
-        ModelError: there is none in the deeper half of the network.
-    """
+    """Name the last spatial layer for images of this size; a ModelError for none in the network's deeper half."""
     # The identity of the modules is in the key: a model whose parts were exchanged is examined again.
     key = (*images.shape[1:], *(id(part) for part in model.modules()))
     known = _LAST.setdefault(model, {})
@@ -237,10 +224,8 @@ def _last(model: nn.Module, outputs: list[_Output], layers: int) -> str:
 def as_grid(output: Tensor, images: Tensor, *, prefix: int | None = None) -> Tensor | None:
     """Return a layer's output as (B, C, h, w), a view of it; None where it has no grid in the image's proportions.
 
-    Args:
-        output: (B, C, h, w), (B, h, w, C) as in Swin, or (B, N, C) tokens as in ViT.
-        images: (B, 3, H, W).
-        prefix: number of tokens before the grid's, where it is known; else derived from the proportions.
+    The output is (B, C, h, w), (B, h, w, C) as in Swin, or (B, N, C) tokens as in ViT; ``prefix`` is the number of
+    tokens before the grid's where it is known, else it is derived from the proportions of the images (B, 3, H, W).
     """
     height, width = images.shape[-2:]
     if output.dim() == 4:

@@ -66,8 +66,7 @@ def occlusion(
         score: ``logit`` or ``probability``.
         chunk: changed images at a time.
     """
-    images = request.images
-    height, width = images.shape[-2:]
+    images, (height, width) = request.images, request.images.shape[-2:]
     window = max(1, min(height, width) // 4) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
     check_count(min(height, width), window=window)

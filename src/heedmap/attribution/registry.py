@@ -167,29 +167,18 @@ METHODS: dict[str, Method] = {
 
 
 def checked_method(name: str, settings: Mapping[str, Any] = {}) -> Method:
-    """Return the method of that name, which has all these settings.
-
-    Raises:
-        OptionError: no such method or setting.
-    """
+    """Return the method of that name; raise an :class:`OptionError` where it, or one of the settings, is unknown."""
     if name not in METHODS:
         raise OptionError(f"No map method {name!r}; it can be {', '.join(METHODS)}.{nearest(str(name), METHODS)}")
     known = METHODS[name].settings
-    for word in settings:
-        if word not in known:
-            names = ", ".join(known) or "none"
-            raise OptionError(f"{name} has no setting {word!r}; it has {names}.{nearest(word, known)}")
+    for word in settings.keys() - known.keys():
+        names = ", ".join(known) or "none"
+        raise OptionError(f"{name} has no setting {word!r}; it has {names}.{nearest(word, known)}")
     return METHODS[name]
 
 
 def method_of(words: str) -> tuple[str, dict[str, Any]]:
-    """Read a method and its settings from one word, as on the command line.
-
-    Args:
-        words: a key of :data:`METHODS`, and perhaps settings: ``rise:count=500+cells=5``.
-
-    Returns:
-        The key, and what :func:`heedmap.attribution.explain` takes as ``settings``.
+    """Read a key of :data:`METHODS` and its settings from one word, such as ``rise:count=500+cells=5``.
 
     Raises:
         OptionError: no such method or setting, or a value of another kind than the setting's.
@@ -208,8 +197,7 @@ def method_of(words: str) -> tuple[str, dict[str, Any]]:
             continue
         kind = int if default is None else type(default)
         value = yaml.safe_load(text) if sign else None
-        if kind is float and type(value) is int:
-            value = float(value)
+        value = float(value) if kind is float and type(value) is int else value
         if type(value) is not kind:
             example = 8 if default is None else str(default).lower() if kind is bool else default
             raise OptionError(f"{name}:{pair} cannot be read: {key} is like {key}={example}.")
@@ -225,7 +213,7 @@ def explain(
     layer: str | None = None,
     settings: Mapping[str, Any] = {},
 ) -> Explanation:
-    """Compute a map for each image and each target class.
+    """Compute maps (B, T, h, w) for each image and each target class, raw; see :class:`Explanation`.
 
     The model may be frozen, in bfloat16, compiled, or wrapped in DataParallel, and the call may stand inside
     ``torch.no_grad`` or ``torch.inference_mode``. Afterwards the model, the images and the random state are as they
@@ -240,9 +228,6 @@ def explain(
         layer: name of the module to read, as in ``model.named_modules()``, or of a tap for ``attention``; None takes
             the last spatial one.
         settings: options of the method, see ``METHODS[method].settings``.
-
-    Returns:
-        See :class:`Explanation`; ``values`` (B, T, h, w) are raw.
 
     Raises:
         OptionError: an unknown method, setting or class; images of another shape, type, or with NaN.

@@ -71,11 +71,7 @@ class Request:
         return logits_of(self.model, self.images if images is None else images)
 
     def targets(self, logits: Tensor) -> Tensor:
-        """Return (B, T) int64 target classes, with logits (B, K) at hand.
-
-        Raises:
-            OptionError: no such class, or not one (row of) class for each image.
-        """
+        """Return (B, T) int64 target classes for logits (B, K); an OptionError for no class, or not one an image."""
         batch, classes = logits.shape
         if self.target is None:
             return logits.detach().argmax(1, keepdim=True)
@@ -90,8 +86,8 @@ class Request:
         if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
             raise OptionError(f"target holds {given.dtype}; class indices are integers.")
         chosen = given.to(logits.device, torch.int64)
-        chosen = chosen.expand(batch) if chosen.dim() == 0 else chosen
-        chosen = chosen[:, None] if chosen.dim() == 1 else chosen
+        if chosen.dim() < 2:
+            chosen = chosen.expand(batch)[:, None] if chosen.dim() == 0 else chosen[:, None]
         if chosen.dim() != 2 or len(chosen) != batch or chosen.shape[1] == 0:
             raise OptionError(
                 f"target has the shape {tuple(given.shape)} for {batch} images; give one class, one an image (B,), or "
@@ -118,10 +114,7 @@ def scores_of(logits: Tensor, score: str = "logit") -> Tensor:
 def target_gradients(
     scores: Tensor, targets: Tensor, inputs: Tensor | Sequence[Tensor]
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """Yield the gradients of each target's score, one target (B,) after the other; None where it depends on no input.
-
-    The graph is freed after the last target.
-    """
+    """Yield the gradients of each target's score, target by target; None for an input that it does not depend on."""
     for number in range(targets.shape[1]):
         total = scores.gather(1, targets[:, number : number + 1]).sum()  # no image depends on another one
         is_last = number + 1 == targets.shape[1]

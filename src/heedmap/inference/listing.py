@@ -17,9 +17,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def expand_images(arguments: str | Path | Iterable[str | Path], stdin: Iterable[str] = ()) -> list[Path]:
-    """Return the named image files, each once, in the order in which they were named.
-
-    What heedmap drew earlier, in a folder searched or in reach of a pattern, is skipped.
+    """Return the named image files, each once, in their order; what heedmap drew earlier is skipped.
 
     Args:
         arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns

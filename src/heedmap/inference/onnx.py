@@ -87,8 +87,7 @@ class OnnxClassifier:
         """Run the model on images of one size.
 
         Args:
-            images: uint8 RGB (B, H, W, 3), upright; the centred square is taken and resized, unless the
-                image is a square of ``image_size`` already.
+            images: uint8 RGB (B, H, W, 3), upright; the centred square is taken, and resized to ``image_size``.
             target: the class, or one for each image, that ``grad_cam`` and ``saliency`` explain; None takes the
                 predicted ones.
 

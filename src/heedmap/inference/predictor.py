@@ -97,14 +97,12 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class MapSource:
-    """How a map was made, which decides its legend and its scale.
+    """How a map was made, which decides its legend and its scale; the rest as in :class:`heedmap.attribution.Method`.
 
     Attributes:
         method: for the legend, such as ``parametrised, softmax`` or ``grad-cam at layer4``.
         high: upper end of the scale; None takes the largest value of each map.
         sentence: what a computed map shows; empty for learned attention.
-        warning: what a reader has to know besides.
-        per_class, has_offset, is_peaked: as in :class:`heedmap.attribution.Method`.
     """
 
     method: str
@@ -218,9 +216,8 @@ class Prediction:
             row |= {place: name, f"{prefix}probability": f"{probability:.6f}"}
         for name, drawn in self.maps.items():
             if not is_flat(drawn.values):  # else rounding alone would choose the place
-                x, y = hottest(drawn.values)
-                row[f"{name}_x"] = round(box[0] + x * (box[2] - box[0]), 1)
-                row[f"{name}_y"] = round(box[1] + y * (box[3] - box[1]), 1)
+                for axis, start, end, share in zip("xy", box[:2], box[2:], hottest(drawn.values), strict=True):
+                    row[f"{name}_{axis}"] = round(start + share * (end - start), 1)
         return row
 
     def on_scale(self, ends: Ends) -> Prediction:
@@ -351,11 +348,7 @@ def prediction_panel(
 ) -> Image.Image:
     """Draw the panel of one image.
 
-    Args:
-        image: the square view, RGB, of any size; shown at ``TILE`` pixels.
-        prediction: its maps carry the ends of their scales.
-        classes: the K class names.
-        options: label, notes, scale and more.
+    The square view, RGB, may have any size and is shown at ``TILE`` pixels; the maps carry the ends of their scales.
     """
     other = options.other
     predictions = rescaled([prediction] if other is None else [prediction, other.prediction], options.scale)

@@ -39,11 +39,7 @@ COLOURS: NDArray[np.uint8] = (  # (256, 3)
 
 
 def grid_of(values: Values) -> NDArray[np.float64]:
-    """Return a map's (h, w) values as float64.
-
-    Raises:
-        ValueError: not two axes, empty, or a value that is NaN or infinite.
-    """
+    """Return a map's (h, w) values as float64; a ValueError for another shape, or for NaN or infinity."""
     grid = (values if isinstance(values, np.ndarray) else values.detach().double().cpu().numpy()).astype(float)
     if grid.ndim != 2 or grid.size == 0:
         raise ValueError(f"A map has the shape (h, w), not {tuple(grid.shape)}.")
