@@ -144,9 +144,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Tensor:
         scale = options.pop("scale", None)
         if is_causal or dropout_p or any(options.values()):  # such as enable_gqa
-            raise ModelError(
-                "Causal or grouped attention, or dropout in evaluation mode, is not supported by ViT maps."
-            )
+            raise ModelError("Causal or grouped attention, or dropout in eval mode, is not supported: no ViT has it.")
         scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None:
             is_bool = attn_mask.dtype == torch.bool

@@ -31,19 +31,16 @@ def score_cam(request: Request, *, chunk: int = 32) -> Attribution:
     grid, targets = activation.grid, request.targets(activation.logits)
     low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
     masks = torch.where(high > low, (grid - low) / torch.where(high > low, high - low, 1), 0)
-    weights = torch.stack([_scores_under(request, row, masks[row], targets[row], chunk) for row in range(len(masks))])
-    values = torch.einsum("btc,bchw->bthw", weights.softmax(2), grid).relu()
+    weights = []
+    for image, of_image, classes in zip(request.images, masks, targets, strict=True):
+        scores = []  # of the image's classes, (C, T)
+        for some in of_image.split(chunk):
+            large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
+            with torch.no_grad():
+                scores.append(request.logits(image * large.to(image.dtype))[:, classes])
+        weights.append(torch.cat(scores).T.to(masks.dtype))
+    values = torch.einsum("btc,bchw->bthw", torch.stack(weights).softmax(2), grid).relu()
     return Attribution(values, targets, activation.logits, activation.layer)
-
-
-def _scores_under(request: Request, row: int, masks: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Return (T, C) logits of one image under each of C masks (C, h, w)."""
-    image, scores = request.images[row], []
-    for some in masks.split(chunk):
-        large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
-        with torch.no_grad():
-            scores.append(request.logits(image * large.to(image.dtype))[:, targets])
-    return torch.cat(scores).T.to(masks.dtype)
 
 
 def occlusion(

@@ -23,6 +23,7 @@ from heedmap.inference.predictor import (
     MapSource,
     Predictions,
     class_index,
+    learned_source,
 )
 
 KEY = "heedmap"
@@ -117,9 +118,6 @@ class OnnxClassifier:
         return np.ascontiguousarray(places, np.int64)
 
 
-_DAMAGED = ("InvalidProtobuf", "InvalidGraph")  # classes of onnxruntime, which has no module of them
-
-
 def _session(path: Path, threads: int | None) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no file {path}; `heedmap export RUN --to onnx` makes one.")
@@ -135,7 +133,7 @@ def _session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base class of their own
-        if type(error).__name__ in _DAMAGED or "No graph was found" in str(error):
+        if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph") or "No graph was found" in str(error):
             raise ModelError(f"{path} is damaged or no ONNX file; copy or export it again.") from None
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().splitlines()[0])
         raise ModelError(f"{path} cannot be run: {reason}") from None
@@ -154,10 +152,6 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
 class OnnxPredictor:
     """An exported file; see :class:`heedmap.inference.predictor.Predictor`. All maps that it holds are given.
 
-    Args:
-        classifier: the file.
-        attributions: ``target`` is the class that its gradient maps explain; ``methods`` must be in the file.
-
     Raises:
         OptionError: a layer, for the file has its own inside; a method that it does not hold; a target where no map
             takes one, or an unknown class.
@@ -167,13 +161,11 @@ class OnnxPredictor:
         self._classifier, path = classifier, classifier.path
         computed: dict[str, dict[str, Any]] = classifier.metadata.get("methods", {})
         self.name, self.classes, self.image_size = path.name, classifier.classes, classifier.image_size
-        self.method = f"{classifier.attention_name}, {classifier.attention_weights}"
-        self.query_note = ""
+        learned = learned_source(classifier.attention_name, classifier.attention_weights)
+        self.method, self.query_note = learned.method, ""
         self._names = {name: computed.get(name, {}).get("method", name) for name in classifier.maps}
         self.maps, self.precision = tuple(self._names.values()), "float32"
-        self._sources = dict.fromkeys(
-            self.maps, MapSource(self.method, 1.0 if classifier.attention_weights == "sigmoid" else None)
-        )
+        self._sources = dict.fromkeys(self.maps, learned)
         for key, name in self._names.items():
             if key in computed:
                 layer, sentence = computed[key].get("layer"), computed[key]["sentence"]
@@ -184,12 +176,11 @@ class OnnxPredictor:
             raise OptionError(f"{path} has its layer inside; name the run for {attributions.layer}.")
         target = attributions.target
         self._target = None if target is None else class_index(self.classes, target)
-        for name in attributions.methods:
-            if name not in self.maps:
-                raise OptionError(
-                    f"{path} holds no map {name!r}; it holds {', '.join(self.maps)}.{nearest(name, self.maps)} "
-                    "`heedmap export --include` puts grad_cam and saliency inside."
-                )
+        for name in set(attributions.methods) - set(self.maps):
+            raise OptionError(
+                f"{path} holds no map {name!r}; it holds {', '.join(self.maps)}.{nearest(name, self.maps)} "
+                "`heedmap export --include` puts grad_cam and saliency inside."
+            )
         if target is not None and not classifier.takes_target:
             raise OptionError(f"{path} holds no maps of a class; export it with --include grad_cam or saliency.")
 

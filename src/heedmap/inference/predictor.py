@@ -114,6 +114,11 @@ class MapSource:
     is_peaked: bool = False
 
 
+def learned_source(attention_name: str, attention_weights: str) -> MapSource:
+    """Return the source of the learned maps; gates of a sigmoid are drawn from 0 to 1."""
+    return MapSource(f"{attention_name}, {attention_weights}", 1.0 if attention_weights == "sigmoid" else None)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A batch of predictions, on the CPU.
@@ -256,8 +261,8 @@ def open_predictor(
 
     Args:
         source: a classifier is moved to ``device`` and otherwise left as it is. An exported file is run without torch,
-            and the maps that it holds are given in any case.
-        device: where a network in torch computes; a file computes on the CPU.
+            on the CPU, and the maps that it holds are given in any case.
+        device: where a network in torch computes.
         precision: ``auto``, ``bf16`` or ``float32``, of a network in torch.
         channels_last: the memory format of a network in torch; faster for large batches of a convolutional one.
         attributions: maps to compute besides.
@@ -357,9 +362,7 @@ def prediction_panel(
         rows.append(replace(_row(predictions[1], image, f"query: {other.name}", classes), first=other.image))
     maps, features = list(prediction.maps.values()), list(prediction.features.values())
     lines = (*footnotes(maps, features, options.scale, len(rows)), *options.notes)
-    headline = Caption(
-        classes[prediction.predicted], float(prediction.probabilities.max()), options.label, options.name
-    )
+    headline = Caption(*prediction.top(classes, 1)[0], options.label, options.name)
     return draw_panel(rows, headline, "\n".join(filter(None, lines)), boxes=options.boxes, tile=TILE)
 
 

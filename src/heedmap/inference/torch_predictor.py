@@ -19,6 +19,7 @@ from heedmap.inference.predictor import (
     Prediction,
     Predictions,
     class_index,
+    learned_source,
 )
 from heedmap.models.classifier import AttentionClassifier, combined_map
 from heedmap.modules import evaluation_mode, home_of
@@ -60,7 +61,7 @@ class TorchPredictor:
         self.classifier = classifier.to(self.device)
         if channels_last:
             self.classifier.to(memory_format=torch.channels_last)
-        self.method = _method(classifier)
+        self.method = _source(classifier).method
         self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *self._methods)
         self.query_note = "" if classifier.uses_query else why_no_query(classifier)
 
@@ -138,14 +139,13 @@ def predictions_of(classifier: AttentionClassifier, output: Output) -> Predictio
     attention = dict(output.attention)
     if len(attention) > 1:
         attention["combined"] = combined_map(output.attention, output.shares)
-    source = MapSource(_method(classifier), 1.0 if classifier.attention_weights == "sigmoid" else None)
     return Predictions(
         tuple(classifier.classes),
         _array(output.logits),
         _array(output.logits.softmax(1)),
         {name: _array(values[:, 0]) for name, values in attention.items()},
         {name: _array(values[:, 0]) for name, values in output.features.items()},
-        dict.fromkeys(attention, source),
+        dict.fromkeys(attention, _source(classifier)),
     )
 
 
@@ -159,8 +159,8 @@ def _array(values: torch.Tensor) -> Array:
     return array
 
 
-def _method(classifier: AttentionClassifier) -> str:
-    return f"{classifier.attention_name}, {classifier.attention_weights}"
+def _source(classifier: AttentionClassifier) -> MapSource:
+    return learned_source(classifier.attention_name, classifier.attention_weights)
 
 
 def why_no_query(classifier: AttentionClassifier) -> str:
