@@ -6,8 +6,7 @@ random states are restored.
 
 DeepLift follows modules, each used once, and passes the plain gradient through whatever it does not know (a functional
 ReLU, ReLU6, a softmax over positions, a pooling whose windows overlap), without a warning. Its map has to add up to the
-change of the score, so this is checked for each image and class, and for Kernel SHAP too. Expected gradients add up
-only in expectation; they are not checked.
+change of the score; this is checked for each image and class, for Kernel SHAP too. Expected gradients need not add up.
 """
 
 import copy
@@ -58,10 +57,8 @@ def gradient_shap(
     """Expected gradients (Lundberg and Lee 2017; Erion et al. 2021) against a uniform image; channels summed, signed.
 
     Args:
-        count: noisy copies an image.
-        noise: standard deviation, in the image's units.
+        count, noise, seed: number of noisy copies, their standard deviation in the image's units, and their seed.
         baseline: the value of every pixel of the uniform image.
-        seed: of the noise.
     """
     check_count(count=count)
     options = {"n_samples": count, "stdevs": noise}

@@ -1,8 +1,8 @@
 """Maps from the gradient with respect to the image, one value for each pixel.
 
-Two ways from three colour channels to one value. ``max``: the largest absolute value, as Simonyan et al. (2014) and the
-classic tutorials do. ``signed``: the value of the channel that is largest in absolute value, with its sign. Methods
-that multiply by the image sum the channels instead, so that the map's sum keeps its meaning.
+Two ways from three colour channels to one value: ``max``, the largest absolute value, as Simonyan et al. (2014);
+``signed``, that value with its sign. Methods that multiply by the image sum the channels instead, so that the map's sum
+keeps its meaning.
 """
 
 from collections.abc import Iterator

@@ -5,12 +5,11 @@ position in the image's proportions, and on which the logits depend. Poolings to
 and a 1x1 convolution that makes the classes are skipped. It is found by running one image, and cached for as long as
 the model lives and keeps its modules.
 
-The layers before the one that is read run without a graph, since no parameter and no image requires a gradient there.
-The activation itself becomes the leaf, so a gradient costs the layers behind it and no more. Where these are a mean
-over positions and one linear layer, no backward pass runs at all: the gradient of logit k is W[k] / N everywhere. That
-this is the whole head is read off the graph between logits and activation, which must hold nothing but reshaping, one
-mean and one matrix product, and is checked on the numbers. A learned readout is never of this form, for its weights
-depend on the features that they weigh. All others get their gradient from autograd, which is exact too.
+The activation that is read becomes the leaf of the graph, so a gradient costs the layers behind it and no more. Where
+these are a mean over positions and one linear layer, no backward pass runs at all: the gradient of logit k is W[k] / N
+everywhere. That this is the whole head is read off the graph between logits and activation, which must hold nothing but
+reshaping, one mean and one matrix product, and is checked on the numbers. A learned readout is never of this form, for
+its weights depend on the features that they weigh.
 """
 
 import weakref
@@ -121,13 +120,11 @@ def _is_mean_and_linear(activation: Activation) -> bool:
         kind = node.name().partition("Backward")[0]
         products += kind in _PRODUCTS
         means += kind in _AVERAGING
-        if kind not in (*_PRODUCTS, *_AVERAGING, *_RESHAPING):
+        ways = [way for way, _ in node.next_functions if way is not None]
+        if kind not in (*_PRODUCTS, *_AVERAGING, *_RESHAPING) or len(ways) != 1:
             return False
         if kind == "AvgPool2D" and tuple(node._saved_kernel_size) != tuple(activation.leaf.shape[-2:]):
             return False  # uniform features would have the same mean, but another gradient
-        ways = [way for way, _ in node.next_functions if way is not None]
-        if len(ways) != 1:
-            return False
         node = ways[0]
     return node is not None and node.variable is activation.leaf and products == means == 1
 
@@ -187,19 +184,17 @@ def _find(model: nn.Module, image: Tensor) -> str:
     with hooked(dict.fromkeys(names, record)):
         logits = logits_of(model, image.clone().requires_grad_())
     used: set[Any] = set()  # all steps of the graph that the logits depend on
-    pending: list[Any] = [logits.grad_fn]
+    pending: set[Any] = {logits.grad_fn} - {None}
     while pending:
-        node = pending.pop()
-        if node is not None and node not in used:
-            used.add(node)
-            pending += [parent for parent, _ in node.next_functions]
+        used |= pending
+        pending = {parent for node in pending for parent, _ in node.next_functions if parent is not None} - used
     # Without a node the model runs that part under no_grad, and its use is unknown.
     outputs = [output for output in outputs if output.node is None or output.node in used]
-    head = len(layers)
     last = model.get_submodule(layers[-1]) if layers else None
-    if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == logits.shape[1]:
-        head -= 1  # its output is K maps of classes already
-    return _last(model, [output for output in outputs if output.layers_done <= head], len(layers))
+    # A 1x1 convolution to K channels gives K maps of classes already.
+    is_conv = isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) and last.out_channels == logits.shape[1]
+    outputs = [output for output in outputs if output.layers_done <= len(layers) - is_conv]
+    return _last(model, outputs, len(layers))
 
 
 def _last(model: nn.Module, outputs: list[_Output], layers: int) -> str:

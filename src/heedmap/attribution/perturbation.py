@@ -104,10 +104,9 @@ def rise(
     Every image gets the same masks. Values carry the noise of ``count`` draws, and an offset: the mean score.
 
     Args:
-        count: number of masks.
+        count, seed: number of masks, and their seed.
         cells: cells to a side of the coarse random grid that becomes a mask.
         keep: probability that a cell is kept.
-        seed: of the masks.
         score: ``probability`` as published, or ``logit``.
         chunk: masked images at a time.
     """

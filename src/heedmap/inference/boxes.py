@@ -14,16 +14,11 @@ Box: TypeAlias = dict[str, float]
 
 
 def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[list[Box]]:
-    """Find the boxes around the cells that are attended to.
+    """Find the boxes around the cells that are attended to in maps (B, h, w), not negative.
 
-    Each map is resized bilinearly to the network's view; connected regions (4 neighbours) of pixels that reach
-    ``threshold`` times the map's largest value get a box each, after Zhou et al., "Learning Deep Features for
-    Discriminative Localization" (CVPR 2016), section 3.2, who take the largest region only.
-
-    Args:
-        values: (B, h, w), not negative.
-        threshold: in (0, 1].
-        size: side of the view in pixels.
+    Each map is resized bilinearly to the network's view, ``size`` pixels to a side; connected regions (4 neighbours) of
+    pixels that reach ``threshold``, in (0, 1], times the map's largest value get a box each, after Zhou et al.,
+    "Learning Deep Features for Discriminative Localization" (CVPR 2016), section 3.2, who take the largest region only.
 
     Returns:
         For each map at most :data:`MOST_BOXES` boxes, most attention first: ``left``, ``top``, ``right``, ``bottom`` in

@@ -133,11 +133,9 @@ def _cut(shard: Path, size: int, cache: Path | None) -> Iterator[tuple[tuple[Ite
 def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> Sources:
     """Find the images that a user named on the command line.
 
-    Args:
-        arguments: files, folders and patterns (:func:`heedmap.inference.listing.expand_images`); tar shards, folders
-            of them, with or without parts such as train and test, and patterns of them, ``shards/{000..099}.tar`` too;
-            ``@list.txt`` for a file with one of these a line; ``-`` for such lines on ``stdin``.
-        stdin: those lines.
+    Arguments are files, folders and patterns (:func:`heedmap.inference.listing.expand_images`); tar shards, folders of
+    them, with or without parts such as train and test, and patterns of them, ``shards/{000..099}.tar`` too;
+    ``@list.txt`` for a file with one of these a line; ``-`` for such lines on ``stdin``.
 
     Raises:
         DataError: something that does not exist, or nothing named.
@@ -184,9 +182,9 @@ def _resolved(argument: str) -> Sources:
 
 def _shards_in(folder: Path) -> list[Path]:
     """The shards that lie in a folder, and those in its parts where it has some."""
-    own = expand_shards(folder) if any(folder.glob(f"*{SUFFIX}")) else []
     parts = sorted(child for child in folder.iterdir() if child.is_dir() and child.name.lower() in PARTS)
-    return own + [shard for part in parts if is_sharded(part) for shard in expand_shards(part)]
+    sharded = [folder] * any(folder.glob(f"*{SUFFIX}")) + list(filter(is_sharded, parts))
+    return [shard for place in sharded for shard in expand_shards(place)]
 
 
 def _listed(argument: str, stdin: Iterable[str]) -> Iterable[str]:
@@ -203,10 +201,9 @@ def _listed(argument: str, stdin: Iterable[str]) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as a network sees it.
+    """An image as a network sees it: pixels (3, S, S), uint8 RGB.
 
     Attributes:
-        pixels: the network's view, uint8 RGB (3, S, S).
         size: (width, height) of the whole image, upright.
         view: the same square to draw on, where one was requested.
         item: the image that was read; None for an upload.
@@ -223,11 +220,8 @@ def decode(
 ) -> DecodedImage:
     """Decode an image for the network exactly as in training, and sharp enough to draw on.
 
-    Args:
-        source: a file, or an open binary stream.
-        image_size: side of the network's view.
-        view_size: side of the view to draw on; None makes none.
-        max_pixels: images of more are refused; errors as :func:`heedmap.data.decoding.read_image`.
+    ``image_size`` is the side of the network's view, ``view_size`` that of the view to draw on, or None. Images of more
+    than ``max_pixels`` are refused; errors as :func:`heedmap.data.decoding.read_image`.
     """
     image = read_image(source, short_side=image_size, max_pixels=max_pixels)
     view = None

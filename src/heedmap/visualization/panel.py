@@ -83,8 +83,7 @@ def draw_panel(
         rows: at least one; they may differ in their number of maps.
         caption: the headline; a known truth is shown as right or wrong, by colour and by word.
         note: printed at the foot, one line for each ``\n``.
-        boxes: outlined on the image and on its maps.
-        tile: side of each square in pixels.
+        boxes, tile: outlined on the image and on its maps; side of each square in pixels.
     """
     columns = 1 + max(len(row.maps) + len(row.features) for row in rows)
     lines = note.split("\n") if note else []
@@ -130,7 +129,8 @@ def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour
 
 def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence[Box]) -> None:
     pen = ImageDraw.Draw(sheet)
-    image, first = _sized(row.image, tile), row.first and _sized(row.first, tile)
+    image = row.image.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
+    first = row.first and row.first.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
     ground = paled(image)
     _write(pen, (_EDGE, top), row.title, 15, INK, width=tile)
     sheet.paste(first or _outlined(image, boxes), (_EDGE, top + _TITLE))
@@ -145,10 +145,6 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence
         heated = _outlined(heated, boxes)
         sheet.paste(heated if is_flat(values) else _marked(heated, hottest(values)), (left, top + _TITLE))
         sheet.paste(legend(*scale, peak_text(values), tile), (left, top + _TITLE + tile + 8))
-
-
-def _sized(image: Image.Image, tile: int) -> Image.Image:
-    return image.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
 
 
 def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place: tuple[int, int], width: int) -> None:
