@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heedmap.attribution import activations, explain
+from heedmap.attribution import explain
 from heedmap.attribution.layers import as_grid, token_grid
 from heedmap.errors import ModelError
 from heedmap.models.architecture import Architecture
@@ -90,7 +90,7 @@ def test_a_pooling_over_a_part_of_the_map_is_not_taken_for_a_mean(generator: tor
     with torch.no_grad():
         net.features[0].weight.zero_()
         net.features[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # even features have the same mean everywhere
-    with pytest.raises(ModelError, match="could not be recognised in Corner"):
+    with pytest.raises(ModelError, match="Corner"):
         explain(net, some, "cam")
     leaf = net.features(some).detach().requires_grad_()
     logits = net.linear(nn.functional.avg_pool2d(leaf, 5).flatten(1))
@@ -193,7 +193,7 @@ def test_features_behind_no_grad_are_read_all_the_same(generator: torch.Generato
 
     net, some = FrozenBackbone(), torch.rand(1, 3, 8, 8, generator=generator)
     assert explain(net, some).values.shape == (1, 1, 6, 6)
-    with pytest.raises(ModelError, match="take a method without, such as rise"):
+    with pytest.raises(ModelError, match="rise"):
         explain(net, some, "saliency")
 
 
@@ -231,7 +231,6 @@ def test_tokens_are_split_by_the_image_s_proportions() -> None:
     assert token_grid(196, 224, 224) == (0, 14, 14)
     assert token_grid(201, 224, 224, prefix=5) == (5, 14, 14)
     assert token_grid(25, 32, 48) == (1, 4, 6)
-    assert activations.as_grid is as_grid
 
 
 def test_where_attention_reads_the_last_part_of_a_container_that_part_is_found() -> None:

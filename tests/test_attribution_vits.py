@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from heedmap.attribution import explain
-from heedmap.attribution.transformer import rollout
+from heedmap.attribution.attention import rollout
 from heedmap.errors import ModelError
 
 HEIGHT, WIDTH = 32, 48

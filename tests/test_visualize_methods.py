@@ -147,7 +147,7 @@ def test_the_list_of_methods_can_be_had(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_page_on_methods_has_a_line_for_each_and_no_other() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "map-methods.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "concepts" / "map-methods.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
     assert [(name.strip(" `"), shows.strip(), source.strip()) for name, shows, source in rows] == [
         (name, line.sentence, line.source) for name, line in METHODS.items()

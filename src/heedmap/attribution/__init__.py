@@ -3,8 +3,7 @@
 :func:`explain` computes a map, :data:`METHODS` is the registry. A map shows where, never why.
 """
 
-from heedmap.attribution.engine import explain
-from heedmap.attribution.registry import METHODS, Method, method_of
+from heedmap.attribution.registry import METHODS, Method, explain, method_of
 from heedmap.attribution.request import Explanation, Target
 
 __all__ = ["METHODS", "Explanation", "Method", "Target", "explain", "method_of"]

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from heedmap.attribution.activations import Activation, gradients, grid_of_layer, pooled_weights, run_with_leaf
+from heedmap.attribution.layers import Activation, gradients, pooled_weights, run_with_leaf
 from heedmap.attribution.request import Attribution, Request
 from heedmap.errors import ModelError
 
@@ -28,67 +28,69 @@ WeightRule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def cam(request: Request) -> Attribution:
-    """Compute CAM: the weights of the linear layer themselves; signed."""
+    """Compute CAM (Zhou et al. 2016): the weights of the linear layer themselves; signed."""
     activation = run_with_leaf(request)
-    grid = grid_of_layer(request, activation, activation.leaf)
-    weights = pooled_weights(activation, grid)
+    weights = pooled_weights(activation)
     if weights is None:
         raise ModelError(
-            f"CAM needs a head that is a mean over the positions of {activation.layer!r} and one linear "
-            f"layer; {type(request.model).__name__} was not recognised to have one. Name the layer that is averaged, "
-            "or take grad-cam, which is CAM wherever CAM exists."
+            f"CAM needs a head that is a mean over the positions of {activation.layer!r} and one linear layer; "
+            f"{type(request.model).__name__} was not recognised to have one. Name the layer that is averaged, or take "
+            "grad-cam, which is CAM wherever CAM exists."
         )
     targets = request.targets(activation.logits)
-    return Attribution(_weighted_sum(weights[targets], grid), targets, activation.logits, activation.layer, signed=True)
+    values = _weighted_sum(weights[targets], activation.grid)
+    return Attribution(values, targets, activation.logits, activation.layer, signed=True)
 
 
 def grad_cam(request: Request, *, relu: bool = True, score: str = "logit") -> Attribution:
-    """Compute Grad-CAM: the weight of a channel is its mean gradient. ``relu=False`` keeps the sign."""
+    """Compute Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): the weight of a channel is its mean gradient.
+
+    ``relu=False`` keeps the sign.
+    """
     return _weighted(request, lambda _, gradient: gradient.mean((2, 3), keepdim=True), relu, score)
 
 
 def grad_cam_plus_plus(request: Request, *, relu: bool = True, score: str = "logit") -> Attribution:
-    """Compute Grad-CAM++: the weight of a channel is its positive gradients, by their share; see the module's text."""
-    return _weighted(request, _plus_plus, relu, score)
+    """Compute Grad-CAM++ (Chattopadhay et al. 2018, eq. 13 and 19): a channel's positive gradients, by their share."""
+
+    def weights(grid: Tensor, gradient: Tensor) -> Tensor:
+        # g^2 / (2 g^2 + g^3 sum A) with g^2 cancelled, which underflows for small gradients; where g or the whole is
+        # zero the share is zero.
+        whole = torch.where(gradient == 0, 0, 2 + gradient * grid.sum((2, 3), keepdim=True))
+        share = torch.where(whole == 0, 0, 1 / whole)
+        return (share * gradient.relu()).mean((2, 3), keepdim=True) * (grid.shape[2] * grid.shape[3])
+
+    return _weighted(request, weights, relu, score)
 
 
 def hires_cam(request: Request, *, relu: bool = True, score: str = "logit") -> Attribution:
-    """Compute HiRes-CAM: gradient times activation at each position. ``relu=False`` keeps the sign."""
+    """Compute HiRes-CAM (Draelos and Carin 2020): gradient times activation. ``relu=False`` keeps the sign."""
     return _weighted(request, lambda _, gradient: gradient, relu, score)
 
 
 def layer_cam(request: Request, *, relu: bool = True, score: str = "logit") -> Attribution:
-    """Compute Layer-CAM: positive gradient times activation at each position."""
+    """Compute Layer-CAM (Jiang et al. 2021, eq. 6 and 7): positive gradient times activation at each position."""
     return _weighted(request, lambda _, gradient: gradient.relu(), relu, score)
-
-
-def _plus_plus(grid: Tensor, gradient: Tensor) -> Tensor:
-    # g^2 / (2 g^2 + g^3 sum A) with g^2 cancelled, which underflows for small gradients; where g or the whole is zero
-    # the share is zero.
-    whole = torch.where(gradient == 0, 0, 2 + gradient * grid.sum((2, 3), keepdim=True))
-    share = torch.where(whole == 0, 0, 1 / whole)
-    return (share * gradient.relu()).mean((2, 3), keepdim=True) * (grid.shape[2] * grid.shape[3])
 
 
 def _weighted(request: Request, weights_of: WeightRule, relu: bool, score: str) -> Attribution:
     activation = run_with_leaf(request)
-    grid = grid_of_layer(request, activation, activation.leaf)
-    targets = request.targets(activation.logits)
-    values = _without_backward(activation, grid, targets, weights_of) if score == "logit" else None
+    grid, targets = activation.grid, request.targets(activation.logits)
+    values = _without_backward(activation, targets, weights_of) if score == "logit" else None
     if values is None:
-        grads = gradients(request, activation, targets, score)
+        grads = gradients(activation, targets, score)
         values = torch.stack([(weights_of(grid, gradient) * grid).sum(1) for gradient in grads], 1)
     return Attribution(values.relu() if relu else values, targets, activation.logits, activation.layer, signed=not relu)
 
 
-def _without_backward(activation: Activation, grid: Tensor, targets: Tensor, weights_of: WeightRule) -> Tensor | None:
+def _without_backward(activation: Activation, targets: Tensor, weights_of: WeightRule) -> Tensor | None:
     """The maps without a backward pass, all targets in one product; None where the head is not of that form."""
-    weights = pooled_weights(activation, grid)
+    weights, grid = pooled_weights(activation), activation.grid
     if weights is None:
         return None
     gradient = weights / (grid.shape[2] * grid.shape[3])  # the gradient, the same at every position
-    each = [weights_of(grid, gradient[targets[:, number], :, None, None]) for number in range(targets.shape[1])]
-    return _weighted_sum(torch.stack([weight[:, :, 0, 0] for weight in each], 1), grid)
+    by_target = [weights_of(grid, gradient[classes, :, None, None]) for classes in targets.T]
+    return _weighted_sum(torch.stack([weight[:, :, 0, 0] for weight in by_target], 1), grid)
 
 
 def _weighted_sum(weights: Tensor, grid: Tensor) -> Tensor:

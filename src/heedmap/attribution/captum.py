@@ -5,22 +5,19 @@ float32 where the model is in half precision, and one image at a time, so that n
 random states are restored.
 
 DeepLift follows modules, each used once, and passes the plain gradient through whatever it does not know (a functional
-ReLU, ReLU6, a softmax over positions, a pooling whose windows overlap), without a warning. Its map has to add up
-to the change of the score, so this is checked for each image and class, and for Kernel SHAP too. Expected gradients add
-up only in expectation; they are not checked.
+ReLU, ReLU6, a softmax over positions, a pooling whose windows overlap), without a warning. Its map has to add up to the
+change of the score; this is checked for each image and class, for Kernel SHAP too. Expected gradients need not add up.
 """
 
 import copy
-import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heedmap.attribution.request import Attribution, Request, check_count, precise, run_plainly
+from heedmap.attribution.request import Attribution, Request, check_count, precise
 from heedmap.errors import ModelError, OptionError
 from heedmap.modules import logits_of
 
@@ -29,21 +26,15 @@ ROUNDING = 1e-6  # of the sum of absolute values
 
 
 class _Job(NamedTuple):
-    """How captum computes a map, and how that is checked.
+    """How captum computes a map, and how that is checked."""
 
-    Attributes:
-        attribute: network, image (1, C, H, W) and class to an attribution (1, C, H, W).
-        baseline: the value of every pixel of the uniform image.
-        alternative: what to take where this fails, as the end of an error.
-        seed: of torch's and NumPy's global random state inside.
-        shares: (H, W) with which the map adds up to the change of the score; None where it does not.
-    """
-
-    attribute: Callable[[nn.Module, Tensor, int], Tensor]
-    baseline: float
-    alternative: str
-    seed: int = 0
-    shares: Tensor | None = None
+    explainer: str  # class of captum.attr
+    baseline: float  # the value of every pixel of the uniform image
+    alternative: str  # what to take where this fails, as the end of an error
+    options: dict[str, Any] = {}  # noqa: RUF012  of the explainer's `attribute`; nothing changes the default
+    seed: int = 0  # of torch's and NumPy's global random state inside
+    shares: Tensor | None = None  # (H, W) with which the map adds up to the change of the score; None: it does not
+    divisor: int = 1  # of all values, before the channels are summed
 
 
 def deep_lift(request: Request, *, baseline: float = 0.0) -> Attribution:
@@ -52,18 +43,12 @@ def deep_lift(request: Request, *, baseline: float = 0.0) -> Attribution:
     Raises:
         ModelError: a network that captum cannot follow, so that the map does not add up to the change of the score.
     """
-    captum = _captum()
-
-    def attribute(net: nn.Module, image: Tensor, target: int) -> Tensor:
-        values: Tensor = captum.DeepLift(net).attribute(image, _uniform(image, baseline), target)
-        return values
-
     alternative = (
         "It follows networks whose every nn.ReLU is a module of its own, used once, and that multiply no features with "
         "weights made of them, as attention does; for others take integrated-gradients."
     )
     ones = torch.ones(request.images.shape[-2:], device=request.images.device)
-    return _by_captum(request, _Job(attribute, baseline, alternative, shares=ones))
+    return _by_captum(request, _Job("DeepLift", baseline, alternative, shares=ones))
 
 
 def gradient_shap(
@@ -72,21 +57,12 @@ def gradient_shap(
     """Expected gradients (Lundberg and Lee 2017; Erion et al. 2021) against a uniform image; channels summed, signed.
 
     Args:
-        count: noisy copies an image.
-        noise: standard deviation, in the image's units.
+        count, noise, seed: number of noisy copies, their standard deviation in the image's units, and their seed.
         baseline: the value of every pixel of the uniform image.
-        seed: of the noise.
     """
-    check_count("count", count)
-    captum = _captum()
-
-    def attribute(net: nn.Module, image: Tensor, target: int) -> Tensor:
-        values: Tensor = captum.GradientShap(net).attribute(
-            image, _uniform(image, baseline), n_samples=count, stdevs=noise, target=target
-        )
-        return values
-
-    return _by_captum(request, _Job(attribute, baseline, "Take integrated-gradients.", seed))
+    check_count(count=count)
+    options = {"n_samples": count, "stdevs": noise}
+    return _by_captum(request, _Job("GradientShap", baseline, "Take integrated-gradients.", options, seed))
 
 
 def kernel_shap(
@@ -102,27 +78,18 @@ def kernel_shap(
         baseline: the value of a covered pixel.
         seed: of the choice of cells.
     """
-    check_count("cells", cells, min(request.images.shape[-2:]))
-    check_count("count", count)
+    check_count(min(request.images.shape[-2:]), cells=cells)
+    check_count(count=count)
     if cells == 1 or count == 1:
         raise OptionError(f"cells {cells} and count {count} leave nothing to compare; take 2 or more of both.")
-    captum = _captum()
-    mask = _cells(request.images, cells)
-
-    def attribute(net: nn.Module, image: Tensor, target: int) -> Tensor:
-        values: Tensor = captum.KernelShap(net).attribute(
-            image, _uniform(image, baseline), target, feature_mask=mask.expand(1, *image.shape[1:]), n_samples=count
-        )
-        return values / image.shape[1]  # captum gives the cell's value to each channel
-
+    sides, device = request.images.shape[-2:], request.images.device
+    rows, columns = (torch.arange(side, device=device) * cells // side for side in sides)
+    mask = rows[:, None] * cells + columns  # (H, W), the number of the cell that each pixel lies in
     shares = 1 / mask.flatten().bincount()[mask]
-    return _by_captum(request, _Job(attribute, baseline, "Take another count, or occlusion.", seed, shares))
-
-
-def _cells(images: Tensor, cells: int) -> Tensor:
-    """Return (H, W), the number of the cell that each pixel lies in."""
-    rows, columns = (torch.arange(side, device=images.device) * cells // side for side in images.shape[-2:])
-    return rows[:, None] * cells + columns
+    options = {"feature_mask": mask.expand(1, *request.images.shape[1:]), "n_samples": count}
+    channels = request.images.shape[1]  # captum gives the cell's value to each of them
+    job = _Job("KernelShap", baseline, "Take another count, or occlusion.", options, seed, shares, channels)
+    return _by_captum(request, job)
 
 
 class _Logits(nn.Module):
@@ -136,48 +103,50 @@ class _Logits(nn.Module):
         return logits_of(self.model, images)
 
 
-def _captum() -> types.ModuleType:
-    try:
-        import captum.attr
-    except ImportError as reason:
-        raise ModelError(f"This method needs captum: pip install 'heedmap[captum]' ({reason}).") from reason
-    return captum.attr
-
-
 def _by_captum(request: Request, job: _Job) -> Attribution:
-    logits, targets = run_plainly(request)
+    logits, targets = request.run()
     dtype = precise(request.images.dtype)
     net = _Logits(copy.deepcopy(request.model)).to(dtype)
     rows = []
     for row, classes in enumerate(targets.tolist()):
         image = request.images[row : row + 1].to(dtype)
+        uniform = torch.full_like(image, job.baseline)
         with torch.no_grad():
-            full, uniform = net(image)[0], net(_uniform(image, job.baseline))[0]
+            of_image, of_uniform = net(image)[0], net(uniform)[0]
         for target in classes:
-            values = _attribute(job, net, image.clone(), target).detach().sum(1)[0]
+            values = _attribute(job, net, (image.clone(), uniform.clone()), target).detach().sum(1)[0]
             if job.shares is not None:
                 where = f"image {row}, class {target} of {type(request.model).__name__}"
-                _check_sum(where, job.alternative, values * job.shares, full[target].item(), uniform[target].item())
+                scores = of_image[target].item(), of_uniform[target].item()
+                _check_sum(where, job.alternative, values * job.shares, *scores)
             rows.append(values)
     return Attribution(torch.stack(rows).unflatten(0, tuple(targets.shape)), targets, logits, signed=True)
 
 
-def _attribute(job: _Job, net: nn.Module, image: Tensor, target: int) -> Tensor:
+def _attribute(job: _Job, net: nn.Module, images: tuple[Tensor, Tensor], target: int) -> Tensor:
+    """Return (1, C, H, W) for an image and its uniform baseline."""
     try:
-        with _seeded(job.seed), warnings.catch_warnings():
+        import captum.attr
+    except ImportError as reason:
+        raise ModelError(f"This method needs captum: pip install 'heedmap[captum]' ({reason}).") from reason
+    before: Any = np.random.get_state()
+    torch.manual_seed(job.seed)  # restored by evaluation_mode, in explain
+    np.random.seed(job.seed)
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it sets hooks, for which it got a copy
-            return job.attribute(net, image, target)
+            explainer = getattr(captum.attr, job.explainer)(net)
+            values: Tensor = explainer.attribute(*images, target=target, **job.options)
+            return values / job.divisor
     except (AssertionError, RuntimeError, TypeError) as reason:
         first = (str(reason).splitlines() or [type(reason).__name__])[0]
         raise ModelError(f"captum cannot explain this network: {first.rstrip('. ')}. {job.alternative}") from reason
+    finally:
+        np.random.set_state(before)
 
 
 def _check_sum(where: str, alternative: str, values: Tensor, full: float, uniform: float) -> None:
-    """Check that values add up to the score minus that of the uniform image.
-
-    Raises:
-        ModelError: they miss it by more than TOLERANCE and rounding.
-    """
+    """Raise a ModelError where values miss the score minus that of the uniform image by more than rounding."""
     total, change = values.sum().item(), full - uniform
     rounding = ROUNDING * (abs(full) + abs(uniform) + values.abs().sum().item())
     if not abs(total - change) <= TOLERANCE * abs(change) + rounding:
@@ -185,20 +154,3 @@ def _check_sum(where: str, alternative: str, values: Tensor, full: float, unifor
             f"captum's map of {where} adds up to {total:.4g} where the score changes by {change:.4g}; by definition "
             f"the two are equal. {alternative}"
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    import numpy as np
-
-    before: Any = np.random.get_state()
-    torch.manual_seed(seed)  # restored by evaluation_mode, in explain
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
-
-
-def _uniform(image: Tensor, value: float) -> Tensor:
-    return torch.full_like(image, value)

@@ -1,21 +1,31 @@
 """Maps from the gradient with respect to the image, one value for each pixel.
 
-Two ways from three colour channels to one value. ``max``: the largest absolute value, as Simonyan et al. (2014) and the
-classic tutorials do. ``signed``: the value of the channel that is largest in absolute value, with its sign. Methods
-that multiply by the image sum the channels instead, so that the map's sum keeps its meaning.
+Two ways from three colour channels to one value: ``max``, the largest absolute value, as Simonyan et al. (2014);
+``signed``, that value with its sign. Methods that multiply by the image sum the channels instead, so that the map's sum
+keeps its meaning.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
-from heedmap.errors import ModelError, OptionError, nearest
+from heedmap.attribution.request import (
+    Attribution,
+    Request,
+    check_choice,
+    check_count,
+    check_share,
+    precise,
+    scores_of,
+    target_gradients,
+)
+from heedmap.errors import ModelError
 
 CHANNELS = ("max", "signed")
 # Targets whose colour channels smoothgrad keeps apart at a time, as it must until the mean is taken; the forward passes
@@ -25,9 +35,15 @@ AT_A_TIME = 64
 
 def saliency(request: Request, *, channels: str = "max", score: str = "logit") -> Attribution:
     """Compute the gradient of the score with respect to the pixels (Simonyan et al. 2014, section 3.1)."""
-    _check_channels(channels)
-    logits, targets, gradients = pixel_gradients(request, request.images, None, score)
-    values = torch.stack([_merged(each, channels) for each in gradients], 1)
+    return _merged_gradients(request, channels, score)
+
+
+def _merged_gradients(
+    request: Request, channels: str, score: str, within: AbstractContextManager[object] | None = None
+) -> Attribution:
+    check_choice("channels", channels, CHANNELS)
+    logits, targets, gradients = pixel_gradients(request, request.images, None, score, within)
+    values = torch.stack([_merged(gradient, channels) for gradient in gradients], 1)
     return Attribution(values, targets, logits, signed=channels == "signed")
 
 
@@ -40,48 +56,42 @@ def pixel_gradients(
 ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
     """Return logits (B, K), targets (B, T), and the gradients (B, C, H, W) target by target, at least float32.
 
-    Args:
-        request: names the targets where ``targets`` is None.
-        images: (B, C, H, W) where the gradient is taken.
-        targets: (B, T) or None.
-        score: see :func:`heedmap.attribution.request.scores_of`.
-        within: entered for the forward pass.
+    The gradients are taken at ``images`` (B, C, H, W), of the request's targets where ``targets`` is None; ``within``
+    is entered for the forward pass.
+
+    Raises:
+        ModelError: the logits have no gradient at the image.
     """
     leaf = images.detach().clone().requires_grad_()
     with within or nullcontext():
-        # The copy keeps the leaf whole where the first layer works in place.
-        logits = request.logits(leaf.clone())
+        logits = request.logits(leaf.clone())  # the copy keeps the leaf whole where the first layer works in place
     chosen = request.targets(logits) if targets is None else targets
-    return logits.detach(), chosen, _each(leaf, scores_of(logits, score), chosen)
-
-
-def _each(leaf: Tensor, scores: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    scores = scores_of(logits, score)
+    missing = ModelError("The logits have no gradient at the image; take a method without gradients, such as rise.")
     if not scores.requires_grad:
-        raise ModelError("The logits have no gradient at the image; take a method without gradients, such as rise.")
-    for number in range(targets.shape[1]):
-        total = scores.gather(1, targets[:, number : number + 1]).sum()
-        (gradient,) = torch.autograd.grad(total, leaf, retain_graph=number + 1 < targets.shape[1])
-        yield gradient.to(precise(gradient.dtype))
+        raise missing
+
+    def gradients() -> Iterator[Tensor]:
+        for (gradient,) in target_gradients(scores, chosen, leaf):
+            if gradient is None:
+                raise missing
+            yield gradient.to(precise(gradient.dtype))
+
+    return logits.detach(), chosen, gradients()
 
 
 def _merged(gradient: Tensor, channels: str) -> Tensor:
     """(B, C, H, W) to (B, H, W)."""
-    if channels == "max":
-        return gradient.abs().amax(1)
-    return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]
-
-
-def _check_channels(channels: str) -> None:
-    if channels not in CHANNELS:
-        known = " or ".join(CHANNELS)
-        raise OptionError(f"channels {channels!r} is unknown; it can be {known}.{nearest(str(channels), CHANNELS)}")
+    size = gradient.abs()
+    return size.amax(1) if channels == "max" else gradient.gather(1, size.argmax(1, keepdim=True))[:, 0]
 
 
 def input_x_gradient(request: Request, *, score: str = "logit") -> Attribution:
     """Compute pixel times gradient, summed over the channels; signed (Shrikumar et al. 2016)."""
     logits, targets, gradients = pixel_gradients(request, request.images, None, score)
     images = request.images.to(precise(request.images.dtype))
-    return Attribution(torch.stack([(images * each).sum(1) for each in gradients], 1), targets, logits, signed=True)
+    values = torch.stack([(images * gradient).sum(1) for gradient in gradients], 1)
+    return Attribution(values, targets, logits, signed=True)
 
 
 def smoothgrad(
@@ -99,29 +109,25 @@ def smoothgrad(
         count: number of noisy copies.
         noise: standard deviation of the noise as a share of the image's largest minus its smallest value.
         seed: of the noise. Every image gets the same draws, so that a map does not depend on its neighbours.
-        channels: as :func:`saliency`.
-        score: as :func:`saliency`.
+        channels, score: as :func:`saliency`.
     """
-    _check_channels(channels)
-    check_count("count", count)
+    check_choice("channels", channels, CHANNELS)
+    check_count(count=count)
     check_share("noise", noise, 10.0)
     images, source = request.images, torch.Generator().manual_seed(seed)
     spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-    logits, targets = run_plainly(request)
-    state = source.get_state()
-    values = torch.empty(*targets.shape, *images.shape[-2:], dtype=precise(images.dtype), device=images.device)
-    for first in range(0, targets.shape[1], AT_A_TIME):
-        some = targets[:, first : first + AT_A_TIME]
+    logits, targets = request.run()
+    state, parts = source.get_state(), []
+    for some in targets.split(AT_A_TIME, 1):
         source.set_state(state)
-        total = images.new_zeros(*some.shape, *images.shape[1:], dtype=values.dtype)
+        total = images.new_zeros(*some.shape, *images.shape[1:], dtype=precise(images.dtype))
         for _ in range(count):
             draw = torch.randn((1, *images.shape[1:]), generator=source).to(images)
             _, _, gradients = pixel_gradients(request, images + spread * draw, some, score)
             for number, gradient in enumerate(gradients):
                 total[:, number] += gradient / count
-        for number in range(some.shape[1]):
-            values[:, first + number] = _merged(total[:, number], channels)
-    return Attribution(values, targets, logits, signed=channels == "signed")
+        parts += [_merged(mean, channels) for mean in total.unbind(1)]
+    return Attribution(torch.stack(parts, 1), targets, logits, signed=channels == "signed")
 
 
 def integrated_gradients(
@@ -136,11 +142,9 @@ def integrated_gradients(
         baseline: the value of every pixel at the start of the path; 0 is black for heedmap's own classifiers.
         score: as :func:`saliency`.
     """
-    import numpy as np
-
-    check_count("steps", steps)
+    check_count(steps=steps)
     images = request.images
-    logits, targets = run_plainly(request)
+    logits, targets = request.run()
     way = (images - baseline).to(precise(images.dtype))
     total = way.new_zeros(*targets.shape, *images.shape[-2:])
     for place, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):
@@ -160,15 +164,13 @@ def guided_backprop(request: Request, *, channels: str = "max", score: str = "lo
     Raises:
         ModelError: the network has no ReLU, so this would be plain saliency.
     """
-    _check_channels(channels)
     guide = _PositiveGradients()
-    logits, targets, gradients = pixel_gradients(request, request.images, None, score, within=guide)
+    attribution = _merged_gradients(request, channels, score, within=guide)
     if guide.count == 0:
         raise ModelError(
             f"{type(request.model).__name__} uses no ReLU, so guided-backprop would be plain saliency; take saliency."
         )
-    values = torch.stack([_merged(each, channels) for each in gradients], 1)
-    return Attribution(values, targets, logits, signed=channels == "signed")
+    return attribution
 
 
 _RELUS = {F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -195,20 +197,16 @@ class _PositiveGradients(TorchFunctionMode):
 
 
 def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if func in _RELUS:
-        return True
+    def bound(place: int, name: str) -> Any:
+        return kwargs.get(name, args[place] if len(args) > place else None)
+
+    def is_number(value: Any, number: int) -> bool:
+        return isinstance(value, int | float) and value == number
+
     if func in _HARDTANHS:
-        return _is_number(_bounds(args, kwargs, "min_val", "max_val")[0], 0)
+        return is_number(bound(1, "min_val"), 0)
     if func in _CLAMPS:
-        low, high = _bounds(args, kwargs, "min", "max")
+        high = bound(2, "max")
         # Up to 1 it keeps pixels or weights in their range; up to 6 it is ReLU6 written out.
-        return _is_number(low, 0) and (high is None or _is_number(high, 6))
-    return False
-
-
-def _bounds(args: tuple[Any, ...], kwargs: dict[str, Any], low: str, high: str) -> tuple[Any, Any]:
-    return kwargs.get(low, args[1] if len(args) > 1 else None), kwargs.get(high, args[2] if len(args) > 2 else None)
-
-
-def _is_number(value: Any, number: int) -> bool:
-    return isinstance(value, int | float) and value == number
+        return is_number(bound(1, "min"), 0) and (high is None or is_number(high, 6))
+    return func in _RELUS

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heedmap.attribution.activations import grid_of_layer, run_with_leaf
-from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, run_plainly, scores_of
+from heedmap.attribution.layers import run_with_leaf
+from heedmap.attribution.request import Attribution, Request, check_count, check_share, precise, scores_of
 from heedmap.errors import OptionError
 
 
@@ -26,25 +26,21 @@ def score_cam(request: Request, *, chunk: int = 32) -> Attribution:
     Args:
         chunk: masked images at a time; there are as many as the layer has channels.
     """
-    check_count("chunk", chunk)
+    check_count(chunk=chunk)
     activation = run_with_leaf(request)
-    grid = grid_of_layer(request, activation, activation.leaf)
-    targets = request.targets(activation.logits)
+    grid, targets = activation.grid, request.targets(activation.logits)
     low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
     masks = torch.where(high > low, (grid - low) / torch.where(high > low, high - low, 1), 0)
-    weights = torch.stack([_scores_under(request, row, masks[row], targets[row], chunk) for row in range(len(masks))])
-    values = torch.einsum("btc,bchw->bthw", weights.softmax(2), grid).relu()
+    weights = []
+    for image, of_image, classes in zip(request.images, masks, targets, strict=True):
+        scores = []  # of the image's classes, (C, T)
+        for some in of_image.split(chunk):
+            large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
+            with torch.no_grad():
+                scores.append(request.logits(image * large.to(image.dtype))[:, classes])
+        weights.append(torch.cat(scores).T.to(masks.dtype))
+    values = torch.einsum("btc,bchw->bthw", torch.stack(weights).softmax(2), grid).relu()
     return Attribution(values, targets, activation.logits, activation.layer)
-
-
-def _scores_under(request: Request, row: int, masks: Tensor, targets: Tensor, chunk: int) -> Tensor:
-    """Return (T, C) logits of one image under each of C masks (C, h, w)."""
-    image, scores = request.images[row], []
-    for some in masks.split(chunk):
-        large = F.interpolate(some[:, None], image.shape[1:], mode="bilinear", align_corners=False)
-        with torch.no_grad():
-            scores.append(request.logits(image * large.to(image.dtype))[:, targets])
-    return torch.cat(scores).T.to(masks.dtype)
 
 
 def occlusion(
@@ -67,44 +63,30 @@ def occlusion(
         score: ``logit`` or ``probability``.
         chunk: changed images at a time.
     """
-    images = request.images
-    height, width = images.shape[-2:]
+    images, (height, width) = request.images, request.images.shape[-2:]
     window = max(1, min(height, width) // 4) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
-    check_count("window", window, min(height, width))
-    check_count("stride", stride, window)
-    check_count("chunk", chunk)
-    logits, targets = run_plainly(request)
+    check_count(min(height, width), window=window)
+    check_count(window, stride=stride)
+    check_count(chunk=chunk)
+    logits, targets = request.run()
     plain = scores_of(logits, score).gather(1, targets).to(precise(logits.dtype))
-    falls = plain.new_zeros(*targets.shape, height, width)
-    times = plain.new_zeros(height, width)
-    for squares, covered in _covered(images, list(_squares(height, width, window, stride)), fill, chunk):
-        with torch.no_grad():
-            scores = scores_of(request.logits(covered), score)
-        by_square = scores.view(len(squares), *logits.shape).to(plain.dtype)
-        for (rows, columns), score_now in zip(squares, by_square, strict=True):
-            falls[:, :, rows, columns] += (plain - score_now.gather(1, targets))[:, :, None, None]
-            times[rows, columns] += 1
-    return Attribution(falls / times, targets, logits, signed=True)
-
-
-def _squares(height: int, width: int, window: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    for top in range(0, height - window + stride, stride):
-        for left in range(0, width - window + stride, stride):
-            yield slice(top, min(top + window, height)), slice(left, min(left + window, width))
-
-
-def _covered(
-    images: Tensor, squares: list[tuple[slice, slice]], fill: float, chunk: int
-) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
-    """Yield some squares at a time, with the whole batch under each of them, (squares * B, C, H, W)."""
+    falls, times = plain.new_zeros(*targets.shape, height, width), plain.new_zeros(height, width)
+    tops, lefts = range(0, height - window + stride, stride), range(0, width - window + stride, stride)
+    squares = [(slice(top, top + window), slice(left, left + window)) for top in tops for left in lefts]
     step = max(1, chunk // len(images))
     for first in range(0, len(squares), step):
         some = squares[first : first + step]
-        covered = images.repeat(len(some), 1, 1, 1)
+        covered = images.repeat(len(some), 1, 1, 1, 1)
         for number, (rows, columns) in enumerate(some):
-            covered[number * len(images) : (number + 1) * len(images), :, rows, columns] = fill
-        yield some, covered
+            covered[number, :, :, rows, columns] = fill
+        with torch.no_grad():
+            scores = scores_of(request.logits(covered.flatten(0, 1)), score)
+        by_square = scores.view(len(some), *logits.shape).to(plain.dtype)
+        for (rows, columns), score_now in zip(some, by_square, strict=True):
+            falls[:, :, rows, columns] += (plain - score_now.gather(1, targets))[:, :, None, None]
+            times[rows, columns] += 1
+    return Attribution(falls / times, targets, logits, signed=True)
 
 
 def rise(
@@ -122,18 +104,16 @@ def rise(
     Every image gets the same masks. Values carry the noise of ``count`` draws, and an offset: the mean score.
 
     Args:
-        count: number of masks.
+        count, seed: number of masks, and their seed.
         cells: cells to a side of the coarse random grid that becomes a mask.
         keep: probability that a cell is kept.
-        seed: of the masks.
         score: ``probability`` as published, or ``logit``.
         chunk: masked images at a time.
     """
-    for name, value in (("count", count), ("cells", cells), ("chunk", chunk)):
-        check_count(name, value)
+    check_count(count=count, cells=cells, chunk=chunk)
     check_share("keep", keep)
     images = request.images
-    logits, targets = run_plainly(request)
+    logits, targets = request.run()
     total = torch.zeros(*targets.shape, *images.shape[-2:], device=images.device)
     for masks in _random_masks(count, cells, keep, seed, images, max(1, chunk // len(images))):
         masked = (images[None] * masks[:, None, None].to(images.dtype)).flatten(0, 1)
@@ -152,10 +132,9 @@ def _random_masks(count: int, cells: int, keep: float, seed: int, images: Tensor
     source = torch.Generator().manual_seed(seed)
     grids = (torch.rand(count, 1, cells, cells, generator=source) < keep).float()
     cell = (math.ceil(height / cells), math.ceil(width / cells))
-    shifts = torch.stack([torch.randint(0, side, (count,), generator=source) for side in cell], 1).tolist()
+    shifts = torch.stack([torch.randint(0, side, (count,), generator=source) for side in cell], 1)
     size = ((cells + 1) * cell[0], (cells + 1) * cell[1])
-    for first in range(0, count, step):
-        some = grids[first : first + step].to(images.device)
-        large = F.interpolate(some, size, mode="bilinear", align_corners=False)[:, 0]
-        places = shifts[first : first + step]
-        yield torch.stack([one[y : y + height, x : x + width] for one, (y, x) in zip(large, places, strict=True)])
+    for some, places in zip(grids.split(step), shifts.split(step), strict=True):
+        large = F.interpolate(some.to(images.device), size, mode="bilinear", align_corners=False)[:, 0]
+        crops = zip(large, places.tolist(), strict=True)
+        yield torch.stack([mask[y : y + height, x : x + width] for mask, (y, x) in crops])

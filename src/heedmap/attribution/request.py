@@ -1,6 +1,6 @@
-"""The request to a map method, and its result."""
+"""The request to a map method, its result, and what several methods need for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -13,8 +13,6 @@ from heedmap.modules import logits_of
 
 Target: TypeAlias = int | str | Tensor | Sequence[int] | Sequence[Sequence[int]] | None
 """None the predicted class, ``"all"`` every class, one class, one an image (B,), or several an image (B, T)."""
-
-SCORES = ("logit", "probability")
 
 
 @dataclass(frozen=True)
@@ -73,54 +71,54 @@ class Request:
         return logits_of(self.model, self.images if images is None else images)
 
     def targets(self, logits: Tensor) -> Tensor:
-        """Return (B, T) int64 target classes; see :func:`chosen_targets`."""
-        return chosen_targets(self.target, logits)
+        """Return (B, T) int64 target classes for logits (B, K); an OptionError for no class, or not one an image."""
+        batch, classes = logits.shape
+        if self.target is None:
+            return logits.detach().argmax(1, keepdim=True)
+        if isinstance(self.target, str):
+            if self.target != "all":
+                raise OptionError(f"target {self.target!r} is no class; give an int, one an image, None, or 'all'.")
+            return torch.arange(classes, device=logits.device).expand(batch, classes)
+        try:
+            given = torch.as_tensor(self.target)
+        except (TypeError, ValueError) as reason:
+            raise OptionError(f"target {self.target!r} is no table of class indices: {reason}.") from reason
+        if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+            raise OptionError(f"target holds {given.dtype}; class indices are integers.")
+        chosen = given.to(logits.device, torch.int64)
+        if chosen.dim() < 2:
+            chosen = chosen.expand(batch)[:, None] if chosen.dim() == 0 else chosen[:, None]
+        if chosen.dim() != 2 or len(chosen) != batch or chosen.shape[1] == 0:
+            raise OptionError(
+                f"target has the shape {tuple(given.shape)} for {batch} images; give one class, one an image (B,), or "
+                "several an image (B, T)."
+            )
+        if chosen.min() < 0 or chosen.max() >= classes:
+            wrong = int(chosen.max() if chosen.max() >= classes else chosen.min())
+            raise OptionError(f"target {wrong} is no class; the model has {classes}, 0 to {classes - 1}.")
+        return chosen
 
-
-def chosen_targets(target: Target, logits: Tensor) -> Tensor:
-    """Turn the user's target into (B, T) int64 class indices, with logits (B, K) at hand.
-
-    Raises:
-        OptionError: no such class, or not one (row of) class for each image.
-    """
-    batch, classes = logits.shape
-    if target is None:
-        return logits.detach().argmax(1, keepdim=True)
-    if isinstance(target, str):
-        if target != "all":
-            raise OptionError(f"target {target!r} is no class index; give an int, one an image, None, or 'all'.")
-        return torch.arange(classes, device=logits.device).expand(batch, classes)
-    try:
-        chosen = torch.as_tensor(target)
-    except (TypeError, ValueError) as reason:
-        raise OptionError(f"target {target!r} is no table of class indices: {reason}.") from reason
-    if chosen.dtype == torch.bool or chosen.is_floating_point() or chosen.is_complex():
-        raise OptionError(f"target holds {chosen.dtype}; class indices are integers.")
-    chosen = chosen.to(logits.device, torch.int64)
-    if chosen.dim() == 0:
-        chosen = chosen.expand(batch)
-    if chosen.dim() == 1:
-        chosen = chosen[:, None]
-    if chosen.dim() != 2 or len(chosen) != batch or chosen.shape[1] == 0:
-        raise OptionError(
-            f"target has the shape {tuple(torch.as_tensor(target).shape)} for {batch} images; give one class, one a "
-            "image (B,), or several an image (B, T)."
-        )
-    if chosen.min() < 0 or chosen.max() >= classes:
-        wrong = int(chosen.max() if chosen.max() >= classes else chosen.min())
-        raise OptionError(f"target {wrong} is no class; the model has {classes}, 0 to {classes - 1}.")
-    return chosen
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and targets (B, T) of the unchanged images, without a graph."""
+        with torch.no_grad():
+            logits = self.logits()
+        return logits, self.targets(logits)
 
 
 def scores_of(logits: Tensor, score: str = "logit") -> Tensor:
-    """Return (B, K) what is explained: the logits themselves, or their softmax.
-
-    Raises:
-        OptionError: an unknown ``score``.
-    """
-    if score not in SCORES:
-        raise OptionError(f"score {score!r} is unknown; it can be {' or '.join(SCORES)}.{nearest(str(score), SCORES)}")
+    """Return (B, K) what is explained: the logits themselves, or their softmax for ``probability``."""
+    check_choice("score", score, ("logit", "probability"))
     return logits if score == "logit" else logits.to(precise(logits.dtype)).softmax(1)
+
+
+def target_gradients(
+    scores: Tensor, targets: Tensor, inputs: Tensor | Sequence[Tensor]
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield the gradients of each target's score, target by target; None for an input that it does not depend on."""
+    for number in range(targets.shape[1]):
+        total = scores.gather(1, targets[:, number : number + 1]).sum()  # no image depends on another one
+        is_last = number + 1 == targets.shape[1]
+        yield torch.autograd.grad(total, inputs, retain_graph=not is_last, allow_unused=True)
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -128,28 +126,20 @@ def precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def run_plainly(request: Request) -> tuple[Tensor, Tensor]:
-    """Return logits (B, K) and targets (B, T) of the unchanged images, without a graph."""
-    with torch.no_grad():
-        logits = request.logits()
-    return logits, request.targets(logits)
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise an :class:`OptionError` for a setting that is not one of the known words."""
+    if value not in known:
+        raise OptionError(f"{name} {value!r} is unknown; it can be {', '.join(known)}.{nearest(str(value), known)}")
 
 
-def check_count(name: str, value: int, most: int = 1_000_000) -> None:
-    """Check that a setting is a whole number from 1 on.
-
-    Raises:
-        OptionError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise OptionError(f"{name} is a whole number from 1 to {most:,}, not {value!r}.")
+def check_count(most: int = 1_000_000, **settings: int) -> None:
+    """Raise an :class:`OptionError` for a setting that is no whole number from 1 to ``most``."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise OptionError(f"{name} is a whole number from 1 to {most:,}, not {value!r}.")
 
 
 def check_share(name: str, value: float, most: float = 1.0) -> None:
-    """Check that a setting is a number above 0 and up to ``most``.
-
-    Raises:
-        OptionError: it is not.
-    """
+    """Raise an :class:`OptionError` for a setting that is no number above 0, up to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         raise OptionError(f"{name} is a number above 0, up to {most:g}, not {value!r}.")

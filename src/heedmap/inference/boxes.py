@@ -14,16 +14,11 @@ Box: TypeAlias = dict[str, float]
 
 
 def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[list[Box]]:
-    """Find the boxes around the cells that are attended to.
+    """Find the boxes around the cells that are attended to in maps (B, h, w), not negative.
 
-    Each map is resized bilinearly to the network's view; connected regions (4 neighbours) of pixels that reach
-    ``threshold`` times the map's largest value get a box each, after Zhou et al., "Learning Deep Features for
-    Discriminative Localization" (CVPR 2016), section 3.2, who take the largest region only.
-
-    Args:
-        values: (B, h, w), not negative.
-        threshold: in (0, 1].
-        size: side of the view in pixels.
+    Each map is resized bilinearly to the network's view, ``size`` pixels to a side; connected regions (4 neighbours) of
+    pixels that reach ``threshold``, in (0, 1], times the map's largest value get a box each, after Zhou et al.,
+    "Learning Deep Features for Discriminative Localization" (CVPR 2016), section 3.2, who take the largest region only.
 
     Returns:
         For each map at most :data:`MOST_BOXES` boxes, most attention first: ``left``, ``top``, ``right``, ``bottom`` in
@@ -51,21 +46,16 @@ def resized(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` does.
     """
     for axis in (1, 2):
-        before, after, share = _between(values.shape[axis], size)
-        share = share[:, None] if axis == 1 else share
-        first = values.take(before, axis)
-        values = first + share * (values.take(after, axis) - first)
+        count = values.shape[axis]
+        places = ((np.arange(size) + 0.5) * count / size - 0.5).clip(0, count - 1)
+        before = places.astype(np.intp)
+        share = (places - before).astype(np.float32)
+        first, second = values.take(before, axis), values.take(np.minimum(before + 1, count - 1), axis)
+        values = first + (share[:, None] if axis == 1 else share) * (second - first)
     return values
-
-
-def _between(count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of ``size`` pixels the cells before and after its centre, and how far it lies between them."""
-    places = ((np.arange(size) + 0.5) * count / size - 0.5).clip(0, count - 1)
-    before = places.astype(np.intp)
-    return before, np.minimum(before + 1, count - 1), (places - before).astype(np.float32)
 
 
 def _box(place: tuple[slice, slice], share: float, size: int) -> Box:
     rows, columns = place
-    ends = (columns.start / size, rows.start / size, columns.stop / size, rows.stop / size, share)
-    return dict(zip(("left", "top", "right", "bottom", "share"), ends, strict=True))
+    edges = {"left": columns.start, "top": rows.start, "right": columns.stop, "bottom": rows.stop}
+    return {side: edge / size for side, edge in edges.items()} | {"share": share}

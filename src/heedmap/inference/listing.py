@@ -17,9 +17,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def expand_images(arguments: str | Path | Iterable[str | Path], stdin: Iterable[str] = ()) -> list[Path]:
-    """Return the named image files, each once, in the order in which they were named.
-
-    What heedmap drew earlier, in a folder searched or in reach of a pattern, is skipped.
+    """Return the named image files, each once, in their order; what heedmap drew earlier is skipped.
 
     Args:
         arguments: files, tried whatever their suffix; folders, searched to the bottom, hidden ones left out; patterns
@@ -73,19 +71,13 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    images = _without_repeats([Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))])
+    images = [Path(name) for name in names if _has_suffix(name) and _is_image_place(Path(name))]
     if not images:
         raise DataError(f"No image matches {pattern}.")
-    return images
-
-
-def _without_repeats(paths: list[Path]) -> list[Path]:
-    """Leave out what a link leads to a second time: ``**`` goes round a loop of links forty times."""
-    ways: dict[str, Path] = {}  # folder -> the shortest way to it
-    for parent in sorted({path.parent for path in paths}, key=lambda folder: len(folder.parts)):
-        ways.setdefault(os.path.realpath(parent), parent)
-    shortest = set(ways.values())
-    return [path for path in paths if path.parent in shortest]
+    # What a link leads to a second time is left out: ``**`` goes round a loop of links forty times.
+    longest_first = sorted({path.parent for path in images}, key=lambda folder: -len(folder.parts))
+    shortest = set({os.path.realpath(folder): folder for folder in longest_first}.values())
+    return [path for path in images if path.parent in shortest]
 
 
 def _is_image_place(path: Path) -> bool:

@@ -1,37 +1,43 @@
-"""Run a file that ``heedmap export --to onnx`` wrote, with onnxruntime and numpy alone: no torch is imported.
+"""Run a file that ``heedmap export --to onnx`` wrote, by onnxruntime and numpy: no torch is imported.
 
 Class names, image size, and which outputs are maps and of what kind are read from the file. Resizing and
 normalisation are inside the graph, so an image goes in as it was decoded.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heedmap.errors import ModelError
+from heedmap.errors import ModelError, OptionError, nearest
 from heedmap.files import what_file
-
-__all__ = ["OnnxClassifier", "OnnxOutput", "what_file"]
+from heedmap.inference.predictor import (
+    LEARNED_ONLY,
+    Array,
+    AttributionOptions,
+    MapSource,
+    Predictions,
+    class_index,
+    learned_source,
+)
 
 KEY = "heedmap"
 """Under this name the file's metadata hold one JSON object; ``heedmap.export`` writes it."""
 
 SCHEMA = 1
 MAP, FEATURES = "map_", "features_"
-Array: TypeAlias = NDArray[np.float32]
 
 
 class OnnxOutput(TypedDict):
     """The model's outputs for B images, all float32.
 
     Attributes:
-        logits: (B, K).
-        probabilities: (B, K), each row sums to one.
+        logits, probabilities: (B, K); each row of the latter sums to one.
         maps: tap -> (B, 1, h, w), then ``combined`` where there are several taps; ``grad_cam`` and ``saliency`` where
             the file was exported with them.
         features: ``before`` and ``after`` the gate, (B, 1, h, w); empty but for soft feature attention.
@@ -51,7 +57,6 @@ class OnnxClassifier:
         threads: that the network computes with; None takes one for each core.
 
     Attributes:
-        path: the file.
         classes: class names; a column of the logits is a place in this tuple.
         image_size: side in pixels of the square that the network sees.
         taps: where attention was read, in the order of the maps.
@@ -83,22 +88,24 @@ class OnnxClassifier:
         """Run the model on images of one size.
 
         Args:
-            images: uint8 RGB (B, H, W, 3), upright; the centred square is taken and resized, unless the
-                image is a square of ``image_size`` already.
+            images: uint8 RGB (B, H, W, 3), upright; the centred square is taken, and resized to ``image_size``.
             target: the class, or one for each image, that ``grad_cam`` and ``saliency`` explain; None takes the
                 predicted ones.
 
         Raises:
             ModelError: an array of another form, a class that does not exist, or a target where no map takes one.
         """
-        feed: dict[str, NDArray[Any]] = {"images": _checked(images)}
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            raise ModelError(f"Images are uint8 RGB of the shape (B, H, W, 3), not {images.dtype} {images.shape}.")
+        feed: dict[str, NDArray[Any]] = {"images": np.ascontiguousarray(images)}
         if self.takes_target:
             feed["target"] = self._target(target, len(images))
         elif target is not None:
             raise ModelError(f"{self.path} has no maps of a target; export it with --include grad_cam or saliency.")
         outputs = dict(zip(self._outputs, self.session.run(None, feed), strict=True))
         maps, features = (
-            {n.removeprefix(kind): a for n, a in outputs.items() if n.startswith(kind)} for kind in _KINDS
+            {name.removeprefix(kind): values for name, values in outputs.items() if name.startswith(kind)}
+            for kind in (MAP, FEATURES)
         )
         return OnnxOutput(
             logits=outputs["logits"], probabilities=outputs["probabilities"], maps=maps, features=features
@@ -109,17 +116,6 @@ class OnnxClassifier:
         if target is not None and not (places.min() >= 0 and places.max() < len(self.classes)):
             raise ModelError(f"target {target} is no class; they are numbered 0 to {len(self.classes) - 1}.")
         return np.ascontiguousarray(places, np.int64)
-
-
-_KINDS = (MAP, FEATURES)
-_DAMAGED = ("InvalidProtobuf", "InvalidGraph")  # classes of onnxruntime, which has no module of them
-
-
-def _checked(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    form = images.dtype, images.shape
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise ModelError(f"Images are uint8 RGB of the shape (B, H, W, 3), not {form[0]} {form[1]}.")
-    return np.ascontiguousarray(images)
 
 
 def _session(path: Path, threads: int | None) -> Any:
@@ -137,7 +133,7 @@ def _session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base class of their own
-        if type(error).__name__ in _DAMAGED or "No graph was found" in str(error):
+        if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph") or "No graph was found" in str(error):
             raise ModelError(f"{path} is damaged or no ONNX file; copy or export it again.") from None
         reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().splitlines()[0])
         raise ModelError(f"{path} cannot be run: {reason}") from None
@@ -151,3 +147,65 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
     if content["schema"] > SCHEMA:
         raise ModelError(f"{path} was written by heedmap {content['heedmap']}, a newer one; install that.")
     return content
+
+
+class OnnxPredictor:
+    """An exported file; see :class:`heedmap.inference.predictor.Predictor`. All maps that it holds are given.
+
+    Raises:
+        OptionError: a layer, for the file has its own inside; a method that it does not hold; a target where no map
+            takes one, or an unknown class.
+    """
+
+    def __init__(self, classifier: OnnxClassifier, attributions: AttributionOptions = LEARNED_ONLY) -> None:
+        self._classifier, path = classifier, classifier.path
+        computed: dict[str, dict[str, Any]] = classifier.metadata.get("methods", {})
+        self.name, self.classes, self.image_size = path.name, classifier.classes, classifier.image_size
+        learned = learned_source(classifier.attention_name, classifier.attention_weights)
+        self.method, self.query_note = learned.method, ""
+        self._names = {name: computed.get(name, {}).get("method", name) for name in classifier.maps}
+        self.maps, self.precision = tuple(self._names.values()), "float32"
+        self._sources = dict.fromkeys(self.maps, learned)
+        for key, name in self._names.items():
+            if key in computed:
+                layer, sentence = computed[key].get("layer"), computed[key]["sentence"]
+                method = f"{name} at {layer}" if layer else name
+                is_peaked = computed[key]["is_peaked"]
+                self._sources[name] = MapSource(method, sentence=sentence, per_class=True, is_peaked=is_peaked)
+        if attributions.layer is not None:
+            raise OptionError(f"{path} has its layer inside; name the run for {attributions.layer}.")
+        target = attributions.target
+        self._target = None if target is None else class_index(self.classes, target)
+        for name in set(attributions.methods) - set(self.maps):
+            raise OptionError(
+                f"{path} holds no map {name!r}; it holds {', '.join(self.maps)}.{nearest(name, self.maps)} "
+                "`heedmap export --include` puts grad_cam and saliency inside."
+            )
+        if target is not None and not classifier.takes_target:
+            raise OptionError(f"{path} holds no maps of a class; export it with --include grad_cam or saliency.")
+
+    def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
+        """Run the file once; a square of the right size passes its own resizing untouched."""
+        if query is not None:
+            self.query(views[0])
+        output = self._classifier(np.ascontiguousarray(views.transpose(0, 2, 3, 1)), self._target)
+        probabilities = output["probabilities"]
+        predicted = probabilities.argmax(1) if self._target is None else np.full(len(views), self._target)
+        return Predictions(
+            self.classes,
+            output["logits"],
+            probabilities,
+            {self._names[name]: values[:, 0] for name, values in output["maps"].items()},
+            {name: values[:, 0] for name, values in output["features"].items()},
+            self._sources,
+            {name: predicted for name, source in self._sources.items() if source.sentence},
+        )
+
+    def query(self, view: NDArray[np.uint8]) -> NoReturn:
+        """Raise an :class:`OptionError`: the file has its query inside."""
+        raise OptionError(f"{self._classifier.path} attends with each image's own query; name the run for another one.")
+
+    def fingerprint(self) -> str:
+        """Return a digest of the file."""
+        with self._classifier.path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

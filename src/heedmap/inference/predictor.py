@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from heedmap.errors import OptionError
-from heedmap.inference.onnx import OnnxClassifier
+from heedmap.errors import OptionError, nearest
 from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import grid_of, hottest, is_flat, scale_of
 from heedmap.visualization.panel import Box, Caption, Row, Scale, draw_panel, footnotes
@@ -23,6 +22,7 @@ from heedmap.visualization.panel import Box, Caption, Row, Scale, draw_panel, fo
 if TYPE_CHECKING:
     import torch
 
+    from heedmap.inference.onnx import OnnxClassifier
     from heedmap.models.classifier import AttentionClassifier
 
 Array: TypeAlias = NDArray[np.float32]
@@ -30,6 +30,18 @@ Ends: TypeAlias = dict[str, tuple[float, float]]  # map -> low, high
 
 TILE = 256
 """Side in pixels of each square of a panel."""
+
+
+def class_index(classes: Sequence[str], target: str | int) -> int:
+    """Return the place of a class given by name or number; raise an :class:`OptionError` where there is none."""
+    if isinstance(target, str):
+        if target not in classes:
+            some = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
+            raise OptionError(f"No class {target!r}; this classifier knows {some}.{nearest(target, classes)}")
+        return list(classes).index(target)
+    if not 0 <= target < len(classes):
+        raise OptionError(f"Class {target} does not exist; this classifier knows {len(classes)}, from 0 on.")
+    return target
 
 
 @dataclass(frozen=True)
@@ -47,16 +59,18 @@ class AttributionOptions:
     layer: str | None = None
 
 
+LEARNED_ONLY = AttributionOptions()
+
+
 class Predictor(Protocol):
     """A classifier ready to run on images.
 
     Attributes:
-        name: of the run folder or the file, for people.
-        classes: the K class names.
+        name: of the run folder or the file.
         image_size: side in pixels of the square views that it takes.
         method: how its attention is made, such as ``parametrised, softmax``.
         maps: the names of all maps of a prediction, in their order.
-        precision: ``bf16`` or ``float32``, in which it computes.
+        precision: ``bf16`` or ``float32``.
         query_note: why another image's query cannot change the maps; empty where it can.
     """
 
@@ -71,17 +85,11 @@ class Predictor(Protocol):
     def __call__(self, views: NDArray[np.uint8], query: Array | None = None) -> Predictions:
         """Run on square views, uint8 RGB (B, 3, S, S).
 
-        Args:
-            query: from :meth:`query`, to attend with; None takes each image's own. With another one, only the learned
-                maps are given.
+        ``query``, from :meth:`query`, replaces each image's own; then only the learned maps are given.
         """
 
     def query(self, view: NDArray[np.uint8]) -> Array:
-        """Return the query (1, D) of a view (3, S, S).
-
-        Raises:
-            OptionError: the classifier takes none from outside.
-        """
+        """Return the query (1, D) of a view (3, S, S); an OptionError where the classifier takes none from outside."""
 
     def fingerprint(self) -> str:
         """Return a digest of the weights."""
@@ -89,14 +97,12 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class MapSource:
-    """How a map was made, which decides its legend and its scale.
+    """How a map was made, which decides its legend and its scale; the rest as in :class:`heedmap.attribution.Method`.
 
     Attributes:
         method: for the legend, such as ``parametrised, softmax`` or ``grad-cam at layer4``.
         high: upper end of the scale; None takes the largest value of each map.
         sentence: what a computed map shows; empty for learned attention.
-        warning: what a reader has to know besides.
-        per_class, has_offset, is_peaked: as in :class:`heedmap.attribution.Method`.
     """
 
     method: str
@@ -108,12 +114,16 @@ class MapSource:
     is_peaked: bool = False
 
 
+def learned_source(attention_name: str, attention_weights: str) -> MapSource:
+    """Return the source of the learned maps; gates of a sigmoid are drawn from 0 to 1."""
+    return MapSource(f"{attention_name}, {attention_weights}", 1.0 if attention_weights == "sigmoid" else None)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A batch of predictions, on the CPU.
 
     Attributes:
-        classes: the K class names.
         logits, probabilities: (B, K) float32.
         maps: name -> (B, h, w) float32: each tap's, ``combined`` where there are several, then computed ones.
         features: ``before`` and ``after`` the gate, (B, h, w); empty but for soft feature attention.
@@ -133,7 +143,7 @@ class Predictions:
         return len(self.probabilities)
 
     def __iter__(self) -> Iterator[Prediction]:
-        return (self[row] for row in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, row: int) -> Prediction:
         """Return one image's prediction, its maps with their scales."""
@@ -158,11 +168,8 @@ class Predictions:
 def _computed_map(
     name: str, values: Array, source: MapSource, target: int | None, classes: Sequence[str]
 ) -> AttentionMap:
-    """Put a computed map on the scale that shows it.
-
-    What is below zero speaks against the class and is drawn cold; an offset that all maps of a method have is left
-    out; and one pixel in a hundred may be above the scale, or it alone would be seen.
-    """
+    # What is below zero speaks against the class and is drawn cold; an offset that all maps of a method have is left
+    # out; and one pixel in a hundred may be above the scale, or it alone would be seen.
     grid = grid_of(values)
     low = float(grid.min()) if source.has_offset else 0.0
     high = float(np.quantile(grid, 0.99) if source.is_peaked else grid.max())
@@ -206,19 +213,16 @@ class Prediction:
     def table_row(self, classes: Sequence[str], box: tuple[int, ...]) -> dict[str, Any]:
         """Return columns for a table: the likeliest classes, and each map's hottest point, none on a flat map.
 
-        Args:
-            classes: the K class names.
-            box: left, top, right, bottom in pixels: the part of the image that the maps cover.
+        ``box``, left, top, right, bottom in pixels, is the part of the image that the maps cover.
         """
         row: dict[str, Any] = {}
-        for place, (name, probability) in zip(("predicted", "second", "third"), self.top(classes), strict=False):
-            column = "probability" if place == "predicted" else f"{place}_probability"
-            row |= {place: name, column: f"{probability:.6f}"}
+        prefixes = {"predicted": "", "second": "second_", "third": "third_"}
+        for (place, prefix), (name, probability) in zip(prefixes.items(), self.top(classes), strict=False):
+            row |= {place: name, f"{prefix}probability": f"{probability:.6f}"}
         for name, drawn in self.maps.items():
             if not is_flat(drawn.values):  # else rounding alone would choose the place
-                x, y = hottest(drawn.values)
-                row[f"{name}_x"] = round(box[0] + x * (box[2] - box[0]), 1)
-                row[f"{name}_y"] = round(box[1] + y * (box[3] - box[1]), 1)
+                for axis, start, end, share in zip("xy", box[:2], box[2:], hottest(drawn.values), strict=True):
+                    row[f"{name}_{axis}"] = round(start + share * (end - start), 1)
         return row
 
     def on_scale(self, ends: Ends) -> Prediction:
@@ -234,12 +238,7 @@ class Prediction:
 
     def without_values(self) -> Prediction:
         """Return the prediction without its arrays; :meth:`unpacked` fills them in from the file."""
-        blank = np.zeros((0, 0), np.float32)
-        maps, features = (
-            {name: replace(drawn, values=blank) for name, drawn in drawings.items()}
-            for drawings in (self.maps, self.features)
-        )
-        return replace(self, probabilities=blank.ravel(), maps=maps, features=features)
+        return self.unpacked({name: np.zeros((0,) * array.ndim, np.float32) for name, array in self.packed().items()})
 
     def unpacked(self, arrays: Mapping[str, NDArray[Any]], prefix: str = "") -> Prediction:
         """Return the prediction with the arrays that :meth:`packed` made."""
@@ -262,32 +261,31 @@ def open_predictor(
 
     Args:
         source: a classifier is moved to ``device`` and otherwise left as it is. An exported file is run without torch,
-            and the maps that it holds are given in any case.
-        device: where a network in torch computes; a file computes on the CPU.
+            on the CPU, and the maps that it holds are given in any case.
+        device: where a network in torch computes.
         precision: ``auto``, ``bf16`` or ``float32``, of a network in torch.
         channels_last: the memory format of a network in torch; faster for large batches of a convolutional one.
         attributions: maps to compute besides.
 
     Raises:
-        RunError: no run, or one that cannot be used.
-        ModelError: a file that cannot be run, or onnxruntime is missing.
+        RunError, ModelError: a run that cannot be used; a file that cannot be run, or onnxruntime is missing.
         OptionError: an unknown method, class or precision, or something that an exported file cannot do.
     """
-    attributions = attributions or AttributionOptions()
+    # Imported here, as both build on this file; and where an exported file runs there may be no torch.
+    from heedmap.inference.onnx import OnnxClassifier, OnnxPredictor
+
+    attributions = attributions or LEARNED_ONLY
     if isinstance(source, str | Path) and (Path(source).suffix.lower() == ".onnx" or Path(source).is_file()):
         source = OnnxClassifier(source)
     if isinstance(source, OnnxClassifier):
-        from heedmap.inference.onnx_predictor import OnnxPredictor
-
         if precision == "bf16":
             raise OptionError(f"{source.path} computes in its own precision; leave out bf16.")
         return OnnxPredictor(source, attributions)
-    # Imported here: an exported file is run where there is no torch.
-    from heedmap.inference.torch_predictor import TorchPredictor
+    from heedmap.inference.torch_predictor import TorchPredictor  # needs torch
 
     name = type(source).__name__
     if isinstance(source, str | Path):
-        from heedmap.runs import Run
+        from heedmap.runs import Run  # needs torch
 
         name, source = Path(source).resolve().name, Run.open(source).classifier()
     return TorchPredictor(source, device, name, attributions, precision=precision, channels_last=channels_last)
@@ -305,17 +303,15 @@ def common_ends(predictions: Iterable[Prediction], ends: Ends | None = None) -> 
 
 def rescaled(predictions: Sequence[Prediction], scale: Scale) -> list[Prediction]:
     """Return the predictions of one panel on the scale that the rule gives, the same for all of them."""
-    if isinstance(scale, tuple):
-        ends = dict.fromkeys(predictions[0].maps, scale)
-    elif scale == "range":
-        ends = {}
-        for name in predictions[0].maps:
+    ends = common_ends(predictions)
+    for name in ends:
+        if isinstance(scale, tuple):
+            ends[name] = scale
+        elif scale == "range":
             grids = np.stack([grid_of(each.maps[name].values) for each in predictions if name in each.maps])
             low, high = float(grids.min()), float(grids.max())
             ends[name] = (low, high if high > low else low + 1.0)
-    else:
-        ends = common_ends(predictions)
-    return [each.on_scale(ends) for each in predictions]
+    return [prediction.on_scale(ends) for prediction in predictions]
 
 
 @dataclass(frozen=True)
@@ -357,22 +353,16 @@ def prediction_panel(
 ) -> Image.Image:
     """Draw the panel of one image.
 
-    Args:
-        image: the square view, RGB, of any size; shown at ``TILE`` pixels.
-        prediction: its maps carry the ends of their scales.
-        classes: the K class names.
-        options: see :class:`PanelOptions`.
+    The square view, RGB, may have any size and is shown at ``TILE`` pixels; the maps carry the ends of their scales.
     """
     other = options.other
     predictions = rescaled([prediction] if other is None else [prediction, other.prediction], options.scale)
     rows = [_row(predictions[0], image, "image" if other is None else "image, own query", classes)]
     if other is not None:
         rows.append(replace(_row(predictions[1], image, f"query: {other.name}", classes), first=other.image))
-    maps, features = (list(drawings.values()) for drawings in (prediction.maps, prediction.features))
+    maps, features = list(prediction.maps.values()), list(prediction.features.values())
     lines = (*footnotes(maps, features, options.scale, len(rows)), *options.notes)
-    headline = Caption(
-        classes[prediction.predicted], float(prediction.probabilities.max()), options.label, options.name
-    )
+    headline = Caption(*prediction.top(classes, 1)[0], options.label, options.name)
     return draw_panel(rows, headline, "\n".join(filter(None, lines)), boxes=options.boxes, tile=TILE)
 
 

@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -56,19 +57,13 @@ class Item:
         return Path(self.path).stem + ("" if self.key is None else f"_{self.key}")
 
     def open(self) -> Path | io.BytesIO:
-        """Return the file, or the member's bytes.
-
-        Raises:
-            ImageError: see :func:`heedmap.data.webdataset.index.read_member`.
-        """
-        if self.member is None:
-            return Path(self.path)
-        return io.BytesIO(read_member(Path(self.path), self.offset, self.size, self.member))
+        """Return the file, or the member's bytes; errors as :func:`heedmap.data.webdataset.index.read_member`."""
+        path = Path(self.path)
+        return path if self.member is None else io.BytesIO(read_member(path, self.offset, self.size, self.member))
 
     def reason(self, error: Exception) -> str:
         """Return why it cannot be read, without the name at the beginning."""
-        names = (self.path, self.member, "image")
-        text = str(error)
+        names, text = (self.path, self.member, "image"), str(error)
         return next((text.removeprefix(f"{name}: ") for name in names if text.startswith(f"{name}: ")), text)
 
 
@@ -114,53 +109,43 @@ class Sources:
 
     def parts(self, size: int, cache: Path | None = None) -> Iterator[Part]:
         """Cut into parts of at most ``size`` images, the same ones every time; none reaches over a shard's end."""
-        number = 0
-        for start in range(0, len(self.files), size):
-            yield Part(number, tuple(Item(name) for name in self.files[start : start + size]))
-            number += 1
-        for shard in self.shards:
-            for part in _cut(shard, number, size, cache):
-                yield part
-                number += 1
+        starts = range(0, len(self.files), size)
+        whole = ((tuple(map(Item, self.files[start : start + size])), ()) for start in starts)
+        cut = (part for shard in self.shards for part in _cut(shard, size, cache))
+        return (Part(number, *content) for number, content in enumerate(itertools.chain(whole, cut)))
 
 
-def _cut(shard: Path, number: int, size: int, cache: Path | None) -> Iterator[Part]:
+def _cut(shard: Path, size: int, cache: Path | None) -> Iterator[tuple[tuple[Item, ...], tuple[Failure, ...]]]:
     whole = Item(str(shard))
     try:
         index = index_shard(shard, cache)
     except DataError as error:  # one bad shard of a thousand must not end the work of a day
-        yield Part(number, (), (Failure(whole, str(error)),))
+        yield (), (Failure(whole, str(error)),)
         return
     failures = (Failure(whole, index.trouble),) if index.trouble else ()
     labels = label_names(index)
     for start in range(0, max(1, len(index)), size):
         chosen = slice(start, start + size)
         places = zip(index.names[chosen], index.offsets[chosen], index.sizes[chosen], labels[chosen], strict=True)
-        yield Part(number, tuple(Item(str(shard), *place) for place in places), failures if start == 0 else ())
-        number += 1
+        yield tuple(Item(str(shard), *place) for place in places), failures if start == 0 else ()
 
 
 def find_sources(arguments: Iterable[str | Path], stdin: Iterable[str] = ()) -> Sources:
     """Find the images that a user named on the command line.
 
-    Args:
-        arguments: files, folders and patterns (:func:`heedmap.workflows.visualize.expand_images`); tar shards, folders
-            of them, with or without parts such as train and test, and patterns of them, ``shards/{000..099}.tar`` too;
-            ``@list.txt`` for a file with one of these a line; ``-`` for such lines on ``stdin``.
-        stdin: those lines.
+    Arguments are files, folders and patterns (:func:`heedmap.inference.listing.expand_images`); tar shards, folders of
+    them, with or without parts such as train and test, and patterns of them, ``shards/{000..099}.tar`` too;
+    ``@list.txt`` for a file with one of these a line; ``-`` for such lines on ``stdin``.
 
     Raises:
         DataError: something that does not exist, or nothing named.
     """
-    return _joined(map(_resolved, _listed(map(str, arguments), stdin)), "give files, folders, shards, @list.txt, or -")
+    named = itertools.chain.from_iterable(_listed(str(argument), stdin) for argument in arguments)
+    return _joined(map(_resolved, named), "give files, folders, shards, @list.txt, or -")
 
 
 def named_sources(images: Sources | str | Path | Iterable[str | Path]) -> Sources:
-    """Find the images named in Python: names are taken as they stand, whatever letters are in them.
-
-    Raises:
-        DataError: none at all, or a folder without images.
-    """
+    """Find the images named in Python, names as they stand; a DataError for none, or a folder without images."""
 
     def resolved(path: Path) -> Sources:
         if path.is_dir():
@@ -174,11 +159,9 @@ def named_sources(images: Sources | str | Path | Iterable[str | Path]) -> Source
 
 
 def _joined(several: Iterable[Sources], hint: str) -> Sources:
-    files: dict[str, None] = {}
-    shards: dict[Path, None] = {}
-    for sources in several:
-        files.update(dict.fromkeys(sources.files))
-        shards.update(dict.fromkeys(sources.shards))
+    each = list(several)
+    files = dict.fromkeys(file for sources in each for file in sources.files)
+    shards = dict.fromkeys(shard for sources in each for shard in sources.shards)
     if not files and not shards:
         raise DataError(f"No images were named; {hint}.")
     return Sources(list(files), list(shards))
@@ -199,35 +182,28 @@ def _resolved(argument: str) -> Sources:
 
 def _shards_in(folder: Path) -> list[Path]:
     """The shards that lie in a folder, and those in its parts where it has some."""
-    own = expand_shards(folder) if any(folder.glob(f"*{SUFFIX}")) else []
     parts = sorted(child for child in folder.iterdir() if child.is_dir() and child.name.lower() in PARTS)
-    return own + [shard for part in parts if is_sharded(part) for shard in expand_shards(part)]
+    sharded = [folder] * any(folder.glob(f"*{SUFFIX}")) + list(filter(is_sharded, parts))
+    return [shard for place in sharded for shard in expand_shards(place)]
 
 
-def _listed(arguments: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
-    for argument in arguments:
-        if argument == "-":
-            yield from _lines(stdin)
-        elif argument.startswith("@"):
-            try:
-                with Path(argument[1:]).expanduser().open(encoding="utf-8", errors="surrogateescape") as lines:
-                    yield from _lines(lines)
-            except OSError as error:
-                raise DataError(f"List {argument[1:]} cannot be read: {error.strerror or error}.") from None
-        else:
-            yield argument
-
-
-def _lines(lines: Iterable[str]) -> Iterator[str]:
+def _listed(argument: str, stdin: Iterable[str]) -> Iterable[str]:
+    if argument != "-" and not argument.startswith("@"):
+        return (argument,)
+    lines = stdin
+    if argument != "-":
+        try:
+            lines = Path(argument[1:]).expanduser().read_text("utf-8", "surrogateescape").split("\n")
+        except OSError as error:
+            raise DataError(f"List {argument[1:]} cannot be read: {error.strerror or error}.") from None
     return (line.rstrip("\r\n") for line in lines if line.strip())
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as a network sees it.
+    """An image as a network sees it: pixels (3, S, S), uint8 RGB.
 
     Attributes:
-        pixels: the network's view, uint8 RGB (3, S, S).
         size: (width, height) of the whole image, upright.
         view: the same square to draw on, where one was requested.
         item: the image that was read; None for an upload.
@@ -244,14 +220,8 @@ def decode(
 ) -> DecodedImage:
     """Decode an image for the network exactly as in training, and sharp enough to draw on.
 
-    Args:
-        source: a file, or an open binary stream.
-        image_size: side of the network's view.
-        view_size: side of the view to draw on; None makes none.
-        max_pixels: images of more are refused.
-
-    Raises:
-        ImageError: see :func:`heedmap.data.decoding.read_image`.
+    ``image_size`` is the side of the network's view, ``view_size`` that of the view to draw on, or None. Images of more
+    than ``max_pixels`` are refused; errors as :func:`heedmap.data.decoding.read_image`.
     """
     image = read_image(source, short_side=image_size, max_pixels=max_pixels)
     view = None
@@ -279,40 +249,38 @@ def _full_size(source: Path | IO[bytes], image: Image.Image) -> tuple[int, int]:
 def read_item(item: Item, image_size: int, view_size: int | None = None) -> DecodedImage | Failure:
     """Decode an image, or return why it cannot be read; see :func:`decode`."""
     try:
-        image = decode(item.open(), image_size, view_size)
+        return replace(decode(item.open(), image_size, view_size), item=item)
     except ImageError as error:
         return Failure(item, item.reason(error))
-    return DecodedImage(image.pixels, image.size, image.view, item)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decodes images in threads, ahead of the network.
-
-    Attributes:
-        pool: the threads.
-        image_size, view_size: see :func:`decode`.
-    """
+    """Decodes images in the threads of a pool, ahead of the network; sizes as :func:`decode`."""
 
     pool: ThreadPoolExecutor
     image_size: int
     view_size: int | None = None
 
     def images(self, parts: Iterable[Part], ahead: int) -> Iterator[tuple[Part, DecodedImage | Failure | None]]:
-        """Yield images in order, with at most ``ahead`` of them decoded early.
+        """Yield each part's images in order, or why they cannot be read, and then None for the part's end.
 
-        Yields:
-            Each part's images, or why they cannot be read, and then None for the part's end.
+        At most ``ahead`` of them are decoded early.
         """
+
+        def finished(
+            part: Part, future: Future[DecodedImage | Failure] | None
+        ) -> tuple[Part, DecodedImage | Failure | None]:
+            return part, None if future is None else future.result()
+
         waiting: deque[tuple[Part, Future[DecodedImage | Failure] | None]] = deque()
         for part in parts:
             for item in part.items:
                 waiting.append((part, self.pool.submit(read_item, item, self.image_size, self.view_size)))
                 while len(waiting) > ahead:
-                    yield _finished(*waiting.popleft())
+                    yield finished(*waiting.popleft())
             waiting.append((part, None))
-        while waiting:
-            yield _finished(*waiting.popleft())
+        yield from itertools.starmap(finished, waiting)
 
     def batches(self, parts: Iterable[Part], batch_size: int) -> Iterator[tuple[list[DecodedImage], list[Failure]]]:
         """Yield batches, one of them decoded ahead, each with what could not be read on the way."""
@@ -333,7 +301,3 @@ class Reader:
                 images, failures, count = [], [], 0
         if images or failures:
             yield images, failures
-
-
-def _finished(part: Part, future: Future[DecodedImage | Failure] | None) -> tuple[Part, DecodedImage | Failure | None]:
-    return part, None if future is None else future.result()

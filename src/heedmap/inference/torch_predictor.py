@@ -1,7 +1,8 @@
 """Predict with a network in torch."""
 
 import hashlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,20 @@ from numpy.typing import NDArray
 
 from heedmap.attribution import METHODS, explain, method_of
 from heedmap.errors import OptionError
-from heedmap.inference.classes import class_index
-from heedmap.inference.predictor import Array, AttributionOptions, MapSource, Prediction, Predictions
+from heedmap.inference.predictor import (
+    LEARNED_ONLY,
+    Array,
+    AttributionOptions,
+    MapSource,
+    Prediction,
+    Predictions,
+    class_index,
+    learned_source,
+)
 from heedmap.models.classifier import AttentionClassifier, combined_map
 from heedmap.modules import evaluation_mode, home_of
 from heedmap.training.precision import resolve
 from heedmap.types import Output
-
-_NONE = AttributionOptions()
 
 
 class TorchPredictor:
@@ -27,10 +34,8 @@ class TorchPredictor:
 
     Args:
         classifier: moved to ``device``.
-        device: where it computes.
-        name: for people.
-        attributions: maps to compute besides.
-        precision, channels_last: see :func:`heedmap.inference.predictor.open_predictor`.
+        device, precision, channels_last, attributions: see :func:`heedmap.inference.predictor.open_predictor`.
+        name: to report.
 
     Raises:
         OptionError: an unknown method or class, a target or layer that no method would read, or a precision.
@@ -41,23 +46,22 @@ class TorchPredictor:
         classifier: AttentionClassifier,
         device: str | torch.device = "cpu",
         name: str = "",
-        attributions: AttributionOptions = _NONE,
+        attributions: AttributionOptions = LEARNED_ONLY,
         *,
         precision: str = "float32",
         channels_last: bool = False,
     ) -> None:
         self.classes, self.image_size, self.name = tuple(classifier.classes), classifier.image_size, name
         self._methods = checked_methods(attributions)
-        self._layer, self._target = attributions.layer, None
-        if attributions.target is not None:
-            self._target = class_index(self.classes, attributions.target)
+        self._layer, target = attributions.layer, attributions.target
+        self._target = None if target is None else class_index(self.classes, target)
         self.device = torch.device(device)
         self.precision = precision if precision == "float32" else resolve(precision, self.device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.classifier = classifier.to(self.device)
         if channels_last:
             self.classifier.to(memory_format=torch.channels_last)
-        self.method = _method(classifier)
+        self.method = _source(classifier).method
         self.maps = (*classifier.taps, *(("combined",) if len(classifier.taps) > 1 else ()), *self._methods)
         self.query_note = "" if classifier.uses_query else why_no_query(classifier)
 
@@ -87,12 +91,11 @@ class TorchPredictor:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def _running(self) -> ExitStack:
-        with ExitStack() as stack:
-            stack.enter_context(evaluation_mode(self.classifier))
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
-            return stack.pop_all()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with evaluation_mode(self.classifier), torch.inference_mode(), autocast:
+            yield
 
     def _images(self, views: NDArray[np.uint8]) -> torch.Tensor:
         return (torch.from_numpy(views).to(self.device).float() / 255).contiguous(memory_format=self._format)
@@ -106,13 +109,10 @@ class TorchPredictor:
             explanation = explain(self.classifier, images, key, self._target, layer, settings)
             maps[words] = explanation.values[:, 0].cpu().numpy()
             targets[words] = explanation.targets[:, 0].cpu().numpy()
+            fields = ("sentence", "warning", "per_class", "has_offset", "is_peaked")
             sources[words] = MapSource(
                 f"{words} at {explanation.layer}" if explanation.layer else words,
-                sentence=method.sentence,
-                warning=method.warning,
-                per_class=method.per_class,
-                has_offset=method.has_offset,
-                is_peaked=method.is_peaked,
+                **{field: getattr(method, field) for field in fields},
             )
         return replace(predictions, maps=maps, targets=targets, sources=sources)
 
@@ -139,14 +139,13 @@ def predictions_of(classifier: AttentionClassifier, output: Output) -> Predictio
     attention = dict(output.attention)
     if len(attention) > 1:
         attention["combined"] = combined_map(output.attention, output.shares)
-    source = MapSource(_method(classifier), 1.0 if classifier.attention_weights == "sigmoid" else None)
     return Predictions(
         tuple(classifier.classes),
         _array(output.logits),
         _array(output.logits.softmax(1)),
         {name: _array(values[:, 0]) for name, values in attention.items()},
         {name: _array(values[:, 0]) for name, values in output.features.items()},
-        dict.fromkeys(attention, source),
+        dict.fromkeys(attention, _source(classifier)),
     )
 
 
@@ -160,15 +159,16 @@ def _array(values: torch.Tensor) -> Array:
     return array
 
 
-def _method(classifier: AttentionClassifier) -> str:
-    return f"{classifier.attention_name}, {classifier.attention_weights}"
+def _source(classifier: AttentionClassifier) -> MapSource:
+    return learned_source(classifier.attention_name, classifier.attention_weights)
 
 
 def why_no_query(classifier: AttentionClassifier) -> str:
     """Explain why no query can change the map of a classifier that does not use one."""
+    reason = f"attention '{classifier.attention_name}' uses no query."
     if classifier.attention_name == "parametrised":
-        return (
-            "The query cannot change this map: in the parametrised score <u, l + g> it adds the same number <u, g> at "
-            "every position, and the softmax over positions cancels it."
+        reason = (
+            "in the parametrised score <u, l + g> it adds the same number <u, g> at every position, and the softmax "
+            "over positions cancels it."
         )
-    return f"The query cannot change this map: attention '{classifier.attention_name}' uses no query."
+    return f"The query cannot change this map: {reason}"

@@ -1,7 +1,4 @@
-"""Lines, dots with intervals, and shaded squares as SVG text.
-
-Colours come from the page's style, so that they follow light and dark.
-"""
+"""Lines, dots with intervals, and shaded squares as SVG text; colours come from the page's style."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -59,23 +56,35 @@ def line_chart(
     Returns:
         An ``<svg>`` element, or an empty string where there is nothing to draw.
     """
-    drawn = [(place, one) for place, one in enumerate(series) if one.known]
-    if not drawn:
+    points = [point for line in series for point in line.known]
+    if not points:
         return ""
-    xs = [x for _, one in drawn for x, _ in one.known]
-    ys = [y for _, one in drawn for _, y in one.known]
+    xs, ys = zip(*points, strict=True)
     y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys))
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 7) if tick == int(tick) and min(xs) <= tick <= max(xs)]
     frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]), is_share)
-    parts = [frame.y_tick(tick) for tick in y_ticks] + [frame.x_tick(tick) for tick in x_ticks]
+    parts = []
+    for tick in y_ticks:
+        y = frame.y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{frame.text(tick)}</text>')
+    parts += [_x_label(frame.x(tick), _HEIGHT, tick) for tick in x_ticks]
     if mark is not None:
-        x = frame.x(mark)
-        parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-    parts += [frame.line(place, one, x_name) for place, one in drawn]
-    parts.append(
-        f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>'
-    )
-    return _svg(title, _WIDTH, _HEIGHT, parts, "chart")
+        parts.append(_upright("mark", frame.x(mark), _HEIGHT))
+    parts += [frame.line(place, line, x_name) for place, line in enumerate(series) if line.known]
+    return _svg(title, _WIDTH, _HEIGHT, [*parts, _x_name(x_name, _HEIGHT)], "chart")
+
+
+def _x_label(x: float, height: int, value: float) -> str:
+    return f'<text x="{x}" y="{height - _BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
+
+
+def _x_name(name: str, height: int) -> str:
+    return f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(name)}</text>'
+
+
+def _upright(kind: str, x: float, height: int) -> str:
+    return f'<line class="{kind}" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>'
 
 
 @dataclass(frozen=True)
@@ -98,14 +107,6 @@ class _Frame:
     def text(self, value: float, digits: int = 3) -> str:
         return f"{100 * value:.{digits}g} %" if self.is_share else f"{value:.{digits}g}"
 
-    def y_tick(self, value: float) -> str:
-        y = self.y(value)
-        line = f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-        return f'{line}<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{self.text(value)}</text>'
-
-    def x_tick(self, value: float) -> str:
-        return f'<text x="{self.x(value)}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
-
     def line(self, place: int, series: Series, x_name: str) -> str:
         points = [(self.x(x), self.y(y)) for x, y in series.known]
         course = " ".join(f"{x},{y}" for x, y in points)
@@ -125,8 +126,7 @@ class DotRow:
     Attributes:
         name: written at its left.
         dots: single values, such as one a seed.
-        mean: the larger mark; NaN where there is none.
-        low, high: ends of its bar; NaN where there is none.
+        mean, low, high: the larger mark and the ends of its bar; NaN where there is none.
         colour: place in the palette.
     """
 
@@ -149,7 +149,7 @@ def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: floa
         zero: the axis holds zero, with a vertical line there.
 
     Returns:
-        An ``<svg>`` element, or an empty string where there is nothing to draw.
+        As :func:`line_chart`.
     """
     ends = [scale * x for row in rows for x in (*row.dots, row.mean, row.low, row.high) if math.isfinite(x)]
     if not ends:
@@ -162,15 +162,13 @@ def dot_chart(title: str, rows: Sequence[DotRow], *, unit: str = "", scale: floa
 
     parts = []
     for tick in ticks:
-        x, kind = across(tick), "zero" if zero and tick == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
-        parts.append(f'<text x="{x}" y="{height - _BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
+        parts.append(_upright("zero" if zero and tick == 0 else "grid", across(tick), height))
+        parts.append(_x_label(across(tick), height, tick))
     for place, row in enumerate(rows):
         y = _TOP + _ROW * place
         parts.append(f'<text class="row" x="{_LEFT}" y="{y + 14}">{escape(row.name)}</text>')
         parts.append(_dots(row, y + 30, scale, across))
-    parts.append(f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(unit)}</text>')
-    return _svg(title, _WIDTH, height, parts, "chart dots")
+    return _svg(title, _WIDTH, height, [*parts, _x_name(unit, height)], "chart dots")
 
 
 def _dots(row: DotRow, y: float, scale: float, across: Callable[[float], float]) -> str:

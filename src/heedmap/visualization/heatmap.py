@@ -1,12 +1,11 @@
 """Draw a map as a heatmap, alone or over its image.
 
-Three rules hold here: the numbers are drawn on the scale that the caller names and
-on no other; that scale is printed beside the image; NaN and infinity are refused rather than painted.
+Three rules hold here: the numbers are drawn on the scale that the caller names and on no other; that scale is printed
+beside the image; NaN and infinity are refused rather than painted.
 
 Colours are matplotlib's *inferno* (CC0; S. van der Walt and N. Smith, 2015), whose luminance rises all the way, so a
-hotter place is also a lighter one, in grey and for colour-blind eyes too. Between the grid's
-cell centres the values are interpolated linearly, as ``torch.nn.functional.interpolate(mode="bilinear",
-align_corners=False)`` does; ``smooth=False`` shows the grid's cells as they are.
+hotter place is also a lighter one, in grey and for colour-blind eyes too. Between the cells' centres the values are
+interpolated linearly, as ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` does.
 """
 
 from __future__ import annotations
@@ -30,22 +29,17 @@ _INFERNO = (  # every eighth of the 256 colours; the 7 between are interpolated,
 FLAT = 1.05  # largest value, in multiples of the mean, below which a map has no hottest cell worth a mark
 
 
-def _colour_table() -> NDArray[np.uint8]:
-    anchors = np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(-1, 3).astype(np.float64)
-    places = np.linspace(0, len(anchors) - 1, 256)
-    columns = [np.interp(places, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
-    return np.stack(columns, axis=1).round().astype(np.uint8)
-
-
-COLOURS = _colour_table()
+_ANCHORS = np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(-1, 3)
+_PLACES = np.linspace(0, len(_ANCHORS) - 1, 256)
+COLOURS: NDArray[np.uint8] = (  # (256, 3)
+    np.stack([np.interp(_PLACES, np.arange(len(_ANCHORS)), channel) for channel in _ANCHORS.T], 1)
+    .round()
+    .astype(np.uint8)
+)
 
 
 def grid_of(values: Values) -> NDArray[np.float64]:
-    """Return a map's (h, w) values as float64.
-
-    Raises:
-        ValueError: not two axes, empty, or a value that is NaN or infinite.
-    """
+    """Return a map's (h, w) values as float64; a ValueError for another shape, or for NaN or infinity."""
     grid = (values if isinstance(values, np.ndarray) else values.detach().double().cpu().numpy()).astype(float)
     if grid.ndim != 2 or grid.size == 0:
         raise ValueError(f"A map has the shape (h, w), not {tuple(grid.shape)}.")
@@ -94,16 +88,14 @@ def heatmap(values: Values, low: float, high: float, size: int | None = None, *,
 
     Args:
         values: (h, w), finite.
-        low: the value that gets the first, darkest colour; what is lower gets it too.
-        high: the value that gets the last, lightest colour; what is higher gets it too.
+        low, high: the values that get the darkest and the lightest colour; what is lower or higher gets it too.
         size: side of the square image in pixels; None draws one pixel for each value.
         smooth: interpolate linearly between cell centres; otherwise show the cells.
 
     Raises:
         ValueError: NaN or infinity in the map, not two axes, or ``high`` not above ``low``.
     """
-    heat = _heat(values, low, high, None if size is None else (size, size), smooth)
-    return _coloured(heat)
+    return _coloured(_heat(values, low, high, None if size is None else (size, size), smooth))
 
 
 def overlay(
@@ -115,14 +107,9 @@ def overlay(
 
     Args:
         image: RGB of any size; the map covers all of it.
-        values: (h, w), finite.
-        low: the value drawn fully transparent.
-        high: the value drawn in the last colour at ``opacity``.
+        values, smooth: see :func:`heatmap`, and for errors.
+        low, high: the values drawn fully transparent, and in the last colour at ``opacity``.
         opacity: 0 to 1, how much of the image the hottest colour hides.
-        smooth: see :func:`heatmap`.
-
-    Raises:
-        ValueError: as :func:`heatmap`; ``opacity`` outside 0 to 1.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity lies between 0 and 1, not at {opacity}.")
@@ -137,7 +124,7 @@ def paled(image: Image.Image) -> Image.Image:
 def blended(
     ground: Image.Image, values: Values, low: float, high: float, opacity: float = 0.8, *, smooth: bool = True
 ) -> Image.Image:
-    """See :func:`overlay`; ``ground`` is the paled image. Mixed in bytes: in numbers it took three times as long."""
+    """Draw as :func:`overlay` over an image paled before. Mixed in bytes: in numbers it took three times as long."""
     heat = _heat(values, low, high, ground.size, smooth)
     # The root lifts the middle, which would drown in a bright image.
     opaque = Image.fromarray((np.sqrt(heat) * (255 * opacity)).round().astype(np.uint8))
@@ -157,9 +144,5 @@ def peak_text(values: Values) -> str:
     peak, mean = float(grid.max()), float(grid.mean())
     if mean <= 0 or grid.min() < 0:  # a mean of values of both signs is nothing to compare with
         return f"peak {peak:.3g}"
-    against = "uniform" if abs(grid.sum() - 1) < 1e-3 else "its mean"
-    return f"peak {peak:.3g} = {_times(peak / mean)} x {against}"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+    against, ratio = "uniform" if abs(grid.sum() - 1) < 1e-3 else "its mean", peak / mean
+    return f"peak {peak:.3g} = {ratio:.{0 if ratio >= 9.95 else 1}f} x {against}"

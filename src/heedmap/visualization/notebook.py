@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from heedmap.visualization.heatmap import heatmap, peak_text, scale_of
+from heedmap.visualization.heatmap import Values, heatmap, peak_text, scale_of
 
 if TYPE_CHECKING:
     from heedmap.runs import Run
@@ -25,7 +22,7 @@ def map_html(drawn: AttentionMap) -> str:
     """Show a map on its own scale, with its name, grid, method and peak."""
     height, width = drawn.values.shape[-2:]  # grid_of refuses a map with an axis
     facts = f"{drawn.method}; {peak_text(drawn.values)}; drawn from {drawn.low:.3g} to {drawn.high:.3g}"
-    return _figure(_heat(drawn.values, drawn.low, drawn.high), f"{drawn.tap}, {height} x {width}", facts)
+    return _figure(drawn.values, drawn.low, drawn.high, f"{drawn.tap}, {height} x {width}", facts)
 
 
 def output_html(output: Output) -> str:
@@ -35,10 +32,8 @@ def output_html(output: Output) -> str:
     for row in range(min(len(probabilities), _MOST_ROWS)):
         values, classes = probabilities[row].topk(min(3, probabilities.shape[1]))
         best = ", ".join(f"{at} ({share:.1%})" for at, share in zip(classes.tolist(), values.tolist(), strict=True))
-        figures = [
-            _figure(_heat(grid, *scale_of(grid)), tap, peak_text(grid))
-            for tap, grid in ((tap, values[row, 0]) for tap, values in output.attention.items())
-        ]
+        grids = {tap: maps[row, 0] for tap, maps in output.attention.items()}
+        figures = [_figure(grid, *scale_of(grid), tap, peak_text(grid)) for tap, grid in grids.items()]
         parts.append(f"<div>image {row}: class {best}</div><div style='{_ROW}'>{''.join(figures)}</div>")
     more = len(probabilities) - len(parts)
     rest = f"<div>and {more} more</div>" if more else ""
@@ -59,28 +54,19 @@ def run_html(run: Run) -> str:
         facts[f"hottest point in the box, {name}"] = f"{share:.1%}"
     if (run.path / REPORT).is_file():
         facts["report"] = run.path / REPORT
-    return f"<div><b>Run</b>{_table(facts)}</div>"
-
-
-def _table(facts: Mapping[str, object]) -> str:
     rows = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
         for name, value in facts.items()
     )
-    return f"<table>{rows}</table>"
+    return f"<div><b>Run</b><table>{rows}</table></div>"
 
 
-def _heat(values: object, low: float, high: float) -> Image.Image:
-    return heatmap(values, low, high, _SIDE)  # type: ignore[arg-type]  # a tensor, which render takes
-
-
-def _figure(image: Image.Image, title: str, text: str) -> str:
+def _figure(values: Values, low: float, high: float, title: str, text: str) -> str:
     file = io.BytesIO()
-    image.save(file, "PNG")
+    heatmap(values, low, high, _SIDE).save(file, "PNG")
     source = base64.b64encode(file.getvalue()).decode("ascii")
-    caption = f"<b>{escape(title)}</b><br><small>{escape(text)}</small>"
     return (
         f"<figure style='margin:0;width:{_SIDE}px'><img width='{_SIDE}' height='{_SIDE}' "
         f"src='data:image/png;base64,{source}' alt='Map {escape(title)}: {escape(text)}'>"
-        f"<figcaption>{caption}</figcaption></figure>"
+        f"<figcaption><b>{escape(title)}</b><br><small>{escape(text)}</small></figcaption></figure>"
     )

@@ -1,5 +1,6 @@
 """Panels: an image with its maps, their legends and what the numbers mean, drawn with Pillow."""
 
+import contextlib
 import functools
 import struct
 import unicodedata
@@ -29,14 +30,7 @@ OTHER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.tt
 
 @dataclass(frozen=True)
 class Caption:
-    """The headline of a panel.
-
-    Attributes:
-        predicted: the predicted class.
-        probability: of that class, 0 to 1.
-        label: the truth where it is known, else None.
-        name: where the image came from, printed small.
-    """
+    """The headline of a panel: the predicted class, its probability, the truth if known, the image's name."""
 
     predicted: str
     probability: float
@@ -69,8 +63,7 @@ def legend(low: float, high: float, text: str, width: int = 256) -> Image.Image:
     """Draw the colour bar with the numbers at its ends and a line of text under it; (width, 44) pixels."""
     sheet = Image.new("RGB", (width, 44), PAPER)
     pen = ImageDraw.Draw(sheet)
-    ramp = Image.fromarray(COLOURS[None]).resize((width, 8), Image.Resampling.BILINEAR)
-    sheet.paste(ramp, (0, 0))
+    sheet.paste(Image.fromarray(COLOURS[None]).resize((width, 8), Image.Resampling.BILINEAR))
     _write(pen, (0, 12), f"{low:.3g}", 12, GREY)
     _write(pen, (width, 12), f"{high:.3g}", 12, GREY, anchor="ra")
     _write(pen, (0, 28), text, 12, INK, width=width)
@@ -90,21 +83,19 @@ def draw_panel(
         rows: at least one; they may differ in their number of maps.
         caption: the headline; a known truth is shown as right or wrong, by colour and by word.
         note: printed at the foot, one line for each ``\n``.
-        boxes: outlined on the image and on its maps.
-        tile: side of each square in pixels.
+        boxes, tile: outlined on the image and on its maps; side of each square in pixels.
     """
     columns = 1 + max(len(row.maps) + len(row.features) for row in rows)
     lines = note.split("\n") if note else []
-    width = columns * tile + (columns - 1) * _GAP + 2 * _EDGE
-    row_height = _TITLE + tile + _LEGEND
-    sheet = Image.new("RGB", (width, _HEAD + len(rows) * row_height + 18 * len(lines) + _EDGE), PAPER)
+    width, row_height = columns * (tile + _GAP) - _GAP + 2 * _EDGE, _TITLE + tile + _LEGEND
+    foot = _HEAD + len(rows) * row_height
+    sheet = Image.new("RGB", (width, foot + 18 * len(lines) + _EDGE), PAPER)
     _draw_headline(sheet, caption)
     for number, row in enumerate(rows):
         _draw_row(sheet, row, _HEAD + number * row_height, tile, boxes)
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        top = _HEAD + len(rows) * row_height + 18 * number
-        _write(pen, (_EDGE, top), line, 12, GREY, width=width - 2 * _EDGE)
+        _write(pen, (_EDGE, foot + 18 * number), line, 12, GREY, width=width - 2 * _EDGE)
     return sheet
 
 
@@ -138,7 +129,8 @@ def _badge(sheet: Image.Image, place: tuple[int, int], word: str, colour: Colour
 
 def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence[Box]) -> None:
     pen = ImageDraw.Draw(sheet)
-    image, first = _sized(row.image, tile), row.first and _sized(row.first, tile)
+    image = row.image.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
+    first = row.first and row.first.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
     ground = paled(image)
     _write(pen, (_EDGE, top), row.title, 15, INK, width=tile)
     sheet.paste(first or _outlined(image, boxes), (_EDGE, top + _TITLE))
@@ -148,17 +140,11 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, tile: int, boxes: Sequence
         height, width = drawn.values.shape[-2:]  # grid_of refuses a map with an axis
         end = _write(pen, (left, top), drawn.tap, 15, INK, width=tile - 70)
         _write(pen, (end, top), f",  {height} x {width}", 15, GREY)
-        over = number < len(row.maps)
-        scale = (drawn.low, drawn.high)
-        heated = blended(ground, drawn.values, *scale) if over else heatmap(drawn.values, *scale, tile)
+        values, scale = drawn.values, (drawn.low, drawn.high)
+        heated = blended(ground, values, *scale) if number < len(row.maps) else heatmap(values, *scale, tile)
         heated = _outlined(heated, boxes)
-        ringed = heated if is_flat(drawn.values) else _marked(heated, hottest(drawn.values))
-        sheet.paste(ringed, (left, top + _TITLE))
-        sheet.paste(legend(*scale, peak_text(drawn.values), tile), (left, top + _TITLE + tile + 8))
-
-
-def _sized(image: Image.Image, tile: int) -> Image.Image:
-    return image.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC)
+        sheet.paste(heated if is_flat(values) else _marked(heated, hottest(values)), (left, top + _TITLE))
+        sheet.paste(legend(*scale, peak_text(values), tile), (left, top + _TITLE + tile + 8))
 
 
 def _draw_bars(pen: ImageDraw.ImageDraw, top: Sequence[tuple[str, float]], place: tuple[int, int], width: int) -> None:
@@ -212,8 +198,7 @@ def _write(
     width: int | None = None,
 ) -> int:
     """Write a line, shortened to ``width`` pixels; return the x at which it ends."""
-    text = text if width is None else _fit(text, size, width)
-    text = _drawable(text)
+    text = _drawable(text if width is None else _fit(text, size, width))
     ink, left, top = _inked(text, size, anchor)
     pen.bitmap((place[0] + left, place[1] + top), ink, colour)
     return place[0] + round(_length(text, size))
@@ -231,8 +216,7 @@ def _inked(text: str, size: int, anchor: str) -> tuple[Image.Image, int, int]:
 
 def _fit(text: str, size: int, width: int) -> str:
     """Return the text, cut in its middle where it is wider than ``width`` pixels; both ends of a path matter."""
-    keep = len(text)
-    shown = text
+    keep, shown = len(text), text
     while keep > 4 and _length(_drawable(shown), size) > width:
         keep -= 1
         shown = text[: keep - keep // 2] + "..." + text[len(text) - keep // 2 :]
@@ -244,27 +228,20 @@ def _length(text: str, size: int) -> float:
     return _font(text, size).getlength(text)
 
 
-@functools.cache
-def _default_font(size: int) -> Font:
-    return ImageFont.load_default(size)
+_default_font = functools.cache(ImageFont.load_default)
 
 
 @functools.cache
 def _other_font(size: int) -> Font | None:
     for name in OTHER_FONTS:
-        try:
+        with contextlib.suppress(OSError):
             return ImageFont.truetype(name, size)
-        except OSError:
-            continue
     return None
 
 
 def _font(text: str, size: int) -> Font:
     """Pillow's own font, which has ASCII only; for other writing a font of the system where one of the usual is."""
     return _default_font(size) if text.isascii() else _other_font(size) or _default_font(size)
-
-
-_NO_LETTERS = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
 
 
 def _drawable(text: str) -> str:
@@ -274,7 +251,8 @@ def _drawable(text: str) -> str:
     that are no letters are written as ``\udcff``.
     """
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    text = "".join(" " if unicodedata.category(letter) in _NO_LETTERS else letter for letter in text)
+    no_letters = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
+    text = "".join(" " if unicodedata.category(letter) in no_letters else letter for letter in text)
     if text.isascii() or _other_font(12) is not None:
         return text
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
@@ -306,21 +284,16 @@ def footnotes(maps: Sequence[AttentionMap], features: Sequence[AttentionMap], sc
 
 
 def _scale_note(maps: Sequence[AttentionMap], scale: Scale, rows: int) -> str:
+    where = " in the two rows" if rows > 1 else ""
     if isinstance(scale, tuple):
         return f"Scale: {scale[0]:g} to {scale[1]:g}, as requested."
     if scale == "set":
         return "Scale: one for all images of this folder, up to the largest value among them."
     if scale == "image" and all(drawn.high == 1.0 for drawn in maps):
         return "Scale: 0 to 1 for every map."
-    where = " in the two rows" if rows > 1 else ""
     if scale == "range":
         return f"Scale: each map from its smallest to its largest value{where}, which makes small differences large."
     return f"Scale: each map from 0 to its largest value{where}."
-
-
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UP = 2  # the filter that stores what differs from the pixel above
-_LEVEL = 1
 
 
 def png(image: Image.Image) -> bytes:
@@ -333,13 +306,11 @@ def png(image: Image.Image) -> bytes:
     height, width, _ = pixels.shape
     lines = pixels.reshape(height, 3 * width)
     filtered = np.empty((height, 1 + 3 * width), np.uint8)
-    filtered[:, 0] = _UP
+    filtered[:, 0] = 2  # the filter that stores what differs from the pixel above
     filtered[0, 1:] = lines[0]
     np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.data, _LEVEL)), (b"IEND", b""))
-    return _SIGNATURE + b"".join(_chunk(kind, content) for kind, content in parts)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    encoded = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(filtered.data, 1), b"IEND"):
+        encoded += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return encoded
