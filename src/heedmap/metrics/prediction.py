@@ -21,11 +21,9 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class DatasetPredictions:
-    """Predictions in the order of the images.
+    """Predictions in the order of the images: logits (N, K) float32 and labels (N,) int64.
 
     Attributes:
-        logits: (N, K) float32.
-        labels: (N,) int64.
         attention: tap -> (N, 1, h, w) float32; empty unless requested.
         seconds: by the clock, decoding included.
         network_seconds: of these, the network's alone, until its logits are on the CPU.
@@ -59,7 +57,6 @@ class ComputeOptions:
     """Where and how a network runs over a data set.
 
     Attributes:
-        device: where to compute.
         precision: ``bf16`` or ``float32``.
         memory: gigabytes for decoded images; None takes what is free.
         workers: threads that decode; None takes the processor's cores.
