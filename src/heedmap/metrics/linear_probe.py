@@ -57,18 +57,12 @@ class ProbeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions:
-    """Which features are computed, and how.
+    """Which features are computed, and how."""
 
-    Attributes:
-        image_size: side of the images; None takes each heedmap classifier's own.
-        layer: see :func:`features_of`.
-        workers: threads that decode.
-    """
-
-    image_size: int | None = None
-    layer: str | None = None
+    image_size: int | None = None  # side; None takes each heedmap classifier's own
+    layer: str | None = None  # see :func:`features_of`
     batch_size: int = 100
-    workers: int = 2
+    workers: int = 2  # threads that decode
 
 
 PROBE, FEATURES = ProbeOptions(), FeatureOptions()
@@ -162,9 +156,8 @@ def transfer(
 
 def check_sets(sets: Mapping[str, Splits]) -> None:
     """Raise DataError where a data set has no test part."""
-    for data, splits in sets.items():
-        if splits.test is None:
-            raise DataError(f"{data} has no test part; add a folder 'test' beside 'train'.")
+    if lacking := [data for data, splits in sets.items() if splits.test is None]:
+        raise DataError(f"{lacking[0]} has no test part; add a folder 'test' beside 'train'.")
 
 
 def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], layer: str | None = None) -> Tensor:

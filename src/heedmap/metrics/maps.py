@@ -62,7 +62,7 @@ class PlainReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers, strings, lists and dicts; NaN where a figure is not defined."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]  # all who inherit it are dataclasses
+        return asdict(self)  # type: ignore[call-overload]  # all who inherit it are dataclasses
 
 
 def check_known(kind: str, name: str, known: Collection[str]) -> None:
@@ -116,7 +116,7 @@ def _checked(name: str, values: Tensor, count: int) -> Tensor:
 
 
 def check_images(images: Tensor, targets: Tensor | None = None) -> None:
-    """Raise DataError for no images, other than floating point RGB (N, 3, H, W) in [0, 1], or targets (N,) that do not fit."""
+    """Raise DataError for images other than floating point RGB (N, 3, H, W) in [0, 1], or targets that do not fit."""
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise DataError(f"Images are {images.dtype} {tuple(images.shape)}; floating point (N, 3, H, W) are needed.")
     if not (images.amin() >= 0 and images.amax() <= 1):

@@ -64,7 +64,6 @@ class RobustnessRow:
     """One model under one attack.
 
     Attributes:
-        attack: ``noise``, ``fgsm`` or ``pgd``.
         epsilon: largest change of a pixel value, which runs from 0 to 1.
         accuracy: share of correct predictions, with its 95 % interval ``low`` to ``high``.
         fooled: share of the predictions correct at epsilon 0 that are wrong now; NaN where none was correct.
@@ -87,7 +86,6 @@ class RobustnessReport(PlainReport):
     """Several models on the same images.
 
     Attributes:
-        count: number of images.
         models: name -> rows, by attack and then by epsilon.
         warnings: name -> signs that the gradients are masked, so that the figures flatter the model.
         settings: steps, restarts and seed, for the record.
@@ -125,16 +123,11 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class PgdOptions:
-    """Steps of PGD.
+    """Steps of PGD; OptionError for steps or a step size that are not above 0.
 
     Attributes:
-        steps: 1 or more.
         step_size: of one step; None takes 2.5 epsilon / steps, which can cross the ball (Madry et al.).
-        random_start: start anywhere in the ball and not at the image.
-        seed: of the start.
-
-    Raises:
-        OptionError: steps or a step size that are not above 0.
+        random_start: start anywhere in the ball, drawn with the seed, and not at the image.
     """
 
     steps: int = 10

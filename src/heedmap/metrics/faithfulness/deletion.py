@@ -52,19 +52,12 @@ class MappedImages:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """How the prediction changes while more and more of the image is changed.
+    """How the prediction changes while more and more of the image is changed."""
 
-    Attributes:
-        shares: (S,) share of the pixels changed.
-        probabilities: (N, S) of the target.
-        kept: (N, S) bool, the target still has the largest logit.
-        area: (N,) the area under the probabilities, for ROAD their mean.
-    """
-
-    shares: Tensor
-    probabilities: Tensor
-    kept: Tensor
-    area: Tensor
+    shares: Tensor  # (S,) share of the pixels changed
+    probabilities: Tensor  # (N, S) of the target
+    kept: Tensor  # (N, S) bool, the target still has the largest logit
+    area: Tensor  # (N,) the area under the probabilities, for ROAD their mean
 
 
 def pixel_ranks(maps: Tensor, height: int, width: int, seed: int = 0) -> Tensor:

@@ -85,7 +85,6 @@ class MapScores:
     """How faithful one map is; every score in [0, 1], except ``road`` in [-0.5, 0.5].
 
     Attributes:
-        name: of the map.
         grid: its (h, w) before upsampling.
         scores: ``deletion`` (less is better), ``insertion`` (more), ``road_most`` and ``road_least`` (mean probability
             with the most / least relevant pixels imputed), ``road`` = (least - most) / 2 (more; chance is near 0),
@@ -93,7 +92,6 @@ class MapScores:
         chance: name of the random map of the same grid; None for a random map.
         better: of ``deletion``, ``insertion``, ``road`` those measured -> by how much the map is better than that
             random map, image by image; above 0 is better.
-        count: images it was evaluated on.
     """
 
     name: str
@@ -105,10 +103,7 @@ class MapScores:
 
     @property
     def sentence(self) -> str:
-        """One line: in which measures the interval of the gain over chance leaves out zero, and on which side.
-
-        Below ``FEWEST`` images it says that there are too few.
-        """
+        """One line: in which measures the interval of the gain over chance leaves out zero, given ``FEWEST`` images."""
         if self.better and self.count < FEWEST:
             return f"{self.name}: too few images to tell (n = {self.count}; {FEWEST} are needed)"
         above = [measure for measure, gain in self.better.items() if gain.low > 0]
@@ -123,8 +118,8 @@ class MapScores:
 class FaithfulnessReport:
     """Maps and baselines on the same images.
 
-    Rows are the maps in their order, then ``centre``, then ``random HxW`` for each grid among the maps; ``settings`` are
-    measures, step, baselines, shares and seed, for the record.
+    Rows are the maps in their order, then ``centre``, then ``random HxW`` for each grid among the maps; ``settings``
+    are measures, step, baselines, shares and seed, for the record.
     """
 
     count: int
@@ -180,10 +175,7 @@ def evaluate_faithfulness(
 
 
 def random_maps(like: Tensor, seed: int) -> Tensor:
-    """Return maps of the same shape (N, h, w), each value drawn uniformly from [0, 1): they know nothing.
-
-    The map of an image is a function of seed and place, so a batch more or less changes none.
-    """
+    """Return maps of the same shape (N, h, w), uniform in [0, 1); each is a function of seed and place alone."""
     return torch.stack([torch.rand(like.shape[1:], generator=generator(seed, row, 1)) for row in range(len(like))])
 
 

@@ -39,7 +39,6 @@ class RandomizedStage:
     is left.
 
     Attributes:
-        layers: the layers randomized by this stage.
         absolute, signed: Spearman's correlation of the absolute values and of the values as they are, in [-1, 1].
         ssim: structural similarity of the maps at the image's size, each scaled to [0, 1].
         constant: share of images whose map became blank.
@@ -181,7 +180,8 @@ def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor
     if len(before):
         sized = (unit_range(upsampled(maps, *images.shape[2:]).double()) for maps in (before, after))
         similar = [spearman(before.abs(), after.abs()), spearman(before, after), ssim(*sized)]
-    return RandomizedStage(names, *(values.mean().item() for values in similar), blank.double().mean().item())
+    absolute, signed, structural = (values.mean().item() for values in similar)
+    return RandomizedStage(names, absolute, signed, structural, blank.double().mean().item())
 
 
 # ---- weights

@@ -32,20 +32,15 @@ _AT_ONCE = 2**19  # gains of basins held together: more do not fit into a proces
 class Components:
     """Every component that some map has at some level; an entry stands for the levels at which it looks the same.
 
-    Attributes:
-        maps: (R,) the map it belongs to, ascending.
-        born: (R,) the highest level, 0 to 255, at which it exists as it is.
-        died: (R,) the highest level below at which it has grown, or become part of another; -1 for none.
-        boxes: (R, 4) left, top, right, bottom in shares of the image, the tightest around its pixels.
-        largest: (M, 256) for each map and level the entry with most pixels (among equals, the one met first row by
-            row), or -1 above the highest level of the map.
+    ``largest`` has for each map and level the entry with most pixels (among equals, the one met first row by row), or
+    -1 above the highest level of the map.
     """
 
-    maps: Integers
-    born: Integers
-    died: Integers
-    boxes: Floats
-    largest: Integers
+    maps: Integers  # (R,) the map it belongs to, ascending
+    born: Integers  # (R,) the highest level, 0 to 255, at which it exists as it is
+    died: Integers  # (R,) the highest level below at which it has grown, or become part of another; -1 for none
+    boxes: Floats  # (R, 4) left, top, right, bottom in shares of the image, the tightest around its pixels
+    largest: Integers  # (M, 256)
 
     def of(self, which: Integers) -> Components:
         """Return the components of maps chosen by their numbers, in that order, repetitions included."""
@@ -126,7 +121,7 @@ def _top_down(parts: list[Integers]) -> Integers:
 
 
 def _peaks(values: Tensor) -> tuple[Integers, int]:
-    """Return for each pixel the number of the peak to which it goes the steepest way up, and how many peaks there are."""
+    """Send each pixel the steepest way up to a peak; return the peak's number for each, and how many there are."""
     # Order is by value, among equals by place, so that no way runs in a circle.
     _, steepest = max_pool2d(values[None], 3, 1, 1, return_indices=True)
     way = steepest.flatten().numpy()
@@ -264,7 +259,7 @@ class _Flood:
 
 
 def box_iou(ones: Floats, others: Floats) -> Floats:
-    """Return the intersection over union of boxes (..., 4) left, top, right, bottom, broadcast against each other: (...).
+    """Return the intersection over union (...) of boxes (..., 4) left, top, right, bottom, which are broadcast.
 
     It is 0 where a box holds NaN or has no area. Coordinates are edges, so that a width is right - left; the reference
     code of Choe et al. counts pixels on both ends, which adds one.
@@ -276,17 +271,11 @@ def box_iou(ones: Floats, others: Floats) -> Floats:
 
 
 class BoxHits(NamedTuple):
-    """The levels at which a map gives a right box.
+    """The levels at which a map gives a right box."""
 
-    Attributes:
-        largest: (M, 256, 3) bool: the box of the largest component overlaps some object by each of ``DELTAS``.
-        every: the same where any component may do so.
-        iou: (M, 256) the overlap of the largest component's box with the object that it overlaps most.
-    """
-
-    largest: NDArray[np.bool_]
-    every: NDArray[np.bool_]
-    iou: Floats
+    largest: NDArray[np.bool_]  # (M, 256, 3): the box of the largest component overlaps some object by each of DELTAS
+    every: NDArray[np.bool_]  # the same where any component may do so
+    iou: Floats  # (M, 256) the overlap of the largest component's box with the object that it overlaps most
 
 
 def padded(boxes: Sequence[Floats]) -> Floats:

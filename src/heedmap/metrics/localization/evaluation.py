@@ -92,8 +92,7 @@ def evaluate_localization(
     """Evaluate maps, and the baselines, by where the objects are.
 
     Args:
-        maps: name -> maps of N images.
-        annotations: of the same N images, in the same order.
+        maps, annotations: name -> maps of N images; annotations of the same N images, in the same order.
         images: the images, for the baseline ``edges``: (N, 3, H, W), or images to load. None leaves it out.
         chosen_on: (K,) rows on which the threshold of ``best_iou`` is chosen; these are then not evaluated at all. None
             chooses on each half of the images, drawn with the seed, the threshold for the other half.
@@ -174,12 +173,12 @@ class _Truths:
         self._boxes = [box.double().numpy() for box in annotations.boxes]
         self._packed = np.zeros((count, 3, (self.size**2 + 7) // 8), np.uint8)
         for row in range(count):
-            self._add(annotations, row)
+            if annotations.known[row] and annotations.objects[row]:
+                self._add(annotations, row)
+            else:
+                self.left_out["annotated without object" if annotations.known[row] else "not annotated"] += 1
 
     def _add(self, annotations: Annotations, row: int) -> None:
-        if not annotations.known[row] or not annotations.objects[row]:
-            self.left_out["annotated without object" if annotations.known[row] else "not annotated"] += 1
-            return
         region = annotations.region(row, self.size).numpy()
         if not len(self._boxes[row]) or not (region == OBJECT).any():
             self.left_out["object outside the square or too small"] += 1

@@ -60,8 +60,8 @@ def resized(maps: Tensor, size: int) -> Tensor:
 def otsu_levels(counts: Tensor) -> Tensor:
     """Choose the level that separates low from high best, by Otsu (IEEE Trans. SMC 9(1), 1979, equation 18).
 
-    Of the pixels at each level, (M, 256), it is the lowest level of the bright part, (M,) int64: the one that makes the
-    variance between the two parts largest, the first among equals; 0, the whole image, where all pixels lie at one level.
+    Counts are the pixels at each level, (M, 256). The level, (M,) int64, is the lowest of the bright part: the one that
+    makes the variance between the two parts largest, the first among equals; 0 where all pixels lie at one level.
     """
     share = counts.double() / counts.sum(1, keepdim=True)
     levels = torch.arange(LEVELS, dtype=torch.float64)
@@ -114,61 +114,39 @@ def masks_of(maps: Tensor, threshold: str = "otsu", value: float = 0.5, *, size:
 
 
 class Truth(NamedTuple):
-    """Where the objects of M images are.
+    """Where the objects of M images are."""
 
-    Attributes:
-        regions: (M, S, S) uint8: 1 on an object, 2 where pixels are ignored, else 0. None is without object.
-        near: (M, S, S) bool: within the tolerance of an object.
-        boxes: M times (G, 4) float64 left, top, right, bottom in shares of the image, G at least 1.
-        outlined: (M,) bool: the region is a mask; else it is what the boxes cover.
-    """
-
-    regions: Tensor
-    near: Tensor
-    boxes: tuple[Floats, ...]
-    outlined: Tensor
+    regions: Tensor  # (M, S, S) uint8: 1 on an object, 2 where pixels are ignored, else 0; none is without object
+    near: Tensor  # (M, S, S) bool: within the tolerance of an object
+    boxes: tuple[Floats, ...]  # M times (G, 4) left, top, right, bottom in shares of the image, G at least 1
+    outlined: Tensor  # (M,) bool: the region is a mask; else it is what the boxes cover
 
 
 class Measured(NamedTuple):
-    """What was measured of M maps; ``METRICS`` in :mod:`heedmap.metrics.localization.report` has the definitions.
+    """What was measured of M maps; ``METRICS`` in :mod:`heedmap.metrics.localization.report` has the definitions."""
 
-    Attributes:
-        pointing, tolerant, energy, otsu_iou, otsu_box_iou: (M,) float64.
-        inside, outside: (M, 256) pixels at each level on the object, and off it.
-        largest, every: (M, 256, 3) bool, see :class:`heedmap.metrics.localization.components.BoxHits`.
-        finite, differs: (M,) bool: the map is finite; it is, and not the same everywhere.
-    """
-
-    pointing: Floats
+    pointing: Floats  # (M,) like the next four
     tolerant: Floats
     energy: Floats
     otsu_iou: Floats
     otsu_box_iou: Floats
-    inside: Counts
-    outside: Counts
-    largest: NDArray[np.bool_]
+    inside: Counts  # (M, 256) pixels at each level on the object
+    outside: Counts  # and off it
+    largest: NDArray[np.bool_]  # (M, 256, 3), see :class:`heedmap.metrics.localization.components.BoxHits`
     every: NDArray[np.bool_]
-    finite: NDArray[np.bool_]
-    differs: NDArray[np.bool_]
+    finite: NDArray[np.bool_]  # (M,): the map is finite
+    differs: NDArray[np.bool_]  # (M,): it is finite, and not the same everywhere
 
 
 class PreparedMaps(NamedTuple):
-    """What is known of M maps without the truth, so that maps that repeat are prepared once.
+    """What is known of M maps without the truth, so that maps that repeat are prepared once."""
 
-    Attributes:
-        maps: (M, 1, h, w), any scale.
-        finite, differs: (M,) bool, see :class:`Measured`.
-        weights: (M, S, S) from 0 to 1: positive values as shares of the largest; ones where there is none.
-        levels: (M, S, S) uint8.
-        components: of these levels.
-    """
-
-    maps: Tensor
-    finite: Tensor
+    maps: Tensor  # (M, 1, h, w), any scale
+    finite: Tensor  # (M,) bool, see :class:`Measured`, as the next
     differs: Tensor
-    weights: Tensor
-    levels: Tensor
-    components: Components
+    weights: Tensor  # (M, S, S) from 0 to 1: positive values as shares of the largest; ones where there is none
+    levels: Tensor  # (M, S, S) uint8
+    components: Components  # of these levels
 
     def of(self, which: Tensor) -> PreparedMaps:
         """Return maps chosen by their numbers (n,), in that order, repetitions included."""
@@ -243,7 +221,7 @@ def _energy(weights: Tensor, regions: Tensor) -> Floats:
 def _pointing(maps: Tensor, differs: Tensor, truth: Truth) -> tuple[Floats, Floats]:
     """Return the share of the hottest cells whose centres lie on the object, and on it or near it."""
     size = truth.regions.shape[-1]
-    strict, tolerant = torch.zeros(len(maps), dtype=torch.float64), torch.zeros(len(maps), dtype=torch.float64)
+    strict, tolerant = torch.zeros(2, len(maps), dtype=torch.float64)
     flat = torch.zeros(1, 1, FLAT_GRID, FLAT_GRID).expand(len(maps), -1, -1, -1)
     for rows, grid in ((differs, maps), (~differs, flat)):
         chosen = grid[rows][:, 0]

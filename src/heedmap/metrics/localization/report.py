@@ -90,7 +90,8 @@ class Bootstrap:
             picked = random.integers(self.count, size=(rows, self.count))
             picked += np.arange(rows)[:, None] * self.count
             times = np.bincount(picked.ravel(), minlength=rows * self.count).reshape(rows, self.count)
-            means.append(times.astype(np.float32) / np.float32(self.count) @ values)
+            shares: NDArray[np.float32] = times.astype(np.float32) / np.float32(self.count)
+            means.append(shares @ values)
         return np.concatenate(means)
 
     def interval(self, drawn: Floats) -> tuple[float, float]:
