@@ -22,7 +22,6 @@ class ClassScores:
     """How well one class is recognised; shares in [0, 1].
 
     Attributes:
-        count: images whose label is this class.
         precision: share of the images predicted as this class that are it; 0 where there are none.
         recall: share of the images of this class that are predicted as it; 0 where the class has no images.
         f1: harmonic mean of both; 0 where both are 0.

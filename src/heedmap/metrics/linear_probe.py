@@ -161,7 +161,7 @@ def check_sets(sets: Mapping[str, Splits]) -> None:
 
 
 def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], layer: str | None = None) -> Tensor:
-    """Compute the features that the head of a classifier reads.
+    """Compute the features that the head of a classifier reads: (N, C) float32 on the CPU, not yet of length one.
 
     For a heedmap classifier these are the vectors of all taps side by side, normalised as the head normalises them:
     the weighted readouts, or the pooled features of the control. For any other it is what its last linear layer gets.
@@ -170,9 +170,6 @@ def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], 
         model: any classifier; it is as before afterwards.
         batches: images (B, 3, H, W) in [0, 1], on any device.
         layer: name of the module whose input is taken instead; (B, C, H, W) is averaged over positions.
-
-    Returns:
-        (N, C) float32 on the CPU, not yet of length one.
 
     Raises:
         ModelError: a layer that does not exist or did not run, or no linear layer to be found.

@@ -106,8 +106,7 @@ def _checked(name: str, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor):
         raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
     values = values.detach()
-    if values.dim() == 4 and values.shape[1] == 1:
-        values = values[:, 0]
+    values = values[:, 0] if values.dim() == 4 and values.shape[1] == 1 else values
     if values.dim() != 3 or len(values) != count or 0 in values.shape:
         raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
     if not values.isfinite().all():

@@ -87,10 +87,10 @@ def _predict_batches(
         with autocast(computing.precision, computing.device):
             output = classifier(images.contiguous(memory_format=torch.channels_last))
         logits.append(output.logits.float().cpu())  # which waits for the device
-        for tap, kept in maps.items():
-            kept.append(output.attention[tap].float().cpu())
+        for tap, parts in maps.items():
+            parts.append(output.attention[tap].float().cpu())
         network_seconds += time.perf_counter() - started
         labels.append(batch.labels.cpu())
-    attention = {tap: torch.cat(kept) for tap, kept in maps.items()}
+    attention = {tap: torch.cat(parts) for tap, parts in maps.items()}
     seconds = time.perf_counter() - began
     return DatasetPredictions(torch.cat(logits), torch.cat(labels), attention, seconds, network_seconds)

@@ -24,15 +24,7 @@ from heedmap.errors import OptionError, nearest
 from heedmap.metrics.classification import wilson_interval
 from heedmap.metrics.faithfulness.sanity_checks import is_constant, spearman
 from heedmap.metrics.localization.pointing_game import hottest_points
-from heedmap.metrics.maps import (
-    MapFunction,
-    PlainReport,
-    all_logits,
-    all_maps,
-    check_images,
-    check_known,
-    learned_map,
-)
+from heedmap.metrics.maps import MapFunction, PlainReport, all_logits, all_maps, check_images, check_known, learned_map
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import evaluation_mode, fitted, logits_of
 from heedmap.progress import Progress
@@ -44,10 +36,9 @@ HOT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Stability:
-    """How similar the maps of an image and of its attacked copy are; means over images whose map is not constant.
+    """How similar the maps of an image and of its attacked copy are; means over those images whose map is not constant.
 
     Attributes:
-        count: those images.
         rank: Spearman's rank correlation, in [-1, 1].
         overlap: share of the hottest tenth of the cells that stays in the hottest tenth; a tenth by chance.
         shift: distance from hottest point to hottest point, in shares of the image's side, 0 to 1.42.
@@ -107,8 +98,7 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
 
     Args:
         model: any classifier from RGB in [0, 1] to logits; no flag, gradient or statistic of it changes.
-        images: (B, 3, H, W) in [0, 1].
-        labels: (B,) true classes; L is their cross-entropy.
+        images, labels: (B, 3, H, W) in [0, 1], and (B,) true classes; L is their cross-entropy.
         epsilon: in [0, 1]; at 0 the images come back as they are.
 
     Raises:
@@ -237,8 +227,7 @@ def evaluate_robustness(
 
     Args:
         models: name -> any classifier from RGB in [0, 1]; each is attacked by its own gradients.
-        images: (N, 3, H, W) in [0, 1].
-        labels: (N,) true classes.
+        images, labels: (N, 3, H, W) in [0, 1], and (N,) true classes.
         maps: name of a model -> the map whose stability is measured, computed for the label. None takes the learned
             attention of every heedmap classifier; a model that is not named gives none.
         progress: receives which attack is being evaluated.

@@ -1,10 +1,9 @@
 """Do two classifiers differ? Differences paired by seed, and, within one seed, paired by image.
 
-Two questions that are often mixed up. Over seeds: would another training give such a difference again? That is what a
-t interval of the paired differences is for (Student 1908; with n seeds it has n - 1 degrees of freedom, so it is honest
-for three seeds too, and wide). Within a seed: do these two networks, as they are, differ on more images than this test
-set would show by chance? For that there are the exact test of McNemar (1947) and a bootstrap over images, which say
-nothing about the next seed.
+Over seeds: would another training give such a difference again? That is what a t interval of the paired differences is
+for (Student 1908; with n seeds it has n - 1 degrees of freedom, so it is honest for three seeds too, and wide). Within
+a seed: do these two networks, as they are, differ on more images than this test set would show by chance? For that
+there are the exact test of McNemar (1947) and a bootstrap over images, which say nothing about the next seed.
 
 The t quantile and McNemar's test are SciPy's, imported late: they take half a second. The sign-flip test stays, for
 ``scipy.stats.permutation_test`` takes equal sums in another order for different ones from 1e-14 on.
@@ -37,7 +36,7 @@ class PairedDifference:
     """How a figure differs between two variants trained with the same seeds.
 
     Attributes:
-        seeds, differences: the seeds that both have, and other - control for each.
+        differences: other - control, for each of the seeds that both have.
         mean: of the differences, with its 95 % t interval ``low`` to ``high``; NaN for a single seed.
         sign_flip: share of all 2^n assignments of signs to the differences whose mean is at least as far from zero
             (exact, no normal distribution assumed; its least value is 2 / 2^n); NaN for a single seed or above 16.

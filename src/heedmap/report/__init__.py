@@ -105,13 +105,14 @@ class ReportData:
 def report_page(data: ReportData) -> str:
     """Return the page as text."""
     evaluation = data.evaluation
+    confusion, is_big = evaluation and evaluation["confusion"], len(data.classes) > MOST_CLASSES_IN_TABLE
     viewer, viewer_count = viewer_json(data.viewer, data.classes) if data.viewer else ("", 0)
     return page_template("page.html.jinja").render(
         data=data,
         interval=evaluation and wilson_interval(evaluation["top1"], evaluation["count"]),
         charts=_charts(data),
-        worst=evaluation and most_confused(evaluation["confusion"], data.classes),
-        big_matrix=_big_matrix(data),
+        worst=confusion and most_confused(confusion, data.classes),
+        big_matrix=matrix("Confusion matrix", confusion, data.classes) if confusion and is_big else "",
         viewer=viewer,
         viewer_count=viewer_count,
         pointing=_pointing_rows(data.pointing),
@@ -201,12 +202,6 @@ def _validation(epochs: Sequence[EpochReport], figure: str) -> Series:
 def _best_epoch(epochs: Sequence[EpochReport]) -> int | None:
     """Return the epoch whose weights were saved: the last of those that were the best so far."""
     return max((epoch.epoch for epoch in epochs if epoch.is_best), default=None)
-
-
-def _big_matrix(data: ReportData) -> str:
-    if data.evaluation is None or len(data.classes) <= MOST_CLASSES_IN_TABLE:
-        return ""
-    return matrix("Confusion matrix", data.evaluation["confusion"], data.classes)
 
 
 def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]:

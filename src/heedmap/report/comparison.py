@@ -46,7 +46,9 @@ def difference_chart(found: Mapping[str, Any]) -> str:
         DotRow(
             pair["variant"],
             tuple(pair["differences"]),
-            *(pair[end] for end in ("mean", "low", "high")),
+            pair["mean"],
+            pair["low"],
+            pair["high"],
             colour=names.index(pair["variant"]),
         )
         for pair in found["differences"]

@@ -24,16 +24,7 @@ from heedmap.metrics.faithfulness.deletion import (
     insertion,
     road,
 )
-from heedmap.metrics.maps import (
-    MapFunction,
-    Score,
-    all_logits,
-    all_maps,
-    centre_map,
-    check_images,
-    check_known,
-    score,
-)
+from heedmap.metrics.maps import MapFunction, Score, all_logits, all_maps, centre_map, check_images, check_known, score
 from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 

@@ -35,8 +35,7 @@ SSIM_SIDE, SSIM_SIGMA, SSIM_FIRST, SSIM_SECOND = 11, 1.5, 0.01, 0.03
 class RandomizedStage:
     """How similar the maps are before and after some layers were randomized; means over images whose map is not blank.
 
-    A blank map, constant over the image, has no order to compare, so it is left out; the means are NaN where no other
-    is left.
+    A blank map, constant over the image, has no order to compare; the means are NaN where no other is left.
 
     Attributes:
         absolute, signed: Spearman's correlation of the absolute values and of the values as they are, in [-1, 1].
@@ -114,8 +113,7 @@ def randomization_check(
     """Randomize a network's layers and compare the maps; the weights are put back bit by bit, also after an error.
 
     Args:
-        model: any classifier from RGB in [0, 1].
-        images: (N, 3, H, W) in [0, 1], at least 11 x 11.
+        model, images: any classifier from RGB in [0, 1]; (N, 3, H, W) in [0, 1], at least 11 x 11.
         targets: (N,) class that is explained, before and after; None takes those that the learned weights predict.
         progress: receives which layers were randomized.
 
@@ -182,9 +180,6 @@ def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor
         similar = [spearman(before.abs(), after.abs()), spearman(before, after), ssim(*sized)]
     absolute, signed, structural = (values.mean().item() for values in similar)
     return RandomizedStage(names, absolute, signed, structural, blank.double().mean().item())
-
-
-# ---- weights
 
 
 def _groups(model: nn.Module, options: RandomizationOptions) -> list[tuple[str, ...]]:
@@ -259,9 +254,6 @@ def restored(model: nn.Module) -> Iterator[None]:
                 value.copy_(old)
 
 
-# ---- similarity of maps
-
-
 def is_constant(maps: Tensor) -> Tensor:
     """Return (N,) bool: whether a map (N, h, w) has one value only."""
     flat = maps.flatten(1)
@@ -272,15 +264,13 @@ def ranks(flat: Tensor) -> Tensor:
     """Rank each row of (N, P) from 1 up; equal values share the mean of their ranks. float64."""
     flat = flat.contiguous()
     ordered = flat.sort(1).values
-    below = torch.searchsorted(ordered, flat)
-    upto = torch.searchsorted(ordered, flat, right=True)
-    return (below + upto + 1).double() / 2
+    return (torch.searchsorted(ordered, flat) + torch.searchsorted(ordered, flat, right=True) + 1).double() / 2
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Return the rank correlation of each pair of maps (N, h, w): (N,) float64 in [-1, 1]; 0 where one is constant."""
-    one, two = (ranks(maps.flatten(1)) for maps in (first, second))
-    one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
+    places = (ranks(maps.flatten(1)) for maps in (first, second))
+    one, two = (place - place.mean(1, keepdim=True) for place in places)
     size = (one.square().sum(1) * two.square().sum(1)).sqrt()
     return torch.where(size > 0, (one * two).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
 

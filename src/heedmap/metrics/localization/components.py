@@ -60,13 +60,10 @@ def quantised(maps: Tensor) -> Tensor:
 
 
 def components(maps: Tensor) -> Components:
-    """Find the components of ``{value >= threshold}`` at all thresholds ``k / 255`` of min-max scaled maps.
+    """Find the components of ``{value >= threshold}`` at all thresholds ``k / 255`` of maps (M, H, W) from 0 to 1.
 
-    Pixels that touch at a side or a corner are connected, as in the reference code of Choe et al. (2020); at level 0
-    the whole image is one component.
-
-    Args:
-        maps: (M, H, W) float32, finite, each from 0 to 1.
+    Maps are float32 and finite. Pixels that touch at a side or a corner are connected, as in the reference code of Choe
+    et al. (2020); at level 0 the whole image is one component.
     """
     parts: list[Components] = []
     basins: list[_Basins] = []

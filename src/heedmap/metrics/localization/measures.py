@@ -32,9 +32,8 @@ Counts = NDArray[np.int64]
 
 def is_measurable(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return two (M,) bool: which maps (M, ...) hold finite values only, and which of these differ between places."""
-    finite = torch.isfinite(maps).flatten(1).all(1)
-    low, high = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
-    return finite, finite & (high > low)
+    finite, flat = torch.isfinite(maps).flatten(1).all(1), maps.flatten(1)
+    return finite, finite & (flat.amax(1) > flat.amin(1))
 
 
 def scaled(maps: Tensor, size: int) -> Tensor:

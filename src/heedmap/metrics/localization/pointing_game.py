@@ -18,7 +18,7 @@ def hottest_points(maps: Tensor) -> Tensor:
     It is given as (N, 2) x and y in shares of the image; among equal cells it is the first, row by row.
 
     Raises:
-        ValueError: for another shape, an empty map, or values that are not finite.
+        ValueError: another shape, an empty map, or values that are not finite.
     """
     if maps.dim() == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
@@ -35,8 +35,7 @@ def hottest_points(maps: Tensor) -> Tensor:
 
 def _hits(points: Tensor, boxes: Tensor) -> float:
     """Return the share of points (N, 2) that lie in their box, edges included."""
-    inside = (points >= boxes[:, :2]) & (points <= boxes[:, 2:])
-    return inside.all(1).double().mean().item()
+    return ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(1).double().mean().item()
 
 
 def _checked(boxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Figures are means over images. Where a paper and its code differ, or we depart from both, ``METRICS`` says so.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,15 +85,17 @@ class Bootstrap:
 
     def means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the means of values (count, K) over the images of each draw: (draws, K) float32."""
-        random, means = np.random.default_rng(self.seed), [values[:0]]
+        return np.concatenate([values[:0], *(shares @ values for shares in self.shares())])
+
+    def shares(self) -> Iterator[NDArray[np.float32]]:
+        """Yield how often each image is drawn, as a share of the draw, (up to 100, count) at a time."""
+        random = np.random.default_rng(self.seed)
         for first in range(0, self.draws, _AT_ONCE):
             rows = min(_AT_ONCE, self.draws - first)
             picked = random.integers(self.count, size=(rows, self.count))
             picked += np.arange(rows)[:, None] * self.count
             times = np.bincount(picked.ravel(), minlength=rows * self.count).reshape(rows, self.count)
-            shares: NDArray[np.float32] = times.astype(np.float32) / np.float32(self.count)
-            means.append(shares @ values)
-        return np.concatenate(means)
+            yield times.astype(np.float32) / np.float32(self.count)
 
     def interval(self, drawn: Floats) -> tuple[float, float]:
         """Return the interval between equal tails of a figure's draws; NaN at both ends where there are none."""
@@ -107,8 +110,7 @@ class LocalizationReport:
     """How well maps lie on the objects.
 
     Attributes:
-        scores: map or baseline -> metric -> score; the maps first, in their order.
-        baselines: which of these are baselines.
+        scores: map or one of the ``baselines`` -> metric -> score; the maps first, in their order.
         thresholds: map -> shares of its range at which ``best_iou`` cuts: the one chosen on other images, or the two
             chosen on either half for the other.
         rows: (n,) the images that were evaluated, as rows of what was given.
@@ -120,7 +122,6 @@ class LocalizationReport:
         covered: how many are wholly covered by their objects, so that nothing can miss.
         size: side in pixels at which maps and objects were compared.
         tolerance: of ``pointing_near``, in shares of the side.
-        draws: of the bootstrap.
         notes: how annotations were read, and what is missing.
     """
 
