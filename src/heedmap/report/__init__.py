@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 TEST_ONCE = (
     "The test set was used once, after training; the weights were chosen on images set apart from the training set."
 )
-
 TEST_AGAIN = (
     "The weights were chosen on images set apart from the training set. The test set was evaluated once after "
     "training, and used again for the measures below; nothing was chosen by it."

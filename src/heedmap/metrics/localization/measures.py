@@ -27,9 +27,6 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 
-# ---- from a map to a mask
-
-
 def is_measurable(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return two (M,) bool: which maps (M, ...) hold finite values only, and which of these differ between places."""
     finite, flat = torch.isfinite(maps).flatten(1).all(1), maps.flatten(1)
@@ -107,9 +104,6 @@ def masks_of(maps: Tensor, threshold: str = "otsu", value: float = 0.5, *, size:
         raise OptionError(f"The value of the threshold {threshold!r} lies between 0 and {most}, not at {value}.")
     _, differs = is_measurable(maps)
     return THRESHOLDS[threshold](scaled(maps, size), value) | ~differs[:, None, None]
-
-
-# ---- what is measured of each map
 
 
 class Truth(NamedTuple):

@@ -120,8 +120,7 @@ class LocalizationReport:
             that is the same everywhere.
         outlined: how many of the evaluated images have masks; for the rest, what the boxes cover is the object.
         covered: how many are wholly covered by their objects, so that nothing can miss.
-        size: side in pixels at which maps and objects were compared.
-        tolerance: of ``pointing_near``, in shares of the side.
+        size, tolerance: side in pixels at which maps and objects were compared; of ``pointing_near``, in shares of it.
         notes: how annotations were read, and what is missing.
     """
 
