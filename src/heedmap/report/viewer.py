@@ -26,8 +26,7 @@ from heedmap.visualization.heatmap import COLOURS, grid_of
 MOST_IMAGES = 1000
 THUMBNAIL = 128  # side of an image on the page in pixels
 MOST_BYTES = 9_000_000  # of all images with their maps; where fine maps or busy images need more, fewer are shown
-_QUALITY = 60
-_BATCH = 50
+_QUALITY, _BATCH = 60, 50
 
 
 @dataclass(frozen=True)
