@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from heedmap.data.digit_scenes import SCENES, digit_scenes
-from heedmap.metrics.statistics.paired import PairedDifference, paired_difference, spread
+from heedmap.metrics.statistics import PairedDifference, paired_difference, spread
 from heedmap.runs import PREDICTIONS
 
 CONTROL, OTHER = "none", "parametrised"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from heedmap.metrics.statistics.paired import paired_difference, spread
+from heedmap.metrics.statistics import paired_difference, spread
 from heedmap.runs import EVALUATION
 
 Figures = dict[str, dict[int, dict[str, float]]]  # row -> seed -> model -> figure

@@ -24,7 +24,7 @@ from heedmap import TrainOptions
 from heedmap.cli.main import COMMANDS, main
 from heedmap.errors import HeedmapError, ModelError, OptionError, RunError, Stopped
 from heedmap.files import locked
-from heedmap.metrics.statistics.paired import paired_difference
+from heedmap.metrics.statistics import paired_difference
 from heedmap.progress import Progress
 from heedmap.runs import Run
 from heedmap.system import term_as_interrupt

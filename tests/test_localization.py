@@ -264,7 +264,7 @@ def test_the_interval_of_max_box_acc_chooses_its_threshold_in_each_draw(generato
     regions = masks.to(torch.uint8)
     truth = Truth(regions, masks, boxes, torch.ones(30, dtype=torch.bool))
     right = measure(prepared(maps, SIDE), truth).largest[..., 1].astype(np.float64)  # (images, levels)
-    drawn = np.concatenate([times @ right for times in Bootstrap(30, 200, 3)._shares()]).max(1)
+    drawn = np.concatenate([times @ right for times in Bootstrap(30, 200, 3).shares()]).max(1)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1e-5)
     without = localize({"map": maps}, annotated(masks), size=SIDE, draws=0).scores["map"]["max_box_acc"]
     assert np.isnan(without.low)

@@ -4,16 +4,14 @@ import io
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from heedmap.errors import DataError
 from heedmap.metrics.classification import classification_report, wilson_interval
-from heedmap.report import TEST_ONCE, ReportData, ReportPanel, most_confused, report_page, write_report
+from heedmap.report import TEST_ONCE, ReportData, ReportPanel, most_confused, report_page
 from heedmap.types import Audit, EpochReport, Finding
 from heedmap.visualization.charts import Series, line_chart, matrix, nice_ticks
 
@@ -161,12 +159,6 @@ def test_many_classes_become_a_shaded_square_instead_of_a_table() -> None:
     text = report_page(data(classes=names, evaluation=evaluation(names, 80)))
     assert '<svg class="matrix"' in text
     assert '<table class="confusion"' not in text
-
-
-def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"report\.html"):
-        write_report(data(), tmp_path / "none" / "report.html")
-    assert write_report(data(), tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_the_interval_is_wilsons() -> None:

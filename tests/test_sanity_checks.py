@@ -16,9 +16,8 @@ from heedmap.metrics.faithfulness.sanity_checks import (
     restored,
     spearman,
     ssim,
-    unit,
 )
-from heedmap.metrics.maps import edge_map, learned_map
+from heedmap.metrics.maps import edge_map, learned_map, unit_range
 
 
 class OwnScale(nn.Module):
@@ -125,7 +124,7 @@ def test_structural_similarity_is_its_definition(generator):
 
 def test_a_map_is_brought_to_the_unit_interval_by_itself():
     maps = torch.stack((torch.tensor([[1.0, 3.0], [2.0, 5.0]]), torch.full((2, 2), 4.0)))
-    assert unit(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    assert unit_range(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
 
 
 # ---- weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from heedmap.metrics.statistics.paired import mcnemar, paired_difference, spread, within_seed
+from heedmap.metrics.statistics import mcnemar, paired_difference, spread, within_seed
 
 
 def by_seed(*values: float) -> dict[int, float]:

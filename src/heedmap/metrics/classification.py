@@ -22,8 +22,6 @@ class ClassScores:
     """How well one class is recognised; shares in [0, 1].
 
     Attributes:
-        name: the class.
-        count: images whose label is this class.
         precision: share of the images predicted as this class that are it; 0 where there are none.
         recall: share of the images of this class that are predicted as it; 0 where the class has no images.
         f1: harmonic mean of both; 0 where both are 0.
@@ -38,16 +36,13 @@ class ClassScores:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationReport:
-    """How well a classifier did on a set of labelled images.
+    """How well a classifier did on N labelled images; classes are in the order of the logits.
 
     Attributes:
-        count: number of images, N.
-        classes: the K class names, in the order of the logits.
         top1: share of images whose label has the largest logit. Of equal logits the first counts as the larger.
         top5: share of images whose label is among the five largest logits; 1 where there are five classes or fewer.
         nll: mean of -log(probability of the label), in nats; log(K) for a classifier that knows nothing.
         ece: expected calibration error, in [0, 1]; see :func:`calibration_error`.
-        per_class: one row per class, in the order of ``classes``.
         confusion: (K, K) int64; row = label, column = predicted.
     """
 
@@ -83,12 +78,8 @@ class ClassificationReport:
 def classification_report(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> ClassificationReport:
     """Evaluate the logits of a classifier.
 
-    Computed in float64 whatever the type of the logits, so that bf16 and float32 are evaluated alike.
-
-    Args:
-        logits: (N, K), finite.
-        labels: (N,) integers in 0 .. K - 1.
-        classes: the K class names.
+    Logits are (N, K), finite, labels (N,) integers in 0 .. K - 1. Computed in float64 whatever the type of the logits,
+    so that bf16 and float32 are evaluated alike.
 
     Raises:
         DataError: no images, or labels that do not fit the images or the classes.
@@ -97,13 +88,16 @@ def classification_report(logits: Tensor, labels: Tensor, classes: Sequence[str]
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu()
     _check(logits, labels, classes)
     labels = labels.long()
-    rank = _rank_of_label(logits, labels)
+    # The rank of a label counts the classes before it when sorted by logit, 0 = the label comes first.
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1])[None] < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
     confusion = confusion_table(logits.argmax(dim=1), labels, len(classes))
     return ClassificationReport(
         count=len(labels),
         classes=tuple(classes),
-        top1=_share(rank < 1),
-        top5=_share(rank < 5),
+        top1=(rank < 1).double().mean().item(),
+        top5=(rank < 5).double().mean().item(),
         nll=F.cross_entropy(logits, labels).item(),
         ece=calibration_error(logits.softmax(dim=1), labels),
         per_class=_per_class(confusion, classes),
@@ -125,10 +119,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
     | accuracy - mean confidence | of the image's bin. 0: of the images predicted with 80 % confidence, 80 % are
     correct. Few images make it look worse than it is: the accuracy of a bin is then noise.
 
-    Args:
-        probabilities: (N, K), rows sum to one.
-        labels: (N,) int64.
-        bins: number of bins; figures with other numbers do not compare.
+    Probabilities are (N, K), rows sum to one; labels (N,) int64. Figures of other numbers of bins do not compare.
     """
     confidence, predicted = probabilities.max(dim=1)
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)[1:-1]
@@ -139,34 +130,17 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -
     return gaps.abs().sum().item() / len(labels)
 
 
-def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count the classes before the label when sorted by logit: (N,) int64, 0 = the label comes first."""
-    own = logits.gather(1, labels[:, None])  # (N, 1)
-    earlier = torch.arange(logits.shape[1])[None] < labels[:, None]
-    return ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
-
-
 def _per_class(confusion: Tensor, classes: Sequence[str]) -> tuple[ClassScores, ...]:
     right = confusion.diagonal().tolist()
     counts, called = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
     return tuple(
-        ClassScores(
-            name=name,
-            count=count,
-            precision=_ratio(hits, calls),
-            recall=_ratio(hits, count),
-            f1=_ratio(2 * hits, calls + count),
-        )
+        ClassScores(name, count, _ratio(hits, calls), _ratio(hits, count), f1=_ratio(2 * hits, calls + count))
         for name, hits, count, calls in zip(classes, right, counts, called, strict=True)
     )
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
-
-
-def _share(true: Tensor) -> float:
-    return true.double().mean().item()
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -180,9 +154,7 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
         raise DataError(f"Labels of type {labels.dtype} are no class indices; integers are needed.")
     if labels.min() < 0 or labels.max() >= len(classes):
         worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
-        raise DataError(
-            f"Label {worst} lies outside 0 .. {len(classes) - 1}, the indices of the {len(classes)} classes."
-        )
+        raise DataError(f"Label {worst} lies outside 0 .. {len(classes) - 1}, the indices of the classes.")
     if not logits.isfinite().all():
         bad = int((~logits.isfinite().all(dim=1)).sum())
         raise ModelError(f"The logits of {bad} of {len(logits)} images are not finite; the weights are broken.")

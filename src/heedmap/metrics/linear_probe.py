@@ -9,7 +9,7 @@ by cross-validation inside the training set, and the test set is used once.
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,12 @@ from heedmap.data.splits import Splits
 from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.heads.classification import IndepHead
 from heedmap.metrics.classification import wilson_interval
+from heedmap.metrics.maps import PlainReport
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import evaluation_mode, fitted
 from heedmap.progress import Progress
 
-COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the SVM, tried in this order
+COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the SVM
 FOLDS = 5
 ROUNDS = 20_000  # of the solver; what has not converged by then is reported
 
@@ -51,26 +52,17 @@ class ProbeOptions:
 
     def __post_init__(self) -> None:
         if not self.costs or min(self.costs) <= 0 or self.folds < 2:
-            raise OptionError(
-                f"costs = {self.costs}, folds = {self.folds}; each C must be above 0, and folds 2 or more."
-            )
+            raise OptionError(f"costs = {self.costs} must each be above 0, and folds = {self.folds} 2 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions:
-    """Which features are computed, and how.
+    """Which features are computed, and how."""
 
-    Attributes:
-        image_size: side of the images; None takes each heedmap classifier's own.
-        layer: see :func:`features_of`.
-        batch_size: images a forward pass.
-        workers: threads that decode.
-    """
-
-    image_size: int | None = None
-    layer: str | None = None
+    image_size: int | None = None  # side; None takes each heedmap classifier's own
+    layer: str | None = None  # see :func:`features_of`
     batch_size: int = 100
-    workers: int = 2
+    workers: int = 2  # threads that decode
 
 
 PROBE, FEATURES = ProbeOptions(), FeatureOptions()
@@ -86,8 +78,7 @@ class Probe:
         cost: the C chosen; of equal means the smallest.
         fold_mean, fold_spread: mean and standard deviation (n - 1) of the accuracy over the folds, inside train, at C.
         folds: their number: five, or as many as the smallest class has images.
-        train, test: number of images.
-        width: of the features.
+        train, test, width: number of images in each, and of features.
         converged: the solver converged in the final fit.
     """
 
@@ -115,20 +106,11 @@ class TransferRow:
 
 
 @dataclass(frozen=True)
-class TransferReport:
-    """Several models on several data sets.
-
-    Attributes:
-        rows: for each data set, each model.
-        settings: grid of C, folds and seed, for the record.
-    """
+class TransferReport(PlainReport):
+    """Several models on several data sets; ``settings`` has the grid of C, the folds and the seed."""
 
     rows: tuple[TransferRow, ...]
     settings: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain numbers, strings, lists and dicts."""
-        return asdict(self)
 
 
 def transfer(
@@ -147,8 +129,7 @@ def transfer(
         progress: receives which features are being evaluated.
 
     Raises:
-        DataError: a set without a test part, or as :func:`probe`.
-        ModelError: as :func:`features_of`.
+        DataError, ModelError: a set without a test part; as :func:`probe` and :func:`features_of`.
         OptionError: no model, no set, or no image size where the model has none.
     """
     if not models or not sets:
@@ -161,28 +142,26 @@ def transfer(
             size = features.image_size or getattr(model, "image_size", None)
             if size is None:
                 raise OptionError(f"Model {name!r} has no image_size; give one.")
-            parts = []
-            for images in (splits.train, splits.validation, splits.test):
-                if images is not None:
-                    store = Store(images, size, features.workers, memory_to_use(None, 1))
-                    batches = (batch.images for batch in plain_batches(store, features.batch_size))
-                    parts.append((features_of(model, batches, features.layer), images.labels))
-            *trained, (test, labels) = parts
-            train = torch.cat([part for part, _ in trained]), torch.cat([part for _, part in trained])
-            rows.append(TransferRow(name, data, probe(*train, test, labels, options)))
+            vectors, labels = [], []
+            for images in filter(None, (splits.train, splits.validation, splits.test)):
+                store = Store(images, size, features.workers, memory_to_use(None, 1))
+                batches = (batch.images for batch in plain_batches(store, features.batch_size))
+                vectors.append(features_of(model, batches, features.layer))
+                labels.append(images.labels)
+            train = torch.cat(vectors[:-1]), torch.cat(labels[:-1])
+            rows.append(TransferRow(name, data, probe(*train, vectors[-1], labels[-1], options)))
     settings = {"costs": list(options.costs), "folds": options.folds, "seed": options.seed, "length": "one (L2)"}
     return TransferReport(tuple(rows), settings)
 
 
 def check_sets(sets: Mapping[str, Splits]) -> None:
     """Raise DataError where a data set has no test part."""
-    for data, splits in sets.items():
-        if splits.test is None:
-            raise DataError(f"{data} has no test part; add a folder 'test' beside 'train'.")
+    if lacking := [data for data, splits in sets.items() if splits.test is None]:
+        raise DataError(f"{lacking[0]} has no test part; add a folder 'test' beside 'train'.")
 
 
 def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], layer: str | None = None) -> Tensor:
-    """Compute the features that the head of a classifier reads.
+    """Compute the features that the head of a classifier reads: (N, C) float32 on the CPU, not yet of length one.
 
     For a heedmap classifier these are the vectors of all taps side by side, normalised as the head normalises them:
     the weighted readouts, or the pooled features of the control. For any other it is what its last linear layer gets.
@@ -192,14 +171,18 @@ def features_of(model: nn.Module, batches: Iterator[Tensor] | Sequence[Tensor], 
         batches: images (B, 3, H, W) in [0, 1], on any device.
         layer: name of the module whose input is taken instead; (B, C, H, W) is averaged over positions.
 
-    Returns:
-        (N, C) float32 on the CPU, not yet of length one.
-
     Raises:
         ModelError: a layer that does not exist or did not run, or no linear layer to be found.
     """
     features: list[Tensor] = []
-    with evaluation_mode(model, full_precision=True) as network, _inputs_of(_readers(network, layer)) as inputs:
+    inputs: list[Tensor] = []
+
+    def collect(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.append(given[0].mean((2, 3)) if given[0].dim() == 4 else given[0].flatten(1))
+
+    with evaluation_mode(model, full_precision=True) as network, contextlib.ExitStack() as hooks:
+        for reader in _readers(network, layer):
+            hooks.enter_context(reader.register_forward_pre_hook(collect))
         for images in batches:
             inputs.clear()
             network(fitted(network, images))
@@ -221,26 +204,8 @@ def _readers(model: nn.Module, layer: str | None) -> list[nn.Module]:
         return list(model.head.linears) if isinstance(model.head, IndepHead) else [model.head.get_submodule("linear")]
     linear: list[nn.Module] = [module for module in known.values() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ModelError(
-            f"{type(model).__name__} has no linear layer; name the layer whose input is taken with layer=."
-        )
+        raise ModelError(f"{type(model).__name__} has no linear layer; name one whose input is taken with layer=.")
     return linear[-1:]
-
-
-@contextlib.contextmanager
-def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the first input of each module as (B, C) while inside."""
-    collected: list[Tensor] = []
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        collected.append(inputs[0].mean((2, 3)) if inputs[0].dim() == 4 else inputs[0].flatten(1))
-
-    hooks = [module.register_forward_pre_hook(collect) for module in modules]
-    try:
-        yield collected
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def probe(
@@ -248,18 +213,24 @@ def probe(
 ) -> Probe:
     """Train a linear SVM (one against the rest, squared hinge) on features of length one, and evaluate it once.
 
-    Args:
-        train, test: (N, C) and (M, C) features; each row is scaled to length one here.
-        train_labels, test_labels: (N,) and (M,) int64.
+    Features are (N, C) and (M, C), each row scaled to length one here; labels are (N,) and (M,) int64.
 
     Raises:
         DataError: features or labels that do not fit or are not finite, one class only, or one with a single image.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     _check_probe(train, train_labels, test, test_labels)
     features, labels, seed = _unit(train), train_labels.cpu().numpy(), options.seed
     names, counts = np.unique(labels, return_counts=True)
     folds = min(options.folds, int(counts.min()))
-    grid = {cost: _fold_accuracies(features, labels, cost, folds, seed) for cost in sorted(options.costs)}
+    parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels))
+
+    def fold_accuracies(cost: float) -> NDArray[np.float64]:
+        fits = ((_fit(features[inside], labels[inside], cost, seed)[0], outside) for inside, outside in parts)
+        return np.array([(svm.predict(features[outside]) == labels[outside]).mean() for svm, outside in fits])
+
+    grid = {cost: fold_accuracies(cost) for cost in sorted(options.costs)}
     cost = max(grid, key=lambda tried: grid[tried].mean())  # of equal ones the first
     svm, converged = _fit(features, labels, cost, seed)
     truth = test_labels.cpu().numpy()
@@ -280,20 +251,7 @@ def probe(
 
 
 def _unit(features: Tensor) -> NDArray[np.float64]:
-    unit: NDArray[np.float64] = F.normalize(features.detach().cpu().double(), dim=1).numpy()
-    return unit
-
-
-def _fold_accuracies(
-    features: NDArray[np.float64], labels: NDArray[np.int64], cost: float, folds: int, seed: int
-) -> NDArray[np.float64]:
-    from sklearn.model_selection import StratifiedKFold
-
-    accuracies = []
-    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
-        svm, _ = _fit(features[train], labels[train], cost, seed)
-        accuracies.append((svm.predict(features[held_out]) == labels[held_out]).mean())
-    return np.array(accuracies)
+    return np.asarray(F.normalize(features.detach().cpu().double(), dim=1))
 
 
 def _fit(features: NDArray[np.float64], labels: NDArray[np.int64], cost: float, seed: int) -> tuple[Any, bool]:
@@ -305,18 +263,17 @@ def _fit(features: NDArray[np.float64], labels: NDArray[np.int64], cost: float, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         svm.fit(features, labels)
-    for other in caught:
-        if not issubclass(other.category, ConvergenceWarning):
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    return svm, not any(issubclass(each.category, ConvergenceWarning) for each in caught)
+    others = [warning for warning in caught if not issubclass(warning.category, ConvergenceWarning)]
+    for other in others:
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return svm, len(others) == len(caught)
 
 
 def _check_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> None:
     for part, features, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
-            raise DataError(
-                f"{part}: features {tuple(features.shape)}, labels {tuple(labels.shape)}; (N, C) and (N,) are needed."
-            )
+            shapes = f"features {tuple(features.shape)}, labels {tuple(labels.shape)}"
+            raise DataError(f"{part}: {shapes}; (N, C) and (N,) are needed.")
         if not features.isfinite().all():
             raise DataError(f"{part}: some features are not finite; the weights of the network are broken.")
     if train.shape[1] != test.shape[1]:

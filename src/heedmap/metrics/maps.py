@@ -13,21 +13,20 @@ The baselines are maps that know nothing of what a network learned; a figure mea
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from heedmap.errors import DataError, ModelError, nearest
+from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.models.classifier import combined_map
 from heedmap.modules import fitted, logits_of
 
 MapFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(model, images (B, 3, H, W), targets (B,)) -> (B, h, w)``, hotter is larger, any scale, as coarse as it likes."""
-
 
 GRID = 14  # cells of the noise along a side: as many as the deepest features of most networks at 224 pixels have
 RANDOM_MAPS = 64  # then they repeat: their components need to be found only once
@@ -40,9 +39,7 @@ FIXED_BASELINES = ("centre", "centre box", "uniform", "random")
 class Score:
     """A mean over images with its 95 % interval (normal; over images, not over seeds).
 
-    Attributes:
-        mean: over images.
-        low, high: mean -/+ 1.96 standard errors; NaN for a single image.
+    ``low`` and ``high`` are mean -/+ 1.96 standard errors; NaN for a single image.
     """
 
     mean: float
@@ -60,6 +57,26 @@ def score(values: Tensor) -> Score:
     return Score(mean, mean - reach, mean + reach)
 
 
+class PlainReport:
+    """A report that is a dataclass of dataclasses."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers, strings, lists and dicts; NaN where a figure is not defined."""
+        return asdict(self)  # type: ignore[call-overload]  # all who inherit it are dataclasses
+
+
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Raise OptionError where a name is not one of the known ones, which the message lists."""
+    if name not in known:
+        raise OptionError(f"Unknown {kind} {name!r}; it can be {', '.join(known)}.{nearest(name, known)}")
+
+
+def unit_range(maps: Tensor) -> Tensor:
+    """Scale each map (N, H, W) to [0, 1] by its own lowest and highest value; a constant map to 0."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+
 @torch.no_grad()
 def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Return the logits (N, K) of all images, on the CPU."""
@@ -69,10 +86,7 @@ def all_logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
 def all_maps(
     name: str, function: MapFunction, model: nn.Module, images: Tensor, targets: Tensor, batch_size: int
 ) -> Tensor:
-    """Compute the maps of all images.
-
-    Returns:
-        (N, h, w) on the CPU, at least float32, without gradient.
+    """Compute the maps of all images: (N, h, w) on the CPU, at least float32, without gradient.
 
     Raises:
         ModelError: a map of another shape, or with values that are not finite; the message names it.
@@ -92,23 +106,16 @@ def _checked(name: str, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor):
         raise ModelError(f"Map {name!r} gave {type(values).__name__}; a tensor (B, h, w) is needed.")
     values = values.detach()
-    if values.dim() == 4 and values.shape[1] == 1:
-        values = values[:, 0]
+    values = values[:, 0] if values.dim() == 4 and values.shape[1] == 1 else values
     if values.dim() != 3 or len(values) != count or 0 in values.shape:
         raise ModelError(f"Map {name!r} has shape {tuple(values.shape)}; ({count}, h, w) is needed.")
     if not values.isfinite().all():
-        raise ModelError(
-            f"Map {name!r} holds values that are not finite; look at the images and weights it is made from."
-        )
+        raise ModelError(f"Map {name!r} holds values that are not finite; look at the images and weights behind it.")
     return values.to("cpu", torch.promote_types(values.dtype, torch.float32))
 
 
 def check_images(images: Tensor, targets: Tensor | None = None) -> None:
-    """Check that images can be evaluated.
-
-    Raises:
-        DataError: no images, not floating point RGB (N, 3, H, W) in [0, 1], or targets that do not fit.
-    """
+    """Raise DataError for images other than floating point RGB (N, 3, H, W) in [0, 1], or targets that do not fit."""
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise DataError(f"Images are {images.dtype} {tuple(images.shape)}; floating point (N, 3, H, W) are needed.")
     if not (images.amin() >= 0 and images.amax() <= 1):
@@ -120,21 +127,14 @@ def check_images(images: Tensor, targets: Tensor | None = None) -> None:
 def learned_map(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the attention that the classifier used, (B, h, w): all taps combined (see ``combined_map``).
 
-    A :data:`MapFunction`; it does not depend on the target.
-
-    Raises:
-        ModelError: the model gives no attention.
+    A :data:`MapFunction`; it does not depend on the target, and raises ModelError where the model gives no attention.
     """
     return _learned(model, images, None)
 
 
 def learned_map_at(tap: str) -> MapFunction:
     """Return a :data:`MapFunction` that gives the attention used at one tap; it raises ModelError where none is."""
-
-    def at_tap(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return _learned(model, images, tap)
-
-    return at_tap
+    return lambda model, images, targets: _learned(model, images, tap)
 
 
 @torch.no_grad()
@@ -151,41 +151,26 @@ def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
 
 
 def explained(method: str, layer: str | None = None, settings: Mapping[str, Any] = {}) -> MapFunction:
-    """Return a method of :func:`heedmap.attribution.explain`, with its target, as a :data:`MapFunction`.
-
-    Args:
-        method: key of :data:`heedmap.attribution.METHODS`, such as ``grad-cam``.
-        layer, settings: as ``explain`` takes them.
-    """
+    """Return a method of :func:`heedmap.attribution.explain`, such as ``grad-cam``, as a :data:`MapFunction`."""
     from heedmap.attribution import explain
 
-    def attribution(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        return explain(model, images, method, targets, layer, settings).values[:, 0]
-
-    return attribution
+    return lambda model, images, targets: explain(model, images, method, targets, layer, settings).values[:, 0]
 
 
 def fixed_baselines(size: int, seed: int) -> dict[str, Tensor]:
-    """Return the baselines that do not depend on the image.
+    """Return the baselines that do not depend on the image: name -> (K, 1, h, w); image i has map i modulo K.
 
-    Args:
-        size: side of the maps in pixels.
-        seed: of the noise.
-
-    Returns:
-        name -> (K, 1, h, w); image i has map i modulo K.
+    ``size`` is the side of the maps in pixels, ``seed`` that of the noise.
     """
     # An odd number of cells has one in the very middle, which is where these two point.
     axis = (torch.arange(size | 1) + 0.5) / (size | 1) - 0.5
-    row, column = axis[:, None], axis[None, :]
     generator = torch.Generator().manual_seed(seed)
-    maps = {
+    return {
         "centre": centre(size | 1, size | 1)[None, None],
-        "centre box": 1 - 2 * torch.maximum(row.abs(), column.abs())[None, None],
+        "centre box": 1 - 2 * torch.maximum(axis.abs()[:, None], axis.abs())[None, None],
         "uniform": torch.ones(1, 1, GRID, GRID),
         "random": torch.rand(RANDOM_MAPS, 1, GRID, GRID, generator=generator),
     }
-    return {name: maps[name] for name in FIXED_BASELINES}
 
 
 def centre(height: int, width: int) -> Tensor:
@@ -195,13 +180,9 @@ def centre(height: int, width: int) -> Tensor:
 
 
 def edges(images: Tensor) -> Tensor:
-    """Return how steep the image's brightness is: the length of the Sobel gradient.
+    """Return how steep the brightness is, (M, 1, H, W) float32: the length of the Sobel gradient.
 
-    Args:
-        images: (M, 3, H, W) RGB, uint8 or in [0, 1].
-
-    Returns:
-        (M, 1, H, W) float32, on the images' device.
+    Images are (M, 3, H, W) RGB, uint8 or in [0, 1].
     """
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
     grey = (images.float() * weights[:, None, None]).sum(1, keepdim=True)

@@ -21,21 +21,13 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class DatasetPredictions:
-    """Predictions in the order of the images.
+    """Predictions in the order of the images."""
 
-    Attributes:
-        logits: (N, K) float32.
-        labels: (N,) int64.
-        attention: tap -> (N, 1, h, w) float32; empty unless requested.
-        seconds: by the clock, decoding included.
-        network_seconds: of these, the network's alone, until its logits are on the CPU.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    attention: dict[str, Tensor]
-    seconds: float
-    network_seconds: float
+    logits: Tensor  # (N, K) float32
+    labels: Tensor  # (N,) int64
+    attention: dict[str, Tensor]  # tap -> (N, 1, h, w) float32; empty unless requested
+    seconds: float  # by the clock, decoding included
+    network_seconds: float  # of these, the network's alone, until its logits are on the CPU
 
     @property
     def correct(self) -> Tensor:
@@ -56,19 +48,12 @@ class DatasetPredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Where and how a network runs over a data set.
-
-    Attributes:
-        device: where to compute.
-        precision: ``bf16`` or ``float32``.
-        memory: gigabytes for decoded images; None takes what is free.
-        workers: threads that decode; None takes the processor's cores.
-    """
+    """Where and how a network runs over a data set."""
 
     device: torch.device
-    precision: str = "float32"
-    memory: float | None = None
-    workers: int | None = None
+    precision: str = "float32"  # or ``bf16``
+    memory: float | None = None  # gigabytes for decoded images; None takes what is free
+    workers: int | None = None  # threads that decode; None takes the processor's cores
 
 
 def predict_dataset(
@@ -102,10 +87,10 @@ def _predict_batches(
         with autocast(computing.precision, computing.device):
             output = classifier(images.contiguous(memory_format=torch.channels_last))
         logits.append(output.logits.float().cpu())  # which waits for the device
-        for tap, kept in maps.items():
-            kept.append(output.attention[tap].float().cpu())
+        for tap, parts in maps.items():
+            parts.append(output.attention[tap].float().cpu())
         network_seconds += time.perf_counter() - started
         labels.append(batch.labels.cpu())
-    attention = {tap: torch.cat(kept) for tap, kept in maps.items()}
+    attention = {tap: torch.cat(parts) for tap, parts in maps.items()}
     seconds = time.perf_counter() - began
     return DatasetPredictions(torch.cat(logits), torch.cat(labels), attention, seconds, network_seconds)

@@ -10,11 +10,9 @@ every pixel by epsilon up or down at random: what an attack does beyond that is 
 These two attacks give an upper bound of robustness, never a proof; masked gradients are reported.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from heedmap.errors import OptionError, nearest
 from heedmap.metrics.classification import wilson_interval
 from heedmap.metrics.faithfulness.sanity_checks import is_constant, spearman
 from heedmap.metrics.localization.pointing_game import hottest_points
-from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images, learned_map
+from heedmap.metrics.maps import MapFunction, PlainReport, all_logits, all_maps, check_images, check_known, learned_map
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.modules import evaluation_mode, fitted, logits_of
 from heedmap.progress import Progress
@@ -38,10 +36,9 @@ HOT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Stability:
-    """How similar the maps of an image and of its attacked copy are; means over images whose map is not constant.
+    """How similar the maps of an image and of its attacked copy are; means over those images whose map is not constant.
 
     Attributes:
-        count: those images.
         rank: Spearman's rank correlation, in [-1, 1].
         overlap: share of the hottest tenth of the cells that stays in the hottest tenth; a tenth by chance.
         shift: distance from hottest point to hottest point, in shares of the image's side, 0 to 1.42.
@@ -58,7 +55,6 @@ class RobustnessRow:
     """One model under one attack.
 
     Attributes:
-        attack: ``noise``, ``fgsm`` or ``pgd``.
         epsilon: largest change of a pixel value, which runs from 0 to 1.
         accuracy: share of correct predictions, with its 95 % interval ``low`` to ``high``.
         fooled: share of the predictions correct at epsilon 0 that are wrong now; NaN where none was correct.
@@ -77,11 +73,10 @@ class RobustnessRow:
 
 
 @dataclass(frozen=True)
-class RobustnessReport:
+class RobustnessReport(PlainReport):
     """Several models on the same images.
 
     Attributes:
-        count: number of images.
         models: name -> rows, by attack and then by epsilon.
         warnings: name -> signs that the gradients are masked, so that the figures flatter the model.
         settings: steps, restarts and seed, for the record.
@@ -91,10 +86,6 @@ class RobustnessReport:
     models: dict[str, tuple[RobustnessRow, ...]]
     warnings: dict[str, tuple[str, ...]]
     settings: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain numbers, strings, lists and dicts; NaN where a figure is not defined."""
-        return asdict(self)
 
 
 def _check_epsilon(epsilon: float) -> None:
@@ -107,16 +98,11 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
 
     Args:
         model: any classifier from RGB in [0, 1] to logits; no flag, gradient or statistic of it changes.
-        images: (B, 3, H, W) in [0, 1].
-        labels: (B,) true classes; L is their cross-entropy.
-        epsilon: in [0, 1].
-
-    Returns:
-        (B, 3, H, W) in [0, 1], of the images' type and device; the images themselves at epsilon 0.
+        images, labels: (B, 3, H, W) in [0, 1], and (B,) true classes; L is their cross-entropy.
+        epsilon: in [0, 1]; at 0 the images come back as they are.
 
     Raises:
-        DataError: images or labels that do not fit.
-        OptionError: epsilon out of range.
+        DataError, OptionError: images or labels that do not fit; epsilon out of range.
     """
     check_images(images, labels)
     _check_epsilon(epsilon)
@@ -127,16 +113,11 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class PgdOptions:
-    """Steps of PGD.
+    """Steps of PGD; OptionError for steps or a step size that are not above 0.
 
     Attributes:
-        steps: 1 or more.
         step_size: of one step; None takes 2.5 epsilon / steps, which can cross the ball (Madry et al.).
-        random_start: start anywhere in the ball and not at the image.
-        seed: of the start.
-
-    Raises:
-        OptionError: steps or a step size that are not above 0.
+        random_start: start anywhere in the ball, drawn with the seed, and not at the image.
     """
 
     steps: int = 10
@@ -155,11 +136,8 @@ PGD = PgdOptions()
 def pgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, options: PgdOptions = PGD) -> Tensor:
     """Step several times like FGSM, each time back into the ball of ``epsilon`` (maximum norm) and into [0, 1].
 
-    Returns:
-        (B, 3, H, W): the last step. In [0, 1] exactly; in the ball up to rounding of the last bit.
-
-    Raises:
-        DataError, OptionError: as :func:`fgsm`.
+    The images of the last step, (B, 3, H, W), are in [0, 1] exactly, and in the ball up to rounding of the last bit.
+    Arguments and errors are those of :func:`fgsm`.
     """
     check_images(images, labels)
     _check_epsilon(epsilon)
@@ -201,9 +179,7 @@ class RobustnessOptions:
     Attributes:
         attacks: some of :data:`ATTACKS`, at least one.
         epsilons: in [0, 1]; 0 is added where it is missing.
-        steps: of PGD.
-        seed: of noise and PGD's start.
-        batch_size: images at a time.
+        steps, seed: of PGD; of noise and PGD's start.
 
     Raises:
         OptionError: no or an unknown attack, an epsilon or a number of steps out of range.
@@ -219,26 +195,21 @@ class RobustnessOptions:
         if not self.attacks:
             raise OptionError(f"There is no attack; name at least one of {', '.join(ATTACKS)}.")
         for attack in self.attacks:
-            if attack not in ATTACKS:
-                hint = nearest(attack, ATTACKS)
-                raise OptionError(f"Unknown attack {attack!r}; it can be {', '.join(ATTACKS)}.{hint}")
+            check_known("attack", attack, ATTACKS)
         for epsilon in self.epsilons:
             _check_epsilon(epsilon)
         PgdOptions(steps=self.steps)
 
-    def attacker(self, attack: str) -> Attack:
-        """Return the function of an attack."""
-        return {
-            "noise": lambda model, images, labels, epsilon, batch: noise(images, epsilon, self.seed + batch),
-            "fgsm": lambda model, images, labels, epsilon, batch: fgsm(model, images, labels, epsilon),
-            "pgd": lambda model, images, labels, epsilon, batch: pgd(
-                model, images, labels, epsilon, PgdOptions(steps=self.steps, seed=self.seed + batch)
-            ),
-        }[attack]
+    def attacked(
+        self, attack: str, model: nn.Module, batch: tuple[Tensor, Tensor], epsilon: float, number: int
+    ) -> Tensor:
+        """Return the attacked images of a batch (images, labels); its number is added to the seed."""
+        if attack == "noise":
+            return noise(batch[0], epsilon, self.seed + number)
+        if attack == "fgsm":
+            return fgsm(model, *batch, epsilon)
+        return pgd(model, *batch, epsilon, PgdOptions(steps=self.steps, seed=self.seed + number))
 
-
-Attack = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
-"""Function (model, images, labels, epsilon, number of the batch) -> moved images."""
 
 DEFAULTS = RobustnessOptions()
 
@@ -256,15 +227,13 @@ def evaluate_robustness(
 
     Args:
         models: name -> any classifier from RGB in [0, 1]; each is attacked by its own gradients.
-        images: (N, 3, H, W) in [0, 1].
-        labels: (N,) true classes.
+        images, labels: (N, 3, H, W) in [0, 1], and (N,) true classes.
         maps: name of a model -> the map whose stability is measured, computed for the label. None takes the learned
             attention of every heedmap classifier; a model that is not named gives none.
         progress: receives which attack is being evaluated.
 
     Raises:
-        DataError: images or labels that do not fit.
-        ModelError: an output without logits, or a map that is no map.
+        DataError, ModelError: images or labels that do not fit; an output without logits, or a map that is no map.
         OptionError: no model, or a map of a model that is not there.
     """
     check_images(images, labels)
@@ -279,17 +248,20 @@ def evaluate_robustness(
     for name, model in models.items():
         with evaluation_mode(model, gradients=True, full_precision=True) as network:
             subject = _Attacked(name, network, images, labels.cpu(), maps.get(name), options.batch_size)
-            clean = subject.predict(images)
-            found = []
+            clean, lines = subject.predict(images), []
             for attack in options.attacks:
                 progress.message(f"Robustness: {name}, {attack}")
                 for epsilon in levels:
-                    now = subject.predict(subject.moved(options.attacker(attack), epsilon)) if epsilon else clean
-                    found.append(subject.row(attack, epsilon, clean, now))
-            rows[name] = tuple(found)
-            warnings[name] = masking(found, subject.silent_share(), len(images))
+                    now = subject.predict(subject.attacked(options, attack, epsilon)) if epsilon else clean
+                    lines.append(subject.row(attack, epsilon, clean, now))
+            rows[name] = tuple(lines)
+            warnings[name] = masking(lines, subject.silent_share(), len(images))
     settings = {"pgd_steps": options.steps, "pgd_step_size": "2.5 epsilon / steps", "restarts": 1, "seed": options.seed}
     return RobustnessReport(len(images), rows, warnings, settings)
+
+
+Outcome = tuple[Tensor, Tensor | None]
+"""Predicted classes (N,) and maps (N, h, w)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,35 +275,32 @@ class _Attacked:
     method: MapFunction | None
     batch_size: int
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return predicted classes (N,) and maps (N, h, w)."""
+    def predict(self, images: Tensor) -> Outcome:
         predicted = all_logits(self.model, images, self.batch_size).argmax(1)
         if self.method is None:
             return predicted, None
         return predicted, all_maps(self.name, self.method, self.model, images, self.labels, self.batch_size)
 
-    def moved(self, attack: Attack, epsilon: float) -> Tensor:
-        pairs = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
-        return torch.cat([attack(self.model, *pair, epsilon, batch) for batch, pair in enumerate(pairs)])
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
 
-    def row(
-        self, attack: str, epsilon: float, clean: tuple[Tensor, Tensor | None], now: tuple[Tensor, Tensor | None]
-    ) -> RobustnessRow:
+    def attacked(self, options: RobustnessOptions, attack: str, epsilon: float) -> Tensor:
+        parts = enumerate(self.batches())
+        return torch.cat([options.attacked(attack, self.model, batch, epsilon, number) for number, batch in parts])
+
+    def row(self, attack: str, epsilon: float, clean: Outcome, now: Outcome) -> RobustnessRow:
         was_right, is_right = clean[0] == self.labels, now[0] == self.labels
         accuracy = is_right.double().mean().item()
-        low, high = wilson_interval(accuracy, len(self.labels))
         fooled = (~is_right[was_right]).double().mean().item() if was_right.any() else math.nan
         changed = (now[0] != clean[0]).double().mean().item()
         still = None if clean[1] is None or now[1] is None else stability(clean[1], now[1])
-        return RobustnessRow(attack, epsilon, accuracy, low, high, fooled, changed, still)
+        interval = wilson_interval(accuracy, len(self.labels))
+        return RobustnessRow(attack, epsilon, accuracy, *interval, fooled, changed, still)
 
     def silent_share(self) -> float:
         """Return the share of images whose gradient is zero in every pixel: no attack by gradients sees them."""
-        silent = 0
-        for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
-            slope = _slope(self.model, fitted(self.model, images), labels)
-            silent += int((slope.flatten(1) == 0).all(1).sum())
-        return silent / len(self.images)
+        slopes = (_slope(self.model, fitted(self.model, images), labels) for images, labels in self.batches())
+        return sum(int((slope.flatten(1) == 0).all(1).sum()) for slope in slopes) / len(self.images)
 
 
 def stability(before: Tensor, after: Tensor) -> Stability | None:
@@ -342,9 +311,10 @@ def stability(before: Tensor, after: Tensor) -> Stability | None:
         return None
     shift = (hottest_points(before) - hottest_points(after)).double().square().sum(1).sqrt().mean().item()
     hot = max(1, round(HOT_SHARE * before[0].numel()))
-    first, second = (torch.zeros(maps.flatten(1).shape, dtype=torch.bool) for maps in (before, after))
-    for marked, maps in ((first, before), (second, after)):
-        marked.scatter_(1, maps.flatten(1).topk(hot, dim=1).indices, True)
+    flats = (before.flatten(1), after.flatten(1))
+    first, second = (
+        torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(hot).indices, True) for flat in flats
+    )
     overlap = ((first & second).sum(1).double() / hot).mean().item()
     return Stability(len(before), spearman(before, after).mean().item(), overlap, shift)
 
@@ -352,21 +322,19 @@ def stability(before: Tensor, after: Tensor) -> Stability | None:
 def masking(rows: Sequence[RobustnessRow], silent: float, count: int) -> tuple[str, ...]:
     """Name the signs that gradients are masked (after Athalye, Carlini, Wagner, ICML 2018, section 3.1).
 
-    Args:
-        rows: of one model.
-        silent: share of images whose gradient is zero in every pixel.
-        count: number of images; a difference below two of them is no sign.
+    ``rows`` are of one model, ``silent`` is the share of images whose gradient is zero in every pixel, ``count`` the
+    number of images; a difference below two of them is no sign.
     """
     table = {(row.attack, row.epsilon): row.accuracy for row in rows}
-    found, slack = [], 2 / count
+    signs, slack = [], 2 / count
     if silent > 0.01:
-        found.append(f"The gradient of {silent:.0%} of the images is zero in every pixel, so no attack can see them.")
+        signs.append(f"The gradient of {silent:.0%} of the images is zero in every pixel, so no attack can see them.")
     for (attack, epsilon), accuracy in table.items():
         result = f"{attack} at {epsilon * 255:g}/255 leaves {accuracy:.1%} right"
         for weaker, sign in (("fgsm", "one step does more than many"), ("noise", "noise does more than the gradient")):
             other = table.get((weaker, epsilon), 1.0)
             if attack in ("fgsm", "pgd") and weaker != attack and accuracy > other + slack:
-                found.append(f"{result}, {weaker} only {other:.1%}: {sign}, a sign of masked gradients.")
+                signs.append(f"{result}, {weaker} only {other:.1%}: {sign}, a sign of masked gradients.")
         if attack == "pgd" and epsilon >= 16 / 255 and accuracy > 0.5 * table[attack, 0.0] + slack:
-            found.append(f"{result}, more than half of the clean accuracy: rare without masked gradients; look closer.")
-    return tuple(found)
+            signs.append(f"{result}, more than half of the clean accuracy: rare without masked gradients; look closer.")
+    return tuple(signs)

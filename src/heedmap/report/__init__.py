@@ -10,12 +10,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from heedmap.errors import DataError
 from heedmap.metrics.classification import wilson_interval
 from heedmap.report.sections import Section
 from heedmap.report.viewer import ViewerImage, viewer_json
@@ -26,7 +24,6 @@ from heedmap.visualization.page import page_template
 TEST_ONCE = (
     "The test set was used once, after training; the weights were chosen on images set apart from the training set."
 )
-
 TEST_AGAIN = (
     "The weights were chosen on images set apart from the training set. The test set was evaluated once after "
     "training, and used again for the measures below; nothing was chosen by it."
@@ -38,15 +35,7 @@ MOST_FINDINGS = 12
 
 @dataclass(frozen=True)
 class ReportPanel:
-    """A panel of maps on the page.
-
-    Attributes:
-        path: the image's name.
-        label: the truth.
-        predicted: the predicted class.
-        probability: of it, 0 to 1.
-        image: a PNG or JPEG file's bytes.
-    """
+    """A panel of maps on the page: ``image`` has a PNG or JPEG file's bytes; label and prediction are class names."""
 
     path: str
     label: str
@@ -72,26 +61,19 @@ class ReportData:
     """All that the page shows.
 
     Attributes:
-        title: such as ``intel_scenes, compact with parametrised attention``.
         command: the exact command line of the run.
         classes: class names, in the order of the logits.
-        splits: part -> number of images.
-        options: option -> value, as used.
-        versions: package or machine -> version.
-        epochs: one report an epoch; may be empty.
-        steps: (step, loss) pairs, thinned by the caller; may be empty.
+        splits, options, versions: part -> number of images; option -> value, as used; package or machine -> version.
+        steps: (step, loss) pairs, thinned by the caller.
         evaluation: what ``ClassificationReport.as_dict()`` gives (count, classes, top1, top5, nll, ece, per_class,
             confusion), with ``split`` (which part) and optionally ``images_per_second``; None before evaluation.
         audit: None where none was made.
         pointing: tap -> share of images whose hottest point lies in the object's box, with the baselines ``centre``
             and ``random``; None where there are no boxes.
         right, wrong: panels of correct and wrong predictions.
-        viewer: the images behind the figures, to sort and filter on the page; may be empty.
-        notes: sentences, such as how the data was split.
-        warnings: sentences that are shown first.
-        test_sentence: how the test set was used.
+        viewer: the images behind the figures, to sort and filter on the page.
+        notes, warnings: sentences, such as how the data was split; those that are shown first.
         is_leakage_suspected: leakage would explain the accuracy.
-        sections: results of the suites.
         ranked: ``best``, ``median``, ``worst`` -> panels, by how well the map lies on the object.
     """
 
@@ -117,30 +99,17 @@ class ReportData:
     ranked: Mapping[str, Sequence[ReportPanel]] = field(default_factory=dict)
 
 
-def write_report(data: ReportData, path: str | Path) -> Path:
-    """Write the page.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    page = report_page(data)
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"Cannot write {path}: {error.strerror}. Name another place.") from error
-    return Path(path)
-
-
 def report_page(data: ReportData) -> str:
     """Return the page as text."""
     evaluation = data.evaluation
+    confusion, is_big = evaluation and evaluation["confusion"], len(data.classes) > MOST_CLASSES_IN_TABLE
     viewer, viewer_count = viewer_json(data.viewer, data.classes) if data.viewer else ("", 0)
     return page_template("page.html.jinja").render(
         data=data,
         interval=evaluation and wilson_interval(evaluation["top1"], evaluation["count"]),
         charts=_charts(data),
-        worst=evaluation and most_confused(evaluation["confusion"], data.classes),
-        big_matrix=_big_matrix(data),
+        worst=confusion and most_confused(confusion, data.classes),
+        big_matrix=matrix("Confusion matrix", confusion, data.classes) if confusion and is_big else "",
         viewer=viewer,
         viewer_count=viewer_count,
         pointing=_pointing_rows(data.pointing),
@@ -168,7 +137,8 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
     """Return the curves that are not empty: title, sentence, names for the key, SVG."""
     epochs, best = data.epochs, _best_epoch(data.epochs)
     taps = list(dict.fromkeys(tap for epoch in epochs for tap in epoch.attention_peak))
-    loss = [_course(epochs, "training", "train_loss"), _validation(epochs, "loss")]
+    training = Series("training", tuple((epoch.epoch, float(epoch.train_loss)) for epoch in epochs))
+    loss = [training, _validation(epochs, "loss")]
     accuracy = [_validation(epochs, "accuracy")]
     peaks = [Series(tap, tuple((e.epoch, e.attention_peak.get(tap, math.nan)) for e in epochs)) for tap in taps]
     drawn = [
@@ -186,19 +156,10 @@ def _charts(data: ReportData) -> list[dict[str, Any]]:
         steps = [Series("training", tuple((float(step), loss) for step, loss in data.steps))]
         drawn.insert(1, ("Loss by step", "While training.", steps, line_chart("Loss by step", steps, x_name="step")))
     return [
-        {
-            "title": title,
-            "sentence": sentence,
-            "names": [line.name if line.known else "" for line in series],
-            "svg": svg,
-        }
-        for title, sentence, series, svg in drawn
+        {"title": title, "sentence": sentence, "names": [line.name if line.known else "" for line in lines], "svg": svg}
+        for title, sentence, lines, svg in drawn
         if svg
     ]
-
-
-def _course(epochs: Sequence[EpochReport], name: str, attribute: str) -> Series:
-    return Series(name, tuple((epoch.epoch, float(getattr(epoch, attribute))) for epoch in epochs))
 
 
 def _validation(epochs: Sequence[EpochReport], figure: str) -> Series:
@@ -210,19 +171,11 @@ def _best_epoch(epochs: Sequence[EpochReport]) -> int | None:
     return max((epoch.epoch for epoch in epochs if epoch.is_best), default=None)
 
 
-def _big_matrix(data: ReportData) -> str:
-    if data.evaluation is None or len(data.classes) <= MOST_CLASSES_IN_TABLE:
-        return ""
-    return matrix("Confusion matrix", data.evaluation["confusion"], data.classes)
-
-
 def _pointing_rows(pointing: Mapping[str, float] | None) -> list[dict[str, Any]]:
     """Return rows: taps first, then the two baselines that any map must beat."""
     words = {"centre": "always the image's centre", "random": "a random point"}
-    rows = [
-        {"name": words.get(key, key), "share": share, "base": key in words} for key, share in (pointing or {}).items()
-    ]
-    return sorted(rows, key=lambda row: row["base"])
+    shares = sorted((pointing or {}).items(), key=lambda pair: pair[0] in words)
+    return [{"name": words.get(key, key), "share": share, "base": key in words} for key, share in shares]
 
 
 def _findings(audit: Audit | None) -> dict[str, list[Any]]:

@@ -44,15 +44,15 @@ def difference_chart(found: Mapping[str, Any]) -> str:
     names = [variant["name"] for variant in found["variants"]]
     rows = [
         DotRow(
-            each["variant"],
-            tuple(each["differences"]),
-            each["mean"],
-            each["low"],
-            each["high"],
-            colour=names.index(each["variant"]),
+            pair["variant"],
+            tuple(pair["differences"]),
+            pair["mean"],
+            pair["low"],
+            pair["high"],
+            colour=names.index(pair["variant"]),
         )
-        for each in found["differences"]
-        if each["measure"] == "test_accuracy"
+        for pair in found["differences"]
+        if pair["measure"] == "test_accuracy"
     ]
     unit = f"points of test accuracy over {found['control']}"
     return dot_chart("Differences to the control with 95 % intervals", rows, unit=unit, scale=100, zero=True)
@@ -74,8 +74,8 @@ def _table(found: Mapping[str, Any], group: str) -> dict[str, Any]:
     rows = []
     for variant in found["variants"]:
         cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in measures]
-        known = list(amounts(variant).values()) if more else []
-        rows.append({"name": variant["name"], "seeds": len(variant["runs"]), "cells": cells + known})
+        costs = list(amounts(variant).values()) if more else []
+        rows.append({"name": variant["name"], "seeds": len(variant["runs"]), "cells": cells + costs})
     arrows = {"higher": " \u2191", "lower": " \u2193"}
     return {"heads": [each["name"] + arrows.get(each["better"], "") for each in measures] + list(more), "rows": rows}
 
@@ -91,9 +91,8 @@ def cell(summary: Mapping[str, float] | None, unit: str) -> str:
 
 def amounts(variant: Mapping[str, Any]) -> dict[str, str]:
     """Return parameters and multiply-accumulates in millions."""
-    keys = {"parameters": "parameters", "work": "multiply_accumulates"}
-    found = {short: variant[key] for short, key in keys.items()}
-    return {short: "-" if value is None else f"{value / 1e6:,.2f} M" for short, value in found.items()}
+    counts = {"parameters": variant["parameters"], "work": variant["multiply_accumulates"]}
+    return {name: "-" if count is None else f"{count / 1e6:,.2f} M" for name, count in counts.items()}
 
 
 def _digits(value: float) -> int:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 WORDS = {
-    "pointing": "pointing",
     "pointing_near": "pointing, near",
     "energy": "energy inside",
     "otsu_iou": "IoU, Otsu",
@@ -16,7 +15,7 @@ WORDS = {
     "max_box_acc_v2": "MaxBoxAccV2",
     "corloc": "CorLoc",
 }
-
+"""Metric of localization -> its name in a table's head."""
 
 _LEFT = {
     "mean": "each image's own mean colour",
@@ -32,8 +31,6 @@ class Table:
     """Cells under a head; a cell may end with its interval in parentheses.
 
     Attributes:
-        head: of the columns.
-        rows: as many cells each.
         grey: first cells of the rows that are baselines.
         keys: how many columns, from the left, name the row; repeated where a table is split.
     """
@@ -46,15 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One suite on the page.
-
-    Attributes:
-        key: of the suite.
-        title: a question.
-        sentence: how to read the tables.
-        tables: what was measured.
-        notes: how many images, verdicts, warnings.
-    """
+    """One suite: a question as its title, how to read its tables, and notes: how many images, verdicts, warnings."""
 
     key: str
     title: str
@@ -71,22 +60,17 @@ def sections(suites: Mapping[str, Any]) -> list[Section]:
 def _localization(found: Mapping[str, Any]) -> Section:
     metrics = list(found["metrics"])
     rows = [(name, *(_interval(scores[metric]) for metric in metrics)) for name, scores in found["scores"].items()]
-    table = Table(
-        ("map", *(WORDS.get(metric, metric) for metric in metrics)), tuple(rows), frozenset(found["baselines"])
-    )
+    head = ("map", *(WORDS.get(metric, metric) for metric in metrics))
     left = ", ".join(f"{count:,} {reason}" for reason, count in found["left_out"].items())
-    notes = [
-        _sample(found),
-        found["target"],
-        *([f"Left out: {left}."] if left else []),
-        *(f"{name}: {kind} in {count:,} images." for name, kinds in found["unmeasurable"].items()
-          for kind, count in kinds.items()),
-        *found["notes"],
-    ]  # fmt: skip
+    notes = [_sample(found), found["target"], *([f"Left out: {left}."] if left else [])]
+    for name, kinds in found["unmeasurable"].items():
+        notes += [f"{name}: {kind} in {count:,} images." for kind, count in kinds.items()]
+    notes += found["notes"]
     sentence = (
         "Do maps lie where the annotated objects are? In per cent, with the 95 % interval over images; a map that does "
         "not beat the rows of centre and edges shows little."
     )
+    table = Table(head, tuple(rows), frozenset(found["baselines"]))
     return Section("localization", "Do maps lie on the object?", sentence, (table,), tuple(notes))
 
 
@@ -101,33 +85,18 @@ def _faithfulness(found: Mapping[str, Any]) -> Section:
         for name, check in found["randomization"].items()
     )
     randomized = Table(("map, all weights randomized", "rank correlation", "SSIM"), checks, frozenset({"edges"}))
-    stages = [
-        table
-        for check, said in (
-            ("cascading", "weights randomized, from the top down to"),
-            ("independent", "this layer alone"),
-        )
-        if (table := _stages(found["randomization"], check, f"rank correlation; {said}")) is not None
-    ]
-    baseline = found.get("deletion_baseline", "mean")
-    notes = [
-        f"Deletion leaves {_LEFT[baseline]}.",
-        _sample(found),
-        *(row["sentence"] for row in found["rows"] if row["name"] not in baselines),
-    ]
+    kinds = {"cascading": "weights randomized, from the top down to", "independent": "this layer alone"}
+    stages = [_stages(found["randomization"], check, f"rank correlation; {kind}") for check, kind in kinds.items()]
+    notes = [f"Deletion leaves {_LEFT[found.get('deletion_baseline', 'mean')]}.", _sample(found)]
+    notes += [row["sentence"] for row in found["rows"] if row["name"] not in baselines]
     notes += [f"{name}: {check['verdict']}" for name, check in found["randomization"].items()]
     sentence = (
         "Does the prediction suffer when a map's hot places are removed? Deletion and average drop: less is better; "
         "insertion, ROAD and increase: more. Random maps of the same grid stand beside."
     )
     table = Table(("map", *(key.replace("_", " ") for key in measures)), rows, baselines)
-    return Section(
-        "faithfulness",
-        "Do the hot places matter to the prediction?",
-        sentence,
-        (table, randomized, *stages),
-        tuple(notes),
-    )
+    tables = (table, randomized, *filter(None, stages))
+    return Section("faithfulness", "Do the hot places matter to the prediction?", sentence, tables, tuple(notes))
 
 
 def _stages(checks: Mapping[str, Any], check: str, head: str) -> Table | None:
@@ -149,24 +118,16 @@ def _robustness(found: Mapping[str, Any]) -> Section:
         for line in lines:
             still = line["stability"]
             maps = ("-", "-") if still is None else (f"{still['rank']:.2f}", f"{still['overlap']:.0%}")
-            rows.append(
-                (
-                    name,
-                    line["attack"],
-                    f"{255 * line['epsilon']:g}/255",
-                    _interval(line, "accuracy"),
-                    "-" if _unknown(line["fooled"]) else f"{line['fooled']:.1%}",
-                    *maps,
-                )
-            )
-    notes = [_sample(found), *(f"{name}: {each}" for name, said in found["warnings"].items() for each in said)]
+            fooled = "-" if _unknown(line["fooled"]) else f"{line['fooled']:.1%}"
+            size = f"{255 * line['epsilon']:g}/255"
+            rows.append((name, line["attack"], size, _interval(line, "accuracy"), fooled, *maps))
+    notes = [_sample(found), *(f"{name}: {sign}" for name, signs in found["warnings"].items() for sign in signs)]
     sentence = (
         "Accuracy in per cent when every pixel may change by epsilon; fooled: share of the correct "
         "predictions that are wrong then. The last columns: how similar the map stays."
     )
-    return Section(
-        "robustness", "Does it withstand attacks?", sentence, (Table(head, tuple(rows), keys=3),), tuple(notes)
-    )
+    table = Table(head, tuple(rows), keys=3)
+    return Section("robustness", "Does it withstand attacks?", sentence, (table,), tuple(notes))
 
 
 def _transfer(found: Mapping[str, Any]) -> Section:
@@ -174,18 +135,9 @@ def _transfer(found: Mapping[str, Any]) -> Section:
     rows = []
     for row in found["rows"]:
         probe = row["probe"]
-        rows.append(
-            (
-                row["data"],
-                row["model"],
-                _interval(probe, "accuracy"),
-                f"{100 * probe['majority']:.1f}",
-                f"{probe['cost']:g}",
-                str(probe["width"]),
-                f"{probe['train']:,}",
-                f"{probe['test']:,}",
-            )
-        )
+        majority, counts = f"{100 * probe['majority']:.1f}", (f"{probe['train']:,}", f"{probe['test']:,}")
+        figures = (_interval(probe, "accuracy"), majority, f"{probe['cost']:g}", str(probe["width"]), *counts)
+        rows.append((row["data"], row["model"], *figures))
     slow = [row["data"] for row in found["rows"] if not row["probe"]["converged"]]
     notes = [f"The solver did not converge on {name}." for name in slow]
     sentence = "A linear SVM on the frozen features of this network; C was chosen inside the training part."

@@ -24,26 +24,16 @@ from heedmap.models.classifier import AttentionClassifier, attention_maps
 from heedmap.visualization.heatmap import COLOURS, grid_of
 
 MOST_IMAGES = 1000
-"""The page shows no more images than this."""
-
-THUMBNAIL = 128
-"""Side of an image on the page in pixels."""
-
-MOST_BYTES = 9_000_000
-"""Of all images with their maps together; where fine maps or busy images need more, fewer are shown."""
-
-_QUALITY = 60
-_BATCH = 50
+THUMBNAIL = 128  # side of an image on the page in pixels
+MOST_BYTES = 9_000_000  # of all images with their maps; where fine maps or busy images need more, fewer are shown
+_QUALITY, _BATCH = 60, 50
 
 
 @dataclass(frozen=True)
 class ViewerImage:
-    """One image with its prediction and its maps.
+    """One image with its prediction (indices of classes, and the probability of the predicted one) and its maps.
 
     Attributes:
-        name: the image's name.
-        truth, predicted: indices of classes.
-        probability: of the predicted class, 0 to 1.
         loss: negative log-likelihood of the truth, in nats.
         view: uint8 RGB (S, S, 3), the square that the classifier sees.
         maps: tap -> (h, w), not negative, the same taps for all images; drawn from zero to ``ends``.
@@ -61,16 +51,12 @@ class ViewerImage:
 
 
 def choose_rows(is_right: Sequence[bool], most: int = MOST_IMAGES) -> list[int]:
-    """Choose which images the page shows: all where there is room, else the wrong ones first, evenly spread.
-
-    Returns:
-        Places in the order of the images.
-    """
+    """Choose which images the page shows, in order: all where there is room, else wrong ones first, evenly spread."""
     wrong = [row for row, right in enumerate(is_right) if not right]
     right = [row for row, right in enumerate(is_right) if right]
     # Half of the room is enough for mistakes where there are many: correct predictions are worth seeing too.
-    kept = _spread(wrong, max(most // 2, most - len(right)))
-    return sorted(kept + _spread(right, most - len(kept)))
+    chosen = _spread(wrong, max(most // 2, most - len(right)))
+    return sorted(chosen + _spread(right, most - len(chosen)))
 
 
 def _spread(rows: list[int], most: int) -> list[int]:
@@ -85,10 +71,7 @@ def viewer_images(
 ) -> list[ViewerImage]:
     """Return the images that the page shows of an evaluated part, as thumbnails, each with its maps.
 
-    Args:
-        classifier: in eval mode; run again for the maps, which are not kept of all images.
-        images: the part.
-        predictions: of it.
+    The classifier, in eval mode, runs again for the maps, which are not held for all images.
     """
     predicted = predictions.logits.argmax(1)
     probabilities = predictions.logits.softmax(1).amax(1)
@@ -125,12 +108,7 @@ def viewer_json(images: Sequence[ViewerImage], classes: Sequence[str]) -> tuple[
     if size > MOST_BYTES:
         is_right = [image.truth == image.predicted for image in images]
         entries = [entries[row] for row in choose_rows(is_right, max(1, len(entries) * MOST_BYTES // size))]
-    content = {
-        "classes": list(classes),
-        "taps": taps,
-        "colours": _text(COLOURS.tobytes()),
-        "images": entries,
-    }
+    content = {"classes": list(classes), "taps": taps, "colours": _text(COLOURS.tobytes()), "images": entries}
     return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"), len(entries)
 
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heedmap.data.loader import generator
-from heedmap.errors import DataError, OptionError, nearest
+from heedmap.errors import DataError, OptionError
 from heedmap.metrics.faithfulness.imputation import imputed, stand_in
+from heedmap.metrics.maps import check_known, unit_range
 from heedmap.modules import fitted, home_of, logits_of
 
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -28,12 +29,9 @@ ORDERS = ("most", "least")
 
 @dataclass(frozen=True, eq=False)
 class MappedImages:
-    """Images, each with its map and the class whose probability is followed.
+    """Images (N, 3, H, W) in [0, 1], each with the class (N,) whose probability is followed, and its map.
 
-    Attributes:
-        images: (N, 3, H, W) in [0, 1].
-        targets: (N,) classes.
-        maps: (N, h, w), finite, on the CPU; larger is hotter.
+    Maps are (N, h, w), finite, on the CPU; larger is hotter.
 
     Raises:
         DataError: numbers that do not fit, or a map that is not finite.
@@ -46,42 +44,28 @@ class MappedImages:
     def __post_init__(self) -> None:
         maps, count = self.maps, len(self.images)
         if maps.dim() != 3 or len(maps) != count or len(self.targets) != count or 0 in maps.shape:
-            raise DataError(
-                f"Maps {tuple(maps.shape)} and {len(self.targets)} targets for {count} images; (N, h, w) and (N,)."
-            )
+            shapes = f"Maps {tuple(maps.shape)} and {len(self.targets)} targets for {count} images"
+            raise DataError(f"{shapes}; (N, h, w) and (N,) are needed.")
         if not maps.isfinite().all():
             raise DataError("A map holds values that are not finite, so its pixels have no order.")
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """How the prediction changes while more and more of the image is changed.
+    """How the prediction changes while more and more of the image is changed."""
 
-    Attributes:
-        shares: (S,) share of the pixels changed.
-        probabilities: (N, S) of the target.
-        kept: (N, S) bool, the target still has the largest logit.
-        area: (N,) the area under the probabilities, for ROAD their mean.
-    """
-
-    shares: Tensor
-    probabilities: Tensor
-    kept: Tensor
-    area: Tensor
+    shares: Tensor  # (S,) share of the pixels changed
+    probabilities: Tensor  # (N, S) of the target
+    kept: Tensor  # (N, S) bool, the target still has the largest logit
+    area: Tensor  # (N,) the area under the probabilities, for ROAD their mean
 
 
 def pixel_ranks(maps: Tensor, height: int, width: int, seed: int = 0) -> Tensor:
-    """Rank the pixels of each image by its map, (N, height * width) int32, 0 = the hottest.
+    """Rank the pixels of images by their maps (N, h, w): (N, height * width) int32, 0 = the hottest.
 
-    Args:
-        maps: (N, h, w), finite, on the CPU.
-        height, width: of the images.
-        seed: of the order among equal values.
+    ``seed`` is that of the order among equal values.
     """
-    ranks = torch.empty(len(maps), height * width, dtype=torch.int32)
-    for row in range(len(maps)):
-        ranks[row] = _ranked(maps, row, height, width, seed)
-    return ranks
+    return torch.stack([_ranked(maps, row, height, width, seed) for row in range(len(maps))])
 
 
 def _ranked(maps: Tensor, row: int, height: int, width: int, seed: int) -> Tensor:
@@ -120,7 +104,6 @@ def deletion(
             the zero of the normalised image, here ``classifier.mean.flatten()``; ``mean`` is each image's own mean
             colour.
         seed: of the order among equal values.
-        batch_size: images a forward pass.
 
     Raises:
         OptionError: an unknown baseline, or a step below 1.
@@ -146,12 +129,7 @@ def insertion(
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """Images on their way from one end to the other, each prepared when a batch needs it.
-
-    Attributes:
-        mapped, baseline, seed: as for :func:`deletion`.
-        is_deletion: from the image to the baseline; else the other way round.
-    """
+    """Images on their way to the baseline (deletion) or from it, each prepared when a batch needs it."""
 
     mapped: MappedImages
     baseline: str | Tensor
@@ -222,20 +200,18 @@ def road(
 
     What a mask's shape alone gives away is gone with it, unlike with a fixed colour.
 
+    The ``area`` of the curve is the mean probability over ``shares``.
+
     Args:
-        model, seed, batch_size: as for :func:`deletion`.
+        model, seed: as for :func:`deletion`.
         order: ``most`` removes the hottest pixels first (a small area is good), ``least`` the coldest (a large one is).
         shares: of the pixels removed, each above 0 and below 1.
         noise: standard deviation in pixel units; 0.01 as in the published code, which adds it to normalised images.
 
-    Returns:
-        A curve whose ``area`` is the mean probability over ``shares``.
-
     Raises:
         OptionError: an unknown order, or a share out of range.
     """
-    if order not in ORDERS:
-        raise OptionError(f"Unknown order {order!r}; it can be {', '.join(ORDERS)}.{nearest(order, ORDERS)}")
+    check_known("order", order, ORDERS)
     if not shares or not all(0 < share < 1 for share in shares):
         raise OptionError(f"shares = {tuple(shares)}; each must lie between 0 and 1, both left out.")
     height, width = mapped.images.shape[2:]
@@ -243,15 +219,13 @@ def road(
     if order == "least":
         ranks = height * width - 1 - ranks
     pixels, targets = mapped.images.detach().cpu(), mapped.targets.cpu()
-    pairs = [(row, place) for row in range(len(pixels)) for place in range(len(shares))]
     predictions = []
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
+    for pairs in torch.arange(len(pixels) * len(shares)).split(batch_size):
+        rows, places = pairs // len(shares), pairs % len(shares)
         views = [
             imputed(pixels[row], ranks[row] < round(shares[place] * height * width), noise, generator(seed, row, place))
-            for row, place in batch
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True)
         ]
-        rows = torch.tensor([row for row, _ in batch])
         predictions.append(_predicted(model, fitted(model, torch.stack(views)), targets[rows]))
     both = torch.cat(predictions).view(len(pixels), len(shares), 2)
     return Curve(torch.tensor(shares, dtype=torch.float64), both[..., 0], both[..., 1] > 0, both[..., 0].mean(1))
@@ -276,9 +250,9 @@ def confidence_change(
     parts = (mapped.images.split(batch_size), mapped.targets.split(batch_size), mapped.maps.split(batch_size))
     for images, targets, maps in zip(*parts, strict=True):
         pixels = fitted(model, images)
-        grid = upsampled(maps, *pixels.shape[2:]).to(pixels)[:, None]
-        low, high = grid.amin((1, 2, 3), keepdim=True), grid.amax((1, 2, 3), keepdim=True)
-        weight = torch.where(high > low, (grid - low) / (high - low).clamp_min(torch.finfo(grid.dtype).tiny), 1.0)
+        grid = upsampled(maps, *pixels.shape[2:]).to(pixels)
+        is_flat = grid.amax((1, 2), keepdim=True) == grid.amin((1, 2), keepdim=True)
+        weight = torch.where(is_flat, 1.0, unit_range(grid))[:, None]
         shown = _predicted(model, torch.lerp(stand_in(pixels, baseline), pixels, weight), targets)
         pairs.append(torch.stack((_predicted(model, pixels, targets)[:, 0], shown[:, 0]), dim=1))
     whole, shown = torch.cat(pairs).unbind(1)

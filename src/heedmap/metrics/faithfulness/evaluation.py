@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heedmap.data.loader import generator
-from heedmap.errors import OptionError, nearest
+from heedmap.errors import OptionError
 from heedmap.metrics.faithfulness.deletion import (
     ORDERS,
     ROAD_SHARES,
@@ -24,7 +24,7 @@ from heedmap.metrics.faithfulness.deletion import (
     insertion,
     road,
 )
-from heedmap.metrics.maps import MapFunction, Score, all_logits, all_maps, centre_map, check_images, score
+from heedmap.metrics.maps import MapFunction, Score, all_logits, all_maps, centre_map, check_images, check_known, score
 from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 
@@ -44,7 +44,6 @@ class FaithfulnessOptions:
         deletion_baseline, insertion_baseline: see :func:`heedmap.metrics.faithfulness.imputation.stand_in`.
         shares: of the pixels that ROAD imputes, each above 0 and below 1.
         seed: of ties, noise and the random maps.
-        batch_size: images a forward pass.
 
     Raises:
         OptionError: an unknown measure.
@@ -60,16 +59,12 @@ class FaithfulnessOptions:
 
     def __post_init__(self) -> None:
         for measure in self.measures:
-            if measure not in MEASURES:
-                hint = nearest(measure, MEASURES)
-                raise OptionError(f"Unknown measure {measure!r}; it can be {', '.join(MEASURES)}.{hint}")
+            check_known("measure", measure, MEASURES)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as JSON can hold them, without the batch size."""
         values = {name: getattr(self, name) for name in ("step", "deletion_baseline", "insertion_baseline", "seed")}
-        plain = {
-            name: value.flatten().tolist() if isinstance(value, Tensor) else value for name, value in values.items()
-        }
+        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
         return {"measures": list(self.measures), "shares": list(self.shares), **plain}
 
 
@@ -81,7 +76,6 @@ class MapScores:
     """How faithful one map is; every score in [0, 1], except ``road`` in [-0.5, 0.5].
 
     Attributes:
-        name: of the map.
         grid: its (h, w) before upsampling.
         scores: ``deletion`` (less is better), ``insertion`` (more), ``road_most`` and ``road_least`` (mean probability
             with the most / least relevant pixels imputed), ``road`` = (least - most) / 2 (more; chance is near 0),
@@ -89,7 +83,6 @@ class MapScores:
         chance: name of the random map of the same grid; None for a random map.
         better: of ``deletion``, ``insertion``, ``road`` those measured -> by how much the map is better than that
             random map, image by image; above 0 is better.
-        count: images it was evaluated on.
     """
 
     name: str
@@ -101,10 +94,7 @@ class MapScores:
 
     @property
     def sentence(self) -> str:
-        """One line: in which measures the interval of the gain over chance leaves out zero, and on which side.
-
-        Below ``FEWEST`` images it says that there are too few.
-        """
+        """One line: in which measures the interval of the gain over chance leaves out zero, given ``FEWEST`` images."""
         if self.better and self.count < FEWEST:
             return f"{self.name}: too few images to tell (n = {self.count}; {FEWEST} are needed)"
         above = [measure for measure, gain in self.better.items() if gain.low > 0]
@@ -119,10 +109,8 @@ class MapScores:
 class FaithfulnessReport:
     """Maps and baselines on the same images.
 
-    Attributes:
-        count: number of images.
-        rows: the maps in their order, then ``centre``, then ``random HxW`` for each grid among the maps.
-        settings: measures, step, baselines, shares and seed, for the record.
+    Rows are the maps in their order, then ``centre``, then ``random HxW`` for each grid among the maps; ``settings``
+    are measures, step, baselines, shares and seed, for the record.
     """
 
     count: int
@@ -149,13 +137,11 @@ def evaluate_faithfulness(
     Args:
         model: any classifier from RGB in [0, 1]; it is as before afterwards.
         images: (N, 3, H, W) in [0, 1].
-        methods: name -> map function.
         targets: (N,) class that is explained; None takes the predicted ones, as RISE does.
         progress: receives which map is being evaluated.
 
     Raises:
-        DataError: images or targets that do not fit.
-        ModelError: an output without logits, or a map that is no map.
+        DataError, ModelError: images or targets that do not fit; an output without logits, or a map that is no map.
         OptionError: no map, one named like a baseline, or a step, share or baseline out of range.
     """
     check_images(images, targets)
@@ -180,10 +166,7 @@ def evaluate_faithfulness(
 
 
 def random_maps(like: Tensor, seed: int) -> Tensor:
-    """Return maps of the same shape (N, h, w), each value drawn uniformly from [0, 1): they know nothing.
-
-    The map of an image is a function of seed and place, so a batch more or less changes none.
-    """
+    """Return maps of the same shape (N, h, w), uniform in [0, 1); each is a function of seed and place alone."""
     return torch.stack([torch.rand(like.shape[1:], generator=generator(seed, row, 1)) for row in range(len(like))])
 
 
@@ -194,28 +177,28 @@ def _random_name(maps: Tensor) -> str:
 def _measured(model: nn.Module, mapped: MappedImages, options: FaithfulnessOptions) -> dict[str, Tensor]:
     """Return measure -> one value for each image."""
     common: dict[str, int] = {"seed": options.seed, "batch_size": options.batch_size}
-    found: dict[str, Tensor] = {}
-    if "deletion" in options.measures:
-        curve = deletion(model, mapped, step=options.step, baseline=options.deletion_baseline, **common)
-        found["deletion"] = curve.area
-    if "insertion" in options.measures:
-        curve = insertion(model, mapped, step=options.step, baseline=options.insertion_baseline, **common)
-        found["insertion"] = curve.area
+    values: dict[str, Tensor] = {}
+    for name, curve, baseline in (
+        ("deletion", deletion, options.deletion_baseline),
+        ("insertion", insertion, options.insertion_baseline),
+    ):
+        if name in options.measures:
+            values[name] = curve(model, mapped, step=options.step, baseline=baseline, **common).area
     if "road" in options.measures:
         most, least = (road(model, mapped, order=order, shares=options.shares, **common).area for order in ORDERS)
-        found |= {"road_most": most, "road_least": least, "road": (least - most) / 2}
+        values |= {"road_most": most, "road_least": least, "road": (least - most) / 2}
     if "drop" in options.measures:
         drop, increase = confidence_change(model, mapped, batch_size=options.batch_size)
-        found |= {"average_drop": drop, "increase": increase}
-    return found
+        values |= {"average_drop": drop, "increase": increase}
+    return values
 
 
 def _map_scores(name: str, maps: Tensor, values: Mapping[str, Mapping[str, Tensor]]) -> MapScores:
     own, chance = values[name], _random_name(maps)
     scores = {measure: score(value) for measure, value in own.items()}
-    height, width = maps.shape[1:]
+    count, height, width = maps.shape
     if name == chance:
-        return MapScores(name, (height, width), scores, None, {}, len(maps))
-    gains = {measure: own[measure] - values[chance][measure] for measure in SCORED if measure in own}
-    better = {measure: score(SCORED[measure] * gain) for measure, gain in gains.items()}
-    return MapScores(name, (height, width), scores, chance, better, len(maps))
+        return MapScores(name, (height, width), scores, None, {}, count)
+    others = values[chance]
+    better = {key: score(sign * (own[key] - others[key])) for key, sign in SCORED.items() if key in own}
+    return MapScores(name, (height, width), scores, chance, better, count)

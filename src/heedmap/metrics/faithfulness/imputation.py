@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.errors import OptionError, nearest
+from heedmap.errors import OptionError
+from heedmap.metrics.maps import check_known
 
 BASELINES = ("mean", "black", "blur")
 BLUR_SIDE, BLUR_SIGMA = 11, 5
@@ -14,15 +15,11 @@ STRAIGHT, DIAGONAL = 1 / 6, 1 / 12  # weights of the eight neighbours, Rong et a
 
 
 def stand_in(images: Tensor, baseline: str | Tensor) -> Tensor:
-    """Return what the images become when nothing of them is left.
+    """Return what images (B, 3, H, W) in [0, 1] become when nothing of them is left.
 
     Args:
-        images: (B, 3, H, W) in [0, 1].
         baseline: ``mean`` (each image's own mean colour), ``black``, ``blur`` (see :func:`blurred`), or a colour (3,)
             in [0, 1]; ``classifier.mean.flatten()`` is the zero of the network's own normalised space.
-
-    Returns:
-        (B, 3, H, W).
 
     Raises:
         OptionError: an unknown word, or a tensor that is no colour.
@@ -31,13 +28,10 @@ def stand_in(images: Tensor, baseline: str | Tensor) -> Tensor:
         if baseline.shape != images.shape[1:2]:
             raise OptionError(f"A baseline of shape {tuple(baseline.shape)} is no colour; ({images.shape[1]},) is one.")
         return baseline.to(images)[:, None, None].expand_as(images)
+    check_known("baseline", baseline, BASELINES)
     if baseline == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
-    if baseline == "black":
-        return torch.zeros_like(images)
-    if baseline == "blur":
-        return blurred(images)
-    raise OptionError(f"Unknown baseline {baseline!r}; it can be {', '.join(BASELINES)}.{nearest(baseline, BASELINES)}")
+    return torch.zeros_like(images) if baseline == "black" else blurred(images)
 
 
 def blurred(images: Tensor) -> Tensor:
@@ -67,12 +61,8 @@ def imputed(image: Tensor, removed: Tensor, noise: float, generator: torch.Gener
 
     Args:
         image: (C, H, W) in [0, 1], on the CPU.
-        removed: (H, W) bool; at least one pixel must be left.
-        noise: its standard deviation.
-        generator: where the noise comes from.
-
-    Raises:
-        OptionError: every pixel is removed, so there is nothing to impute from.
+        removed: (H, W) bool; at least one pixel must be left, else OptionError.
+        noise, generator: its standard deviation, and where it comes from.
     """
     from scipy.sparse.linalg import splu
 
@@ -85,18 +75,16 @@ def imputed(image: Tensor, removed: Tensor, noise: float, generator: torch.Gener
     # The matrix is symmetric and positive definite: no pivoting is needed, and saying so halves the time.
     factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     solved = torch.from_numpy(factors.solve(known)).to(image.dtype).T  # (C, n)
+    solved = solved + noise * torch.randn(solved.shape, generator=generator, dtype=image.dtype)
     filled = image.clone()
-    filled[:, removed] = (solved + noise * torch.randn(solved.shape, generator=generator, dtype=image.dtype)).clamp(
-        0, 1
-    )
+    filled[:, removed] = solved.clamp(0, 1)
     return filled
 
 
 def _linear_system(gone: NDArray[np.bool_], pixels: NDArray[np.float64]) -> tuple[object, NDArray[np.float64]]:
-    """Return matrix (n, n) and right side (n, C).
+    """Return matrix (n, n) and right side (n, C) for n removed pixels; j runs over the neighbours in the image.
 
     For each removed i: sum_j w_ij x_i - sum_(j removed) w_ij x_j = known part.
-    j runs over the neighbours that lie in the image, n counts the removed pixels.
     """
     from scipy.sparse import csc_matrix
 

@@ -12,8 +12,7 @@ a map may depend on the weights and still point to the wrong place.
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.metrics.faithfulness.deletion import upsampled
-from heedmap.metrics.maps import MapFunction, all_logits, all_maps, check_images
+from heedmap.metrics.maps import MapFunction, PlainReport, all_logits, all_maps, check_images, unit_range
 from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 
@@ -36,13 +35,10 @@ SSIM_SIDE, SSIM_SIGMA, SSIM_FIRST, SSIM_SECOND = 11, 1.5, 0.01, 0.03
 class RandomizedStage:
     """How similar the maps are before and after some layers were randomized; means over images whose map is not blank.
 
-    A blank map, constant over the image, has no order to compare, so it is left out; the means are NaN where no other
-    is left.
+    A blank map, constant over the image, has no order to compare; the means are NaN where no other is left.
 
     Attributes:
-        layers: the layers randomized by this stage.
-        absolute: Spearman's correlation of the absolute values, in [-1, 1].
-        signed: the same of the values as they are.
+        absolute, signed: Spearman's correlation of the absolute values and of the values as they are, in [-1, 1].
         ssim: structural similarity of the maps at the image's size, each scaled to [0, 1].
         constant: share of images whose map became blank.
     """
@@ -55,12 +51,11 @@ class RandomizedStage:
 
 
 @dataclass(frozen=True)
-class RandomizationReport:
+class RandomizationReport(PlainReport):
     """How randomizing changed a map.
 
     Attributes:
-        count: images whose map is not constant.
-        left_out: images with a constant map.
+        count, left_out: images whose map is not constant, and whose map is.
         cascading: one stage after another, from the top; the last has every layer randomized.
         independent: each group of layers alone.
         between: mean rank correlation (absolute values) of one image's map with the next image's, before: what
@@ -77,10 +72,6 @@ class RandomizationReport:
     depends: bool | None
     verdict: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain numbers, strings, lists and dicts; NaN where a figure is not defined."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RandomizationOptions:
@@ -91,7 +82,6 @@ class RandomizationOptions:
         most: more layers than this are joined with their neighbours into so many groups.
         independent: make the independent check too.
         seed: of the new weights. The global random state is not touched.
-        batch_size: images a forward pass.
 
     Raises:
         OptionError: ``most`` below 1.
@@ -123,11 +113,8 @@ def randomization_check(
     """Randomize a network's layers and compare the maps; the weights are put back bit by bit, also after an error.
 
     Args:
-        model: any classifier from RGB in [0, 1].
-        images: (N, 3, H, W) in [0, 1], at least 11 x 11.
-        method: the map function.
-        targets: (N,) class that is explained, the same before and after; None takes those that the learned weights
-            predict.
+        model, images: any classifier from RGB in [0, 1]; (N, 3, H, W) in [0, 1], at least 11 x 11.
+        targets: (N,) class that is explained, before and after; None takes those that the learned weights predict.
         progress: receives which layers were randomized.
 
     Raises:
@@ -143,32 +130,23 @@ def randomization_check(
         classes = all_logits(network, images, batch_size).argmax(1) if targets is None else targets.cpu()
         before = all_maps("before randomizing", method, network, images, classes, batch_size)
 
-        def after(names: tuple[str, ...]) -> RandomizedStage:
+        def after(number: int, names: tuple[str, ...]) -> RandomizedStage:
+            randomize(network, names, options.seed + number)
             progress.message(f"Randomized: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
             maps = all_maps(f"after randomizing {names[0]}", method, network, images, classes, batch_size)
             return _stage(names, before, maps, images)
 
         with restored(network):
-            cascading = []
-            for number, names in enumerate(groups):
-                randomize(network, names, options.seed + number)
-                cascading.append(after(names))
+            cascading = [after(number, names) for number, names in enumerate(groups)]
         alone = []
         for number, names in enumerate(groups if options.independent else ()):
             with restored(network):
-                randomize(network, names, options.seed + number)
-                alone.append(after(names))
-    return _report(before, tuple(cascading), tuple(alone))
-
-
-def _report(
-    before: Tensor, cascading: tuple[RandomizedStage, ...], independent: tuple[RandomizedStage, ...]
-) -> RandomizationReport:
-    varied = before[~is_constant(before)]
-    between = spearman(varied.abs(), varied.abs().roll(1, 0)).mean().item() if len(varied) > 1 else float("nan")
-    depends, verdict = _verdict(cascading[-1], len(varied), len(before))
-    left_out = len(before) - len(varied)
-    return RandomizationReport(len(varied), left_out, cascading, independent, between, depends, verdict)
+                alone.append(after(number, names))
+    varied = before[~is_constant(before)].abs()
+    between = spearman(varied, varied.roll(1, 0)).mean().item() if len(varied) > 1 else float("nan")
+    count, left_out = len(varied), len(before) - len(varied)
+    verdict = _verdict(cascading[-1], count, len(before))
+    return RandomizationReport(count, left_out, tuple(cascading), tuple(alone), between, *verdict)
 
 
 def _verdict(last: RandomizedStage, varied: int, count: int) -> tuple[bool | None, str]:
@@ -192,26 +170,16 @@ def _verdict(last: RandomizedStage, varied: int, count: int) -> tuple[bool | Non
 
 def _stage(names: tuple[str, ...], before: Tensor, after: Tensor, images: Tensor) -> RandomizedStage:
     if after.shape != before.shape:
-        raise ModelError(
-            f"The map changes its size from {tuple(before.shape)} to {tuple(after.shape)} when randomized."
-        )
+        raise ModelError(f"The map changes its size when randomized: {tuple(before.shape)}, {tuple(after.shape)}.")
     varied = ~is_constant(before)
     blank = is_constant(after)[varied]
     before, after = before[varied][~blank], after[varied][~blank]
-    if not len(before):
-        return RandomizedStage(names, *(float("nan"),) * 3, blank.double().mean().item())
-    height, width = images.shape[2:]
-    similarity = ssim(unit(upsampled(before, height, width)), unit(upsampled(after, height, width)))
-    return RandomizedStage(
-        names,
-        spearman(before.abs(), after.abs()).mean().item(),
-        spearman(before, after).mean().item(),
-        similarity.mean().item(),
-        blank.double().mean().item(),
-    )
-
-
-# ---- weights
+    similar = [torch.tensor(float("nan"))] * 3
+    if len(before):
+        sized = (unit_range(upsampled(maps, *images.shape[2:]).double()) for maps in (before, after))
+        similar = [spearman(before.abs(), after.abs()), spearman(before, after), ssim(*sized)]
+    absolute, signed, structural = (values.mean().item() for values in similar)
+    return RandomizedStage(names, absolute, signed, structural, blank.double().mean().item())
 
 
 def _groups(model: nn.Module, options: RandomizationOptions) -> list[tuple[str, ...]]:
@@ -231,7 +199,7 @@ def _groups(model: nn.Module, options: RandomizationOptions) -> list[tuple[str, 
 
 @torch.no_grad()
 def randomize(model: nn.Module, names: Sequence[str], seed: int) -> None:
-    """Draw new weights for the named modules, and all inside them; in place.
+    """Draw new weights for the named modules, and all inside them, in place.
 
     Modules of torch, and those that inherit their ``reset_parameters``, draw as when they are built. What that leaves
     constant although training had changed it (a layer that starts at zero), and the weights of all other modules, are
@@ -267,13 +235,11 @@ def _redraw(module: nn.Module) -> None:
             buffers[name].fill_(start)
     statistics = {id(buffers[name]) for name in _STARTS if name in buffers}
     for value, before in zip(own, old, strict=True):
-        if id(value) not in statistics and (not standard or (_is_uniform(value) and not _is_uniform(before))):
+        if id(value) not in statistics and (
+            not standard or (value.amax() == value.amin() and before.amax() != before.amin())
+        ):
             spread = before.std().item() if before.numel() > 1 else abs(before.item())
             value.normal_(before.mean().item(), spread)
-
-
-def _is_uniform(value: Tensor) -> bool:
-    return bool((value == value.flatten()[:1]).all())
 
 
 @contextlib.contextmanager
@@ -288,9 +254,6 @@ def restored(model: nn.Module) -> Iterator[None]:
                 value.copy_(old)
 
 
-# ---- similarity of maps
-
-
 def is_constant(maps: Tensor) -> Tensor:
     """Return (N,) bool: whether a map (N, h, w) has one value only."""
     flat = maps.flatten(1)
@@ -301,24 +264,15 @@ def ranks(flat: Tensor) -> Tensor:
     """Rank each row of (N, P) from 1 up; equal values share the mean of their ranks. float64."""
     flat = flat.contiguous()
     ordered = flat.sort(1).values
-    below = torch.searchsorted(ordered, flat)
-    upto = torch.searchsorted(ordered, flat, right=True)
-    return (below + upto + 1).double() / 2
+    return (torch.searchsorted(ordered, flat) + torch.searchsorted(ordered, flat, right=True) + 1).double() / 2
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Return the rank correlation of each pair of maps (N, h, w): (N,) float64 in [-1, 1]; 0 where one is constant."""
-    one, two = (ranks(maps.flatten(1)) for maps in (first, second))
-    one, two = one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True)
+    places = (ranks(maps.flatten(1)) for maps in (first, second))
+    one, two = (place - place.mean(1, keepdim=True) for place in places)
     size = (one.square().sum(1) * two.square().sum(1)).sqrt()
     return torch.where(size > 0, (one * two).sum(1) / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
-
-
-def unit(maps: Tensor) -> Tensor:
-    """Scale each map (N, h, w) to [0, 1] by its own smallest and largest value, in float64; a constant map to 0."""
-    maps = maps.double()
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny), 0.0)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -335,10 +289,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
         return F.conv2d(values[:, None], window.to(values.device))
 
     first, second = first.double(), second.double()
-    one, two = local(first), local(second)
+    one, two, low, mid = local(first), local(second), SSIM_FIRST**2, SSIM_SECOND**2
     spread_one, spread_two = local(first.square()) - one.square(), local(second.square()) - two.square()
-    shared = local(first * second) - one * two
-    low, mid = SSIM_FIRST**2, SSIM_SECOND**2
-    top = (2 * one * two + low) * (2 * shared + mid)
-    bottom = (one.square() + two.square() + low) * (spread_one + spread_two + mid)
-    return (top / bottom).mean((1, 2, 3))
+    top = (2 * one * two + low) * (2 * (local(first * second) - one * two) + mid)
+    return (top / ((one.square() + two.square() + low) * (spread_one + spread_two + mid))).mean((1, 2, 3))

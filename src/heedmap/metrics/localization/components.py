@@ -32,20 +32,15 @@ _AT_ONCE = 2**19  # gains of basins held together: more do not fit into a proces
 class Components:
     """Every component that some map has at some level; an entry stands for the levels at which it looks the same.
 
-    Attributes:
-        maps: (R,) the map it belongs to, ascending.
-        born: (R,) the highest level, 0 to 255, at which it exists as it is.
-        died: (R,) the highest level below at which it has grown, or become part of another; -1 for none.
-        boxes: (R, 4) left, top, right, bottom in shares of the image, the tightest around its pixels.
-        largest: (M, 256) for each map and level the entry with most pixels (among equals, the one met first row by
-            row), or -1 above the highest level of the map.
+    ``largest`` has for each map and level the entry with most pixels (among equals, the one met first row by row), or
+    -1 above the highest level of the map.
     """
 
-    maps: Integers
-    born: Integers
-    died: Integers
-    boxes: Floats
-    largest: Integers
+    maps: Integers  # (R,) the map it belongs to, ascending
+    born: Integers  # (R,) the highest level, 0 to 255, at which it exists as it is
+    died: Integers  # (R,) the highest level below at which it has grown, or become part of another; -1 for none
+    boxes: Floats  # (R, 4) left, top, right, bottom in shares of the image, the tightest around its pixels
+    largest: Integers  # (M, 256)
 
     def of(self, which: Integers) -> Components:
         """Return the components of maps chosen by their numbers, in that order, repetitions included."""
@@ -65,33 +60,32 @@ def quantised(maps: Tensor) -> Tensor:
 
 
 def components(maps: Tensor) -> Components:
-    """Find the components of ``{value >= threshold}`` at all thresholds ``k / 255`` of min-max scaled maps.
+    """Find the components of ``{value >= threshold}`` at all thresholds ``k / 255`` of maps (M, H, W) from 0 to 1.
 
-    Pixels that touch at a side or a corner are connected, as in the reference code of Choe et al. (2020); at level 0
-    the whole image is one component.
-
-    Args:
-        maps: (M, H, W) float32, finite, each from 0 to 1.
+    Maps are float32 and finite. Pixels that touch at a side or a corner are connected, as in the reference code of Choe
+    et al. (2020); at level 0 the whole image is one component.
     """
     parts: list[Components] = []
     basins: list[_Basins] = []
-    gains = 0
     for values, levels in zip(maps, quantised(maps), strict=True):
-        basins.append(_basins(values, levels))
-        gains += basins[-1].gains.shape[1]
-        if gains > _AT_ONCE:
+        peak, count = _peaks(values)
+        level = levels.numpy().astype(np.int64)
+        basins.append(_Basins(count, _gains(level, peak, count), _passes(level, peak, count)))
+        if sum(basin.gains.shape[1] for basin in basins) > _AT_ONCE:
             parts.append(_flooded(basins, *maps.shape[1:]))
-            basins, gains = [], 0
+            basins = []
     if basins or not parts:
         parts.append(_flooded(basins, *maps.shape[1:]))
     return _joined(parts)
 
 
 def _flooded(basins: list[_Basins], height: int, width: int) -> Components:
-    peaks = np.array([found.peaks for found in basins], np.int64)
-    first = np.cumsum(peaks) - peaks
-    gains = _top_down([_moved(found.gains, 1, number) for found, number in zip(basins, first, strict=True)])
-    passes = _top_down([_moved(found.passes, 2, number) for found, number in zip(basins, first, strict=True)])
+    """Find the components of maps by their basins, whose peaks are numbered on from map to map."""
+    peaks = np.array([basin.peaks for basin in basins], np.int64)
+    for basin, first in zip(basins, np.cumsum(peaks) - peaks, strict=True):
+        basin.gains[1] += first
+        basin.passes[1:] += first
+    gains, passes = _top_down([basin.gains for basin in basins]), _top_down([basin.passes for basin in basins])
     gained, passed = (np.searchsorted(-columns[0], np.arange(1 - LEVELS, 2)) for columns in (gains, passes))
     flood = _Flood(np.repeat(np.arange(len(basins)), peaks), len(basins), height * width)
     for step in range(LEVELS):
@@ -101,44 +95,20 @@ def _flooded(basins: list[_Basins], height: int, width: int) -> Components:
 
 
 def _joined(parts: list[Components]) -> Components:
-    maps = np.cumsum([0, *(len(part.largest) for part in parts)])
-    entries = np.cumsum([0, *(len(part.maps) for part in parts)])
-    return Components(
-        np.concatenate([part.maps + first for part, first in zip(parts, maps, strict=False)]),
-        np.concatenate([part.born for part in parts]),
-        np.concatenate([part.died for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate(
-            [np.where(part.largest < 0, -1, part.largest + first) for part, first in zip(parts, entries, strict=False)]
-        ),
-    )
+    columns, maps, entries = [], 0, 0
+    for part in parts:
+        largest = np.where(part.largest < 0, -1, part.largest + entries)
+        columns.append((part.maps + maps, part.born, part.died, part.boxes, largest))
+        maps, entries = maps + len(part.largest), entries + len(part.maps)
+    return Components(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 class _Basins(NamedTuple):
-    """The basins of one map.
-
-    Attributes:
-        peaks: how many there are.
-        gains: (8, G) what each basin gains at each level: level, peak, left, top, right, bottom, pixels, first pixel.
-        passes: (3, P) pairs of basins that touch, and from which level down they do: level, peak, peak.
-    """
+    """The basins of one map."""
 
     peaks: int
-    gains: Integers
-    passes: Integers
-
-
-def _basins(values: Tensor, levels: Tensor) -> _Basins:
-    """Part one map (H, W) into basins by its values, and cut them by its levels."""
-    peak, count = _peaks(values)
-    level = levels.numpy().astype(np.int64)
-    return _Basins(count, _gains(level, peak, count), _passes(level, peak, count))
-
-
-def _moved(columns: Integers, peaks: int, number: int) -> Integers:
-    """Number the peaks, in so many lines after the first, on from a number."""
-    columns[1 : 1 + peaks] += number
-    return columns
+    gains: Integers  # (8, G) of each basin at each level: level, peak, left, top, right, bottom, pixels, first pixel
+    passes: Integers  # (3, P) pairs of basins that touch, and from which level down they do: level, peak, peak
 
 
 def _top_down(parts: list[Integers]) -> Integers:
@@ -148,13 +118,8 @@ def _top_down(parts: list[Integers]) -> Integers:
 
 
 def _peaks(values: Tensor) -> tuple[Integers, int]:
-    """Send each pixel uphill, always the steepest way, to a peak.
-
-    Order is by value, among equals by place, so that no way runs in a circle.
-
-    Returns:
-        For each pixel the number of its peak, and how many peaks there are.
-    """
+    """Send each pixel the steepest way up to a peak; return the peak's number for each, and how many there are."""
+    # Order is by value, among equals by place, so that no way runs in a circle.
     _, steepest = max_pool2d(values[None], 3, 1, 1, return_indices=True)
     way = steepest.flatten().numpy()
     while ((further := way.take(way)) != way).any():
@@ -165,7 +130,6 @@ def _peaks(values: Tensor) -> tuple[Integers, int]:
 
 
 def _gains(level: Integers, peak: Integers, count: int) -> Integers:
-    """See :class:`_Basins`."""
     bits = (level.size - 1).bit_length()
     # One number to sort by, and to read everything from afterwards: level from the top, peak, place.
     key = np.sort((((LEVELS - 1 - level.ravel()) * count + peak) << bits) | np.arange(level.size))
@@ -180,38 +144,28 @@ def _gains(level: Integers, peak: Integers, count: int) -> Integers:
 
 
 def _passes(level: Integers, peak: Integers, count: int) -> Integers:
-    """See :class:`_Basins`."""
     # A column below all levels, so that no pixel has the first one of the next row as its neighbour.
     height, width = level.shape
     levels, peaks = np.full((height, width + 1), -1, np.int16), np.zeros((height, width + 1), np.int32)
     levels[:, :width], peaks[:, :width] = level, peak.reshape(level.shape)
     levels, peaks = levels.ravel(), peaks.ravel()
-    is_pixel = levels >= 0
-    found = []
+    is_pixel, keys = levels >= 0, []
     for step in (1, width, width + 1, width + 2):  # half of the eight neighbours: each pair of pixels once
         place = np.flatnonzero((peaks[:-step] != peaks[step:]) & is_pixel[:-step] & is_pixel[step:])
         one, other = peaks.take(place), peaks.take(place + step)
         reached = np.minimum(levels.take(place), levels.take(place + step))
         pair = np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
-        found.append(pair * LEVELS + (LEVELS - 1 - reached))
-    key = np.sort(np.concatenate(found))
-    pair, depth = np.divmod(key, LEVELS)
+        keys.append(pair * LEVELS + (LEVELS - 1 - reached))
+    pair, depth = np.divmod(np.sort(np.concatenate(keys)), LEVELS)
     is_highest = np.diff(pair, prepend=-1) > 0
     one, other = np.divmod(pair[is_highest], count)
     return np.stack([LEVELS - 1 - depth[is_highest], one, other])
 
 
 class _Flood:
-    """The components above a level that falls."""
+    """The components above a level that falls, of ``count`` maps; ``peak_maps`` has the number of each peak's map."""
 
     def __init__(self, peak_maps: Integers, count: int, pixels: int) -> None:
-        """Start above all peaks.
-
-        Args:
-            peak_maps: for each peak the number of its map.
-            count: number of maps.
-            pixels: of one map.
-        """
         peaks = len(peak_maps)
         self._maps, self._all = peak_maps, pixels
         self._parent = np.arange(peaks)  # of a basin that became part of another; itself for the rest
@@ -227,13 +181,7 @@ class _Flood:
         self._top = np.full((2, count), -1)  # of the largest so far: its rank and its entry
 
     def lower(self, level: int, ends: Integers, gains: Integers) -> None:
-        """Lower the level by one.
-
-        Args:
-            level: the new one.
-            ends: (2, P) pairs of peaks whose basins touch from this level on.
-            gains: (7, G) what basins gain at this level, see :class:`_Basins`.
-        """
+        """Go down to a level, at which pairs of peaks (2, P) touch, and basins gain (7, G), see :class:`_Basins`."""
         # One end of a pass lies at this very level, so that each component that is joined here also grows here.
         if len(ends[0]):
             self._join(self._root(ends.ravel()), level)
@@ -258,22 +206,20 @@ class _Flood:
             one, other = self._root(one), self._root(other)
             apart = one != other
             one, other = one[apart], other[apart]
-        kept = self._root(roots)
-        is_joined = kept != roots
-        joined, kept = roots[is_joined], kept[is_joined]
-        for line in self._low:
-            np.minimum.at(line, kept, line[joined])
-        for line in self._high:
-            np.maximum.at(line, kept, line[joined])
-        np.add.at(self._pixels, kept, self._pixels[joined])
+        heirs = self._root(roots)
+        joined, heirs = roots[heirs != roots], heirs[heirs != roots]
+        self._widen(heirs, self._low[:, joined], self._high[:, joined], self._pixels[joined])
+
+    def _widen(self, roots: Integers, low: Integers, high: Integers, pixels: Integers) -> None:
+        for line, gain in zip(self._low, low, strict=True):
+            np.minimum.at(line, roots, gain)
+        for line, gain in zip(self._high, high, strict=True):
+            np.maximum.at(line, roots, gain)
+        np.add.at(self._pixels, roots, pixels)
 
     def _grow(self, roots: Integers, gains: Integers, level: int) -> None:
         left, top, right, bottom, pixels, first = gains
-        for line, gain in zip(self._low, (left, top, first), strict=True):
-            np.minimum.at(line, roots, gain)
-        for line, gain in zip(self._high, (right, bottom), strict=True):
-            np.maximum.at(line, roots, gain)
-        np.add.at(self._pixels, roots, pixels)
+        self._widen(roots, np.stack([left, top, first]), np.stack([right, bottom]), pixels)
         grown = roots[self._lasts(roots)]
         self._end(grown, level)
         entry = self._entry[grown] = self._count + np.arange(len(grown))
@@ -287,10 +233,8 @@ class _Flood:
 
     def _lasts(self, roots: Integers) -> NDArray[np.bool_]:
         """Mark one place at which each root stands, the last one; without sorting."""
-        places = np.arange(len(roots))
-        self._slot[roots] = places
-        is_last: NDArray[np.bool_] = self._slot.take(roots) == places
-        return is_last
+        self._slot[roots] = places = np.arange(len(roots))
+        return np.equal(self._slot.take(roots), places)
 
     def _end(self, roots: Integers, level: int) -> None:
         entries = self._entry[roots]
@@ -302,23 +246,20 @@ class _Flood:
         died = np.full(self._count, -1)
         for entries, level in self._deaths:
             died[entries] = level
-        found = np.concatenate(self._entries, axis=1)
-        order = np.argsort(found[0], kind="stable")
+        entry_of = np.concatenate(self._entries, axis=1)
+        order = np.argsort(entry_of[0], kind="stable")
         place = np.empty(self._count + 1, np.int64)
         place[order], place[-1] = np.arange(self._count), -1
-        boxes = found[2:, order].T / np.array([width, height, width, height])
-        return Components(found[0, order], found[1, order], died[order], boxes, place[self._largest])
+        maps, born, *edges = entry_of[:, order]
+        boxes = np.stack(edges, axis=1) / np.array([width, height, width, height])
+        return Components(maps, born, died[order], boxes, place[self._largest])
 
 
 def box_iou(ones: Floats, others: Floats) -> Floats:
-    """Intersection over union of boxes, pair by pair.
+    """Return the intersection over union (...) of boxes (..., 4) left, top, right, bottom, which are broadcast.
 
-    Args:
-        ones, others: (..., 4) left, top, right, bottom; they are broadcast against each other.
-
-    Returns:
-        (...) from 0 to 1; 0 where a box holds NaN or has no area. Coordinates are edges, so that a width is right -
-        left; the reference code of Choe et al. counts pixels on both ends, which adds one.
+    It is 0 where a box holds NaN or has no area. Coordinates are edges, so that a width is right - left; the reference
+    code of Choe et al. counts pixels on both ends, which adds one.
     """
     low, high = np.maximum(ones[..., :2], others[..., :2]), np.minimum(ones[..., 2:], others[..., 2:])
     both = (high - low).clip(0).prod(-1)
@@ -327,32 +268,23 @@ def box_iou(ones: Floats, others: Floats) -> Floats:
 
 
 class BoxHits(NamedTuple):
-    """The levels at which a map gives a right box.
+    """The levels at which a map gives a right box."""
 
-    Attributes:
-        largest: (M, 256, 3) bool: the box of the largest component overlaps some object by each of ``DELTAS``.
-        every: the same where any component may do so.
-        iou: (M, 256) the overlap of the largest component's box with the object that it overlaps most.
-    """
+    largest: NDArray[np.bool_]  # (M, 256, 3): the box of the largest component overlaps some object by each of DELTAS
+    every: NDArray[np.bool_]  # the same where any component may do so
+    iou: Floats  # (M, 256) the overlap of the largest component's box with the object that it overlaps most
 
-    largest: NDArray[np.bool_]
-    every: NDArray[np.bool_]
-    iou: Floats
+
+def padded(boxes: Sequence[Floats]) -> Floats:
+    """Return M times (G, 4) boxes as one (M, largest G, 4), filled up with NaN."""
+    most = max(map(len, boxes))
+    return np.stack([np.pad(box, ((0, most - len(box)), (0, 0)), constant_values=np.nan) for box in boxes])
 
 
 def box_hits(found: Components, boxes: Sequence[Floats]) -> BoxHits:
-    """Compare the components' boxes with the objects of their images.
-
-    Args:
-        found: components of M maps.
-        boxes: M times (G, 4), G at least 1, in shares of the image.
-    """
-    most = max(map(len, boxes))
-    objects = np.full((len(boxes), most, 4), np.nan)
-    for row, box in enumerate(boxes):
-        objects[row, : len(box)] = box
-    iou = np.zeros(len(found.maps))
-    for number in range(most):
+    """Compare the boxes of the components of M maps with those of their objects: M times (G, 4), G at least 1."""
+    objects, iou = padded(boxes), np.zeros(len(found.maps))
+    for number in range(objects.shape[1]):
         iou = np.maximum(iou, box_iou(found.boxes, objects[found.maps, number]))
     top = np.append(iou, 0.0)[found.largest]
     every = np.stack([_alive(found, iou >= delta, len(boxes)) for delta in DELTAS], axis=-1)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +59,7 @@ class LocalizationOptions:
     Attributes:
         size: side in pixels at which maps and objects are compared, 8 to 1024.
         tolerance: by how many shares of the image's side ``pointing_near`` may miss, 0 to 0.5.
-        draws: of the bootstrap; 0 gives NaN for the intervals that need it.
-        seed: of the bootstrap, the halves and the random baseline.
+        draws, seed: of the bootstrap; 0 draws give NaN for its intervals. The seed is also that of halves and noise.
 
     Raises:
         OptionError: an option out of range.
@@ -92,8 +92,7 @@ def evaluate_localization(
     """Evaluate maps, and the baselines, by where the objects are.
 
     Args:
-        maps: name -> maps of N images.
-        annotations: of the same N images, in the same order.
+        maps, annotations: name -> maps of N images; annotations of the same N images, in the same order.
         images: the images, for the baseline ``edges``: (N, 3, H, W), or images to load. None leaves it out.
         chosen_on: (K,) rows on which the threshold of ``best_iou`` is chosen; these are then not evaluated at all. None
             chooses on each half of the images, drawn with the seed, the threshold for the other half.
@@ -110,7 +109,7 @@ def evaluate_localization(
     halves = _halves(truth.usable, chooses, chosen_on is not None, options.seed)
     rows = (truth.usable & ~chooses).nonzero().flatten()
     evaluator = _Evaluator(truth, rows, halves, Bootstrap(len(rows), options.draws, options.seed))
-    results: dict[str, _MapResult] = {}
+    results = {}
     for number, (name, source) in enumerate(sources.items(), 1):
         progress.message(f"Evaluating where maps lie: {name} ({number} of {len(sources)}).")
         results[name] = evaluator.evaluate(source)
@@ -158,7 +157,7 @@ def _halves(usable: Tensor, chooses: Tensor, is_chosen: bool, seed: int) -> list
     if len(evaluated) < 2:
         raise DataError("One image alone leaves none to choose the threshold on; give two or more.")
     order = evaluated[torch.randperm(len(evaluated), generator=torch.Generator().manual_seed(seed))]
-    first, second = order[: len(order) // 2].sort()[0], order[len(order) // 2 :].sort()[0]
+    first, second = (half.sort().values for half in order.tensor_split([len(order) // 2]))
     return [(first, second), (second, first)]
 
 
@@ -174,12 +173,12 @@ class _Truths:
         self._boxes = [box.double().numpy() for box in annotations.boxes]
         self._packed = np.zeros((count, 3, (self.size**2 + 7) // 8), np.uint8)
         for row in range(count):
-            self._add(annotations, row)
+            if annotations.known[row] and annotations.objects[row]:
+                self._add(annotations, row)
+            else:
+                self.left_out["annotated without object" if annotations.known[row] else "not annotated"] += 1
 
     def _add(self, annotations: Annotations, row: int) -> None:
-        if not annotations.known[row] or not annotations.objects[row]:
-            self.left_out["annotated without object" if annotations.known[row] else "not annotated"] += 1
-            return
         region = annotations.region(row, self.size).numpy()
         if not len(self._boxes[row]) or not (region == OBJECT).any():
             self.left_out["object outside the square or too small"] += 1
@@ -191,10 +190,11 @@ class _Truths:
     def of(self, rows: Tensor) -> Truth:
         bits = np.unpackbits(self._packed[rows.numpy()], axis=2, count=self.size**2)
         planes = torch.from_numpy(bits).reshape(-1, 3, self.size, self.size)
-        regions = OBJECT * planes[:, 0] + IGNORED * planes[:, 1]
-        return Truth(
-            regions, planes[:, 2].bool(), tuple(self._boxes[row] for row in rows.tolist()), self.outlined[rows]
+        regions, boxes = (
+            OBJECT * planes[:, 0] + IGNORED * planes[:, 1],
+            tuple(self._boxes[row] for row in rows.tolist()),
         )
+        return Truth(regions, planes[:, 2].bool(), boxes, self.outlined[rows])
 
 
 _Source = Callable[[Tensor], Callable[[], PreparedMaps]]
@@ -222,11 +222,7 @@ def _sources(
 
 
 def _source(maps_of_rows: Callable[[Tensor], Tensor], size: int) -> _Source:
-    def source(rows: Tensor) -> Callable[[], PreparedMaps]:
-        maps = maps_of_rows(rows)
-        return lambda: prepared(maps, size)
-
-    return source
+    return lambda rows: partial(prepared, maps_of_rows(rows), size)
 
 
 def _repeated(bank: PreparedMaps) -> _Source:
@@ -235,9 +231,9 @@ def _repeated(bank: PreparedMaps) -> _Source:
 
 
 def _loaded(images: Images, rows: Tensor, size: int) -> Tensor:
-    return (
-        images[rows] if isinstance(images, Tensor) else torch.stack([images.load(row, size) for row in rows.tolist()])
-    )
+    if isinstance(images, Tensor):
+        return images[rows]
+    return torch.stack([images.load(row, size) for row in rows.tolist()])
 
 
 def _maps_of_rows(name: str, values: Maps, count: int) -> Callable[[Tensor], Tensor]:
@@ -268,8 +264,7 @@ class _Evaluator:
     """Evaluates one map after the other on the same images and the same draws."""
 
     def __init__(self, truth: _Truths, rows: Tensor, halves: list[tuple[Tensor, Tensor]], bootstrap: Bootstrap) -> None:
-        self._truth, self._rows, self._halves = truth, rows, halves
-        self._bootstrap = bootstrap
+        self._truth, self._rows, self._halves, self._bootstrap = truth, rows, halves, bootstrap
         self._all = rows if len(halves) == 2 else truth.usable.nonzero().flatten()
         place = torch.full((len(truth.usable),), -1)
         place[self._all] = torch.arange(len(self._all))
@@ -277,23 +272,21 @@ class _Evaluator:
 
     def evaluate(self, source: _Source) -> _MapResult:
         parts = zip(*self._parts(source), strict=True)
-        found = Measured(*(np.concatenate(columns) for columns in parts))
-        iou, thresholds = self._best_iou(iou_by_level(found.inside, found.outside))
-        chosen = self._place[self._rows.numpy()]
+        measured = Measured(*(np.concatenate(columns) for columns in parts))
+        iou, thresholds = self._best_iou(iou_by_level(measured.inside, measured.outside))
+        measured = Measured(*(column[self._place[self._rows.numpy()]] for column in measured))
         per_image = {
-            "pointing": found.pointing[chosen],
-            "pointing_near": found.tolerant[chosen],
-            "energy": found.energy[chosen],
-            "otsu_iou": found.otsu_iou[chosen],
+            "pointing": measured.pointing,
+            "pointing_near": measured.tolerant,
+            "energy": measured.energy,
+            "otsu_iou": measured.otsu_iou,
             "best_iou": iou,
-            "corloc": (found.otsu_box_iou[chosen] >= 0.5).astype(np.float64),
+            "corloc": (measured.otsu_box_iou >= 0.5).astype(np.float64),
         }
-        counts = np.stack([found.inside[chosen], found.outside[chosen]], axis=1)
-        hits = np.stack([found.largest[chosen], found.every[chosen]], axis=1)
-        unmeasurable = {
-            "not finite": int((~found.finite[chosen]).sum()),
-            "flat": int((found.finite & ~found.differs)[chosen].sum()),
-        }
+        counts = np.stack([measured.inside, measured.outside], axis=1)
+        hits = np.stack([measured.largest, measured.every], axis=1)
+        is_flat = measured.finite & ~measured.differs
+        unmeasurable = {"not finite": int((~measured.finite).sum()), "flat": int(is_flat.sum())}
         scores = self._scores(per_image, counts, hits)
         return _MapResult(scores, thresholds, per_image, {word: count for word, count in unmeasurable.items() if count})
 
@@ -330,16 +323,16 @@ class _Evaluator:
         count = len(self._rows)
         single = np.stack(list(per_image.values()), axis=1)
         flat = [single, counts.reshape(count, -1) / counts[0].sum(), hits.reshape(count, -1)]
-        ends = np.cumsum([0, *(part.shape[1] for part in flat)])
+        ends = np.cumsum([part.shape[1] for part in flat])[:-1]
         drawn = self._bootstrap.means(np.concatenate([part.astype(np.float32) for part in flat], axis=1))
-        of_draws = _figures(*(drawn[:, ends[i] : ends[i + 1]].astype(np.float64) for i in range(3)))
+        of_draws = _figures(*(part.astype(np.float64) for part in np.split(drawn, ends, axis=1)))
         of_all = _figures(*(part.mean(0, dtype=np.float64)[None] for part in flat))
         scores = {}
         for metric in METRICS:
             value = float(of_all[metric][0])
             is_yes_no = _is_yes_no(metric, per_image, value)
-            ends_of = wilson_interval(value, count) if is_yes_no else self._bootstrap.interval(of_draws[metric])
-            scores[metric] = ScoreWithInterval(value, *ends_of)
+            interval = wilson_interval(value, count) if is_yes_no else self._bootstrap.interval(of_draws[metric])
+            scores[metric] = ScoreWithInterval(value, *interval)
         return scores
 
 

@@ -13,16 +13,12 @@ BASELINES = ("centre", "random")
 
 
 def hottest_points(maps: Tensor) -> Tensor:
-    """Find each map's hottest point: the centre of its hottest cell.
+    """Find the centre of the hottest cell of each map (N, 1, h, w) or (N, h, w), any scale.
 
-    Args:
-        maps: (N, 1, h, w) or (N, h, w), any scale.
-
-    Returns:
-        (N, 2) x and y in shares of the image; among equal cells the first in raster order (row by row).
+    It is given as (N, 2) x and y in shares of the image; among equal cells it is the first, row by row.
 
     Raises:
-        ValueError: for another shape, an empty map, or values that are not finite.
+        ValueError: another shape, an empty map, or values that are not finite.
     """
     if maps.dim() == 4 and maps.shape[1] == 1:
         maps = maps[:, 0]
@@ -39,8 +35,7 @@ def hottest_points(maps: Tensor) -> Tensor:
 
 def _hits(points: Tensor, boxes: Tensor) -> float:
     """Return the share of points (N, 2) that lie in their box, edges included."""
-    inside = (points >= boxes[:, :2]) & (points <= boxes[:, 2:])
-    return inside.all(1).double().mean().item()
+    return ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(1).double().mean().item()
 
 
 def _checked(boxes: Tensor) -> Tensor:
@@ -54,9 +49,7 @@ def _checked(boxes: Tensor) -> Tensor:
 def pointing(maps: Tensor, boxes: Tensor) -> float:
     """Return the share of images whose map's hottest point (see :func:`hottest_points`) lies inside the box.
 
-    Args:
-        maps: (N, 1, h, w), any scale.
-        boxes: (N, 4) left, top, right, bottom in shares of the image that the map covers, 0 to 1.
+    Maps are (N, 1, h, w), boxes (N, 4) left, top, right, bottom in shares of the image that the map covers.
 
     Raises:
         ValueError: when shapes do not fit, boxes are empty or out of range, or a map is not finite.
@@ -77,14 +70,7 @@ def random_pointing(boxes: Tensor) -> float:
 
 
 def pointing_table(attention: dict[str, Tensor], boxes: Tensor) -> dict[str, float]:
-    """Return the pointing share of each map, and of the baselines ``centre`` and ``random``.
-
-    Args:
-        attention: tap name (or ``combined``) -> (N, 1, h, w).
-        boxes: (N, 4) in shares of the image.
-
-    Returns:
-        name -> share in 0 to 1, the taps in their order, then the baselines.
+    """Return the pointing share of each tap's maps (N, 1, h, w), then of the baselines ``centre`` and ``random``.
 
     Raises:
         ValueError: as :func:`pointing` does, or when a tap has a baseline's name.

@@ -3,7 +3,7 @@
 Figures are means over images. Where a paper and its code differ, or we depart from both, ``METRICS`` says so.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.errors import OptionError, nearest
+from heedmap.metrics.maps import check_known
 
 Floats = NDArray[np.float64]
 _AT_ONCE = 100  # draws held in memory together
@@ -37,11 +37,12 @@ METRICS = {
 PER_IMAGE = ("pointing", "pointing_near", "energy", "otsu_iou", "best_iou", "corloc")
 """The metrics that are means of one figure for each image."""
 
-YES_NO = ("pointing", "pointing_near", "corloc", "max_box_acc")
-"""The metrics that are yes or no for an image, unless its map is equally hot in several places."""
-
 CHOOSING = ("max_box_acc",)
-"""Those of them whose threshold is the best for these very images."""
+YES_NO = ("pointing", "pointing_near", "corloc", *CHOOSING)
+"""The metrics that are yes or no for an image, unless its map is equally hot in several places.
+
+``CHOOSING`` are those of them whose threshold is the best for these very images.
+"""
 
 
 class ScoreWithInterval(NamedTuple):
@@ -54,6 +55,11 @@ class ScoreWithInterval(NamedTuple):
     value: float
     low: float
     high: float
+
+    @property
+    def percent(self) -> str:
+        """``value (low - high)`` in percent."""
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f} - {100 * self.high:.1f})"
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,7 @@ class Bootstrap:
     counting how often an image is drawn and one matrix product give the same (a test compares the two): 3 ms instead
     of 1.5 s for 100 draws.
 
-    Attributes:
-        count: images there are, and in each draw.
-        draws: their number.
-        seed: of the draws.
-        level: share of the draws that an interval spans.
+    ``count`` is the number of images there are, and in each draw; ``level`` the share of the draws in an interval.
     """
 
     count: int
@@ -82,24 +84,10 @@ class Bootstrap:
     level: float = 0.95
 
     def means(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the means over the images of each draw.
+        """Return the means of values (count, K) over the images of each draw: (draws, K) float32."""
+        return np.concatenate([values[:0], *(shares @ values for shares in self.shares())])
 
-        Args:
-            values: (count, K), one row an image.
-
-        Returns:
-            (draws, K) float32.
-        """
-        return np.concatenate([values[:0], *(times @ values for times in self._shares())])
-
-    def interval(self, drawn: Floats) -> tuple[float, float]:
-        """Return the interval between equal tails of a figure's draws; NaN at both ends where there are none."""
-        if not len(drawn):
-            return float("nan"), float("nan")
-        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
-        return float(low), float(high)
-
-    def _shares(self) -> Iterator[NDArray[np.float32]]:
+    def shares(self) -> Iterator[NDArray[np.float32]]:
         """Yield how often each image is drawn, as a share of the draw, (up to 100, count) at a time."""
         random = np.random.default_rng(self.seed)
         for first in range(0, self.draws, _AT_ONCE):
@@ -109,14 +97,20 @@ class Bootstrap:
             times = np.bincount(picked.ravel(), minlength=rows * self.count).reshape(rows, self.count)
             yield times.astype(np.float32) / np.float32(self.count)
 
+    def interval(self, drawn: Floats) -> tuple[float, float]:
+        """Return the interval between equal tails of a figure's draws; NaN at both ends where there are none."""
+        if not len(drawn):
+            return float("nan"), float("nan")
+        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)
+
 
 @dataclass(frozen=True)
 class LocalizationReport:
     """How well maps lie on the objects.
 
     Attributes:
-        scores: map or baseline -> metric -> score; the maps first, in their order.
-        baselines: which of these are baselines.
+        scores: map or one of the ``baselines`` -> metric -> score; the maps first, in their order.
         thresholds: map -> shares of its range at which ``best_iou`` cuts: the one chosen on other images, or the two
             chosen on either half for the other.
         rows: (n,) the images that were evaluated, as rows of what was given.
@@ -126,9 +120,7 @@ class LocalizationReport:
             that is the same everywhere.
         outlined: how many of the evaluated images have masks; for the rest, what the boxes cover is the object.
         covered: how many are wholly covered by their objects, so that nothing can miss.
-        size: side in pixels at which maps and objects were compared.
-        tolerance: of ``pointing_near``, in shares of the side.
-        draws: of the bootstrap.
+        size, tolerance: side in pixels at which maps and objects were compared; of ``pointing_near``, in shares of it.
         notes: how annotations were read, and what is missing.
     """
 
@@ -148,26 +140,20 @@ class LocalizationReport:
 
     def table(self) -> list[list[str]]:
         """Return rows of cells in percent: a head, then one for each map and baseline, ``value (low - high)``."""
-        rows = [[name, *(_percent(row[metric]) for metric in METRICS)] for name, row in self.scores.items()]
+        rows = [[name, *(row[metric].percent for metric in METRICS)] for name, row in self.scores.items()]
         return [["map", *METRICS], *rows]
 
     def ranked(self, name: str, metric: str = "otsu_iou", count: int = 4) -> dict[str, list[int]]:
-        """Find images to look at.
+        """Find images to look at: ``best``, ``median``, ``worst`` -> rows of what was given, from better to worse.
 
-        Args:
-            name: a map or a baseline.
-            metric: one of ``PER_IMAGE``.
-            count: images of each sort.
-
-        Returns:
-            ``best``, ``median``, ``worst`` -> rows of what was given, each sort from better to worse. Where there are
-            fewer than three times ``count`` images, an image may be of several sorts.
+        The name is that of a map or a baseline, the metric one of ``PER_IMAGE``. Where there are fewer than three times
+        ``count`` images, an image may be of several sorts.
 
         Raises:
             OptionError: an unknown map or metric.
         """
-        _known(name, self.per_image, "Map")
-        _known(metric, PER_IMAGE, "Metric of single images")
+        check_known("map", name, self.per_image)
+        check_known("metric of single images", metric, PER_IMAGE)
         order = np.argsort(-self.per_image[name][metric], kind="stable")
         rows = self.rows[torch.from_numpy(order)].tolist()
         count = min(count, len(rows))
@@ -176,29 +162,15 @@ class LocalizationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it, without the figures of single images."""
+        scores = {name: {metric: score._asdict() for metric, score in row.items()} for name, row in self.scores.items()}
+        thresholds = {name: list(shares) for name, shares in self.thresholds.items()}
+        plain = ("left_out", "unmeasurable", "outlined", "covered", "size", "tolerance", "draws")
         return {
-            "scores": {
-                name: {metric: score._asdict() for metric, score in row.items()} for name, row in self.scores.items()
-            },
+            "scores": scores,
             "metrics": METRICS,
             "baselines": list(self.baselines),
-            "thresholds": {name: list(shares) for name, shares in self.thresholds.items()},
+            "thresholds": thresholds,
             "images": len(self.rows),
-            "left_out": self.left_out,
-            "unmeasurable": self.unmeasurable,
-            "outlined": self.outlined,
-            "covered": self.covered,
-            "size": self.size,
-            "tolerance": self.tolerance,
-            "draws": self.draws,
+            **{name: getattr(self, name) for name in plain},
             "notes": list(self.notes),
         }
-
-
-def _percent(score: ScoreWithInterval) -> str:
-    return f"{100 * score.value:.1f} ({100 * score.low:.1f} - {100 * score.high:.1f})"
-
-
-def _known(name: str, known: Collection[str], word: str) -> None:
-    if name not in known:
-        raise OptionError(f"{word} {name!r} is unknown; there are {', '.join(known)}.{nearest(name, known)}")

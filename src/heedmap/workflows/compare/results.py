@@ -14,7 +14,7 @@ import torch
 from heedmap._version import __version__
 from heedmap.config import counted
 from heedmap.errors import RunError
-from heedmap.metrics.statistics.paired import PairedDifference, paired_difference, spread, within_seed
+from heedmap.metrics.statistics import PairedDifference, paired_difference, spread, within_seed
 from heedmap.models.architecture import Architecture
 from heedmap.models.factory import build_classifier
 from heedmap.runs import EVALUATION, PREDICTIONS, Run

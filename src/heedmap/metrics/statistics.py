@@ -1,10 +1,9 @@
 """Do two classifiers differ? Differences paired by seed, and, within one seed, paired by image.
 
-Two questions that are often mixed up. Over seeds: would another training give such a difference again? That is what a
-t interval of the paired differences is for (Student 1908; with n seeds it has n - 1 degrees of freedom, so it is honest
-for three seeds too, and wide). Within a seed: do these two networks, as they are, differ on more images than this test
-set would show by chance? For that there are the exact test of McNemar (1947) and a bootstrap over images, which say
-nothing about the next seed.
+Over seeds: would another training give such a difference again? That is what a t interval of the paired differences is
+for (Student 1908; with n seeds it has n - 1 degrees of freedom, so it is honest for three seeds too, and wide). Within
+a seed: do these two networks, as they are, differ on more images than this test set would show by chance? For that
+there are the exact test of McNemar (1947) and a bootstrap over images, which say nothing about the next seed.
 
 The t quantile and McNemar's test are SciPy's, imported late: they take half a second. The sign-flip test stays, for
 ``scipy.stats.permutation_test`` takes equal sums in another order for different ones from 1e-14 on.
@@ -25,13 +24,7 @@ MOST_FLIPPED = 16  # differences; beyond it there are too many signs to try them
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and spread of one figure over seeds.
-
-    Attributes:
-        count: number of seeds.
-        mean: their mean.
-        sd: sample standard deviation (n - 1); NaN for a single seed.
-    """
+    """Mean and sample standard deviation (n - 1; NaN for a single seed) of one figure over so many seeds."""
 
     count: int
     mean: float
@@ -43,10 +36,8 @@ class PairedDifference:
     """How a figure differs between two variants trained with the same seeds.
 
     Attributes:
-        seeds: the seeds that both have.
-        differences: other - control, in their order.
-        mean: of the differences.
-        low, high: 95 % t interval of the mean; NaN for a single seed.
+        differences: other - control, for each of the seeds that both have.
+        mean: of the differences, with its 95 % t interval ``low`` to ``high``; NaN for a single seed.
         sign_flip: share of all 2^n assignments of signs to the differences whose mean is at least as far from zero
             (exact, no normal distribution assumed; its least value is 2 / 2^n); NaN for a single seed or above 16.
     """
@@ -69,10 +60,9 @@ class WithinSeed:
     """How the predictions of two networks of one seed differ, image by image.
 
     Attributes:
-        images: number of test images.
-        only_control, only_other: images that only this one classified correctly.
-        difference: accuracy of the other - accuracy of the control.
-        low, high: 95 % percentile interval of the difference over resampled images.
+        images, only_control, only_other: number of test images, and of those that only this one classified correctly.
+        difference: accuracy of the other - accuracy of the control, with its 95 % percentile interval ``low`` to
+            ``high`` over resampled images.
         p: two-sided exact McNemar test; see :func:`mcnemar`.
     """
 
@@ -86,28 +76,16 @@ class WithinSeed:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return mean and sample standard deviation.
-
-    Raises:
-        ValueError: no values.
-    """
+    """Return mean and sample standard deviation; ValueError for no values."""
     if not values:
         raise ValueError("There are no values to take the mean of.")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(1, mean, math.nan)
-    return Spread(len(values), mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)))
+    count, mean = len(values), math.fsum(values) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Spread(count, mean, math.sqrt(squares / (count - 1)) if count > 1 else math.nan)
 
 
 def paired_difference(control: Mapping[int, float], other: Mapping[int, float]) -> PairedDifference:
-    """Compare one figure over the seeds that both variants have.
-
-    Args:
-        control, other: seed -> figure.
-
-    Raises:
-        ValueError: no seed in common.
-    """
+    """Compare one figure (seed -> figure) over the seeds that both variants have; ValueError where there is none."""
     seeds = tuple(sorted(set(control) & set(other)))
     if not seeds:
         raise ValueError("The two have no seed in common, so there is nothing to pair.")
@@ -134,33 +112,21 @@ def _sign_flip(differences: Sequence[float]) -> float:
 
 
 def within_seed(control: Tensor, other: Tensor) -> WithinSeed:
-    """Compare the predictions of two networks on the same images.
-
-    Args:
-        control, other: (N,) bool, whether the prediction is correct, in the same order of images.
+    """Compare the predictions of two networks on the same images: (N,) bool each, whether they are correct.
 
     Raises:
         ValueError: different numbers of images, or none.
     """
     if control.shape != other.shape or not len(control):
         raise ValueError(f"{len(control)} predictions against {len(other)}; there must be equally many, and some.")
-    count = len(control)
-    lost, won = int((control & ~other).sum()), int((~control & other).sum())
-    low, high = _resampled(lost, won, count)
-    return WithinSeed(count, lost, won, (won - lost) / count, low, high, mcnemar(lost, won))
-
-
-def _resampled(lost: int, won: int, count: int) -> tuple[float, float]:
-    """Return the percentile interval of the difference.
-
-    To resample N images is to draw the three counts from a multinomial distribution: what ``scipy.stats.bootstrap``
-    gives by gathering 10,000 x N values.
-    """
+    count, lost, won = len(control), int((control & ~other).sum()), int((~control & other).sum())
+    # To resample N images is to draw the three counts from a multinomial distribution: what ``scipy.stats.bootstrap``
+    # gives by gathering 10,000 x N values.
     shares = [lost / count, won / count, (count - lost - won) / count]
     drawn = np.random.default_rng(0).multinomial(count, shares, size=RESAMPLES)
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / count, [tail, 100 - tail])
-    return float(low), float(high)
+    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / count, [tail, 100 - tail]).tolist()
+    return WithinSeed(count, lost, won, (won - lost) / count, low, high, mcnemar(lost, won))
 
 
 def mcnemar(lost: int, won: int) -> float:
