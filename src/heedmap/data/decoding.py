@@ -7,6 +7,7 @@ Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formu
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import warnings
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from heedmap.errors import ImageError
 
@@ -29,21 +30,14 @@ MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 """Suffixes, in lower case, of image files."""
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_ORIENTATION_TAG = 0x0112
-_WHITE_IS_ZERO = 0
-_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+"""Name of a folder, in lower case -> the part of a dataset that it holds."""
 
-# EXIF orientation -> what turns the stored image into the upright one (EXIF 2.32, section 4.6.4, tag 274).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_WHITE_IS_ZERO = 0
+# EXIF orientation 2 to 8 -> what turns the stored image into the upright one (EXIF 2.32, section 4.6.4, tag 274).
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_UPRIGHT = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURNS, 2)}
 
 
 def read_image(
@@ -108,11 +102,22 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key: ``class2`` before ``class10``, upper and lower case together, the name itself to settle ties."""
+    words = re.split(r"([0-9]+)", name)
+    return [(int(word), "") if place % 2 else (0, word.casefold()) for place, word in enumerate(words)], name
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as uint8 (3, H, W)."""
     import torch  # the rest of this file is used where there is none
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def plain(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.float().div_(255)
 
 
 def _is_special(path: str | Path) -> bool:
@@ -129,24 +134,18 @@ def _rgb(image: Image.Image) -> Image.Image:
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
         return _from_wide(image)
-    if not _has_transparency(image):
+    if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _has_transparency(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
-        return True
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Pillow's own conversion clips or cuts bits, depending on its version; 65535 must become 255, 257 become 1."""
     samples = np.asarray(image).astype(np.float32)
     tags = getattr(image, "tag_v2", {})
-    grey = samples * (255.0 / (2 ** tags.get(_BITS_TAG, (16,))[0] - 1))
-    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+    grey = samples * (255.0 / (2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1))
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO:
         grey = 255.0 - grey
     if "transparency" in image.info:
         grey = np.where(samples == image.info["transparency"], 255.0, grey)
@@ -164,7 +163,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     # Read after loading: Pillow has turned a TIFF upright by then, and a PNG's EXIF may follow its pixels.
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a broken EXIF block: every viewer shows the image as stored
         return 1
 
@@ -179,12 +178,13 @@ def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
     if isinstance(error, UnidentifiedImageError):
         is_empty = (Path(path).stat().st_size if isinstance(path, str | Path) else path.seek(0, 2)) == 0
         return "the file is empty (0 bytes)" if is_empty else "it is not an image that heedmap reads"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
+    reasons: dict[type[Exception], str] = {
+        FileNotFoundError: "there is no such file",
+        IsADirectoryError: "it is a folder",
+        PermissionError: "no permission to read it",
+    }
+    if reason := reasons.get(type(error)):
+        return reason
     return f"it is damaged or cannot be decoded ({str(error).strip().splitlines()[0] if str(error) else repr(error)})"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from heedmap.data import transforms
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.dataset import ImageDataset, empty_images, load_all
+from heedmap.data.decoding import plain
 from heedmap.data.transforms import Augmentation
 from heedmap.errors import DataError, ImageError
 from heedmap.system import free_memory
@@ -39,8 +40,7 @@ class Store:
     """Images at one size: in memory when they fit; else mapped from a cache, or decoded on access.
 
     Args:
-        images: what to hold.
-        size: side of the stored squares.
+        images, size: what to hold, and the side of the stored squares.
         workers: threads that decode; 0 takes the caller's own.
         memory: bytes that the decoded images may take.
         cache: of decoded images, for the next time.
@@ -88,7 +88,7 @@ class Store:
 def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Tensor]:
     """Yield ``read`` of each tensor of indices, in order and a few ahead, so that nothing waits for the disk.
 
-    A thread does, as numpy lets others work while it copies. Processes would import the user's script again.
+    A thread reads, as numpy lets others work while it copies; processes would import the user's script again.
     """
     pool, waiting = ThreadPoolExecutor(1), deque[Future[Tensor]]()
     try:
@@ -103,9 +103,8 @@ def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Te
 
 
 def _decoded(read: Callable[[Tensor], Tensor], order: list[Tensor], size: int, threads: int) -> Iterator[Tensor]:
-    """Yield ``read`` of each tensor of indices, a few images a thread, in order and a little ahead.
+    """Do as :func:`_ahead`, all threads on the same batch, so that memory is that of a few batches.
 
-    All threads work on the same batch, so that the memory is that of a few batches, however many threads there are.
     More batches are begun only where one is too small to give each thread two pieces.
     """
     pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Tensor, list[Future[None]]]]()
@@ -137,9 +136,7 @@ def _decoded(read: Callable[[Tensor], Tensor], order: list[Tensor], size: int, t
 
 def memory_to_use(gigabytes: float | None, world: int) -> float:
     """Return the bytes of decoded images that this process may hold; by default a quarter of what is free, shared."""
-    if gigabytes is not None:
-        return gigabytes * 1e9 / world
-    return free_memory() / 4 / world
+    return (free_memory() / 4 if gigabytes is None else gigabytes * 1e9) / world
 
 
 class TrainingBatches:
@@ -149,8 +146,7 @@ class TrainingBatches:
         store: images at the size at which the network will be evaluated.
         size: side of the views that the network gets.
         batch_size: images per step, over all processes; never more than there are images.
-        augmentation: how the images are varied.
-        seed: of order and views.
+        augmentation, seed: how the images are varied; the seed is of order and views.
         share: which rows are this process's.
         with_masks: yield the objects' masks too, varied as the images are.
 
@@ -190,11 +186,9 @@ class TrainingBatches:
         size = early_size if epoch < early_epochs else self.size
         mine = slice(self.share.rank, None, self.share.world)
         steps = range(first_step, self.steps)
-        whole = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
-        stored = self.store.batches([indices[mine] for indices in whole])
-        for step, indices, images in zip(steps, whole, stored, strict=True):
-            numbers = transforms.draw(len(indices), generator(self.seed, epoch, step))[mine].to(device)
-            indices = indices[mine]
+        rows = [order[step * self.batch_size : (step + 1) * self.batch_size][mine] for step in steps]
+        for step, indices, images in zip(steps, rows, self.store.batches(rows), strict=True):
+            numbers = transforms.draw(self.batch_size, generator(self.seed, epoch, step))[mine].to(device)
             mirrored = transforms.flips(indices, epoch, self.seed).to(device)
             images = transforms.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, size)
             masks = None
@@ -213,7 +207,7 @@ def plain_batches(
     order = [indices for indices in mine.split(batch_size) if len(indices)]  # nothing, split, is one empty piece
     for indices, images in zip(order, store.batches(order), strict=True):
         labels = store.images.labels[indices].to(device)
-        yield Batch(transforms.plain(images.to(device, non_blocking=True)), labels, indices)
+        yield Batch(plain(images.to(device, non_blocking=True)), labels, indices)
 
 
 def generator(*numbers: int) -> torch.Generator:

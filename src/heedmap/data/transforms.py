@@ -1,8 +1,7 @@
 """Data augmentation of whole batches, on the device that trains.
 
-All randomness of a step comes from ``draw``, for the whole batch of all processes at once; each process then applies
-its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed run and a run on several processes see
-the images that one uninterrupted process sees.
+All randomness of a step comes from ``draw``, for the whole batch of all processes at once; each applies its own rows.
+So a resumed run and a run on several processes see the images that one uninterrupted process sees.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from heedmap.data.decoding import plain
 
 SHIFT_UP_TO = 64  # pixels; wider images are cropped at random places and sizes instead
 
@@ -67,17 +68,14 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
 
     Args:
         images: stored images; fastest in memory format channels_last.
-        numbers: this batch's rows of :func:`draw`.
-        mirrored: (B,) bool from :func:`flips`.
-        augmentation: what to do with them.
-        size: side of the views.
+        numbers, mirrored: this batch's rows of :func:`draw` and :func:`flips`.
+        augmentation, size: what to do with them, and the side of the views.
     """
     mirrored = mirrored & augmentation.flip
     if augmentation.kind == "crop":
         return _photographs(images, numbers, mirrored, augmentation, size)
     reach = size // 8 if augmentation.shift is None else augmentation.shift
-    reach = reach if augmentation.kind == "shift" else 0
-    return _shift(images, numbers, mirrored, reach)
+    return _shift(images, numbers, mirrored, reach if augmentation.kind == "shift" else 0)
 
 
 def apply_to_masks(
@@ -85,20 +83,13 @@ def apply_to_masks(
 ) -> Tensor:
     """Give masks (B, H, W) the same places, sizes and mirrors as :func:`apply` the images: (B, size, size).
 
-    Args:
-        masks: bool, true on the object; or uint8 regions with 1 there and 2 where pixels are ignored. The dtype stays.
-        stored: side at which the images are stored; the masks are resized to it first.
-        numbers, mirrored, augmentation, size: as for the images.
+    They are bool, true on the object, or uint8 regions with 1 there and 2 where pixels are ignored; the dtype stays.
+    They are resized to ``stored`` first, the side at which the images are stored.
     """
     planes = torch.stack((masks == 1, masks == 2, masks == 2), 1).float()  # three channels, as an image has
     white = (F.interpolate(planes, (stored, stored), mode="area") * 255).round().to(torch.uint8)
     seen = apply(white, numbers, mirrored, replace(augmentation, colour=0.0), size) >= 0.5
     return seen[:, 0] if masks.dtype == torch.bool else torch.where(seen[:, 0], 1, 2 * seen[:, 1]).to(torch.uint8)
-
-
-def plain(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1]."""
-    return images.float().div_(255)
 
 
 def _shift(images: Tensor, numbers: Tensor, mirrored: Tensor, reach: int) -> Tensor:

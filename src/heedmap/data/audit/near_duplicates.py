@@ -1,10 +1,9 @@
 """Find images that are the same image: resized, recompressed, a little cropped, brighter, grey, or mirrored.
 
-Photographs share their coarse light (sky above, ground below), so plain differences of small images take one sea for
-another. Here each image is a 32x32 thumbnail, described by its lowest cosine coefficients (DCT-II), each weighted by
-its frequency: that flattens the 1/f spectrum of natural images, so that different images come out nearly uncorrelated,
-and leaves out the mean; scaling to unit length takes out the contrast. A crop moves high frequencies far, so each image
-is described by ten windows of itself as well.
+Each image is a 32x32 thumbnail, described by its lowest cosine coefficients (DCT-II), each weighted by its frequency:
+that flattens the 1/f spectrum of natural images, so that different images come out nearly uncorrelated, and leaves out
+the mean; scaling to unit length takes out the contrast. A crop moves high frequencies far, so each image is described
+by ten windows of itself as well.
 
 1. Candidates: products of 8x8-coefficient descriptors, all pairs, in blocks (the windows of one, all of the other).
 2. Each candidate is compared closely: 12x12 coefficients over 126 windows, the best correlation counts; in that window
@@ -191,15 +190,10 @@ def _same_colour(first: Tensor, second: Tensor) -> Tensor:
 
 
 def find_near_duplicates(thumbnails: list[Thumbnail], *, mirrored: bool = True) -> list[NearDuplicate]:
-    """Find all pairs that show the same image; see the module for how.
+    """Find all pairs that show the same image, mirror images too where ``mirrored``; see the module for how.
 
-    Args:
-        thumbnails: one for each image, see :func:`thumbnail`.
-        mirrored: look for mirror images too.
-
-    Returns:
-        Pairs with ``first < second``, the most alike first. Memory: 4 KB per image and 64 MB; time grows with the
-        square of the number of images: a second for 4,500, some minutes for 100,000.
+    Return pairs with ``first < second``, the most alike first. Memory: 4 KB per image and 64 MB; time grows with the
+    square of the number of images: a second for 4,500, some minutes for 100,000.
     """
     if len(thumbnails) < 2:
         return []

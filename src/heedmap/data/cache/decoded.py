@@ -3,7 +3,7 @@
     CACHE/decoded/FOLDER-HASH/HASH.rows    some images, uint8 (n, S, S, 3), mapped into memory
     CACHE/decoded/FOLDER-HASH/HASH.json    which ones, with a checksum of each, and of which files; written last
 
-An image is identified by its fingerprint (:mod:`heedmap.data.cache.fingerprints`) and decoded again when that changes.
+An image is identified by its fingerprint (:mod:`heedmap.data.cache.verified`) and decoded again when that changes.
 Files are written under another name and renamed, and never changed after, so several processes share them and an
 interruption costs one file of them. A row whose checksum is wrong is decoded again.
 """
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.data.cache.fingerprints import Fingerprints, is_unchanged
 from heedmap.data.cache.folder import digest, remove_partials, write_shared
+from heedmap.data.cache.verified import Fingerprints, is_unchanged
 from heedmap.data.dataset import FileDataset, ImageDataset, empty_images, load_all
 
 MIN_IMAGES = 256
@@ -88,13 +88,7 @@ class DecodedCache:
     def open(self, images: ImageDataset, size: int, workers: int) -> DecodedDataset | None:
         """Decode the images of a folder or of shards that are missing, and map all of them.
 
-        Args:
-            images: the images.
-            size: side in pixels.
-            workers: threads that decode.
-
-        Returns:
-            None where nothing is cached: other images, few, too many for the limit, or a disk that is full.
+        Return None where nothing is cached: other images, few, too many for the limit, or a disk that is full.
 
         Raises:
             DataError: an image that was readable before cannot be decoded now.
@@ -129,9 +123,9 @@ class DecodedCache:
         return None
 
     def _make_room(self, home: Path, prints: Fingerprints, size: int, count: int) -> bool:
-        """Remove what is outdated, then what was unused for longest, until ``count`` images more fit.
+        """Remove what is outdated, then what was unused for longest, until ``count`` images more fit; return whether.
 
-        Where they cannot fit even so, only what nobody can use any more is removed. Returns whether they fit.
+        Where they cannot fit even so, only what nobody can use any more is removed.
         """
         missing = self._missing(count * 3 * size * size)
         if missing <= 0:

@@ -22,14 +22,11 @@ _STALE = 24 * 3600.0  # seconds, after which nobody writes on a file any more
 
 
 def cache_folder(choice: str | None = None) -> Path | None:
-    """Return the cache folder, and make it.
+    """Make the cache folder and return it; None where nothing is to be cached.
 
     Args:
         choice: a folder, ``off``, or None: what ``HEEDMAP_CACHE`` names (one of these two), or else the user's cache
             folder; where that cannot be written, one of the user's own in the system's folder for temporary files.
-
-    Returns:
-        The folder; None where nothing is to be cached.
 
     Raises:
         DataError: a folder that was named cannot be made.
@@ -95,11 +92,7 @@ def partial_of(target: Path, host: str, process: int) -> Path:
 
 
 def write_shared(target: Path, content: bytes | memoryview) -> None:
-    """Write a whole file although another process may be writing the same one.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
-    """
+    """Write a whole file although another process may be writing the same one; after ``OSError`` nothing is left."""
     partial = partial_of(target, platform.node(), os.getpid())
     try:
         with partial.open("wb") as file:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from heedmap.config import counted
-from heedmap.data.decoding import read_image, square, to_tensor
+from heedmap.data.dataset import Splits
+from heedmap.data.decoding import PARTS, natural, read_image, square, to_tensor
 from heedmap.data.folders import find_parts
-from heedmap.data.parts import PARTS, natural
-from heedmap.data.splits import Splits
 from heedmap.data.webdataset.index import (
     ShardIndex,
     expand_shards,
@@ -28,14 +27,9 @@ from heedmap.errors import DataError
 
 
 class ShardDataset:
-    """Images in shards, decoded on access. See :class:`heedmap.data.dataset.ImageDataset` for the attributes.
+    """Images in tar files, decoded on access. See :class:`heedmap.data.dataset.ImageDataset` for the attributes.
 
-    Args:
-        shards: the tar files.
-        places: (N, 3) int64: which shard, offset, and size in bytes.
-        names: N names, ``SHARD/MEMBER``.
-        labels: (N,) int64.
-        classes: class names.
+    ``places`` is (N, 3) int64: which shard, offset, and size in bytes. Names are ``SHARD/MEMBER``.
     """
 
     boxes: Tensor | None = None
@@ -60,11 +54,7 @@ class ShardDataset:
         return int(self.places[index, 2])
 
     def load(self, index: int, size: int) -> Tensor:
-        """Return the square view of one image: uint8 RGB (3, size, size).
-
-        Raises:
-            ImageError: it cannot be decoded; see :func:`heedmap.data.decoding.read_image`.
-        """
+        """Return the square view of one image, or raise as :func:`heedmap.data.decoding.read_image` does."""
         stream = _NamedBytes(self.data(index))
         stream.name = self.names[index]
         return to_tensor(square(read_image(stream, short_side=size), size))
@@ -90,25 +80,24 @@ def open_shards(data: str | Path, *, test: float = 0.2, seed: int = 0, cache: Pa
 
     Args:
         data: a folder, a tar file, or a pattern such as ``shards/train-{000..009}.tar``.
-        test: share in (0, 1) of each class to set apart where there is no test part.
-        seed: of that draw.
+        test, seed: share in (0, 1) to set apart, and seed of that draw.
         cache: see :func:`heedmap.data.webdataset.index.index_shard`.
 
     Raises:
         DataError: no shards, a damaged one, images without labels, labels that do not fit the classes, or one class.
         OptionError: ``test`` does not lie between 0 and 1.
     """
-    parts = _parts(data)
-    indexes = {part: [index_shard(path, cache) for path in shards] for part, shards in parts.items()}
-    for index in (index for of_part in indexes.values() for index in of_part):
+    indexes = {part: [index_shard(path, cache) for path in shards] for part, shards in _parts(data).items()}
+    every = [index for of_part in indexes.values() for index in of_part]
+    for index in every:
         _check_complete(index)
     classes, numbered = _classes(Path(data), indexes)
     opened = {part: _images(indexes[part], classes, numbered) for part in indexes}
     notes = [
-        f"{part}: {counted(len(opened[part]), 'image')} in {counted(len(shards), 'shard')}."
-        for part, shards in parts.items()
+        f"{part}: {counted(len(images), 'image')} in {counted(len(indexes[part]), 'shard')}."
+        for part, images in opened.items()
     ]
-    if skipped := sum(index.skipped for of_part in indexes.values() for index in of_part):
+    if skipped := sum(index.skipped for index in every):
         notes.append(f"Members of shards that are neither image nor label, skipped: {skipped:,}.")
     if "test" not in opened and "validation" in opened:
         opened["test"] = opened.pop("validation")
@@ -171,13 +160,8 @@ def _images(indexes: Sequence[ShardIndex], classes: tuple[str, ...], numbered: b
     names = [f"{index.path.name}/{name}" for index in indexes for name in index.names]
     number_of = {str(number) if numbered else name: number for number, name in enumerate(classes)}
     labels = [int(str(label)) if numbered else number_of[str(label)] for index in indexes for label in index.labels]
-    return ShardDataset(
-        [index.path for index in indexes],
-        torch.tensor(places, dtype=torch.int64).reshape(-1, 3),
-        names,
-        torch.tensor(labels, dtype=torch.int64),
-        classes,
-    )
+    numbers = torch.tensor(places, dtype=torch.int64).reshape(-1, 3), torch.tensor(labels, dtype=torch.int64)
+    return ShardDataset([index.path for index in indexes], numbers[0], names, numbers[1], classes)
 
 
 def _check_train(train: ShardDataset, data: str) -> None:
@@ -189,5 +173,5 @@ def _check_train(train: ShardDataset, data: str) -> None:
     missing = [name for number, name in enumerate(train.classes) if number not in counts]
     if missing:
         raise DataError(
-            f"The shards {data} hold no image to learn class {missing[0]!r} from; pack some, or leave it out."
+            f"The shards {data} hold no image of class {missing[0]!r} to learn from; pack some, or leave it out."
         )

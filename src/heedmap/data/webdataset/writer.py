@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 
 from heedmap.data.cache.folder import write_shared
-from heedmap.data.dataset import FileDataset
+from heedmap.data.dataset import FileDataset, Splits
 from heedmap.data.decoding import IMAGE_SUFFIXES
-from heedmap.data.splits import Splits
 from heedmap.data.webdataset.index import CLASSES
 from heedmap.errors import DataError, ImageError
 
@@ -50,7 +49,7 @@ def pack(
     Args:
         splits: a folder or shards; the pixels of sets in memory have no files to copy.
         out: folder to make.
-        shard_bytes: size at which a shard is full; an image is never divided. One shard is held in memory.
+        shard_bytes: size at which a shard, which is held in memory, is full.
         seed: of the order, in which a reader that goes straight through meets all classes.
         on_progress: called with the number of images written.
 
@@ -61,10 +60,8 @@ def pack(
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty; name another folder for the shards.")
     done, size = 0, 0
-    images: dict[str, int] = {}
-    shards: dict[str, int] = {}
-    sums: list[str] = []
-    used: set[str] = set()
+    images, shards = dict[str, int](), dict[str, int]()
+    sums, used = list[str](), set[str]()
     try:
         for part, dataset in splits.parts.items():
             if not isinstance(dataset, FileDataset):
