@@ -163,7 +163,13 @@ class TensorDataset:
         """Return the square views of several images at once: uint8 (n, 3, size, size)."""
         rows = self.images[self.indices[torch.as_tensor(indices, dtype=torch.int64)]]
         left, top, right, bottom = crop_box(rows.shape[3], rows.shape[2])
-        return _resized(rows[:, :, top:bottom, left:right], size)
+        squares = rows[:, :, top:bottom, left:right]
+        if squares.shape[2:] == (size, size):
+            return squares
+        if not len(squares):
+            return squares.new_zeros(0, 3, size, size)
+        scaled = interpolate(squares.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
     def subset(self, indices: Tensor | Sequence[int]) -> TensorDataset:
         """Return these images, in this order, sharing the memory of the pixels."""
@@ -222,15 +228,6 @@ def empty_images(count: int, size: int) -> Tensor:
 
 def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if values is None else values[rows]
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[2:] == (size, size):
-        return images
-    if len(images) == 0:
-        return images.new_zeros(0, 3, size, size)
-    scaled = interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _check_labels(count: int, labels: Tensor, classes: tuple[str, ...]) -> None:
@@ -314,12 +311,7 @@ class Splits:
         return replace(self, **named, unreadable=tuple(unreadable), notes=notes)
 
     def check_trainable(self, allow_unreadable: bool = False) -> None:
-        """Check that a model can be trained and tested on these parts.
-
-        Raises:
-            DataError: more than one image in fifty was left out and this is not allowed, or the test part is empty
-                because every class has a single image.
-        """
+        """Raise ``DataError`` where more than one image in fifty was left out, or the test part is empty."""
         if self.test is not None and not len(self.test):
             raise DataError(
                 f"{self.name}: no class has two images, so there is none to test on; add some, or a folder 'test' "

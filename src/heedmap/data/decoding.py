@@ -54,9 +54,6 @@ def read_image(
             that. None decodes at full size.
         max_pixels: refuse more than this; above ``MAX_PIXELS`` it changes nothing.
 
-    Returns:
-        An ``RGB`` image, detached from the file.
-
     Raises:
         ImageError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no image, one
             above ``max_pixels``, or one whose samples have no agreed black and white (32-bit and floating point).
@@ -130,10 +127,11 @@ def _is_special(path: str | Path) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
-        return _from_wide(image)
+        raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -150,14 +148,6 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         grey = np.where(samples == image.info["transparency"], 255.0, grey)
     return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _from_wide(image: Image.Image) -> Image.Image:
-    # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        grey = np.rint(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -73,7 +73,10 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
     """
     mirrored = mirrored & augmentation.flip
     if augmentation.kind == "crop":
-        return _photographs(images, numbers, mirrored, augmentation, size)
+        crop = _cropped_bytes if images.device.type == "cpu" else _sampled
+        views = crop(images, _boxes(numbers, images.shape[-1], augmentation), mirrored, size)
+        factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T
+        return _colour(views, factors).permute(0, 3, 1, 2)  # in memory format channels_last
     reach = size // 8 if augmentation.shift is None else augmentation.shift
     return _shift(images, numbers, mirrored, reach if augmentation.kind == "shift" else 0)
 
@@ -94,26 +97,13 @@ def apply_to_masks(
 
 def _shift(images: Tensor, numbers: Tensor, mirrored: Tensor, reach: int) -> Tensor:
     side = images.shape[-1]
-    places = torch.arange(side, device=images.device)
-    offsets = (numbers[:, :2] * (2 * reach + 1)).floor().long() - reach  # (B, 2)
-    rows, columns = (_reflect(places + offset[:, None], side) for offset in offsets.unbind(1))  # (B, side) each
+    offsets = (numbers[:, :2] * (2 * reach + 1)).floor().long() - reach
+    places = (torch.arange(side, device=images.device) + offsets[:, :, None]).abs()  # (B, 2, side)
+    rows, columns = torch.where(places >= side, 2 * (side - 1) - places, places).unbind(1)  # reflected at the border
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (B, side, side, 3)
     return plain(moved).permute(0, 3, 1, 2)
-
-
-def _reflect(places: Tensor, side: int) -> Tensor:
-    places = places.abs()
-    return torch.where(places >= side, 2 * (side - 1) - places, places)
-
-
-def _photographs(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
-    """Crop, mirror and colour; the result is in memory format channels_last."""
-    boxes = _boxes(numbers, images.shape[-1], augmentation)
-    crop = _cropped_bytes if images.device.type == "cpu" else _sampled
-    factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T
-    return _colour(crop(images, boxes, mirrored, size), factors).permute(0, 3, 1, 2)
 
 
 def _boxes(numbers: Tensor, side: int, augmentation: Augmentation) -> Tensor:
@@ -177,12 +167,8 @@ def _colour(views: Tensor, factors: Tensor) -> Tensor:
 def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     """Paste a rectangle of each image's neighbour in the batch into it (Yun et al., ICCV 2019, arXiv 1905.04899).
 
-    Args:
-        images: (B, 3, H, W); left as it is.
-        numbers: (3,) in [0, 1): area, row and column of the rectangle, the same for the whole batch.
-
-    Returns:
-        The mixed images, and the fraction of each that is still its own; the rest belongs to the image one row up.
+    ``numbers`` (3,) in [0, 1) are area, row and column of the rectangle in all images (B, 3, H, W). Return the mixed
+    images, and the fraction of each that is still its own; the rest belongs to the image one row up.
     """
     height, width = images.shape[-2:]
     area, row, column = numbers.tolist()

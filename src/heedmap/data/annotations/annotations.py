@@ -122,6 +122,16 @@ class AnnotationOptions:
     class_values: Mapping[str, int] | None = None
     parts: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise ``OptionError`` for an unknown kind of mask, or values of classes that it cannot hold."""
+        kind = self.mask_kind
+        if kind is not None and kind not in KINDS:
+            raise OptionError(f"Kind of mask {kind!r} is unknown; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+        if self.class_values is not None and kind not in (None, "indexed"):
+            raise OptionError(f"class_values is for indexed masks, and mask_kind is {kind}; leave one of them out.")
+        if self.class_values is not None and VOID in self.class_values.values():
+            raise OptionError(f"class_values cannot hold {VOID}: in indexed masks these pixels are ignored.")
+
     @classmethod
     def from_command(cls, command: _AnnotationCommand) -> AnnotationOptions:
         """Take the options of a command; raises ``OptionError`` for a class value that is none, and as below."""
@@ -259,15 +269,11 @@ def _check_names(path: Path, annotated: list[AnnotatedImage], classes: Sequence[
         raise DataError(f"{path}: no object has the name of a class; there is {odd!r}.{nearest(odd, classes)}")
 
 
-# ---- a folder of masks
-
-
 def _read_masks(
     folder: Path, images: FolderDataset, options: AnnotationOptions
 ) -> tuple[list[SquareObjects | None], list[str]]:
     """Return for each image its objects, or None without a mask, and notes; see :func:`read_annotations`."""
     kind, values_of = options.mask_kind, options.class_values
-    _check_options(kind, values_of)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no folder of masks.")
     files = mask_files(folder)
@@ -297,15 +303,6 @@ def _read_masks(
     elif (count := len(values - {0})) > 1:
         notes.append(f"{count} values stand for objects, whatever their class (class_values takes one for each).")
     return objects, notes
-
-
-def _check_options(kind: str | None, class_values: Mapping[str, int] | None) -> None:
-    if kind is not None and kind not in KINDS:
-        raise OptionError(f"Kind of mask {kind!r} is unknown; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}")
-    if class_values is not None and kind not in (None, "indexed"):
-        raise OptionError(f"class_values is for indexed masks, and mask_kind is {kind}; leave one of them out.")
-    if class_values is not None and VOID in class_values.values():
-        raise OptionError(f"class_values cannot hold {VOID}: in indexed masks these pixels are ignored.")
 
 
 def _absent_values(class_values: Mapping[str, int], values: set[int], files: Sequence[Path]) -> list[str]:

@@ -314,7 +314,7 @@ def _is_number(word: str) -> bool:
 
 @contextmanager
 def _damaged(what: str, error_type: type[Exception] = OSError) -> Iterator[None]:
-    """Turn what damaged files raise, and ``error_type``, into a ``DataError``: ``WHAT (REASON).``"""
+    """Turn what damaged files raise, and ``error_type``, into a ``DataError``: ``WHAT (REASON)``."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, error_type) as error:

@@ -25,17 +25,11 @@ SquareObjects = tuple[list[Box], Mask | None, int]
 
 @dataclass(frozen=True)
 class Matching:
-    """Which annotation belongs to which image.
+    """Which annotation belongs to which image."""
 
-    Attributes:
-        annotation_of: for each image the index of its annotation, or -1.
-        unmatched: annotations that belong to none of the images.
-        ambiguous: annotations that fit several images, or of which several fit one; they are used for none.
-    """
-
-    annotation_of: tuple[int, ...]
-    unmatched: tuple[str, ...]
-    ambiguous: tuple[str, ...]
+    annotation_of: tuple[int, ...]  # for each image the index of its annotation, or -1
+    unmatched: tuple[str, ...]  # annotations that belong to none of the images
+    ambiguous: tuple[str, ...]  # those that fit several images, or of which several fit one; they are used for none
 
     @property
     def notes(self) -> list[str]:
@@ -117,9 +111,6 @@ def _fits(mark: _Key, keys: list[_Key], by_end: dict[_Key, list[int]]) -> tuple[
 def _in_other_parts(first: _Key, second: _Key) -> bool:
     parts = [{PARTS[word.lower()] for word in path[:-1] if word.lower() in PARTS} for path in (first, second)]
     return bool(parts[0] and parts[1]) and not parts[0] & parts[1]
-
-
-# ---- in the square view
 
 
 def to_square(annotated: AnnotatedImage, image: Path, class_name: str | None) -> SquareObjects:

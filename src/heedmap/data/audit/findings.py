@@ -3,7 +3,7 @@
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, TypeVar
@@ -77,16 +77,14 @@ def audit(
 ) -> Audit:
     """Audit a dataset.
 
-    ``cheap`` reads no more than it must: files of equal length are compared by their bytes, or all by their digests
-    where these are given, classes are counted, and the unreadable files that are known already are repeated. ``full``
-    decodes every image at a small size and finds near duplicates within and across the parts
+    ``cheap`` compares files of equal length by their bytes, or all by their digests where these are given, and counts
+    classes. ``full`` decodes every image at a small size and finds near duplicates within and across the parts
     (:mod:`heedmap.data.audit.near_duplicates`; mirror images too where the set is flippable), same pixels in different
     files, unreadable files, and odd ones: another size than nine of ten, grey among colour, longer than 3 : 1, one
     colour only, a suffix that does not fit the format.
 
     Args:
-        splits: the dataset.
-        depth: ``cheap`` or ``full``.
+        splits, depth: the dataset, and ``cheap`` or ``full``.
         digests: part -> digest of each image's file (:class:`heedmap.data.cache.verified.VerifiedSplits`), so that no
             file is read for its bytes; for all parts whose images lie in files, or None.
 
@@ -159,9 +157,6 @@ def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
     return f"Leakage: {fraction} have {kind} in train; {bound}."
 
 
-# ---- reading
-
-
 def _in_threads(work: Callable[[_Entry], _Result], entries: Sequence[_Entry]) -> Iterator[_Result | str]:
     """Yield the result of ``work``, or why the image cannot be read, for each entry in order, on all cores."""
 
@@ -191,9 +186,6 @@ def _summary(entry: _Entry) -> _Summary:
     small = thumbnail(read_image(io.BytesIO(data), short_side=2 * SIDE))
     with Image.open(io.BytesIO(data)) as opened:
         return _Summary(opened.size, opened.format, small)
-
-
-# ---- duplicates
 
 
 def _same_bytes(entries: Sequence[_Entry], known: Sequence[bytes]) -> tuple[_Groups, dict[int, str]]:
@@ -240,24 +232,20 @@ def _join_equal_pixels(
         )
         (equal if is_equal else others).append(pair)
     owner = {place: number for number, group in enumerate(copies) for place in group}
-    joined = _components(range(len(copies)), [(owner[pair.first], owner[pair.second]) for pair in equal])
+    joined = _components(len(copies), [(owner[pair.first], owner[pair.second]) for pair in equal])
     return [[place for number in numbers for place in copies[number]] for numbers in joined], others
 
 
-def _components(nodes: Iterable[int], pairs: Iterable[tuple[int, int]]) -> _Groups:
-    """Return the connected components of a graph (union-find)."""
-    parent = {node: node for node in nodes}
+def _components(count: int, pairs: Sequence[tuple[int, int]]) -> _Groups:
+    """Return the connected components of a graph of ``count`` nodes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for first, second in pairs:
-        parent[root(second)] = root(first)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for node in parent:
-        groups[root(node)].append(node)
+    edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (count, count))
+    groups = defaultdict[int, list[int]](list)
+    for node, component in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        groups[component].append(node)
     return list(groups.values())
 
 
@@ -269,8 +257,8 @@ def _duplicates(entries: Sequence[_Entry], copies: _Groups, near: list[NearDupli
     owner = {place: group[0] for group in copies for place in group}
     pairs = [(owner[pair.first], owner[pair.second]) for pair in near]
     mirrored = {owner[pair.first] for pair in near if pair.mirrored}
-    for group in _components(sorted({place for pair in pairs for place in pair}), pairs):
-        if len(group) > 1:  # else its duplicate became a copy by way of a third image
+    for group in _components(len(entries), pairs):
+        if len(group) > 1:
             word = "nearly the same image" + (", one of them mirrored" if mirrored & set(group) else "")
             yield from _group(entries, group, "near-duplicate", word)
 
@@ -297,9 +285,6 @@ def _leaked(entries: Sequence[_Entry], copies: _Groups, near: list[NearDuplicate
         sources[second] |= own[first]
     leaky = (group for group, parts in zip(copies, sources, strict=True) if "train" in parts)
     return sum(entries[place].part == "test" for group in leaky for place in group)
-
-
-# ---- odd files and imbalanced classes
 
 
 def _odd(entries: Sequence[_Entry], summaries: dict[int, _Summary]) -> list[Finding]:

@@ -12,10 +12,8 @@ by ten windows of itself as well.
 
 The thresholds were set on 4,500 scene photographs and measured on the same: of 200 altered copies of each kind, 100 %
 are found of half and double size, JPEG quality 10 and 20, brightness x0.6, contrast x0.6, grey, and 97.5 % or more of
-brightness x1.4 (it clips) and of crops of 2 to 8 % a side. Of 8 groups found among the photographs themselves, 6 are
-duplicates to the eye and 2 are seas with the same horizon. An image of one colour has no duplicates here. Known limit:
-in sets of centred glyphs such as MNIST different strokes agree as well as copies do (952 pairs in 3,000 digits); read
-near duplicates there as candidates.
+brightness x1.4 (it clips) and of crops of 2 to 8 % a side. An image of one colour has no duplicates here. Known limit:
+in sets of centred glyphs such as MNIST different strokes agree as well as copies do; read these as candidates.
 """
 
 from collections.abc import Iterator

@@ -167,9 +167,6 @@ class DecodedCache:
                 self.message(f"{start + len(block):,} of {len(todo):,} decoded.")
 
 
-# ---- making room
-
-
 class _Piece(NamedTuple):
     """What may be removed, and the bytes that this gains."""
 
@@ -227,9 +224,6 @@ def _size(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += file.stat().st_size
     return total
-
-
-# ---- what is cached
 
 
 class _Index(NamedTuple):

@@ -15,7 +15,6 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -147,8 +146,6 @@ def label_names(index: ShardIndex) -> tuple[str | None, ...]:
     return tuple(None if word is None else names.get(int(word)) for word in index.labels)
 
 
-# ---- reading a tar file's headers
-
 Member = tuple[str, tarfile.TarInfo]
 
 
@@ -171,7 +168,9 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
     trouble, skipped, end = "", 0, 0
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
-            for members in _samples(path, tar):
+            named = ((name, member) for member in tar if (name := _checked_name(path, member)) is not None)
+            for _, sample in itertools.groupby(named, key=lambda member: split_key(member[0])[0]):
+                members = list(sample)
                 if any(member.offset_data + member.size > length for _, member in members):
                     raise tarfile.ReadError("unexpected end of data")
                 end = max(member.offset_data + -(-member.size // _BLOCK) * _BLOCK for _, member in members)
@@ -193,13 +192,6 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
     columns = ((name, member.offset_data, member.size) for name, member in images)
     names, offsets, sizes = zip(*columns, strict=True) if images else ((), (), ())
     return ShardIndex(path, names, offsets, sizes, tuple(labels), trouble, skipped)
-
-
-def _samples(path: Path, tar: tarfile.TarFile) -> Iterator[list[Member]]:
-    """Yield neighbouring members with one key."""
-    members = ((name, member) for member in tar if (name := _checked_name(path, member)) is not None)
-    for _, sample in itertools.groupby(members, key=lambda member: split_key(member[0])[0]):
-        yield list(sample)
 
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str | None:
@@ -248,9 +240,6 @@ def _json_label(text: str) -> str | None:
     # True is an int to Python, and no label.
     fitting = [value for value in values if isinstance(value, int | str) and not isinstance(value, bool)]
     return str(fitting[0]) if fitting else None
-
-
-# ---- names of shards
 
 
 def expand_braces(pattern: str) -> list[str]:
