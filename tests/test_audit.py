@@ -13,8 +13,7 @@ from heedmap.data.cache.verified import verify_images
 from heedmap.data.dataset import FolderDataset, Splits, TensorDataset
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
-from heedmap.data.webdataset.dataset import open_shards
-from heedmap.data.webdataset.writer import pack
+from heedmap.data.webdataset.dataset import open_shards, pack
 from heedmap.errors import DataError
 from heedmap.types import Audit
 

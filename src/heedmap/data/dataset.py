@@ -119,11 +119,8 @@ class FolderDataset:
 class TensorDataset:
     """Images in memory, not copied. See :class:`ImageDataset` for the attributes.
 
-    Args:
-        images: uint8 RGB (M, 3, H, W).
-        labels, classes, names, boxes, masks: of the N images.
-        indices: (N,) int64, the rows of ``images`` that these images are, so that subsets share one block of memory;
-            None means all of them in order, M = N.
+    ``images`` are uint8 RGB (M, 3, H, W), and ``indices`` (N,) the rows of them that these images are, so that subsets
+    share one block of memory; None means all of them in order, M = N.
 
     Raises:
         DataError: ``images`` is not uint8 (M, 3, H, W), sizes disagree, a label lies outside the classes, or boxes or
@@ -283,10 +280,7 @@ class Splits:
         )
 
     def without(self, failures: Mapping[str, Sequence[tuple[int, str]]]) -> Splits:
-        """Leave out images that cannot be decoded and record them in ``unreadable``.
-
-        Args:
-            failures: part -> (index, reason), as :func:`load_many` returns them.
+        """Leave out images, part -> (index, reason), and record them in ``unreadable``.
 
         Raises:
             DataError: a class of train, or the whole of another part, has no readable image left.
@@ -313,10 +307,7 @@ class Splits:
     def check_trainable(self, allow_unreadable: bool = False) -> None:
         """Raise ``DataError`` where more than one image in fifty was left out, or the test part is empty."""
         if self.test is not None and not len(self.test):
-            raise DataError(
-                f"{self.name}: no class has two images, so there is none to test on; add some, or a folder 'test' "
-                "beside 'train'."
-            )
+            raise DataError(f"{self.name}: no class has two images, so none is left to test on; add some, or 'test'.")
         lost = len(self.unreadable)
         total = lost + sum(map(len, self.parts.values()))
         if lost > MOST_UNREADABLE * total and not allow_unreadable:
@@ -328,16 +319,10 @@ class Splits:
 
 
 def split_by_class(labels: Tensor, share: float, seed: int, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """Set a share of each class apart, the same one for the same seed.
+    """Set a share of each class of labels (N,) apart, the same one for the same seed.
 
-    Args:
-        labels: (N,) int64.
-        share: in (0, 1), rounded, but at least one image and never all. A class with a single image keeps it.
-        seed: of the draw.
-        most: lower the share so that about this many are taken in all (the one of each class still is).
-
-    Returns:
-        Ascending int64 indices into ``labels``: those that stay and those set apart.
+    At least one image of a class is set apart and never all; a class with a single image keeps it. ``most`` lowers the
+    share so that about this many are taken in all. Return ascending int64 indices of those that stay and the others.
 
     Raises:
         OptionError: ``share`` does not lie between 0 and 1.

@@ -204,15 +204,14 @@ def _boxes(masks: Tensor) -> Tensor:
 def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS) -> TensorDataset:
     """Draw ``count`` scenes of one part; the same split, seed, size and index give the same scene, whatever the count.
 
+    Images have classes ``0`` to ``9``, boxes tight around the mask, and masks (where the ink covers more than half).
+    They take about 14 MB for each 1,000 scenes of 64 px.
+
     Args:
         split: ``train`` or ``test``; the two share no digit.
         count, seed: at least 1, and 0 or more.
         size: side in pixels, 48 to 64; the digit's side is 20 to 32 pixels at 64 and in proportion below.
         fragments: pieces of clutter per scene at most, 0 to 12; each is painted with a probability of 0.85.
-
-    Returns:
-        Images with classes ``0`` to ``9``, boxes tight around the mask, and masks (where the ink covers more than
-        half); about 14 MB for each 1,000 scenes of 64 px.
 
     Raises:
         DataError: for a split, count, seed or size out of range.

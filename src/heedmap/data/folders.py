@@ -45,16 +45,9 @@ class _Listing:
 def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits:
     """List a data folder by parts and classes.
 
-    A lone ``val``, ``valid`` or ``validation`` part is the test part. Where there is no test part at all, a share of
-    each class is set apart with a recorded seed.
-
-    Args:
-        path: the data folder.
-        test, seed: share in (0, 1) to set apart, and seed of that draw.
-
-    Returns:
-        The parts; ``notes`` states what was done. Damaged files are still among the images: see
-        :func:`heedmap.data.cache.verified.verify_images`.
+    A lone ``val``, ``valid`` or ``validation`` part is the test part. Where there is no test part at all, the share
+    ``test`` of each class is set apart (:func:`heedmap.data.dataset.split_by_class`). ``notes`` states what was done.
+    Damaged files are still among the images: see :func:`heedmap.data.cache.verified.verify_images`.
 
     Raises:
         DataError: the folder is missing, a file or empty; images lie in no class folder; there is one class only, a

@@ -129,11 +129,9 @@ class TrainingBatches:
     """Training images, shuffled and augmented.
 
     Args:
-        store: images at the size at which the network will be evaluated.
-        size: side of the views that the network gets.
+        store, size: images at the size at which the network will be evaluated, and side of the views that it gets.
         batch_size: images per step, over all processes; never more than there are images.
         augmentation, seed: how the images are varied; the seed is of order and views.
-        share: which rows are this process's.
         with_masks: yield the objects' masks too, varied as the images are.
 
     Raises:

@@ -95,9 +95,9 @@ class FileMask:
         values, _ = mask_values(self.path)
         if self.kind == "binary":
             if len(different := distinct(values)) > 2:
+                kinds = ", ".join(KINDS)
                 raise DataError(
-                    f"{self.path}: the mask holds {len(different)} values where the others hold two; "
-                    f"give mask_kind ({', '.join(KINDS)})."
+                    f"{self.path}: the mask holds {len(different)} values, not two; give mask_kind ({kinds})."
                 )
             return (values > 0).astype(np.int64)
         if self.kind == "grey":

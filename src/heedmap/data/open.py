@@ -23,10 +23,8 @@ from heedmap.errors import DataError, nearest
 
 _DIGITS = tuple("0123456789")
 _STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-_FASHION = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
+_CLOTHES = "T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag"
+_FASHION = (*_CLOTHES.split(), "Ankle boot")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class NamedSet:
     """A named set, read by a class in ``torchvision.datasets``."""
 
     dataset: str
-    files: str  # what lies in the root folder, with the archive that it is unpacked from
+    files: str  # what lies in the root folder, unpacked
     description: str
     classes: tuple[str, ...] = ()  # in the order of the labels; empty where the files themselves hold them
     flippable: bool = True  # a mirrored image keeps its class
@@ -42,30 +40,12 @@ class NamedSet:
 
 
 NAMED = {
-    "cifar10": NamedSet(
-        *("CIFAR10", "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)"),
-        "60,000 photographs of 10 things, 32x32",
-    ),
-    "cifar100": NamedSet(
-        *("CIFAR100", "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)"),
-        "60,000 photographs of 100 things, 32x32",
-    ),
-    "svhn": NamedSet(
-        *("SVHN", "train_32x32.mat and test_32x32.mat", "99,289 house numbers, 32x32"),
-        *(_DIGITS, False, True),
-    ),
-    "stl10": NamedSet(
-        *("STL10", "stl10_binary/ (stl10_binary.tar.gz, unpacked)", "13,000 photographs of 10 things, 96x96"),
-        *(_STL10, True, True),
-    ),
-    "mnist": NamedSet(
-        *("MNIST", "MNIST/raw/*-ubyte (the four .gz files, unpacked)", "70,000 handwritten digits, 28x28"),
-        *(_DIGITS, False),
-    ),
-    "fashion-mnist": NamedSet(
-        *("FashionMNIST", "FashionMNIST/raw/*-ubyte (the four .gz files, unpacked)"),
-        *("70,000 pieces of clothing, 28x28", _FASHION),
-    ),
+    "cifar10": NamedSet("CIFAR10", "cifar-10-batches-py/", "60,000 photographs of 10 things, 32x32"),
+    "cifar100": NamedSet("CIFAR100", "cifar-100-python/", "60,000 photographs of 100 things, 32x32"),
+    "svhn": NamedSet("SVHN", "train_32x32.mat and test_32x32.mat", "99,289 house numbers, 32x32", _DIGITS, False, True),
+    "stl10": NamedSet("STL10", "stl10_binary/", "13,000 photographs of 10 things, 96x96", _STL10, True, True),
+    "mnist": NamedSet("MNIST", "MNIST/raw/*-ubyte", "70,000 handwritten digits, 28x28", _DIGITS, False),
+    "fashion-mnist": NamedSet("FashionMNIST", "FashionMNIST/raw/*-ubyte", "70,000 pieces of clothing, 28x28", _FASHION),
 }
 """Name on the command line -> the set."""
 
@@ -93,8 +73,7 @@ def open_data(
         cache: folder that caches the indexes of shards; None caches nothing.
 
     Raises:
-        DataError: see :func:`open_folder`, :func:`open_shards` and :func:`open_named`.
-        OptionError: ``test_share`` does not lie between 0 and 1.
+        DataError, OptionError: see :func:`open_folder`, :func:`open_shards` and :func:`open_named`.
     """
     name = str(data)
     known = [*DIGIT_SCENES, *NAMED]
@@ -128,10 +107,8 @@ def _constructor(name: str) -> Callable[..., Any]:
         from torchvision import datasets
     # A torchvision built for another torch fails in any of these ways.
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        raise DataError(
-            f"{name} is read by torchvision, which cannot be imported ({_first_line(error)}); "
-            "install the torchvision that fits your torch, or use a folder of images."
-        ) from error
+        why = f"{name} is read by torchvision, which cannot be imported ({_first_line(error)})"
+        raise DataError(f"{why}; install the one that fits your torch, or use a folder of images.") from error
     return getattr(datasets, NAMED[name].dataset)
 
 
@@ -159,7 +136,7 @@ def _rgb(images: Tensor) -> Tensor:
 
 
 def _trouble(name: str, root: Path, download: bool, error: Exception) -> str:
-    place = f"its files belong at {root / NAMED[name].files}"
+    place = f"its files belong, unpacked, at {root / NAMED[name].files}"
     if isinstance(error, ImportError):
         return f"{name} cannot be read: {_first_line(error)}; install the missing package."
     if not download:

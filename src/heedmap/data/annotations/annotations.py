@@ -62,20 +62,17 @@ class Annotations:
         return len(self.names)
 
     def region(self, row: int, size: int) -> Tensor:
-        """Draw an image's objects: uint8 (size, size), 1 on an object, 2 where pixels are ignored, else 0.
-
-        Without a mask, what the boxes cover is the object.
-        """
+        """Draw an image's objects as :meth:`Mask.draw` does; without a mask, what the boxes cover is the object."""
         mask = self.masks[row]
         return box_regions(self.boxes[row], size) if mask is None else mask.draw(size)
 
     def subset(self, rows: Tensor | Sequence[int]) -> Annotations:
         """Return these images, in this order."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
-        names, boxes, masks = ([part[row] for row in chosen.tolist()] for part in (self.names, self.boxes, self.masks))
-        return Annotations(
-            tuple(map(str, names)), tuple(boxes), tuple(masks), self.known[chosen], self.objects[chosen], self.notes
-        )
+        order = chosen.tolist()
+        names, boxes = tuple(self.names[row] for row in order), tuple(self.boxes[row] for row in order)
+        masks = tuple(self.masks[row] for row in order)
+        return Annotations(names, boxes, masks, self.known[chosen], self.objects[chosen], self.notes)
 
 
 def box_regions(boxes: Tensor, size: int) -> Tensor:
@@ -243,17 +240,14 @@ def _class_notes(used: list[tuple[AnnotatedImage, str]], classes: Sequence[str])
         return [note] if len(names) > 1 else []
     if not others:
         return []
-    return [
-        f"{len(others)} of {len(named)} objects are of another class than their image (such as {others[0]}), and "
-        "count too; same_class takes only the image's own."
-    ]
+    odd = f"{len(others)} of {len(named)} objects are of another class than their image (such as {others[0]})"
+    return [f"{odd}, and count too; same_class takes only the image's own."]
 
 
 def _collected(images: FolderDataset, objects: list[SquareObjects | None], notes: list[str]) -> Annotations:
     known = torch.tensor([some is not None for some in objects], dtype=torch.bool)
     boxes, masks, counts = zip(*(some or ([], None, 0) for some in objects), strict=True)
-    gone = sum(count > 0 and not box for box, count in zip(boxes, counts, strict=True))
-    if gone:
+    if gone := sum(count > 0 and not box for box, count in zip(boxes, counts, strict=True)):
         notes = [*notes, f"{gone} images have objects only outside the centred square."]
     return Annotations(images.names, tuple(map(_tensor, boxes)), masks, known, torch.tensor(counts), tuple(notes))
 

@@ -58,9 +58,7 @@ class AnnotationFile(NamedTuple):
 def find_format(path: Path) -> str:
     """Detect the format of annotations from the files; ``DataError`` where nothing is understood."""
     if not path.exists():
-        raise DataError(
-            f"{path}: no annotations are there; name a folder of masks, XML or text files, a JSON or a CSV."
-        )
+        raise DataError(f"{path}: no annotations; name a folder of masks, XML or text files, a JSON or a CSV.")
     if path.is_file():
         single = {".json": "coco", ".csv": "csv", ".xml": "voc"}.get(path.suffix.lower())
         if single is None:
@@ -282,10 +280,8 @@ def _are_fractions(path: Path, boxes: list[list[float]]) -> bool:
     if len(boxes) > len(small) and (broken or len(small) > len(boxes) / 2):
         large = next(box for box in boxes if max(box) > _MOST_FRACTION)
         shown = [", ".join(f"{value:g}" for value in box) for box in ((broken or small)[0], large)]
-        raise DataError(
-            f"{path}: {len(small)} of {len(boxes)} boxes lie within a single pixel ({shown[0]}), others do not "
-            f"({shown[1]}); give all numbers as fractions of the image, or all in pixels."
-        )
+        odd = f"{len(small)} of {len(boxes)} boxes lie within a single pixel ({shown[0]}), others do not ({shown[1]})"
+        raise DataError(f"{path}: {odd}; give all numbers as fractions of the image, or all in pixels.")
     return bool(boxes) and len(small) == len(boxes)
 
 
@@ -300,9 +296,7 @@ def _columns(path: Path, header: list[str]) -> _Columns:
     if header[0].lstrip().startswith(("{", "[")):
         raise DataError(f"{path}: this is no table, it looks like JSON; give the format coco, or none.")
     shown = textwrap.shorten(", ".join(header), 100, placeholder=" ...")
-    raise DataError(
-        f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom, for instance."
-    )
+    raise DataError(f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom.")
 
 
 def _is_number(word: str) -> bool:

@@ -180,7 +180,5 @@ def check_shape(annotated: tuple[int, int], image: tuple[int, int], source: Path
     """Raise ``DataError`` where an annotation (width, height) is of another shape than its image."""
     ratio = annotated[0] / annotated[1] * image[1] / image[0]
     if not 1 - _SHAPE_TOLERANCE <= ratio <= 1 + _SHAPE_TOLERANCE:
-        raise DataError(
-            f"{source}: it is for an image of {annotated[0]} x {annotated[1]}, but the image is {image[0]} x "
-            f"{image[1]} as seen upright; annotate the whole upright image."
-        )
+        sizes = f"{annotated[0]} x {annotated[1]}, but the image is {image[0]} x {image[1]}"
+        raise DataError(f"{source}: it is for an image of {sizes} as seen upright; annotate the whole upright image.")

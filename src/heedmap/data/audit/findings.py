@@ -83,14 +83,10 @@ def audit(
     files, unreadable files, and odd ones: another size than nine of ten, grey among colour, longer than 3 : 1, one
     colour only, a suffix that does not fit the format.
 
-    Args:
-        splits, depth: the dataset, and ``cheap`` or ``full``.
-        digests: part -> digest of each image's file (:class:`heedmap.data.cache.verified.VerifiedSplits`), so that no
-            file is read for its bytes; for all parts whose images lie in files, or None.
-
-    Returns:
-        The audit. Duplicates are one finding for each group; where their classes differ there is a
-        ``conflicting-labels`` finding beside it. ``leaked`` counts the images of ``test`` with a duplicate in train.
+    Duplicates are one finding for each group; where their classes differ there is a ``conflicting-labels`` finding
+    beside it. ``leaked`` counts the images of ``test`` with a duplicate in train. ``digests``, as
+    :class:`heedmap.data.cache.verified.VerifiedSplits` has them of all parts in files, save reading files for their
+    bytes.
 
     Raises:
         DataError: for another depth.
@@ -130,12 +126,8 @@ def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
 
     That is where more than 1 % of the test images have a duplicate in train, or where the accuracy is above 96 % and
     the leaked images are at least a quarter as many as the errors. The bound in it supposes that each leaked image was
-    predicted correctly: (right - leaked) / (test_count - leaked).
-
-    Args:
-        accuracy: top-1 on the test part, 0 to 1.
-        audit: of the same dataset; a cheap one knows byte-identical duplicates alone, as the sentence notes.
-        test_count: number of images that the accuracy was measured on.
+    predicted correctly: (right - leaked) / (test_count - leaked). A cheap audit knows byte-identical duplicates alone,
+    as the sentence notes.
 
     Raises:
         ValueError: accuracy outside 0 to 1, or no test images.

@@ -26,12 +26,8 @@ from heedmap.data.cache.folder import digest, remove_partials, write_shared
 from heedmap.data.cache.verified import Fingerprints, is_unchanged
 from heedmap.data.dataset import FileDataset, ImageDataset, empty_images, load_all
 
-MIN_IMAGES = 256
-"""A part with fewer images than this is decoded in a moment and not cached."""
-
-SPARE_BYTES = 10**9
-"""Left free on the disk."""
-
+MIN_IMAGES = 256  # a part with fewer images than this is decoded in a moment and not cached
+SPARE_BYTES = 10**9  # left free on the disk
 _VERSION = "2"  # of the files, and of what decoding makes of an image
 _FILE_BYTES = 256 * 10**6
 _REPORT_EVERY = 30.0  # seconds
@@ -57,11 +53,7 @@ class DecodedDataset:
         self._places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return images as uint8 (n, 3, S, S) in memory format channels_last, each checked.
-
-        Raises:
-            ImageError: a row is damaged, and its image cannot be decoded any more.
-        """
+        """Return images as uint8 (n, 3, S, S) in memory format channels_last, each checked, or decoded again."""
         images = empty_images(len(indices), self.size)
         pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(indices.tolist()):
@@ -86,12 +78,9 @@ class DecodedCache:
         self.folder, self.limit, self.message = folder / "decoded", limit, message
 
     def open(self, images: ImageDataset, size: int, workers: int) -> DecodedDataset | None:
-        """Decode the images of a folder or of shards that are missing, and map all of them.
+        """Decode the images of a folder or of shards that are missing (:func:`load_all`), and map all of them.
 
         Return None where nothing is cached: other images, few, too many for the limit, or a disk that is full.
-
-        Raises:
-            DataError: an image that was readable before cannot be decoded now.
         """
         prints = Fingerprints.of(images) if isinstance(images, FileDataset) and len(images) >= MIN_IMAGES else None
         if prints is None:

@@ -79,13 +79,7 @@ def verify_images(
     cache: Path | None = None,
     parts: Sequence[str] = ("train", "validation", "test"),
 ) -> VerifiedSplits:
-    """Decode every file that was not decoded before, and leave out those that fail.
-
-    Args:
-        splits: as they were opened.
-        workers: threads, at least one.
-        cache: where to remember what was decoded; None decodes all.
-        parts: which of them to verify; the others stay as they are.
+    """Decode every file that ``cache`` does not record as decoded, and leave out those that fail; other parts stay.
 
     Raises:
         DataError: a class of train, or the whole of another part, has no readable image left.

@@ -184,9 +184,9 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
             trouble = f"the shard is damaged after byte {end:,}"
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if end == 0:
+            why = str(error) or "damaged"
             raise DataError(
-                f"{path} is not a plain tar file ({str(error) or 'damaged'}); a compressed one must be unpacked "
-                "(gunzip, zstd -d) first, for its images are read in place."
+                f"{path} is not a plain tar file ({why}); unpack a compressed one (gunzip, zstd -d)."
             ) from None
         trouble = f"the shard is damaged after byte {end:,} ({error})"
     columns = ((name, member.offset_data, member.size) for name, member in images)
