@@ -24,12 +24,8 @@ from heedmap.errors import ImageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 100_000_000
-"""Images whose header claims more pixels than this are refused before anything is decoded."""
-
+MAX_PIXELS = 100_000_000  # images whose header claims more are refused before anything is decoded
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Suffixes, in lower case, of image files."""
-
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 """Name of a folder, in lower case -> the part of a dataset that it holds."""
 
@@ -86,10 +82,7 @@ def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Return the centred square of an image at ``size`` x ``size`` pixels (bilinear, antialiased).
-
-    The same as resizing the short side to ``size`` and cropping the centre, in one pass.
-    """
+    """Resize the short side to ``size`` pixels and crop the centre, in one pass (bilinear, antialiased)."""
     side = min(image.size)
     if side == size:
         return image.crop(crop_box(*image.size))

@@ -136,7 +136,7 @@ def _rgb(images: Tensor) -> Tensor:
 
 
 def _trouble(name: str, root: Path, download: bool, error: Exception) -> str:
-    place = f"its files belong, unpacked, at {root / NAMED[name].files}"
+    place = f"its files belong at {root / NAMED[name].files} (unpacked)"
     if isinstance(error, ImportError):
         return f"{name} cannot be read: {_first_line(error)}; install the missing package."
     if not download:

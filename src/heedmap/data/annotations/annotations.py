@@ -17,10 +17,10 @@ from torch import Tensor
 from heedmap.config import class_values
 from heedmap.data.annotations.formats import (
     FORMATS,
+    MASK_SUFFIXES,
     MASKS,
     AnnotatedImage,
     find_format,
-    mask_files,
     read_format,
 )
 from heedmap.data.annotations.matching import (
@@ -270,7 +270,7 @@ def _read_masks(
     kind, values_of = options.mask_kind, options.class_values
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no folder of masks.")
-    files = mask_files(folder)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in MASK_SUFFIXES and file.is_file())
     matching = match_some(images.names, [file.relative_to(folder).as_posix() for file in files], folder)
     used = [(row, files[index]) for row, index in enumerate(matching.annotation_of) if index >= 0]
     for row, file in used:

@@ -20,7 +20,7 @@ from heedmap.data.masks import Outline, RunLengths
 from heedmap.errors import DataError, OptionError, nearest
 
 MASKS = "masks"
-_MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
+MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_FRACTION = 1.02  # fractions are rounded, and some programs let a box reach over the edge a little
 
@@ -65,18 +65,13 @@ def find_format(path: Path) -> str:
             raise DataError(f"{path}: expected .json (COCO), .csv or .xml (VOC), or a folder.")
         return single
     suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and not _is_readme(file)}
-    known = (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, _MASK_SUFFIXES))
+    known = (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, MASK_SUFFIXES))
     formats = [name for name, endings in known if suffixes & endings]
     if len(formats) != 1:
         what = f"both {' and '.join(formats)} files" if formats else "no masks, XML or text files"
         way = "name the folder of one kind, or give --annotation-format (format=)"
         raise DataError(f"{path}: the folder holds {what}; {way}.")
     return formats[0]
-
-
-def mask_files(folder: Path) -> list[Path]:
-    """List the mask files of a folder and its subfolders."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _MASK_SUFFIXES and file.is_file())
 
 
 def read_coco(path: Path) -> AnnotationFile:
@@ -180,8 +175,8 @@ def _is_readme(file: Path) -> bool:
 
 
 def _is_list_of_images(file: Path) -> bool:  # such as train.txt, which names an image in each line
-    first = next((line for line in _lines(file) if line.strip()), "")
-    return first.strip().lower().endswith(_IMAGE_SUFFIXES)
+    first = next(filter(None, map(str.strip, _lines(file))), "")
+    return first.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _lines(file: Path) -> list[str]:

@@ -307,10 +307,9 @@ def _odd(entries: Sequence[_Entry], summaries: dict[int, _Summary]) -> list[Find
     if len(grey) > RARE * len(summaries):
         grey.clear()
     findings = []
-    for note, places in odd.items():
-        parts = tuple(dict.fromkeys(entries[place].part for place in places))
-        paths = tuple(entries[place].name for place in places)
-        findings += [Finding("odd", parts, paths, f"{counted(len(paths), 'image')} {note}")] if paths else []
+    for note, members in ((note, [entries[place] for place in places]) for note, places in odd.items() if places):
+        parts, paths = dict.fromkeys(entry.part for entry in members), tuple(entry.name for entry in members)
+        findings.append(Finding("odd", tuple(parts), paths, f"{counted(len(paths), 'image')} {note}"))
     return findings
 
 

@@ -181,12 +181,6 @@ def _waves() -> Tensor:
     return torch.cos(torch.pi * torch.arange(FINE)[:, None] * place) * _norms(FINE)[:, None]
 
 
-def _same_colour(first: Tensor, second: Tensor) -> Tensor:
-    """Return (n,) whether colours (n, 2, 4, 4) agree, or one of the two has none."""
-    energy = [colour.square().mean((1, 2, 3)) for colour in (first - second, first, second)]
-    return (energy[0] < COLOUR**2) | (energy[1] < GREY**2) | (energy[2] < GREY**2)
-
-
 def find_near_duplicates(thumbnails: list[Thumbnail], *, mirrored: bool = True) -> list[NearDuplicate]:
     """Find all pairs that show the same image, mirror images too where ``mirrored``; see the module for how.
 
@@ -214,8 +208,9 @@ def _confirmed(grey: Tensor, colour: Tensor, rows: Tensor, columns: Tensor, flip
     chunks = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
     compared = [_compare(grey[i].flip(2) if flip else grey[i], grey[j]) for i, j in chunks]
     whole, local = (torch.cat(parts) for parts in zip(*compared, strict=True))
-    tint = colour[rows].flip(3) if flip else colour[rows]
-    sure = (whole > SURE) & (local > LOCAL) & _same_colour(tint, colour[columns])
+    tints = (colour[rows].flip(3) if flip else colour[rows]), colour[columns]
+    gap, first, second = (tint.square().mean((1, 2, 3)) for tint in (tints[0] - tints[1], *tints))
+    sure = (whole > SURE) & (local > LOCAL) & ((gap < COLOUR**2) | (first < GREY**2) | (second < GREY**2))
     sure &= _stands_out(rows, whole, len(grey)) | (whole > SAME)
     for a, b, likeness in zip(rows[sure].tolist(), columns[sure].tolist(), whole[sure].tolist(), strict=True):
         yield NearDuplicate(min(a, b), max(a, b), likeness, flip)
@@ -224,8 +219,8 @@ def _confirmed(grey: Tensor, colour: Tensor, rows: Tensor, columns: Tensor, flip
 def _stands_out(rows: Tensor, likeness: Tensor, images: int) -> Tensor:
     """Return (n,) whether a candidate is at least twice as near as the last of the eight that its image has.
 
-    After the ratio test of Lowe (2004, section 7.1). Where eight images are about equally near, as a hundred ways of
-    writing a 1 are, being near means that the set is uniform, not that one was copied. Fewer candidates: no rival.
+    After the ratio test of Lowe (2004, section 7.1): where eight images are about equally near, the set is uniform and
+    none of them a copy. Fewer candidates: no rival.
     """
     rival = torch.ones(images).scatter_reduce(0, rows, likeness, "amin")
     rival[rows.bincount(minlength=images) < NEIGHBOURS] = -1.0

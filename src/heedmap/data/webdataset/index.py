@@ -23,13 +23,9 @@ from heedmap.data.cache.folder import file_state, write_shared
 from heedmap.data.decoding import IMAGE_SUFFIXES, PARTS, natural
 from heedmap.errors import DataError, ImageError, nearest
 
-CLASSES = "classes.txt"
-"""One class name a line; the line's number, from 0, is what a ``.cls`` member holds."""
-
+CLASSES = "classes.txt"  # one class name a line; the line's number, from 0, is what a .cls member holds
 SUFFIX = ".tar"
-MEMBER_BYTES = 256 * 1024**2
-"""An image in a shard that is larger than this is not read."""
-
+MEMBER_BYTES = 256 * 1024**2  # an image in a shard that is larger is not read
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_NAMES = 100_000
@@ -126,8 +122,8 @@ def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
     """Return the first ``classes.txt`` in these folders, and the names in it."""
     for place in (folder / CLASSES for folder in folders):
         if place.is_file():
-            lines = place.read_text(encoding="utf-8").splitlines()
-            return place, tuple(line.strip() for line in lines if line.strip())
+            lines = map(str.strip, place.read_text(encoding="utf-8").splitlines())
+            return place, tuple(filter(None, lines))
     return None
 
 
@@ -237,9 +233,7 @@ def _json_label(text: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     values = [content.get(name) for name in _LABEL_NAMES] if isinstance(content, dict) else [content]
-    # True is an int to Python, and no label.
-    fitting = [value for value in values if isinstance(value, int | str) and not isinstance(value, bool)]
-    return str(fitting[0]) if fitting else None
+    return next((str(value) for value in values if type(value) in (int, str)), None)  # True is no label
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -293,11 +287,9 @@ def is_sharded(data: str | Path) -> bool:
     path = Path(text).expanduser()
     if not path.is_dir():
         return text.endswith(SUFFIX)
-    parts = [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS]
-    return any(_holds_shards(folder) for folder in parts or (path,))
-
-
-def _holds_shards(folder: Path) -> bool:
-    # A tar file left beside class folders is what they were unpacked from.
-    has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
-    return not has_folders and next(folder.glob(f"*{SUFFIX}"), None) is not None
+    for folder in [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS] or (path,):
+        # A tar file left beside class folders is what they were unpacked from.
+        has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+        if not has_folders and any(folder.glob(f"*{SUFFIX}")):
+            return True
+    return False
