@@ -119,7 +119,9 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SYSTEM_FILES]
     except PermissionError as error:
-        raise DataError(f"No permission to read folder {str(folder)!r}; change its rights or move it away.") from error
+        raise DataError(
+            f"No permission to read the folder {str(folder)!r}; change its rights or move it away."
+        ) from error
 
 
 def _subfolders(folder: Path) -> list[Path]:
