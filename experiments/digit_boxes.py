@@ -15,8 +15,8 @@ from dataclasses import replace
 from heedmap.metrics.localization.localize import localize
 
 from heedmap.data.annotations.annotations import annotations_of
+from heedmap.data.decoding import plain
 from heedmap.data.digit_scenes import digit_scenes
-from heedmap.data.transforms import plain
 from heedmap.metrics.maps import MapFunction, all_maps, explained, learned_map, learned_map_at
 from heedmap.modules import evaluation_mode
 from heedmap.runs import Run

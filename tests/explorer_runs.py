@@ -15,7 +15,7 @@ from heedmap import Architecture, Run, TrainOptions, build_classifier, open_data
 from heedmap.apps.address import Address
 from heedmap.apps.explorer.build import LIMITS, build_explorer
 from heedmap.apps.running import AppServer
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 
 STEPS = 30
 

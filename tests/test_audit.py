@@ -10,12 +10,10 @@ from PIL import Image, ImageEnhance, ImageOps
 from heedmap.data.audit.findings import audit, leakage_flag
 from heedmap.data.audit.near_duplicates import _stands_out, find_near_duplicates, thumbnail
 from heedmap.data.cache.verified import verify_images
-from heedmap.data.dataset import FolderDataset, TensorDataset
+from heedmap.data.dataset import FolderDataset, Splits, TensorDataset
 from heedmap.data.digit_scenes import digit_scenes, open_digit_scenes
 from heedmap.data.folders import open_folder
-from heedmap.data.splits import Splits
-from heedmap.data.webdataset.dataset import open_shards
-from heedmap.data.webdataset.writer import pack
+from heedmap.data.webdataset.dataset import open_shards, pack
 from heedmap.errors import DataError
 from heedmap.types import Audit
 

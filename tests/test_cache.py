@@ -24,8 +24,8 @@ from heedmap.data.cache.verified import verify_images
 from heedmap.data.dataset import ImageDataset, TensorDataset
 from heedmap.data.loader import Store, TrainingBatches, plain_batches
 from heedmap.data.transforms import Augmentation
+from heedmap.data.webdataset.dataset import pack
 from heedmap.data.webdataset.index import index_shard
-from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError
 
 MUCH = 1e9

@@ -16,8 +16,7 @@ from PIL import Image
 from conftest import CUE_CLASSES, Refusal, write_cue_part
 from heedmap.data import loader as loading
 from heedmap.data import open_data
-from heedmap.data.dataset import FolderDataset, ImageDataset, TensorDataset
-from heedmap.data.splits import Splits
+from heedmap.data.dataset import FolderDataset, ImageDataset, Splits, TensorDataset
 from heedmap.errors import DataError
 from heedmap.metrics.prediction import ComputeOptions, DatasetPredictions, predict_dataset
 from heedmap.models.classifier import AttentionClassifier

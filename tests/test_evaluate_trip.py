@@ -17,8 +17,7 @@ import torch
 
 import heedmap
 from heedmap import Run, evaluate
-from heedmap.data.dataset import TensorDataset
-from heedmap.data.splits import Splits
+from heedmap.data.dataset import Splits, TensorDataset
 from heedmap.workflows.evaluate.suites import EvaluateOptions
 
 

@@ -40,7 +40,7 @@ from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.uploads import MAX_SCANS, Bodies
 from heedmap.attribution import METHODS, explain
 from heedmap.data import TensorDataset
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.errors import DataError, ImageError, OptionError
 from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.visualization.heatmap import COLOURS

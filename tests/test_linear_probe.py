@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from heedmap import Architecture, build_classifier, open_data
-from heedmap.data.dataset import TensorDataset
-from heedmap.data.splits import Splits
+from heedmap.data.dataset import Splits, TensorDataset
 from heedmap.errors import DataError, ModelError, OptionError
 from heedmap.metrics import linear_probe
 from heedmap.metrics.linear_probe import FeatureOptions, ProbeOptions, features_of, probe, transfer

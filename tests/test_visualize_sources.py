@@ -9,7 +9,7 @@ from PIL import Image
 
 from heedmap.cli.main import main
 from heedmap.data import open_data
-from heedmap.data.webdataset.writer import pack
+from heedmap.data.webdataset.dataset import pack
 from heedmap.errors import DataError, Stopped
 from heedmap.inference.listing import DRAWN
 from heedmap.inference.reading import Sources

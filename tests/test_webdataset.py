@@ -17,9 +17,8 @@ from heedmap.data.audit.findings import audit
 from heedmap.data.decoding import read_image, square, to_tensor
 from heedmap.data.loader import Share, Store, TrainingBatches
 from heedmap.data.transforms import Augmentation
-from heedmap.data.webdataset.dataset import ShardDataset, open_shards
+from heedmap.data.webdataset.dataset import ShardDataset, open_shards, pack
 from heedmap.data.webdataset.index import expand_braces, expand_shards, index_shard, is_sharded, read_member, split_key
-from heedmap.data.webdataset.writer import pack
 from heedmap.errors import DataError, ImageError
 from heedmap.runs import Run
 

@@ -15,18 +15,17 @@ if TYPE_CHECKING:  # what type checkers see; at run time the table below does it
     from heedmap.data.decoding import *  # noqa: F403
     from heedmap.data.folders import *  # noqa: F403
     from heedmap.data.open import *  # noqa: F403
-    from heedmap.data.splits import *  # noqa: F403
-    from heedmap.data.torchvision_sets import *  # noqa: F403
     from heedmap.data.webdataset.dataset import *  # noqa: F403
     from heedmap.data.webdataset.index import *  # noqa: F403
 
 _NAMES_OF = {
-    "dataset": ("FileDataset", "FolderDataset", "ImageDataset", "TensorDataset", "load_many"),
+    "dataset": (
+        *("FileDataset", "FolderDataset", "ImageDataset", "TensorDataset"),
+        *("Splits", "load_many", "split_by_class"),
+    ),
     "decoding": ("crop_box", "read_image", "square", "to_tensor"),
     "folders": ("open_folder",),
-    "open": ("DIGIT_SCENES", "open_data"),
-    "splits": ("Splits", "split_by_class"),
-    "torchvision_sets": ("NAMED", "open_named"),
+    "open": ("DIGIT_SCENES", "NAMED", "open_data", "open_named"),
     "cache.verified": ("verify_images",),
     "webdataset.dataset": ("open_shards",),
     "webdataset.index": ("is_sharded",),

@@ -1,31 +1,35 @@
-"""Datasets of labelled, named images: in files of a folder, or in memory."""
+"""Datasets of labelled, named images, in files of a folder or in memory, and their parts: train, validation, test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from heedmap.config import counted
 from heedmap.data.decoding import crop_box, read_image, square, to_tensor
 from heedmap.data.masks import PackedRegions
-from heedmap.errors import DataError, ImageError
+from heedmap.errors import DataError, ImageError, OptionError
+
+MOST_UNREADABLE = 0.02
 
 
 class ImageDataset(Protocol):
     """One part (train, validation, test) of a dataset.
 
     Attributes:
-        classes: class names; a label is an index into this tuple.
+        classes: class names, which the labels are indices of.
         labels: (N,) int64.
         names: N paths relative to the data folder with ``/``, or generated ones such as ``test/000123``.
-        boxes: (N, 4) float32 ``left, top, right, bottom`` of the object in the square view, as fractions in [0, 1];
-            None if unknown.
-        masks: (N, H, W) bool, the object's pixels in the square view, or packed regions; None if unknown.
+        boxes: (N, 4) float32 ``left, top, right, bottom`` of the object, in fractions of the square view, or None.
+        masks: (N, H, W) bool, the object's pixels in the square view, or packed regions, or None.
     """
 
     @property
@@ -60,14 +64,7 @@ class FileDataset(ImageDataset, Protocol):
 
 
 class FolderDataset:
-    """Images in files below a folder, decoded on access. See :class:`ImageDataset` for the attributes.
-
-    Args:
-        root: the data folder.
-        names: N paths relative to ``root``.
-        labels: (N,) int64.
-        classes: class names.
-        masks: (N, S, S) bool, the objects' pixels in the square view, or packed regions, or None.
+    """Images in files below the folder ``root``, decoded on access. See :class:`ImageDataset` for the attributes.
 
     Raises:
         DataError: names and labels differ in number, or a label lies outside the classes.
@@ -103,18 +100,16 @@ class FolderDataset:
         return self.path(index).stat().st_size
 
     def load(self, index: int, size: int) -> Tensor:
-        """Return the square view of one image: uint8 RGB (3, size, size).
-
-        Raises:
-            ImageError: the file cannot be decoded; see :func:`heedmap.data.decoding.read_image`.
-        """
+        """Return the square view of one image, or raise as :func:`heedmap.data.decoding.read_image` does."""
         return to_tensor(square(read_image(self.path(index), short_side=size), size))
 
     def subset(self, indices: Tensor | Sequence[int]) -> FolderDataset:
         """Return these images, in this order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         masks = self.masks.subset(rows) if isinstance(self.masks, PackedRegions) else _rows(self.masks, rows)
-        return FolderDataset(self.root, _names(self.names, rows), self.labels[rows], self.classes, masks)
+        return FolderDataset(
+            self.root, [self.names[row] for row in rows.tolist()], self.labels[rows], self.classes, masks
+        )
 
     def with_masks(self, masks: Tensor | PackedRegions) -> FolderDataset:
         """Return the same images with the masks of their objects."""
@@ -124,15 +119,8 @@ class FolderDataset:
 class TensorDataset:
     """Images in memory, not copied. See :class:`ImageDataset` for the attributes.
 
-    Args:
-        images: uint8 RGB (M, 3, H, W).
-        labels: (N,) int64.
-        classes: class names.
-        names: N names.
-        boxes: (N, 4) fractions in [0, 1], or None.
-        masks: (N, h, w) bool, or None.
-        indices: (N,) int64, the rows of ``images`` that these images are, so that subsets share one block of memory;
-            None means all of them in order, M = N.
+    ``images`` are uint8 RGB (M, 3, H, W), and ``indices`` (N,) the rows of them that these images are, so that subsets
+    share one block of memory; None means all of them in order, M = N.
 
     Raises:
         DataError: ``images`` is not uint8 (M, 3, H, W), sizes disagree, a label lies outside the classes, or boxes or
@@ -172,26 +160,26 @@ class TensorDataset:
         """Return the square views of several images at once: uint8 (n, 3, size, size)."""
         rows = self.images[self.indices[torch.as_tensor(indices, dtype=torch.int64)]]
         left, top, right, bottom = crop_box(rows.shape[3], rows.shape[2])
-        return _resized(rows[:, :, top:bottom, left:right], size)
+        squares = rows[:, :, top:bottom, left:right]
+        if squares.shape[2:] == (size, size):
+            return squares
+        if not len(squares):
+            return squares.new_zeros(0, 3, size, size)
+        scaled = interpolate(squares.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
     def subset(self, indices: Tensor | Sequence[int]) -> TensorDataset:
         """Return these images, in this order, sharing the memory of the pixels."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         boxes, masks = _rows(self.boxes, rows), _rows(self.masks, rows)
-        names, labels, indices = _names(self.names, rows), self.labels[rows], self.indices[rows]
-        return TensorDataset(self.images, labels, self.classes, names, boxes, masks, indices)
+        names = [self.names[row] for row in rows.tolist()]
+        return TensorDataset(self.images, self.labels[rows], self.classes, names, boxes, masks, self.indices[rows])
 
 
 def load_many(
     dataset: ImageDataset, indices: Tensor | Sequence[int], size: int, workers: int
 ) -> tuple[Tensor, list[tuple[int, str]]]:
-    """Load the square views of many images, in a pool of threads (Pillow decodes without Python's lock).
-
-    Args:
-        dataset: where they come from.
-        indices: N indices into ``dataset``.
-        size: side in pixels.
-        workers: threads; 0 is taken for one.
+    """Load the square views of N images in a pool of threads, at least one (Pillow decodes without Python's lock).
 
     Returns:
         uint8 (N, 3, size, size) in the order of ``indices`` and in memory format channels_last; and for each image that
@@ -222,11 +210,7 @@ def load_many(
 
 
 def load_all(dataset: ImageDataset, indices: Tensor | Sequence[int], size: int, workers: int) -> Tensor:
-    """Load images that could be decoded when the data was opened; see :func:`load_many`.
-
-    Raises:
-        DataError: one of them cannot be decoded any more.
-    """
+    """Load images as :func:`load_many` does, or raise ``DataError`` where one cannot be decoded (any more)."""
     images, failed = load_many(dataset, indices, size, workers)
     if failed:
         index, reason = failed[0]
@@ -243,21 +227,118 @@ def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if values is None else values[rows]
 
 
-def _names(names: Sequence[str], rows: Tensor) -> list[str]:
-    return [names[row] for row in rows.tolist()]
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[2:] == (size, size):
-        return images
-    if len(images) == 0:
-        return images.new_zeros(0, 3, size, size)
-    scaled = interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
-
-
 def _check_labels(count: int, labels: Tensor, classes: tuple[str, ...]) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise DataError(f"labels must be int64 ({count},), not {labels.dtype} {tuple(labels.shape)}.")
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise DataError(f"labels must lie in 0 .. {len(classes) - 1}, one for each class name.")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset in its parts.
+
+    Attributes:
+        name: ``digit-scenes``, a named set, or the folder.
+        classes: class names in natural order (``class2`` before ``class10``).
+        validation: the images that choose the best epoch; where None, they are taken from ``train``.
+        test: the images that are used once, at the end.
+        unreadable: (path, reason) of the images left out because they cannot be decoded.
+        notes: what was done with the data, in plain sentences.
+        flippable: a mirrored image keeps its class. False for digits.
+        drawn: the test part is a share of the training images.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageDataset
+    validation: ImageDataset | None
+    test: ImageDataset | None
+    unreadable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    flippable: bool = True
+    drawn: bool = False
+
+    @property
+    def parts(self) -> dict[str, ImageDataset]:
+        """The parts that exist: ``train``, ``validation``, ``test`` -> images."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def with_test_part(self, share: float, seed: int) -> Splits:
+        """Set a share of each class of train apart as the test part, where there is none (:func:`split_by_class`)."""
+        if self.test is not None:
+            return self
+        train, test = split_by_class(self.train.labels, share, seed)
+        drawn = f"There is no test part, so {share:.0%} of each class was set apart as one with seed {seed}"
+        notes = [*self.notes, f"{drawn}: {_sizes(len(train), len(test))}"]
+        counts = torch.bincount(self.train.labels, minlength=len(self.classes)).tolist()
+        if single := ", ".join(name for name, count in zip(self.classes, counts, strict=True) if count == 1):
+            notes.append(f"One image only, so none to test on: class {single}.")
+        return replace(
+            self, train=self.train.subset(train), test=self.train.subset(test), notes=tuple(notes), drawn=True
+        )
+
+    def without(self, failures: Mapping[str, Sequence[tuple[int, str]]]) -> Splits:
+        """Leave out images, part -> (index, reason), and record them in ``unreadable``.
+
+        Raises:
+            DataError: a class of train, or the whole of another part, has no readable image left.
+        """
+        parts, unreadable = self.parts, list(self.unreadable)
+        for name, failed in failures.items():
+            images, indices = parts[name], {index for index, _ in failed}
+            unreadable += [(images.names[index], reason) for index, reason in failed]
+            parts[name] = images.subset([index for index in range(len(images)) if index not in indices])
+            if failed and name != "train" and not len(parts[name]):
+                reason = failed[0][1]
+                raise DataError(f"{self.name}: no image of the {name} part can be read; the first says: {reason}.")
+        missing = sorted(set(range(len(self.classes))) - set(parts["train"].labels.tolist()))
+        if failures.get("train") and missing:
+            empty = self.classes[missing[0]]
+            raise DataError(f"{self.name}: no image of class {empty!r} can be read; mend its files or leave it out.")
+        notes = self.notes
+        if self.test is not None:  # the sizes that the note of the draw gives have to be those that are left
+            before, after = _sizes(len(self.train), len(self.test)), _sizes(len(parts["train"]), len(parts["test"]))
+            notes = tuple(note.replace(before, after) for note in notes)
+        named: dict[str, Any] = dict(parts)
+        return replace(self, **named, unreadable=tuple(unreadable), notes=notes)
+
+    def check_trainable(self, allow_unreadable: bool = False) -> None:
+        """Raise ``DataError`` where more than one image in fifty was left out, or the test part is empty."""
+        if self.test is not None and not len(self.test):
+            raise DataError(f"{self.name}: no class has two images, so none is left to test on; add some, or 'test'.")
+        lost = len(self.unreadable)
+        total = lost + sum(map(len, self.parts.values()))
+        if lost > MOST_UNREADABLE * total and not allow_unreadable:
+            path, reason = self.unreadable[0]
+            raise DataError(
+                f"{lost} of {total} images cannot be read, the first is {path} ({reason}). `heedmap audit "
+                f"{shlex.quote(self.name)}` lists them; --allow-unreadable goes on without them."
+            )
+
+
+def split_by_class(labels: Tensor, share: float, seed: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Set a share of each class of labels (N,) apart, the same one for the same seed.
+
+    At least one image of a class is set apart and never all; a class with a single image keeps it. ``most`` lowers the
+    share so that about this many are taken in all. Return ascending int64 indices of those that stay and the others.
+
+    Raises:
+        OptionError: ``share`` does not lie between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise OptionError(f"The share to set apart must lie between 0 and 1, not {share}.")
+    if most is not None:
+        share = min(share, most / max(1, len(labels)))
+    generator = torch.Generator().manual_seed(seed)
+    is_taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        indices = (labels == label).nonzero().flatten()
+        count = min(max(int(share * len(indices) + 0.5), 1), len(indices) - 1)
+        is_taken[indices[torch.randperm(len(indices), generator=generator)[:count]]] = True
+    return (~is_taken).nonzero().flatten(), is_taken.nonzero().flatten()
+
+
+def _sizes(train: int, test: int) -> str:
+    return f"{counted(train, 'image')} to learn from, {test:,} to test on."

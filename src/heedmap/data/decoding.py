@@ -7,6 +7,7 @@ Colour profiles are not applied: CMYK is turned into RGB by Pillow's plain formu
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import warnings
@@ -16,34 +17,23 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from heedmap.errors import ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 100_000_000
-"""Images whose header claims more pixels than this are refused before anything is decoded."""
-
+MAX_PIXELS = 100_000_000  # images whose header claims more are refused before anything is decoded
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Suffixes, in lower case, of image files."""
+PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
+"""Name of a folder, in lower case -> the part of a dataset that it holds."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_ORIENTATION_TAG = 0x0112
 _WHITE_IS_ZERO = 0
-_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
-
-# EXIF orientation -> what turns the stored image into the upright one (EXIF 2.32, section 4.6.4, tag 274).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# EXIF orientation 2 to 8 -> what turns the stored image into the upright one (EXIF 2.32, section 4.6.4, tag 274).
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_UPRIGHT = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURNS, 2)}
 
 
 def read_image(
@@ -59,9 +49,6 @@ def read_image(
         short_side: pixels needed along the short side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, never below
             that. None decodes at full size.
         max_pixels: refuse more than this; above ``MAX_PIXELS`` it changes nothing.
-
-    Returns:
-        An ``RGB`` image, detached from the file.
 
     Raises:
         ImageError: ``<file>: <reason>`` for a missing, empty, truncated or damaged file, one that is no image, one
@@ -95,10 +82,7 @@ def crop_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Return the centred square of an image at ``size`` x ``size`` pixels (bilinear, antialiased).
-
-    The same as resizing the short side to ``size`` and cropping the centre, in one pass.
-    """
+    """Resize the short side to ``size`` pixels and crop the centre, in one pass (bilinear, antialiased)."""
     side = min(image.size)
     if side == size:
         return image.crop(crop_box(*image.size))
@@ -108,11 +92,22 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key: ``class2`` before ``class10``, upper and lower case together, the name itself to settle ties."""
+    words = re.split(r"([0-9]+)", name)
+    return [(int(word), "") if place % 2 else (0, word.casefold()) for place, word in enumerate(words)], name
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as uint8 (3, H, W)."""
     import torch  # the rest of this file is used where there is none
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def plain(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.float().div_(255)
 
 
 def _is_special(path: str | Path) -> bool:
@@ -125,46 +120,33 @@ def _is_special(path: str | Path) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bit(image)
     if image.mode in ("I", "F"):
-        return _from_wide(image)
-    if not _has_transparency(image):
+        raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
+    if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _has_transparency(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
-        return True
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Pillow's own conversion clips or cuts bits, depending on its version; 65535 must become 255, 257 become 1."""
     samples = np.asarray(image).astype(np.float32)
     tags = getattr(image, "tag_v2", {})
-    grey = samples * (255.0 / (2 ** tags.get(_BITS_TAG, (16,))[0] - 1))
-    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
+    grey = samples * (255.0 / (2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1))
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO:
         grey = 255.0 - grey
     if "transparency" in image.info:
         grey = np.where(samples == image.info["transparency"], 255.0, grey)
     return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _from_wide(image: Image.Image) -> Image.Image:
-    # A 16-bit PNG or PGM reaches us as mode I in some versions of Pillow, with white at 65535.
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        grey = np.rint(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    raise ValueError("32-bit samples have no agreed black and white; save it with 8 or 16 bits")
-
-
 def _orientation(image: Image.Image) -> int:
     # Read after loading: Pillow has turned a TIFF upright by then, and a PNG's EXIF may follow its pixels.
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a broken EXIF block: every viewer shows the image as stored
         return 1
 
@@ -179,12 +161,13 @@ def _reason(error: Exception, path: str | Path | IO[bytes]) -> str:
     if isinstance(error, UnidentifiedImageError):
         is_empty = (Path(path).stat().st_size if isinstance(path, str | Path) else path.seek(0, 2)) == 0
         return "the file is empty (0 bytes)" if is_empty else "it is not an image that heedmap reads"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
+    reasons: dict[type[Exception], str] = {
+        FileNotFoundError: "there is no such file",
+        IsADirectoryError: "it is a folder",
+        PermissionError: "no permission to read it",
+    }
+    if reason := reasons.get(type(error)):
+        return reason
     return f"it is damaged or cannot be decoded ({str(error).strip().splitlines()[0] if str(error) else repr(error)})"
 
 

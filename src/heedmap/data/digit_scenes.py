@@ -1,16 +1,12 @@
 """Digit scenes: one handwritten digit somewhere among clutter, with its box and mask known exactly.
 
 The embedded dataset: it is drawn from the real digits that come with scikit-learn (UCI "Optical Recognition of
-Handwritten Digits", 1,797 digits of 8x8 cells), so it needs no download, and because the digit's mask is known it also
-measures whether a map looks at the right thing.
+Handwritten Digits", 1,797 digits of 8x8 cells), so it needs no download.
 
 A scene is a 64x64 RGB image. Its ground is smooth coloured noise with fine grain; on it lie fragments cut from other
 digits, all smaller than half a digit, rotated and mirrored, in inks of the same range of contrast as the digit's (about
-half of them in the very ink of the digit), so that neither brightness nor colour gives the digit away. One whole digit
-is painted over them, wholly inside the image.
-
-Train and test share nothing: the file is in the order of writing, and it is cut where a writer begins, so that digits,
-fragments and, as far as the file tells, writers differ.
+half of them in its very ink), so that neither brightness nor colour gives the digit away. One whole digit is painted
+over them. Train and test share no digit, no fragment and, as far as the file's order shows, no writer.
 """
 
 from functools import lru_cache
@@ -22,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, max_pool2d
 
-from heedmap.data.dataset import TensorDataset
-from heedmap.data.splits import Splits
+from heedmap.data.dataset import Splits, TensorDataset
 from heedmap.errors import DataError
 
 Part = Literal["train", "test"]
@@ -31,8 +26,7 @@ Floats = NDArray[np.float32]
 
 CLASSES = tuple("0123456789")
 FIRST_TEST_DIGIT = 1287
-"""The first digit of the test part. Writers wrote 0..9 0..9 first, so their blocks can be seen in the labels; this is
-such a beginning, with 10 blocks before it and 4 after it (510 digits, 28 %)."""
+"""Writers wrote 0..9 0..9 first, so their blocks show in the labels: 10 before this one, 4 from it on (28 %)."""
 
 CHUNK = 250  # scenes drawn together, each chunk with its own seed, so a scene does not depend on how many are drawn
 FRAGMENTS = 12  # at most, per scene
@@ -65,18 +59,12 @@ def _digits(split: Part) -> _Digits:
 
 
 def _strokes(cells: Tensor, tile: int, centre: Floats, side: Floats, turn: Floats, mirror: Floats) -> Tensor:
-    """Draw digits (or the part of them around ``centre``) into square tiles.
+    """Draw digits (T, 10, 10) into square tiles: (T, tile, tile) ink in 0..1, with a contrast curve for sharp strokes.
 
     Args:
-        cells: (T, 10, 10) ink.
-        tile: side of the tiles in pixels.
         centre: (T, 2) the point of the digit, x and y in cells from its middle, at the middle of the tile.
         side: (T,) pixels that the digit's 8 cells would span.
-        turn: (T,) radians.
-        mirror: (T,) -1 where the digit is mirrored, else 1.
-
-    Returns:
-        (T, tile, tile) ink in 0..1: bicubic between the cells, then a contrast curve that gives strokes an edge.
+        turn, mirror: (T,) radians, and -1 where the digit is mirrored, else 1.
     """
     step = 8.0 / side  # cells per pixel
     cos, sin = np.cos(turn) * step, np.sin(turn) * step
@@ -216,16 +204,14 @@ def _boxes(masks: Tensor) -> Tensor:
 def digit_scenes(split: Part, count: int, seed: int = 0, size: int = 64, fragments: int = FRAGMENTS) -> TensorDataset:
     """Draw ``count`` scenes of one part; the same split, seed, size and index give the same scene, whatever the count.
 
+    Images have classes ``0`` to ``9``, boxes tight around the mask, and masks (where the ink covers more than half).
+    They take about 14 MB for each 1,000 scenes of 64 px.
+
     Args:
         split: ``train`` or ``test``; the two share no digit.
-        count: how many scenes, at least 1.
-        seed: 0 or more.
+        count, seed: at least 1, and 0 or more.
         size: side in pixels, 48 to 64; the digit's side is 20 to 32 pixels at 64 and in proportion below.
         fragments: pieces of clutter per scene at most, 0 to 12; each is painted with a probability of 0.85.
-
-    Returns:
-        Images with classes ``0`` to ``9``, with boxes (tight around the mask, in fractions of the image) and masks
-        (where the ink covers more than half). About 14 MB of uint8 for each 1,000 scenes of 64 px, masks included.
 
     Raises:
         DataError: for a split, count, seed or size out of range.

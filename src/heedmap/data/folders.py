@@ -1,4 +1,4 @@
-"""A folder of images as people have it, listed by parts and classes; nothing is decoded here.
+"""List a folder of images by parts and classes; nothing is decoded here.
 
 Two layouts are understood: ``DIR/train/CLASS/*`` with ``test``, ``val``, ``valid`` or ``validation`` beside ``train``
 (upper or lower case), and ``DIR/CLASS/*``, from which a test part is drawn. Class folders are searched recursively.
@@ -13,10 +13,8 @@ from pathlib import Path
 
 import torch
 
-from heedmap.data.dataset import FolderDataset
-from heedmap.data.decoding import IMAGE_SUFFIXES
-from heedmap.data.parts import PARTS, natural
-from heedmap.data.splits import Splits
+from heedmap.data.dataset import FolderDataset, Splits
+from heedmap.data.decoding import IMAGE_SUFFIXES, PARTS, natural
 from heedmap.errors import DataError, nearest
 
 _SYSTEM_FILES = frozenset(["__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"])
@@ -25,21 +23,13 @@ _LAYOUT = "expected DIR/train/CLASS/images with DIR/test beside it, or DIR/CLASS
 
 @dataclass(frozen=True)
 class _Listing:
-    """The folder of one part.
-
-    Attributes:
-        folder: the folder.
-        classes: class -> paths of its images, relative to the data folder.
-        subfolders: class -> names of the folders in its own.
-        stray: images beside the class folders.
-        others: class -> endings of files that are not images.
-    """
+    """The folder of one part."""
 
     folder: Path
-    classes: dict[str, list[str]]
-    subfolders: dict[str, frozenset[str]]
-    stray: int
-    others: dict[str, Counter[str]]
+    classes: dict[str, list[str]]  # class -> paths of its images, relative to the data folder
+    subfolders: dict[str, frozenset[str]]  # class -> names of the folders in its own
+    stray: int  # images beside the class folders
+    others: dict[str, Counter[str]]  # class -> endings of files that are not images
 
     @property
     def count(self) -> int:
@@ -47,9 +37,7 @@ class _Listing:
 
     def other_files(self, classes: Sequence[str] | None = None) -> str:
         """Return the files that are not images, such as ``30 .heic``; an empty string without any."""
-        endings: Counter[str] = Counter()
-        for name in self.others if classes is None else classes:
-            endings.update(self.others[name])
+        endings = sum((self.others[name] for name in (self.others if classes is None else classes)), Counter[str]())
         ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {ending or 'without ending'}" for ending, count in ordered[:4])
 
@@ -57,17 +45,9 @@ class _Listing:
 def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits:
     """List a data folder by parts and classes.
 
-    A lone ``val``, ``valid`` or ``validation`` part is the test part. Where there is no test part at all, a share of
-    each class is set apart with a recorded seed.
-
-    Args:
-        path: the data folder.
-        test: share in (0, 1) of each class to set apart where the folder has no test part.
-        seed: of that draw.
-
-    Returns:
-        The parts; ``notes`` states what was done. Damaged files are still among the images: see
-        :func:`heedmap.data.cache.verified.verify_images`.
+    A lone ``val``, ``valid`` or ``validation`` part is the test part. Where there is no test part at all, the share
+    ``test`` of each class is set apart (:func:`heedmap.data.dataset.split_by_class`). ``notes`` states what was done.
+    Damaged files are still among the images: see :func:`heedmap.data.cache.verified.verify_images`.
 
     Raises:
         DataError: the folder is missing, a file or empty; images lie in no class folder; there is one class only, a
@@ -98,12 +78,10 @@ def open_folder(path: str | Path, *, test: float = 0.2, seed: int = 0) -> Splits
 
 
 def find_parts(folder: str | Path) -> dict[str, Path]:
-    """Find the folders of the parts of a dataset.
+    """Return ``train``, ``validation``, ``test`` -> folder, those that exist; empty for ``DIR/CLASS/*``.
 
-    Returns:
-        ``train``, ``validation``, ``test`` -> folder, those that exist; empty for ``DIR/CLASS/*``. A folder called
-        ``train`` or ``valid`` that holds images itself and stands among other class folders is a class (a train is
-        also a vehicle, and ``valid`` the opposite of ``invalid``).
+    A folder called ``train`` or ``valid`` that holds images itself and stands among other class folders is a class (a
+    train is also a vehicle, and ``valid`` the opposite of ``invalid``).
 
     Raises:
         DataError: the folder is missing or a file; two folders claim the same part; there is ``test`` but no ``train``.
@@ -119,11 +97,8 @@ def find_parts(folder: str | Path) -> dict[str, Path]:
         if part is not None:
             layout[part] = child
     if "train" not in layout:
-        for child in layout.values():
-            if _subfolders(child):
-                raise DataError(
-                    f"{root}: there is {child.name!r} but no 'train'; name the folder to learn from 'train'."
-                )
+        if full := next((child for child in layout.values() if _subfolders(child)), None):
+            raise DataError(f"{root}: there is {full.name!r} but no 'train'; name the folder to learn from 'train'.")
         return {}
     a_class_called_train = len(layout) == 1 and len(folders) > 1 and not _subfolders(layout["train"])
     return {} if a_class_called_train else layout

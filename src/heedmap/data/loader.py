@@ -1,13 +1,12 @@
 """Batches for training and evaluating, the same ones whether images lie in memory or stream from disk.
 
 Order and views of a training step are a function of (seed, epoch, step). So a run that was killed goes on exactly where
-it was without any saved state of a random generator, and every process of a distributed run works out its own rows
-without talking to the others.
+it was without saved state of a generator, and every process of a distributed run works out its own rows.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from heedmap.data import transforms
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.dataset import ImageDataset, empty_images, load_all
+from heedmap.data.decoding import plain
 from heedmap.data.transforms import Augmentation
 from heedmap.errors import DataError, ImageError
 from heedmap.system import free_memory
@@ -39,8 +39,7 @@ class Store:
     """Images at one size: in memory when they fit; else mapped from a cache, or decoded on access.
 
     Args:
-        images: what to hold.
-        size: side of the stored squares.
+        images, size: what to hold, and the side of the stored squares.
         workers: threads that decode; 0 takes the caller's own.
         memory: bytes that the decoded images may take.
         cache: of decoded images, for the next time.
@@ -72,86 +71,67 @@ class Store:
             for indices in order:
                 yield rows.index_select(0, indices).permute(0, 3, 1, 2)
         elif self.mapped is not None:
-            yield from _ahead(self.mapped.gather, order)
+            gather = self.mapped.gather
+            yield from _ahead(lambda pool, indices: (1, pool.submit(gather, indices).result), order, 1)
         elif order:
             try:
-                yield from (
-                    _decoded(self._read, order, self.size, self.workers) if self.workers else map(self._read, order)
-                )
+                yield from _ahead(self._decode, order, self.workers) if self.workers else map(self._read, order)
             except ImageError as error:
                 raise DataError(f"{str(error).rstrip('.')}. Remove the file and start again.") from None
+
+    def _decode(self, pool: ThreadPoolExecutor, indices: Tensor) -> tuple[int, Callable[[], Tensor]]:
+        """Begin to decode a batch, a few images a thread."""
+        images = empty_images(len(indices), self.size)
+
+        def fill(rows: NDArray[np.uint8], indices: Tensor) -> None:
+            rows[:] = self._read(indices).numpy()  # numpy copies on this thread alone; torch would wake its own pool
+
+        def finish() -> Tensor:
+            for piece in pieces:
+                piece.result()
+            return images
+
+        parts = zip(images.split(_PIECE), indices.split(_PIECE), strict=True)
+        pieces = [pool.submit(fill, rows.numpy(), part) for rows, part in parts]
+        return len(pieces), finish
 
     def _read(self, indices: Tensor) -> Tensor:
         return torch.stack([self.images.load(index, self.size) for index in indices.tolist()])
 
 
-def _ahead(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Iterator[Tensor]:
-    """Yield ``read`` of each tensor of indices, in order and a few ahead, so that nothing waits for the disk.
+def _ahead(
+    begin: Callable[[ThreadPoolExecutor, Tensor], tuple[int, Callable[[], Tensor]]], order: list[Tensor], threads: int
+) -> Iterator[Tensor]:
+    """Yield a batch for each tensor of indices, in order and a little ahead, so that nothing waits for the disk.
 
-    A thread does, as numpy lets others work while it copies. Processes would import the user's script again.
+    ``begin`` gives a batch's pieces to the pool and returns their number, and what waits for them. All threads work on
+    the same batch, so that the memory is that of a few batches; more of them are begun only where one is too small to
+    give each thread two pieces. Processes would import the user's script again.
     """
-    pool, waiting = ThreadPoolExecutor(1), deque[Future[Tensor]]()
+    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[int, Callable[[], Tensor]]]()
     try:
         for indices in order:
-            waiting.append(pool.submit(read, indices))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
+            waiting.append(begin(pool, indices))
+            while len(waiting) > _AHEAD and sum(pieces for pieces, _ in waiting) - waiting[0][0] >= 2 * threads:
+                yield waiting.popleft()[1]()
         while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _decoded(read: Callable[[Tensor], Tensor], order: list[Tensor], size: int, threads: int) -> Iterator[Tensor]:
-    """Yield ``read`` of each tensor of indices, a few images a thread, in order and a little ahead.
-
-    All threads work on the same batch, so that the memory is that of a few batches, however many threads there are.
-    More batches are begun only where one is too small to give each thread two pieces.
-    """
-    pool, waiting = ThreadPoolExecutor(threads), deque[tuple[Tensor, list[Future[None]]]]()
-    pieces = 0  # of the batches that wait
-
-    def fill(rows: NDArray[np.uint8], indices: Tensor) -> None:
-        rows[:] = read(indices).numpy()  # numpy copies on this thread alone; torch would wake its own pool
-
-    def take() -> Tensor:
-        images, futures = waiting.popleft()
-        for future in futures:
-            future.result()
-        return images
-
-    try:
-        for indices in order:
-            images = empty_images(len(indices), size)
-            parts = zip(images.split(_PIECE), indices.split(_PIECE), strict=True)
-            waiting.append((images, [pool.submit(fill, rows.numpy(), part) for rows, part in parts]))
-            pieces += len(waiting[-1][1])
-            while len(waiting) > _AHEAD and pieces - len(waiting[0][1]) >= 2 * threads:
-                pieces -= len(waiting[0][1])
-                yield take()
-        while waiting:
-            yield take()
+            yield waiting.popleft()[1]()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def memory_to_use(gigabytes: float | None, world: int) -> float:
     """Return the bytes of decoded images that this process may hold; by default a quarter of what is free, shared."""
-    if gigabytes is not None:
-        return gigabytes * 1e9 / world
-    return free_memory() / 4 / world
+    return (free_memory() / 4 if gigabytes is None else gigabytes * 1e9) / world
 
 
 class TrainingBatches:
     """Training images, shuffled and augmented.
 
     Args:
-        store: images at the size at which the network will be evaluated.
-        size: side of the views that the network gets.
+        store, size: images at the size at which the network will be evaluated, and side of the views that it gets.
         batch_size: images per step, over all processes; never more than there are images.
-        augmentation: how the images are varied.
-        seed: of order and views.
-        share: which rows are this process's.
+        augmentation, seed: how the images are varied; the seed is of order and views.
         with_masks: yield the objects' masks too, varied as the images are.
 
     Raises:
@@ -190,11 +170,9 @@ class TrainingBatches:
         size = early_size if epoch < early_epochs else self.size
         mine = slice(self.share.rank, None, self.share.world)
         steps = range(first_step, self.steps)
-        whole = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
-        stored = self.store.batches([indices[mine] for indices in whole])
-        for step, indices, images in zip(steps, whole, stored, strict=True):
-            numbers = transforms.draw(len(indices), generator(self.seed, epoch, step))[mine].to(device)
-            indices = indices[mine]
+        rows = [order[step * self.batch_size : (step + 1) * self.batch_size][mine] for step in steps]
+        for step, indices, images in zip(steps, rows, self.store.batches(rows), strict=True):
+            numbers = transforms.draw(self.batch_size, generator(self.seed, epoch, step))[mine].to(device)
             mirrored = transforms.flips(indices, epoch, self.seed).to(device)
             images = transforms.apply(images.to(device, non_blocking=True), numbers, mirrored, self.augmentation, size)
             masks = None
@@ -213,7 +191,7 @@ def plain_batches(
     order = [indices for indices in mine.split(batch_size) if len(indices)]  # nothing, split, is one empty piece
     for indices, images in zip(order, store.batches(order), strict=True):
         labels = store.images.labels[indices].to(device)
-        yield Batch(transforms.plain(images.to(device, non_blocking=True)), labels, indices)
+        yield Batch(plain(images.to(device, non_blocking=True)), labels, indices)
 
 
 def generator(*numbers: int) -> torch.Generator:

@@ -1,9 +1,8 @@
 """The pixels of objects in the square view, drawn on demand from a mask file, an outline, or a tensor.
 
-Polygons and run lengths are drawn by pycocotools, so that a polygon covers the pixels that COCO's own tools say it
-covers, as the published figures of the field do; at a border that is not on whole pixels this may differ by a pixel
-from the rule of pixel centres. It is twenty times as fast as that rule in NumPy. Its C code trusts its input (too short
-run lengths leave memory uninitialized, a truncated text is read beyond its end), so input is checked before.
+Polygons and run lengths are drawn by pycocotools, as for the published figures of the field; at a border that is not on
+whole pixels this may differ by a pixel from the rule of pixel centres. Its C code trusts its input (too short run
+lengths leave memory uninitialized, a truncated text is read beyond its end), so input is checked before.
 """
 
 from __future__ import annotations
@@ -52,10 +51,9 @@ def square_region(region: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def mask_values(path: Path) -> tuple[NDArray[np.int64], bool]:
-    """Read a mask file as numbers: (H, W), indices of a palette, grey values, or colours as one number each.
+    """Read a mask file as numbers (H, W): indices of a palette, grey values, or colours as one number each.
 
-    Returns:
-        The numbers, and whether a palette or colours state that they are not shades.
+    Also return whether a palette or colours state that they are not shades.
 
     Raises:
         DataError: the file cannot be decoded.
@@ -82,13 +80,7 @@ def kind_of(values: set[int], is_indexed: bool) -> str:
 
 @dataclass(frozen=True)
 class FileMask:
-    """A mask in a file.
-
-    Attributes:
-        path: the file.
-        kind: see ``KINDS``.
-        value: of an indexed mask, the one index that is the object; None takes all.
-    """
+    """A mask in a file, read as ``kind`` (see ``KINDS``); of an indexed one, ``value`` alone, or all, is the object."""
 
     path: Path
     kind: str
@@ -103,9 +95,9 @@ class FileMask:
         values, _ = mask_values(self.path)
         if self.kind == "binary":
             if len(different := distinct(values)) > 2:
+                kinds = ", ".join(KINDS)
                 raise DataError(
-                    f"{self.path}: the mask holds {len(different)} values where the others hold two; "
-                    f"give mask_kind ({', '.join(KINDS)})."
+                    f"{self.path}: the mask holds {len(different)} values, not two; give mask_kind ({kinds})."
                 )
             return (values > 0).astype(np.int64)
         if self.kind == "grey":
@@ -121,12 +113,7 @@ class FileMask:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """COCO's run lengths.
-
-    Attributes:
-        counts: the lengths, packed into text.
-        size: (height, width).
-    """
+    """COCO's run lengths, packed into text, of a mask of ``size`` (height, width)."""
 
     counts: bytes
     size: tuple[int, int]
@@ -145,22 +132,23 @@ class RunLengths:
         height, width = int(size[0]), int(size[1])
         if height < 1 or width < 1 or height * width > MAX_PIXELS:
             raise ValueError(f"run lengths of an image of {width} x {height}")
+        unfit = ValueError(f"run lengths that do not fill {width} x {height}")
         try:
             if isinstance(counts, str):
                 packed = counts.encode("ascii")
                 if not packed or (packed[-1] - 48) & 32:  # the text ends within a number
-                    raise ValueError
+                    raise unfit
             else:
                 lengths = {"size": [height, width], "counts": [int(number) for number in counts]}
                 packed = coco.frPyObjects(lengths, height, width)["counts"]
             coco.decode({"size": [height, width], "counts": packed})  # fails where they are too long
         except (ValueError, OverflowError):
-            raise ValueError(f"run lengths that do not fill {width} x {height}") from None
+            raise unfit from None
         try:
             coco.decode({"size": [1, height * width - 1], "counts": packed})
         except ValueError:
             return cls(packed, (height, width))
-        raise ValueError(f"run lengths that do not fill {width} x {height}")  # they fit into a smaller image
+        raise unfit  # they fit into a smaller image
 
 
 Outline = tuple[tuple[float, ...], ...] | RunLengths
@@ -169,13 +157,7 @@ Outline = tuple[tuple[float, ...], ...] | RunLengths
 
 @dataclass(frozen=True)
 class OutlineMask:
-    """Objects by their outlines.
-
-    Attributes:
-        outlines: of the objects.
-        ignored: of regions whose pixels are ignored.
-        image: (width, height) of the whole image in pixels.
-    """
+    """Outlines of objects and of ignored regions in an ``image`` of (width, height) pixels."""
 
     outlines: tuple[Outline, ...]
     ignored: tuple[Outline, ...]
@@ -219,11 +201,9 @@ class TensorMask:
 
 @dataclass(frozen=True)
 class PackedRegions:
-    """Regions (see :class:`Mask`) of many images at two bits a pixel: 12.5 KB an image of 224 x 224.
+    """Regions (see :class:`Mask`) of many images, ``size`` pixels wide, at two bits a pixel.
 
-    Attributes:
-        packed: (N, 2, bytes): the object, and where pixels are ignored.
-        size: side of the regions.
+    ``packed`` is (N, 2, bytes): the object, and where pixels are ignored.
     """
 
     packed: NDArray[np.uint8]
@@ -260,14 +240,6 @@ class PackedRegions:
         return PackedRegions(self.packed[rows.numpy()], self.size)
 
 
-def box_regions(boxes: Tensor, size: int) -> Tensor:
-    """Draw boxes (G, 4) in fractions: uint8 (size, size), 1 where a pixel's centre lies in one of them."""
-    centre = (torch.arange(size) + 0.5) / size
-    left, top, right, bottom = boxes.T[:, :, None]
-    across, down = (left <= centre) & (centre <= right), (top <= centre) & (centre <= bottom)
-    return (down[:, :, None] & across[:, None, :]).any(0).to(torch.uint8)
-
-
 def distinct(values: NDArray[np.int64]) -> list[int]:
     """Return the distinct values, ascending; by counting where that is faster than sorting a whole image."""
     if values.size and values.min() >= 0 and values.max() < 1 << 16:
@@ -276,20 +248,16 @@ def distinct(values: NDArray[np.int64]) -> list[int]:
 
 
 def component_boxes(numbers: NDArray[np.int64], is_split: bool) -> list[tuple[float, float, float, float]]:
-    """Return tight boxes, in fractions of the whole image, of objects (H, W) that differ in their number.
+    """Return tight boxes, in fractions of the whole image, of objects (see :meth:`FileMask.numbers`).
 
-    Args:
-        numbers: as from :meth:`FileMask.numbers`.
-        is_split: a box for each connected component of an object, corners touching, that has at least a hundredth of
-            the pixels of its largest one; else one box for all of it.
+    ``is_split`` gives a box to each connected component of an object, corners touching, that has at least a hundredth
+    of the pixels of its largest one; else there is one for all of the object.
     """
     from scipy import ndimage
 
     height, width = numbers.shape
     boxes = []
-    for number in distinct(numbers.clip(0)):
-        if number == 0:
-            continue
+    for number in distinct(numbers[numbers > 0]):
         labels = (numbers == number).astype(np.int32)
         if is_split:
             ndimage.label(labels, np.ones((3, 3)), output=labels)

@@ -1,8 +1,7 @@
 """Data augmentation of whole batches, on the device that trains.
 
-All randomness of a step comes from ``draw``, for the whole batch of all processes at once; each process then applies
-its own rows. So a step's views depend on (seed, epoch, step) alone: a resumed run and a run on several processes see
-the images that one uninterrupted process sees.
+All randomness of a step comes from ``draw``, for the whole batch of all processes at once; each applies its own rows.
+So a resumed run and a run on several processes see the images that one uninterrupted process sees.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from heedmap.data.decoding import plain
 
 SHIFT_UP_TO = 64  # pixels; wider images are cropped at random places and sizes instead
 
@@ -67,17 +68,17 @@ def apply(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augme
 
     Args:
         images: stored images; fastest in memory format channels_last.
-        numbers: this batch's rows of :func:`draw`.
-        mirrored: (B,) bool from :func:`flips`.
-        augmentation: what to do with them.
-        size: side of the views.
+        numbers, mirrored: this batch's rows of :func:`draw` and :func:`flips`.
+        augmentation, size: what to do with them, and the side of the views.
     """
     mirrored = mirrored & augmentation.flip
     if augmentation.kind == "crop":
-        return _photographs(images, numbers, mirrored, augmentation, size)
+        crop = _cropped_bytes if images.device.type == "cpu" else _sampled
+        views = crop(images, _boxes(numbers, images.shape[-1], augmentation), mirrored, size)
+        factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T
+        return _colour(views, factors).permute(0, 3, 1, 2)  # in memory format channels_last
     reach = size // 8 if augmentation.shift is None else augmentation.shift
-    reach = reach if augmentation.kind == "shift" else 0
-    return _shift(images, numbers, mirrored, reach)
+    return _shift(images, numbers, mirrored, reach if augmentation.kind == "shift" else 0)
 
 
 def apply_to_masks(
@@ -85,10 +86,8 @@ def apply_to_masks(
 ) -> Tensor:
     """Give masks (B, H, W) the same places, sizes and mirrors as :func:`apply` the images: (B, size, size).
 
-    Args:
-        masks: bool, true on the object; or uint8 regions with 1 there and 2 where pixels are ignored. The dtype stays.
-        stored: side at which the images are stored; the masks are resized to it first.
-        numbers, mirrored, augmentation, size: as for the images.
+    They are bool, true on the object, or uint8 regions with 1 there and 2 where pixels are ignored; the dtype stays.
+    They are resized to ``stored`` first, the side at which the images are stored.
     """
     planes = torch.stack((masks == 1, masks == 2, masks == 2), 1).float()  # three channels, as an image has
     white = (F.interpolate(planes, (stored, stored), mode="area") * 255).round().to(torch.uint8)
@@ -96,33 +95,15 @@ def apply_to_masks(
     return seen[:, 0] if masks.dtype == torch.bool else torch.where(seen[:, 0], 1, 2 * seen[:, 1]).to(torch.uint8)
 
 
-def plain(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1]."""
-    return images.float().div_(255)
-
-
 def _shift(images: Tensor, numbers: Tensor, mirrored: Tensor, reach: int) -> Tensor:
     side = images.shape[-1]
-    places = torch.arange(side, device=images.device)
-    offsets = (numbers[:, :2] * (2 * reach + 1)).floor().long() - reach  # (B, 2)
-    rows, columns = (_reflect(places + offset[:, None], side) for offset in offsets.unbind(1))  # (B, side) each
+    offsets = (numbers[:, :2] * (2 * reach + 1)).floor().long() - reach
+    places = (torch.arange(side, device=images.device) + offsets[:, :, None]).abs()  # (B, 2, side)
+    rows, columns = torch.where(places >= side, 2 * (side - 1) - places, places).unbind(1)  # reflected at the border
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (B, side, side, 3)
     return plain(moved).permute(0, 3, 1, 2)
-
-
-def _reflect(places: Tensor, side: int) -> Tensor:
-    places = places.abs()
-    return torch.where(places >= side, 2 * (side - 1) - places, places)
-
-
-def _photographs(images: Tensor, numbers: Tensor, mirrored: Tensor, augmentation: Augmentation, size: int) -> Tensor:
-    """Crop, mirror and colour; the result is in memory format channels_last."""
-    boxes = _boxes(numbers, images.shape[-1], augmentation)
-    crop = _cropped_bytes if images.device.type == "cpu" else _sampled
-    factors = (1 + augmentation.colour * (numbers[:, 4:7] * 2 - 1)).T
-    return _colour(crop(images, boxes, mirrored, size), factors).permute(0, 3, 1, 2)
 
 
 def _boxes(numbers: Tensor, side: int, augmentation: Augmentation) -> Tensor:
@@ -186,12 +167,8 @@ def _colour(views: Tensor, factors: Tensor) -> Tensor:
 def cutmix(images: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     """Paste a rectangle of each image's neighbour in the batch into it (Yun et al., ICCV 2019, arXiv 1905.04899).
 
-    Args:
-        images: (B, 3, H, W); left as it is.
-        numbers: (3,) in [0, 1): area, row and column of the rectangle, the same for the whole batch.
-
-    Returns:
-        The mixed images, and the fraction of each that is still its own; the rest belongs to the image one row up.
+    ``numbers`` (3,) in [0, 1) are area, row and column of the rectangle in all images (B, 3, H, W). Return the mixed
+    images, and the fraction of each that is still its own; the rest belongs to the image one row up.
     """
     height, width = images.shape[-2:]
     area, row, column = numbers.tolist()

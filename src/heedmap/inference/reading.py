@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from heedmap.data.decoding import MAX_PIXELS, read_image, square
-from heedmap.data.parts import PARTS
+from heedmap.data.decoding import MAX_PIXELS, PARTS, read_image, square
 from heedmap.data.webdataset.index import (
     SUFFIX,
     expand_shards,

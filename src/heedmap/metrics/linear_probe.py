@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from heedmap.data.dataset import Splits
 from heedmap.data.loader import Store, memory_to_use, plain_batches
-from heedmap.data.splits import Splits
 from heedmap.errors import DataError, ModelError, OptionError, nearest
 from heedmap.heads.classification import IndepHead
 from heedmap.metrics.classification import wilson_interval

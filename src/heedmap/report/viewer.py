@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from heedmap.data.dataset import ImageDataset
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.metrics.prediction import DatasetPredictions
 from heedmap.models.classifier import AttentionClassifier, attention_maps
 from heedmap.visualization.heatmap import COLOURS, grid_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from heedmap.apps.explorer.gallery import VIEW, GalleryImage
 from heedmap.attribution import METHODS, explain
 from heedmap.data import to_tensor
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.inference.predictor import Prediction
 from heedmap.inference.torch_predictor import prediction_of, why_no_query
 from heedmap.models.classifier import AttentionClassifier

@@ -15,7 +15,7 @@ from torch import Tensor
 from heedmap.apps.explorer.gallery import ImageSource, confined
 from heedmap.apps.explorer.network import Network
 from heedmap.data import FolderDataset
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.errors import DataError, ImageError
 from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.models.classifier import combined_map

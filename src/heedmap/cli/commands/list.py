@@ -71,7 +71,7 @@ class List(Options):
         from heedmap.attribution import METHODS
         from heedmap.backbones import OWN_BACKBONES
         from heedmap.data import DIGIT_SCENES
-        from heedmap.data.torchvision_sets import NAMED
+        from heedmap.data.open import NAMED
 
         scenes = {"digit-scenes": "embedded: real handwritten digits among clutter, boxes known; no download"}
         scenes |= {

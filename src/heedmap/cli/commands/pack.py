@@ -36,7 +36,7 @@ class Pack(Options):
     def work(self) -> None:
         """Pack, and print the next command."""
         from heedmap.data import open_data, verify_images
-        from heedmap.data.webdataset.writer import SUMS, pack
+        from heedmap.data.webdataset.dataset import SUMS, pack
 
         splits = open_data(self.data, download=False, seed=self.seed, test_share=self.test)
         splits = verify_images(splits, cores()).splits

@@ -9,7 +9,8 @@ import json
 import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,71 +20,52 @@ from heedmap.data.masks import Outline, RunLengths
 from heedmap.errors import DataError, OptionError, nearest
 
 MASKS = "masks"
-_MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
+MASK_SUFFIXES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm"])
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_FRACTION = 1.02  # fractions are rounded, and some programs let a box reach over the edge a little
 
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
 class BoxedObject:
-    """One annotated object.
-
-    Attributes:
-        box: left, top, right, bottom.
-        name: its class; empty where the file names none.
-        outline: polygons or run lengths, or None.
-        ignored: a region to ignore (COCO's crowds), not an object.
-    """
+    """One annotated object."""
 
     box: Box
-    name: str = ""
+    name: str = ""  # its class; empty where the file names none
     outline: Outline | None = None
-    ignored: bool = False
+    ignored: bool = False  # a region to ignore (COCO's crowds), not an object
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """The objects of one image.
+    """The objects of one image, as a file gives them."""
 
-    Attributes:
-        key: the image's path or name, as the file gives it.
-        objects: the objects.
-        size: (width, height) in pixels of the image, as the file gives it, or None.
-        is_normalized: coordinates are fractions of the image, not pixels; outlines too.
-    """
-
-    key: str
+    key: str  # the image's path or name
     objects: tuple[BoxedObject, ...]
-    size: tuple[int, int] | None = None
-    is_normalized: bool = False
+    size: tuple[int, int] | None = None  # (width, height) of the image in pixels
+    is_normalized: bool = False  # coordinates are fractions of the image, not pixels; outlines too
 
 
 class AnnotationFile(NamedTuple):
-    """What files hold, and how they were read: a sentence for each thing that could have been meant otherwise."""
+    """What files hold, and how they were read, where they could have been meant otherwise."""
 
     images: list[AnnotatedImage]
     notes: tuple[str, ...] = ()
 
 
 def find_format(path: Path) -> str:
-    """Detect the format of annotations from the files.
-
-    Raises:
-        DataError: nothing there, or nothing that is understood.
-    """
+    """Detect the format of annotations from the files; ``DataError`` where nothing is understood."""
     if not path.exists():
-        raise DataError(
-            f"{path}: there are no annotations; name a folder of masks, XML or text files, a JSON or a CSV."
-        )
+        raise DataError(f"{path}: no annotations; name a folder of masks, XML or text files, a JSON or a CSV.")
     if path.is_file():
         single = {".json": "coco", ".csv": "csv", ".xml": "voc"}.get(path.suffix.lower())
         if single is None:
             raise DataError(f"{path}: expected .json (COCO), .csv or .xml (VOC), or a folder.")
         return single
     suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and not _is_readme(file)}
-    known = (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, _MASK_SUFFIXES))
+    known = (("voc", {".xml"}), ("yolo", {".txt"}), (MASKS, MASK_SUFFIXES))
     formats = [name for name, endings in known if suffixes & endings]
     if len(formats) != 1:
         what = f"both {' and '.join(formats)} files" if formats else "no masks, XML or text files"
@@ -92,20 +74,13 @@ def find_format(path: Path) -> str:
     return formats[0]
 
 
-def mask_files(folder: Path) -> list[Path]:
-    """List the mask files of a folder and its subfolders."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _MASK_SUFFIXES and file.is_file())
-
-
 def read_coco(path: Path) -> AnnotationFile:
     """Read COCO's instances: boxes, polygons, and run lengths, packed or not."""
-    try:
+    with _damaged(f"{path}: it cannot be read as JSON"):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: it cannot be read as JSON ({_reason(error)}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: it is not COCO's JSON as expected (no 'images' and 'annotations').")
-    try:
+    with _damaged(f"{path}: it is not COCO's JSON as expected"):
+        if not isinstance(content, dict):
+            raise ValueError("no 'images' and 'annotations'")
         names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
         objects: dict[Any, list[BoxedObject]] = defaultdict(list)
         for annotation in content["annotations"]:
@@ -119,8 +94,6 @@ def read_coco(path: Path) -> AnnotationFile:
             for image in content["images"]
         ]
         return AnnotationFile(images)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{path}: it is not COCO's JSON as expected ({_reason(error)}).") from error
 
 
 def _coco_object(annotation: dict[str, Any], names: dict[Any, str]) -> BoxedObject:
@@ -148,13 +121,11 @@ def read_voc(path: Path) -> AnnotationFile:
     """Read VOC's XML, one file per image. Its pixels count from 1, both ends included."""
     images = []
     for file in [path] if path.is_file() else sorted(path.rglob("*.xml")):
-        try:
+        with _damaged(f"{file}: it is not VOC's XML as expected", ElementTree.ParseError):
             root = ElementTree.parse(file).getroot()
             size = root.find("size")
             objects = tuple(_voc_object(element) for element in root.iter("object"))
             width, height = (0, 0) if size is None else (int(_text(size, "width")), int(_text(size, "height")))
-        except (ElementTree.ParseError, ValueError) as error:
-            raise DataError(f"{file}: it is not VOC's XML as expected ({_reason(error)}).") from error
         key = file.name if path.is_file() else file.relative_to(path).as_posix()
         images.append(AnnotatedImage(key, objects, (width, height) if width and height else None))
     return AnnotationFile(images)
@@ -187,10 +158,8 @@ def read_yolo(path: Path) -> AnnotationFile:
         objects = []
         for number, line in enumerate(_lines(file), 1):
             if line.strip():
-                try:
+                with _damaged(f"{file}, line {number}: not a YOLO line"):
                     objects.append(_yolo_object(_finite(line.split()), names))
-                except ValueError as error:
-                    raise DataError(f"{file}, line {number}: not a YOLO line ({error}).") from error
         images.append(AnnotatedImage(file.relative_to(path).as_posix(), tuple(objects), is_normalized=True))
     return AnnotationFile(images)
 
@@ -205,17 +174,14 @@ def _is_readme(file: Path) -> bool:
     return file.name.lower().startswith("readme")
 
 
-def _is_list_of_images(file: Path) -> bool:
-    """Return whether it is such as ``train.txt``, which names an image in each line."""
-    first = next((line for line in _lines(file) if line.strip()), "")
-    return first.strip().lower().endswith(_IMAGE_SUFFIXES)
+def _is_list_of_images(file: Path) -> bool:  # such as train.txt, which names an image in each line
+    first = next(filter(None, map(str.strip, _lines(file))), "")
+    return first.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _lines(file: Path) -> list[str]:
-    try:
+    with _damaged(f"{file}: it cannot be read as text"):
         return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: it cannot be read as text ({_reason(error)}).") from error
 
 
 def _yolo_object(numbers: Sequence[float], names: Sequence[str]) -> BoxedObject:
@@ -236,11 +202,9 @@ def _yolo_names(path: Path) -> list[str]:
         if (file := folder / "data.yaml").is_file():
             import yaml
 
-            try:
+            with _damaged(f"{file}: no names of classes can be read there", yaml.YAMLError):
                 names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
                 named = dict(enumerate(names)) if isinstance(names, list) else {int(key): names[key] for key in names}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{file}: no names of classes can be read there ({_reason(error)}).") from error
             return [str(named.get(number, number)) for number in range(max(named, default=-1) + 1)]
         if (folder / "classes.txt").is_file():
             return _lines(folder / "classes.txt")
@@ -250,11 +214,8 @@ def _yolo_names(path: Path) -> list[str]:
 _IMAGE_WORDS = ("path", "file", "filename", "file_name", "image", "image_path", "picture", "name", "image_id")
 _CLASS_WORDS = ("class", "label", "category", "class_name")
 _CORNERS = (
-    ("left", "top", "right", "bottom"),
-    ("xmin", "ymin", "xmax", "ymax"),
-    ("x_min", "y_min", "x_max", "y_max"),
-    ("x0", "y0", "x1", "y1"),
-    ("x1", "y1", "x2", "y2"),
+    *(("left", "top", "right", "bottom"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")),
+    *(("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2")),
 )
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 
@@ -277,11 +238,11 @@ def read_csv(path: Path) -> AnnotationFile:
     fractions; where some boxes look like fractions and some do not, the table is refused.
     A line with an image and no numbers states that there is no object.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = [line for line in csv.reader(stream) if any(cell.strip() for cell in line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: it cannot be read as a table ({_reason(error)}).") from error
+    with (
+        _damaged(f"{path}: it cannot be read as a table", csv.Error),
+        path.open(newline="", encoding="utf-8-sig") as table,
+    ):
+        lines = [line for line in csv.reader(table) if any(cell.strip() for cell in line)]
     if not lines:
         raise DataError(f"{path}: the table is empty.")
     has_no_header = len(lines[0]) >= 5 and all(map(_is_number, lines[0][1:5]))
@@ -290,7 +251,7 @@ def read_csv(path: Path) -> AnnotationFile:
     boxes: list[list[float]] = []  # as written
     first = 0 if has_no_header else 1
     for number, line in enumerate(lines[first:], first + 1):
-        try:
+        with _damaged(f"{path}, line {number}: not an image and four numbers"):
             of_image = objects.setdefault(line[columns.image].strip(), [])
             cells = [line[column].strip() for column in columns.numbers]
             if any(cells):
@@ -298,30 +259,24 @@ def read_csv(path: Path) -> AnnotationFile:
                 boxes.append(values)
                 box = (left, top, left + right, top + bottom) if columns.are_sides else (left, top, right, bottom)
                 of_image.append(BoxedObject(box, "" if columns.label is None else line[columns.label].strip()))
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{path}, line {number}: not an image and four numbers ({_reason(error)}).") from error
     is_normalized = _are_fractions(path, boxes)
-    unit = "fractions" if is_normalized else "pixels"
-    notes = (f"The numbers of {path.name} were read as {unit}.",) if boxes else ()
+    notes = (f"The numbers of {path.name} were read as {'fractions' if is_normalized else 'pixels'}.",) if boxes else ()
     images = [AnnotatedImage(key, tuple(some), is_normalized=is_normalized) for key, some in objects.items()]
     return AnnotationFile(images, notes)
 
 
 def _are_fractions(path: Path, boxes: list[list[float]]) -> bool:
-    """Return whether all boxes are fractions; in pixels, a box within the very first one has whole numbers, or is rare.
+    """Return whether all boxes are fractions; ``DataError`` where some are and some are not.
 
-    Raises:
-        DataError: some are and some are not.
+    In pixels, a box within the very first one has whole numbers, or is rare.
     """
     small = [box for box in boxes if max(box) <= _MOST_FRACTION]
     broken = [box for box in small if any(value != int(value) for value in box)]
     if len(boxes) > len(small) and (broken or len(small) > len(boxes) / 2):
         large = next(box for box in boxes if max(box) > _MOST_FRACTION)
         shown = [", ".join(f"{value:g}" for value in box) for box in ((broken or small)[0], large)]
-        raise DataError(
-            f"{path}: {len(small)} of {len(boxes)} boxes lie within a single pixel ({shown[0]}), others do not "
-            f"({shown[1]}); give all numbers as fractions of the image, or all in pixels."
-        )
+        odd = f"{len(small)} of {len(boxes)} boxes lie within a single pixel ({shown[0]}), others do not ({shown[1]})"
+        raise DataError(f"{path}: {odd}; give all numbers as fractions of the image, or all in pixels.")
     return bool(boxes) and len(small) == len(boxes)
 
 
@@ -336,9 +291,7 @@ def _columns(path: Path, header: list[str]) -> _Columns:
     if header[0].lstrip().startswith(("{", "[")):
         raise DataError(f"{path}: this is no table, it looks like JSON; give the format coco, or none.")
     shown = textwrap.shorten(", ".join(header), 100, placeholder=" ...")
-    raise DataError(
-        f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom, for instance."
-    )
+    raise DataError(f"{path}: the columns {shown} are not understood; name them path, left, top, right, bottom.")
 
 
 def _is_number(word: str) -> bool:
@@ -348,26 +301,23 @@ def _is_number(word: str) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0] if str(error) else repr(error)
+@contextmanager
+def _damaged(what: str, error_type: type[Exception] = OSError) -> Iterator[None]:
+    """Turn what damaged files raise, and ``error_type``, into a ``DataError``: ``WHAT (REASON)``."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, error_type) as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise DataError(f"{what} ({'no ' if isinstance(error, KeyError) else ''}{first}).") from error
 
 
-FORMATS: dict[str, Callable[[Path], AnnotationFile]] = {
-    "coco": read_coco,
-    "voc": read_voc,
-    "yolo": read_yolo,
-    "csv": read_csv,
-}
-"""Format -> its reader; a folder of ``masks`` is read by :mod:`heedmap.data.annotations.mask_folder`."""
+FORMATS: dict[str, Callable[[Path], AnnotationFile]]
+FORMATS = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo, "csv": read_csv}
+"""Format -> its reader; a folder of ``masks`` needs the images."""
 
 
 def read_format(path: Path, name: str) -> AnnotationFile:
-    """Read annotations of a format.
-
-    Raises:
-        DataError: the files are not of this format.
-        OptionError: an unknown format.
-    """
+    """Read annotations of a format; ``DataError`` for files of another one, ``OptionError`` for an unknown one."""
     if name not in FORMATS:
         known = [*FORMATS, MASKS]
         raise OptionError(f"Annotation format {name!r} is unknown; there are {', '.join(known)}.{nearest(name, known)}")

@@ -1,12 +1,9 @@
-"""Audit a dataset before training: duplicates, leaks between parts, odd files, imbalanced classes.
-
-A test image that is in train too may be predicted from memory, and an accuracy made of such predictions is not one.
-"""
+"""Audit a dataset before training: duplicates, leaks between parts, odd files, imbalanced classes."""
 
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple, TypeVar
@@ -18,9 +15,8 @@ from PIL import Image
 from heedmap.config import counted
 from heedmap.data.audit.near_duplicates import SIDE, NearDuplicate, Thumbnail, find_near_duplicates, thumbnail
 from heedmap.data.cache.folder import digest
-from heedmap.data.dataset import FileDataset, ImageDataset, TensorDataset
+from heedmap.data.dataset import FileDataset, ImageDataset, Splits, TensorDataset
 from heedmap.data.decoding import read_image
-from heedmap.data.splits import Splits
 from heedmap.errors import DataError, ImageError, nearest
 from heedmap.system import cores
 from heedmap.types import Audit, Finding
@@ -30,13 +26,8 @@ IMBALANCE = 3.0  # largest class over smallest, from which it is a finding
 RARE = 0.1  # a form (size, grey) that fewer than this fraction of the images have is odd
 LONG = 3.0  # a longer image than 3 : 1 loses two thirds to the square crop
 SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "BMP": (".bmp", ".dib"),
-    "GIF": (".gif",),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
+    **{"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg", ".mpo"), "PNG": (".png", ".apng")},
+    **{"BMP": (".bmp", ".dib"), "GIF": (".gif",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")},
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 }
 _BLOCK = 4096  # images handed to the threads at a time
@@ -74,11 +65,10 @@ class _Entry(NamedTuple):
 
 
 class _Summary(NamedTuple):
-    """A decoded image: its size as stored, its format (None in memory), its thumbnail."""
+    """A decoded image."""
 
-    width: int
-    height: int
-    format: str | None
+    size: tuple[int, int]  # (width, height) as stored
+    format: str | None  # None in memory
     thumbnail: Thumbnail
 
 
@@ -87,22 +77,16 @@ def audit(
 ) -> Audit:
     """Audit a dataset.
 
-    ``cheap`` reads no more than it must: files of equal length are compared by their bytes, or all by their digests
-    where these are given, classes are counted, and the unreadable files that are known already are repeated. ``full``
-    decodes every image at a small size and finds near duplicates within and across the parts
+    ``cheap`` compares files of equal length by their bytes, or all by their digests where these are given, and counts
+    classes. ``full`` decodes every image at a small size and finds near duplicates within and across the parts
     (:mod:`heedmap.data.audit.near_duplicates`; mirror images too where the set is flippable), same pixels in different
     files, unreadable files, and odd ones: another size than nine of ten, grey among colour, longer than 3 : 1, one
     colour only, a suffix that does not fit the format.
 
-    Args:
-        splits: the dataset.
-        depth: ``cheap`` or ``full``.
-        digests: part -> digest of each image's file, as :class:`heedmap.data.cache.verified.VerifiedSplits` has them,
-            so that no file is read for its bytes; for all parts whose images lie in files, or None.
-
-    Returns:
-        The audit. Duplicates are one finding for each group; where their classes differ there is a
-        ``conflicting-labels`` finding beside it. ``leaked`` counts the images of ``test`` with a duplicate in train.
+    Duplicates are one finding for each group; where their classes differ there is a ``conflicting-labels`` finding
+    beside it. ``leaked`` counts the images of ``test`` with a duplicate in train. ``digests``, as
+    :class:`heedmap.data.cache.verified.VerifiedSplits` has them of all parts in files, save reading files for their
+    bytes.
 
     Raises:
         DataError: for another depth.
@@ -116,12 +100,9 @@ def audit(
     copies, broken = _same_bytes(entries, known)
     near: list[NearDuplicate] = []
     if depth == "full":
-        summaries: dict[int, _Summary] = {}
-        for place, result in enumerate(_in_threads(_summary, entries)):
-            if isinstance(result, str):
-                broken[place] = result
-            else:
-                summaries[place] = result
+        results = list(enumerate(_in_threads(_summary, entries)))
+        broken |= {place: reason for place, reason in results if isinstance(reason, str)}
+        summaries = {place: summary for place, summary in results if not isinstance(summary, str)}
         findings += _odd(entries, summaries)
         chosen = [group[0] for group in copies if group[0] in summaries]  # one of each group
         near = [
@@ -136,25 +117,17 @@ def audit(
         for name, part in splits.parts.items()
     }
     findings += _imbalance(per_class["train"])
-    images = {name: len(part) for name, part in splits.parts.items()}
-    leaked = _leaked(entries, copies, near)
+    images, leaked = {name: len(part) for name, part in splits.parts.items()}, _leaked(entries, copies, near)
     return Audit(images, per_class, tuple(findings), leaked, time.perf_counter() - begun, depth)
 
 
 def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
-    """Return a warning where leaked test images could explain an accuracy.
+    """Return a warning where leaked test images could explain an accuracy, else None.
 
-    It is returned where more than 1 % of the test images have a duplicate in train; or where the accuracy is above 96 %
-    and the leaked images are at least a quarter as many as the errors. The bound in it supposes that each leaked image
-    was predicted correctly: (right - leaked) / (test_count - leaked).
-
-    Args:
-        accuracy: top-1 on the test part, 0 to 1.
-        audit: of the same dataset. After a cheap audit only byte-identical duplicates are known, as the sentence notes.
-        test_count: number of images that the accuracy was measured on.
-
-    Returns:
-        One sentence, or None.
+    That is where more than 1 % of the test images have a duplicate in train, or where the accuracy is above 96 % and
+    the leaked images are at least a quarter as many as the errors. The bound in it supposes that each leaked image was
+    predicted correctly: (right - leaked) / (test_count - leaked). A cheap audit knows byte-identical duplicates alone,
+    as the sentence notes.
 
     Raises:
         ValueError: accuracy outside 0 to 1, or no test images.
@@ -174,9 +147,6 @@ def leakage_flag(accuracy: float, audit: Audit, test_count: int) -> str | None:
     kind = "a byte-identical duplicate" if audit.depth == "cheap" else "a duplicate"
     fraction = f"{leaked:,} of {test_count:,} test images ({leaked / test_count:.1%})"
     return f"Leakage: {fraction} have {kind} in train; {bound}."
-
-
-# ---- reading
 
 
 def _in_threads(work: Callable[[_Entry], _Result], entries: Sequence[_Entry]) -> Iterator[_Result | str]:
@@ -204,13 +174,10 @@ def _summary(entry: _Entry) -> _Summary:
     data = entry.data()
     if not isinstance(data, bytes):
         image = Image.fromarray(data)
-        return _Summary(*image.size, None, thumbnail(image))
+        return _Summary(image.size, None, thumbnail(image))
     small = thumbnail(read_image(io.BytesIO(data), short_side=2 * SIDE))
     with Image.open(io.BytesIO(data)) as opened:
-        return _Summary(*opened.size, opened.format, small)
-
-
-# ---- duplicates
+        return _Summary(opened.size, opened.format, small)
 
 
 def _same_bytes(entries: Sequence[_Entry], known: Sequence[bytes]) -> tuple[_Groups, dict[int, str]]:
@@ -218,8 +185,7 @@ def _same_bytes(entries: Sequence[_Entry], known: Sequence[bytes]) -> tuple[_Gro
 
     Where the digest of the bytes is not ``known`` (empty), only entries of a length that others have too are read.
     """
-    groups: dict[object, list[int]] = defaultdict(list)
-    lengths: dict[object, list[int]] = defaultdict(list)
+    groups, lengths = defaultdict[object, list[int]](list), defaultdict[object, list[int]](list)
     broken: dict[int, str] = {}
     for place, (entry, content) in enumerate(zip(entries, known, strict=True)):
         try:
@@ -251,33 +217,27 @@ def _join_equal_pixels(
         data = entries[place].data()
         return np.asarray(read_image(io.BytesIO(data))) if isinstance(data, bytes) else data
 
-    equal = [
-        pair.likeness > 0.98 and not pair.mirrored and np.array_equal(pixels(pair.first), pixels(pair.second))
-        for pair in near
-    ]
+    equal, others = list[NearDuplicate](), list[NearDuplicate]()
+    for pair in near:
+        is_equal = (
+            pair.likeness > 0.98 and not pair.mirrored and np.array_equal(pixels(pair.first), pixels(pair.second))
+        )
+        (equal if is_equal else others).append(pair)
     owner = {place: number for number, group in enumerate(copies) for place in group}
-    joined = _components(
-        range(len(copies)),
-        [(owner[pair.first], owner[pair.second]) for pair, same in zip(near, equal, strict=True) if same],
-    )
-    groups = [[place for number in numbers for place in copies[number]] for numbers in joined]
-    return groups, [pair for pair, same in zip(near, equal, strict=True) if not same]
+    joined = _components(len(copies), [(owner[pair.first], owner[pair.second]) for pair in equal])
+    return [[place for number in numbers for place in copies[number]] for numbers in joined], others
 
 
-def _components(nodes: Iterable[int], pairs: Iterable[tuple[int, int]]) -> _Groups:
-    """Return the connected components of a graph (union-find)."""
-    parent = {node: node for node in nodes}
+def _components(count: int, pairs: Sequence[tuple[int, int]]) -> _Groups:
+    """Return the connected components of a graph of ``count`` nodes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for first, second in pairs:
-        parent[root(second)] = root(first)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for node in parent:
-        groups[root(node)].append(node)
+    edges = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (count, count))
+    groups = defaultdict[int, list[int]](list)
+    for node, component in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        groups[component].append(node)
     return list(groups.values())
 
 
@@ -289,8 +249,8 @@ def _duplicates(entries: Sequence[_Entry], copies: _Groups, near: list[NearDupli
     owner = {place: group[0] for group in copies for place in group}
     pairs = [(owner[pair.first], owner[pair.second]) for pair in near]
     mirrored = {owner[pair.first] for pair in near if pair.mirrored}
-    for group in _components(sorted({place for pair in pairs for place in pair}), pairs):
-        if len(group) > 1:  # else its duplicate became a copy by way of a third image
+    for group in _components(len(entries), pairs):
+        if len(group) > 1:
             word = "nearly the same image" + (", one of them mirrored" if mirrored & set(group) else "")
             yield from _group(entries, group, "near-duplicate", word)
 
@@ -319,47 +279,43 @@ def _leaked(entries: Sequence[_Entry], copies: _Groups, near: list[NearDuplicate
     return sum(entries[place].part == "test" for group in leaky for place in group)
 
 
-# ---- odd files and imbalanced classes
-
-
 def _odd(entries: Sequence[_Entry], summaries: dict[int, _Summary]) -> list[Finding]:
     """Return one finding for each kind of oddity, naming all the files."""
     if not summaries:
         return []
-    (width, height), most = Counter((each.width, each.height) for each in summaries.values()).most_common(1)[0]
+    usual, most = Counter(image.size for image in summaries.values()).most_common(1)[0]
     odd: dict[str, list[int]] = {
         "longer than 3 : 1; the square crop loses most of it": [],
         "of one colour only": [],
         "whose suffix does not fit the format": [],
-        f"of another size than the {width}x{height} of the rest": [],
+        f"of another size than the {usual[0]}x{usual[1]} of the rest": [],
         "(nearly) grey among images in colour": [],
     }
     long, plain, misnamed, resized, grey = odd.values()
     for place, image in summaries.items():
-        if max(image.width, image.height) > LONG * min(image.width, image.height):
+        if max(image.size) > LONG * min(image.size):
             long.append(place)
         if image.thumbnail.is_plain:
             plain.append(place)
         suffix = PurePosixPath(entries[place].name).suffix.lower()
         if image.format is not None and suffix not in SUFFIXES.get(image.format, ()):
             misnamed.append(place)
-        if (image.width, image.height) != (width, height) and most >= (1 - RARE) * len(summaries):
+        if image.size != usual and most >= (1 - RARE) * len(summaries):
             resized.append(place)
         if image.thumbnail.is_grey:
             grey.append(place)
     if len(grey) > RARE * len(summaries):
         grey.clear()
     findings = []
-    for note, places in odd.items():
-        parts = tuple(dict.fromkeys(entries[place].part for place in places))
-        paths = tuple(entries[place].name for place in places)
-        findings += [Finding("odd", parts, paths, f"{counted(len(paths), 'image')} {note}")] if paths else []
+    for note, members in ((note, [entries[place] for place in places]) for note, places in odd.items() if places):
+        parts, paths = dict.fromkeys(entry.part for entry in members), tuple(entry.name for entry in members)
+        findings.append(Finding("odd", tuple(parts), paths, f"{counted(len(paths), 'image')} {note}"))
     return findings
 
 
 def _imbalance(counts: dict[str, int]) -> list[Finding]:
     """Report classes of train that differ much in number, in one finding."""
-    largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+    largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     if counts[largest] < IMBALANCE * max(counts[smallest], 1):
         return []
     note = f"class {largest!r} has {counts[largest]:,} training images, {smallest!r} only {counts[smallest]:,}"

@@ -1,10 +1,9 @@
 """Find images that are the same image: resized, recompressed, a little cropped, brighter, grey, or mirrored.
 
-Photographs share their coarse light (sky above, ground below), so plain differences of small images take one sea for
-another. Here each image is a 32x32 thumbnail, described by its lowest cosine coefficients (DCT-II), each weighted by
-its frequency: that flattens the 1/f spectrum of natural images, so that different images come out nearly uncorrelated,
-and leaves out the mean; scaling to unit length takes out the contrast. A crop moves high frequencies far, so each image
-is described by ten windows of itself as well.
+Each image is a 32x32 thumbnail, described by its lowest cosine coefficients (DCT-II), each weighted by its frequency:
+that flattens the 1/f spectrum of natural images, so that different images come out nearly uncorrelated, and leaves out
+the mean; scaling to unit length takes out the contrast. A crop moves high frequencies far, so each image is described
+by ten windows of itself as well.
 
 1. Candidates: products of 8x8-coefficient descriptors, all pairs, in blocks (the windows of one, all of the other).
 2. Each candidate is compared closely: 12x12 coefficients over 126 windows, the best correlation counts; in that window
@@ -13,10 +12,8 @@ is described by ten windows of itself as well.
 
 The thresholds were set on 4,500 scene photographs and measured on the same: of 200 altered copies of each kind, 100 %
 are found of half and double size, JPEG quality 10 and 20, brightness x0.6, contrast x0.6, grey, and 97.5 % or more of
-brightness x1.4 (it clips) and of crops of 2 to 8 % a side. Of 8 groups found among the photographs themselves, 6 are
-duplicates to the eye and 2 are seas with the same horizon. An image of one colour has no duplicates here. Known limit:
-in sets of centred glyphs such as MNIST different strokes agree as well as copies do (952 pairs in 3,000 digits); read
-near duplicates there as candidates.
+brightness x1.4 (it clips) and of crops of 2 to 8 % a side. An image of one colour has no duplicates here. Known limit:
+in sets of centred glyphs such as MNIST different strokes agree as well as copies do; read these as candidates.
 """
 
 from collections.abc import Iterator
@@ -184,22 +181,11 @@ def _waves() -> Tensor:
     return torch.cos(torch.pi * torch.arange(FINE)[:, None] * place) * _norms(FINE)[:, None]
 
 
-def _same_colour(first: Tensor, second: Tensor) -> Tensor:
-    """Return (n,) whether colours (n, 2, 4, 4) agree, or one of the two has none."""
-    energy = [colour.square().mean((1, 2, 3)) for colour in (first - second, first, second)]
-    return (energy[0] < COLOUR**2) | (energy[1] < GREY**2) | (energy[2] < GREY**2)
-
-
 def find_near_duplicates(thumbnails: list[Thumbnail], *, mirrored: bool = True) -> list[NearDuplicate]:
-    """Find all pairs that show the same image; see the module for how.
+    """Find all pairs that show the same image, mirror images too where ``mirrored``; see the module for how.
 
-    Args:
-        thumbnails: one for each image, see :func:`thumbnail`.
-        mirrored: look for mirror images too.
-
-    Returns:
-        Pairs with ``first < second``, the most alike first. Memory: 4 KB per image and 64 MB; time grows with the
-        square of the number of images: a second for 4,500, some minutes for 100,000.
+    Return pairs with ``first < second``, the most alike first. Memory: 4 KB per image and 64 MB; time grows with the
+    square of the number of images: a second for 4,500, some minutes for 100,000.
     """
     if len(thumbnails) < 2:
         return []
@@ -222,8 +208,9 @@ def _confirmed(grey: Tensor, colour: Tensor, rows: Tensor, columns: Tensor, flip
     chunks = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
     compared = [_compare(grey[i].flip(2) if flip else grey[i], grey[j]) for i, j in chunks]
     whole, local = (torch.cat(parts) for parts in zip(*compared, strict=True))
-    tint = colour[rows].flip(3) if flip else colour[rows]
-    sure = (whole > SURE) & (local > LOCAL) & _same_colour(tint, colour[columns])
+    tints = (colour[rows].flip(3) if flip else colour[rows]), colour[columns]
+    gap, first, second = (tint.square().mean((1, 2, 3)) for tint in (tints[0] - tints[1], *tints))
+    sure = (whole > SURE) & (local > LOCAL) & ((gap < COLOUR**2) | (first < GREY**2) | (second < GREY**2))
     sure &= _stands_out(rows, whole, len(grey)) | (whole > SAME)
     for a, b, likeness in zip(rows[sure].tolist(), columns[sure].tolist(), whole[sure].tolist(), strict=True):
         yield NearDuplicate(min(a, b), max(a, b), likeness, flip)
@@ -232,8 +219,8 @@ def _confirmed(grey: Tensor, colour: Tensor, rows: Tensor, columns: Tensor, flip
 def _stands_out(rows: Tensor, likeness: Tensor, images: int) -> Tensor:
     """Return (n,) whether a candidate is at least twice as near as the last of the eight that its image has.
 
-    After the ratio test of Lowe (2004, section 7.1). Where eight images are about equally near, as a hundred ways of
-    writing a 1 are, being near means that the set is uniform, not that one was copied. Fewer candidates: no rival.
+    After the ratio test of Lowe (2004, section 7.1): where eight images are about equally near, the set is uniform and
+    none of them a copy. Fewer candidates: no rival.
     """
     rival = torch.ones(images).scatter_reduce(0, rows, likeness, "amin")
     rival[rows.bincount(minlength=images) < NEIGHBOURS] = -1.0

@@ -3,7 +3,7 @@
     CACHE/decoded/FOLDER-HASH/HASH.rows    some images, uint8 (n, S, S, 3), mapped into memory
     CACHE/decoded/FOLDER-HASH/HASH.json    which ones, with a checksum of each, and of which files; written last
 
-An image is identified by its fingerprint (:mod:`heedmap.data.cache.fingerprints`) and decoded again when that changes.
+An image is identified by its fingerprint (:mod:`heedmap.data.cache.verified`) and decoded again when that changes.
 Files are written under another name and renamed, and never changed after, so several processes share them and an
 interruption costs one file of them. A row whose checksum is wrong is decoded again.
 """
@@ -22,16 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heedmap.data.cache.fingerprints import Fingerprints, is_unchanged
 from heedmap.data.cache.folder import digest, remove_partials, write_shared
+from heedmap.data.cache.verified import Fingerprints, is_unchanged
 from heedmap.data.dataset import FileDataset, ImageDataset, empty_images, load_all
 
-MIN_IMAGES = 256
-"""A part with fewer images than this is decoded in a moment and not cached."""
-
-SPARE_BYTES = 10**9
-"""Left free on the disk."""
-
+MIN_IMAGES = 256  # a part with fewer images than this is decoded in a moment and not cached
+SPARE_BYTES = 10**9  # left free on the disk
 _VERSION = "2"  # of the files, and of what decoding makes of an image
 _FILE_BYTES = 256 * 10**6
 _REPORT_EVERY = 30.0  # seconds
@@ -57,11 +53,7 @@ class DecodedDataset:
         self._places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return images as uint8 (n, 3, S, S) in memory format channels_last, each checked.
-
-        Raises:
-            ImageError: a row is damaged, and its image cannot be decoded any more.
-        """
+        """Return images as uint8 (n, 3, S, S) in memory format channels_last, each checked, or decoded again."""
         images = empty_images(len(indices), self.size)
         pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(indices.tolist()):
@@ -86,18 +78,9 @@ class DecodedCache:
         self.folder, self.limit, self.message = folder / "decoded", limit, message
 
     def open(self, images: ImageDataset, size: int, workers: int) -> DecodedDataset | None:
-        """Decode the images of a folder or of shards that are missing, and map all of them.
+        """Decode the images of a folder or of shards that are missing (:func:`load_all`), and map all of them.
 
-        Args:
-            images: the images.
-            size: side in pixels.
-            workers: threads that decode.
-
-        Returns:
-            None where nothing is cached: other images, few, too many for the limit, or a disk that is full.
-
-        Raises:
-            DataError: an image that was readable before cannot be decoded now.
+        Return None where nothing is cached: other images, few, too many for the limit, or a disk that is full.
         """
         prints = Fingerprints.of(images) if isinstance(images, FileDataset) and len(images) >= MIN_IMAGES else None
         if prints is None:
@@ -129,9 +112,9 @@ class DecodedCache:
         return None
 
     def _make_room(self, home: Path, prints: Fingerprints, size: int, count: int) -> bool:
-        """Remove what is outdated, then what was unused for longest, until ``count`` images more fit.
+        """Remove what is outdated, then what was unused for longest, until ``count`` images more fit; return whether.
 
-        Where they cannot fit even so, only what nobody can use any more is removed. Returns whether they fit.
+        Where they cannot fit even so, only what nobody can use any more is removed.
         """
         missing = self._missing(count * 3 * size * size)
         if missing <= 0:
@@ -171,9 +154,6 @@ class DecodedCache:
             if time.monotonic() - reported > _REPORT_EVERY:
                 reported = time.monotonic()
                 self.message(f"{start + len(block):,} of {len(todo):,} decoded.")
-
-
-# ---- making room
 
 
 class _Piece(NamedTuple):
@@ -233,9 +213,6 @@ def _size(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += file.stat().st_size
     return total
-
-
-# ---- what is cached
 
 
 class _Index(NamedTuple):

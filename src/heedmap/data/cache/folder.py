@@ -14,22 +14,17 @@ import psutil
 
 from heedmap.errors import DataError
 
-DIGEST = 16
-"""Bytes of a digest."""
-
+DIGEST = 16  # bytes of a digest
 _PARTIAL = ".partial"
 _STALE = 24 * 3600.0  # seconds, after which nobody writes on a file any more
 
 
 def cache_folder(choice: str | None = None) -> Path | None:
-    """Return the cache folder, and make it.
+    """Make the cache folder and return it; None where nothing is to be cached.
 
     Args:
         choice: a folder, ``off``, or None: what ``HEEDMAP_CACHE`` names (one of these two), or else the user's cache
             folder; where that cannot be written, one of the user's own in the system's folder for temporary files.
-
-    Returns:
-        The folder; None where nothing is to be cached.
 
     Raises:
         DataError: a folder that was named cannot be made.
@@ -76,10 +71,9 @@ def _is_writable(folder: Path) -> bool:
 def file_state(status: os.stat_result) -> str:
     """Return what changes when a file does: its length, its times of change, and its inode number.
 
-    The modification time alone is not enough: archives and synchronisation set it, so that many files share one, and a
-    file renamed onto another brings its own along. Renaming and overwriting move ``st_ctime``; on Windows, where this
-    is the creation time, and on file systems without one, the inode number tells files apart. A copied folder has
-    other numbers and is decoded again, as is one on a mount that numbers its files differently each time (sshfs).
+    The modification time alone is not enough: archives and synchronisation set it, and a file renamed onto another
+    brings its own along. Renaming and overwriting move ``st_ctime``; where this is the creation time (Windows), the
+    inode number distinguishes files. A copied folder has other numbers, and its images are decoded again.
     """
     return f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0{status.st_ino}"
 
@@ -95,11 +89,7 @@ def partial_of(target: Path, host: str, process: int) -> Path:
 
 
 def write_shared(target: Path, content: bytes | memoryview) -> None:
-    """Write a whole file although another process may be writing the same one.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
-    """
+    """Write a whole file although another process may be writing the same one; after ``OSError`` nothing is left."""
     partial = partial_of(target, platform.node(), os.getpid())
     try:
         with partial.open("wb") as file:

@@ -4,18 +4,19 @@ CACHE/verified/HASH.bin   for each image that was decoded without an error its f
                           its file's content (16 bytes)
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from heedmap.data.cache.fingerprints import Fingerprints
-from heedmap.data.cache.folder import DIGEST, digest, remove_partials, write_shared
-from heedmap.data.dataset import FileDataset, load_many
-from heedmap.data.splits import Splits
+from heedmap.data.cache.folder import DIGEST, digest, file_state, remove_partials, write_shared
+from heedmap.data.dataset import FileDataset, FolderDataset, Splits, load_many
+from heedmap.data.webdataset.dataset import ShardDataset
 from heedmap.errors import ImageError
 
 _VERSION = "2"
@@ -25,16 +26,51 @@ Failures = list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class VerifiedSplits:
-    """Parts whose files can all be decoded.
+class Fingerprints:
+    """What identifies the images of a dataset without reading them."""
 
-    Attributes:
-        splits: the parts.
-        digests: part -> digest of each image's file, in the order of the part; no entry for images in memory.
-    """
+    root: str  # the folder that they come from
+    digests: list[bytes]  # for each image, of where it lies and of the state of its file
+    files: list[str]  # for each image the file that it lies in, relative to ``root`` or absolute
+    states: Mapping[str, str]  # file -> its state (:func:`heedmap.data.cache.folder.file_state`)
+
+    @classmethod
+    def of(cls, images: FileDataset) -> Fingerprints | None:
+        """Look at the files of images; None where one is gone since it was listed, or for unknown kinds of dataset."""
+        try:
+            if isinstance(images, FolderDataset):
+                files = list(images.names)
+                states = {name: file_state(os.stat(images.path(row))) for row, name in enumerate(files)}  # noqa: PTH116
+                words = [f"{name}\0{states[name]}" for name in files]
+                root = str(images.root.resolve())
+            elif isinstance(images, ShardDataset):
+                paths = [path.resolve() for path in images.shards]
+                root = str(paths[0].parent) if paths else ""
+                states = {str(path): file_state(path.stat()) for path in paths}
+                places = [(str(paths[shard]), offset, size) for shard, offset, size in images.places.tolist()]
+                files = [file for file, _, _ in places]
+                words = [f"{file}\0{states[file]}\0{offset}\0{size}" for file, offset, size in places]
+            else:
+                return None
+        except OSError:  # decoding it will report it
+            return None
+        return cls(root, [digest(word.encode("utf-8", "surrogateescape")) for word in words], files, states)
+
+
+def is_unchanged(root: str, file: str, state: str) -> bool:
+    """Return whether a file still exists in this state."""
+    try:
+        return file_state((Path(root) / file).stat()) == state
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class VerifiedSplits:
+    """Parts whose files can all be decoded."""
 
     splits: Splits
-    digests: dict[str, list[bytes]]
+    digests: dict[str, list[bytes]]  # part -> digest of each image's file, in order; no entry for images in memory
 
 
 def verify_images(
@@ -43,13 +79,7 @@ def verify_images(
     cache: Path | None = None,
     parts: Sequence[str] = ("train", "validation", "test"),
 ) -> VerifiedSplits:
-    """Decode every file that was not decoded before, and leave out those that fail.
-
-    Args:
-        splits: as they were opened.
-        workers: threads; 0 is taken for one.
-        cache: where to remember what was decoded; None decodes all.
-        parts: which of them to verify; the others stay as they are.
+    """Decode every file that ``cache`` does not record as decoded, and leave out those that fail; other parts stay.
 
     Raises:
         DataError: a class of train, or the whole of another part, has no readable image left.
@@ -106,8 +136,7 @@ def _decode(images: FileDataset, todo: Sequence[int], workers: int) -> tuple[Fai
     return failures, contents
 
 
-def _content(images: FileDataset, index: int) -> bytes | str:
-    """Return the digest of a file's content, or why there is none."""
+def _content(images: FileDataset, index: int) -> bytes | str:  # the digest of a file's content, or why there is none
     try:
         return digest(images.data(index))
     except (OSError, ImageError) as error:

@@ -1,10 +1,9 @@
 """Images in tar files, as WebDataset lays them out: read in place, never extracted, without torch.
 
-A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name; what follows is
-the extension: ``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names
-and offsets of its images; after that any image is one seek away, so the order is as free and exact as in a folder (the
-webdataset package streams and shuffles through a buffer, which cannot resume exactly). Compressed tar files have no
-such offsets and are refused.
+A sample is a run of neighbouring members with one key, the path up to the first dot of the file's name:
+``cats/0001.jpg`` and ``cats/0001.cls`` belong together. A tar file is read through once, for the names and offsets of
+its images; after that any image is one seek away, so the order is as free and exact as in a folder (the webdataset
+package streams and shuffles through a buffer, which cannot resume exactly). Compressed tar files have no such offsets.
 """
 
 import contextlib
@@ -16,23 +15,17 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from heedmap.data.cache.folder import file_state, write_shared
-from heedmap.data.decoding import IMAGE_SUFFIXES
-from heedmap.data.parts import PARTS, natural
+from heedmap.data.decoding import IMAGE_SUFFIXES, PARTS, natural
 from heedmap.errors import DataError, ImageError, nearest
 
-CLASSES = "classes.txt"
-"""One class name a line; the line's number, from 0, is what a ``.cls`` member holds."""
-
+CLASSES = "classes.txt"  # one class name a line; the line's number, from 0, is what a .cls member holds
 SUFFIX = ".tar"
-MEMBER_BYTES = 256 * 1024**2
-"""An image in a shard that is larger than this is not read."""
-
+MEMBER_BYTES = 256 * 1024**2  # an image in a shard that is larger is not read
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_NAMES = 100_000
@@ -42,20 +35,18 @@ _LABEL_BYTES = 1024**2
 _HEADER_BYTES = 16 * 1024**2
 _BLOCK = 512
 _VERSION = 3
+_FIELDS = ("names", "offsets", "sizes", "labels", "trouble", "skipped")
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of a shard lie.
+    """Where the N images of a tar file lie: their paths within it, offsets and lengths in bytes.
 
     Attributes:
-        path: the tar file.
-        names: the N images' paths within it.
-        offsets, sizes: N offsets and lengths in bytes.
-        labels: for each image the content of its ``.cls``, ``.json`` or ``.txt``, or else the folder of its key; None
-            where there is neither.
+        labels: for each image the content of its ``.cls``, ``.json`` or ``.txt``, or else the folder of its key, or
+            None.
         trouble: why the rest of the shard cannot be read; empty where all of it was.
-        skipped: members that belong to no image.
+        skipped: number of members that belong to no image.
     """
 
     path: Path
@@ -78,11 +69,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
-    """Read the headers of a tar file.
-
-    Args:
-        path: a plain tar file.
-        cache: folder that caches the index until the shard changes (:func:`heedmap.data.cache.folder.file_state`).
+    """Read the headers of a plain tar file; the folder ``cache`` keeps the index until the shard changes.
 
     Raises:
         DataError: no such file, one that is compressed or no tar file, or one with a member that a shard must not have
@@ -100,33 +87,24 @@ def index_shard(path: Path, cache: Path | None = None) -> ShardIndex:
     except OSError as error:
         raise DataError(f"Shard {path} cannot be read: {error.strerror or error}.") from None
     if record is not None:
-        content = {"fingerprint": fingerprint, **{name: getattr(index, name) for name in _COLUMNS}}
+        content = {"fingerprint": fingerprint, **{name: getattr(index, name) for name in _FIELDS}}
         with contextlib.suppress(OSError):  # a full or read-only disk costs the next start some time, and nothing else
             record.parent.mkdir(parents=True, exist_ok=True)
             write_shared(record, json.dumps(content).encode("utf-8", "surrogateescape"))
     return index
 
 
-_COLUMNS = ("names", "offsets", "sizes", "labels", "trouble", "skipped")
-
-
 def _read_index(record: Path, fingerprint: list[Any], path: Path) -> ShardIndex | None:
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # gone, or damaged: the shard is indexed again
         content = json.loads(record.read_text(encoding="utf-8"))
-        names, offsets, sizes, labels = (tuple(content[name]) for name in _COLUMNS[:4])
+        names, offsets, sizes, labels = (tuple(content[name]) for name in _FIELDS[:4])
         if content["fingerprint"] == fingerprint and len(names) == len(offsets) == len(sizes) == len(labels):
             return ShardIndex(path, names, offsets, sizes, labels, str(content["trouble"]), int(content["skipped"]))
-    except (OSError, ValueError, KeyError, TypeError):  # gone, or damaged: the shard is indexed again
-        pass
     return None
 
 
 def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
-    """Return the bytes of a member.
-
-    Raises:
-        ImageError: ``NAME: REASON``; the shard is gone or shorter than it was, or the member is too large.
-    """
+    """Return the bytes of a member; ``ImageError`` where it is too large, or the shard is gone or too short."""
     if size > MEMBER_BYTES:
         raise ImageError(f"{name}: it has {size:,} bytes, above the guard of {MEMBER_BYTES // 1024**2} MiB")
     try:
@@ -142,11 +120,11 @@ def read_member(path: Path, offset: int, size: int, name: str) -> bytes:
 
 def listed_classes(*folders: Path) -> tuple[Path, tuple[str, ...]] | None:
     """Return the first ``classes.txt`` in these folders, and the names in it."""
-    place = next((folder / CLASSES for folder in folders if (folder / CLASSES).is_file()), None)
-    if place is None:
-        return None
-    lines = place.read_text(encoding="utf-8").splitlines()
-    return place, tuple(line.strip() for line in lines if line.strip())
+    for place in (folder / CLASSES for folder in folders):
+        if place.is_file():
+            lines = map(str.strip, place.read_text(encoding="utf-8").splitlines())
+            return place, tuple(filter(None, lines))
+    return None
 
 
 def is_numbered(words: set[str]) -> bool:
@@ -164,7 +142,7 @@ def label_names(index: ShardIndex) -> tuple[str | None, ...]:
     return tuple(None if word is None else names.get(int(word)) for word in index.labels)
 
 
-# ---- reading a tar file's headers
+Member = tuple[str, tarfile.TarInfo]
 
 
 class _Bounded:
@@ -186,7 +164,9 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
     trouble, skipped, end = "", 0, 0
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
-            for members in _samples(path, tar):
+            named = ((name, member) for member in tar if (name := _checked_name(path, member)) is not None)
+            for _, sample in itertools.groupby(named, key=lambda member: split_key(member[0])[0]):
+                members = list(sample)
                 if any(member.offset_data + member.size > length for _, member in members):
                     raise tarfile.ReadError("unexpected end of data")
                 end = max(member.offset_data + -(-member.size // _BLOCK) * _BLOCK for _, member in members)
@@ -200,24 +180,14 @@ def _index(path: Path, file: IO[bytes], length: int) -> ShardIndex:
             trouble = f"the shard is damaged after byte {end:,}"
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if end == 0:
+            why = str(error) or "damaged"
             raise DataError(
-                f"{path} is not a plain tar file ({str(error) or 'damaged'}); a compressed one must be unpacked "
-                "(gunzip, zstd -d) first, for its images are read in place."
+                f"{path} is not a plain tar file ({why}); unpack a compressed one (gunzip, zstd -d)."
             ) from None
         trouble = f"the shard is damaged after byte {end:,} ({error})"
-    names, offsets = tuple(name for name, _ in images), tuple(member.offset_data for _, member in images)
-    sizes = tuple(member.size for _, member in images)
+    columns = ((name, member.offset_data, member.size) for name, member in images)
+    names, offsets, sizes = zip(*columns, strict=True) if images else ((), (), ())
     return ShardIndex(path, names, offsets, sizes, tuple(labels), trouble, skipped)
-
-
-Member = tuple[str, tarfile.TarInfo]
-
-
-def _samples(path: Path, tar: tarfile.TarFile) -> Iterator[list[Member]]:
-    """Yield neighbouring members with one key."""
-    members = ((name, member) for member in tar if (name := _checked_name(path, member)) is not None)
-    for _, sample in itertools.groupby(members, key=lambda member: split_key(member[0])[0]):
-        yield list(sample)
 
 
 def _checked_name(path: Path, member: tarfile.TarInfo) -> str | None:
@@ -263,29 +233,20 @@ def _json_label(text: str) -> str | None:
     except (ValueError, RecursionError):
         return None
     values = [content.get(name) for name in _LABEL_NAMES] if isinstance(content, dict) else [content]
-    # True is an int to Python, and no label.
-    fitting = [value for value in values if isinstance(value, int | str) and not isinstance(value, bool)]
-    return str(fitting[0]) if fitting else None
-
-
-# ---- names of shards
+    return next((str(value) for value in values if type(value) in (int, str)), None)  # True is no label
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that ``{000..127}`` and ``{a,b}`` stand for, as a shell writes them out.
-
-    Raises:
-        DataError: more than a hundred thousand names.
-    """
+    """Return the names that ``{000..127}`` and ``{a,b}`` stand for; ``DataError`` from a hundred thousand on."""
     braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]
     before, content, after = pattern[: braces.start()], braces[1], pattern[braces.end() :]
-    span = _RANGE.fullmatch(content)
-    if span:
+    too_many = DataError(f"{pattern} stands for more than {_MOST_NAMES:,} names; take fewer.")
+    if span := _RANGE.fullmatch(content):
         low, high = int(span[1]), int(span[2])
         if abs(high - low) >= _MOST_NAMES:
-            raise DataError(f"{pattern} stands for more than {_MOST_NAMES:,} names; take fewer.")
+            raise too_many
         step = 1 if high >= low else -1
         choices = [f"{number:0{len(span[1])}d}" for number in range(low, high + step, step)]
     elif "," in content:
@@ -296,16 +257,12 @@ def expand_braces(pattern: str) -> list[str]:
     for choice in choices:
         names += expand_braces(before + choice + after)
         if len(names) > _MOST_NAMES:
-            raise DataError(f"{pattern} stands for more than {_MOST_NAMES:,} names; take fewer.")
+            raise too_many
     return names
 
 
 def expand_shards(pattern: str | Path) -> list[Path]:
-    """Return the tar files of a folder, a name, or a pattern with ``*`` or braces.
-
-    Raises:
-        DataError: one that braces name does not exist, or none fits.
-    """
+    """Return the tar files of a folder, a name, or a pattern with ``*`` or braces; ``DataError`` without one."""
     text = str(Path(pattern).expanduser())
     shards: list[Path] = []
     if Path(text).is_dir():
@@ -330,11 +287,9 @@ def is_sharded(data: str | Path) -> bool:
     path = Path(text).expanduser()
     if not path.is_dir():
         return text.endswith(SUFFIX)
-    parts = [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS]
-    return any(_holds_shards(folder) for folder in parts or (path,))
-
-
-def _holds_shards(folder: Path) -> bool:
-    # A tar file left beside class folders is what they were unpacked from.
-    has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
-    return not has_folders and next(folder.glob(f"*{SUFFIX}"), None) is not None
+    for folder in [child for child in path.iterdir() if child.is_dir() and child.name.lower() in PARTS] or (path,):
+        # A tar file left beside class folders is what they were unpacked from.
+        has_folders = any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+        if not has_folders and any(folder.glob(f"*{SUFFIX}")):
+            return True
+    return False

@@ -14,7 +14,7 @@ from torch import Tensor
 from heedmap.attribution import METHODS
 from heedmap.data import Splits
 from heedmap.data.audit.findings import leakage_flag
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.files import as_utf8, disk, finite, write_whole
 from heedmap.inference.predictor import AttributionOptions, PanelOptions, open_predictor, prediction_panel
 from heedmap.inference.torch_predictor import prediction_of

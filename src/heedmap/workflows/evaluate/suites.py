@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from heedmap.data import ImageDataset, load_many, open_data, verify_images
 from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
-from heedmap.data.transforms import plain
+from heedmap.data.decoding import plain
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError, RunError, nearest
 from heedmap.metrics.classification import classification_report
 from heedmap.metrics.faithfulness.imputation import BASELINES

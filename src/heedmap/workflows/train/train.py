@@ -27,6 +27,7 @@ from heedmap.data import ImageDataset
 from heedmap.data import transforms as views
 from heedmap.data.cache.decoded import DecodedCache
 from heedmap.data.cache.folder import cache_folder
+from heedmap.data.decoding import plain
 from heedmap.data.loader import Share, Store, TrainingBatches, memory_to_use, plain_batches
 from heedmap.errors import OptionError, RunError, Stopped
 from heedmap.files import locked
@@ -172,7 +173,7 @@ def _whiten(classifier: AttentionClassifier, dataset: ImageDataset) -> None:
         few = max(1, WHITENED_AT_ONCE // pixels)
         for start in range(0, len(rows), few):
             chosen = rows[start : start + few]
-            images = views.plain(torch.stack([dataset.load(row, classifier.image_size) for row in chosen]))
+            images = plain(torch.stack([dataset.load(row, classifier.image_size) for row in chosen]))
             yield (images - classifier.mean) / classifier.std
 
     assert isinstance(classifier.backbone, Whitened)
