@@ -27,21 +27,13 @@ BASELINES = ("centre", "random")
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a run.
-
-    Attributes:
-        key: in comparison.json.
-        name: for people.
-        unit: ``share`` (shown in per cent, differences in points) or ``number``.
-        better: ``higher``, ``lower``, or empty where neither is.
-        group: ``answers``, ``pointing``, ``overlap``, ``boxes`` or ``cost``; each is a table of its own.
-    """
+    """One figure of a run, by its key in comparison.json."""
 
     key: str
     name: str
-    unit: str
-    better: str
-    group: str = "answers"
+    unit: str  # "share" (shown in per cent, differences in points) or "number"
+    better: str  # "higher", "lower", or empty where neither is
+    group: str = "answers"  # or "pointing", "overlap", "boxes", "cost"; each is a table of its own
 
 
 MEASURES = (
@@ -59,16 +51,7 @@ COSTS = (
 
 
 def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), parallel: int = 1) -> dict[str, Any]:
-    """Read the finished runs and compare them.
-
-    Args:
-        plan: what was planned.
-        folder: the comparison's folder.
-        failures: runs that failed.
-        parallel: runs at a time, on which timings depend.
-
-    Returns:
-        What comparison.json holds; see docs/comparing.md.
+    """Read and compare the finished runs; return the content of comparison.json, see docs/comparing.md.
 
     Raises:
         RunError: runs of one seed were evaluated on different images.
@@ -115,36 +98,28 @@ def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), paralle
 
 def _figures(run: Run) -> dict[str, Any]:
     """Return the figures of one run; NaN where one is not known."""
-    found = run.read_json(EVALUATION)
+    evaluation = run.read_json(EVALUATION)
     epochs = [record for record in run.read_metrics() if record.get("kind") == "epoch"]
     best = [record for record in epochs if record["is_best"]]
     validation = best[-1].get("validation_accuracy") if best else None
     figures = {
-        "test_accuracy": found["top1"],
+        "test_accuracy": evaluation["top1"],
         "validation_accuracy": math.nan if validation is None else validation,
-        "ece": found["ece"],
-        "nll": found["nll"],
+        **{key: evaluation[key] for key in ("ece", "nll")},
         "images_per_second": statistics.median(record["images_per_second"] for record in epochs),
         "minutes": sum(record["seconds"] for record in epochs) / 60,
     }
-    figures |= _map_figures(found)
+    if suite := evaluation.get("suites", {}).get("localization"):
+        figures |= {
+            f"{word} {name.removeprefix('attention ')}": scores[metric]["value"]
+            for metric, (word, _) in MAPS.items()
+            for name, scores in suite["scores"].items()
+            if name not in suite["baselines"]  # these are in the notes
+        }
     # The maps of the baseline without attention are uniform: their hottest point is the first one, and means nothing.
-    if found.get("pointing") and run.options.attention != "none":
-        figures |= {f"pointing {name}": share for name, share in found["pointing"].items() if name not in BASELINES}
+    if pointing := run.options.attention != "none" and evaluation.get("pointing"):
+        figures |= {f"pointing {name}": share for name, share in pointing.items() if name not in BASELINES}
     return figures
-
-
-def _map_figures(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return the localization suite's figures of each map, such as ``IoU stage2``; its baselines are in the notes."""
-    suite = found.get("suites", {}).get("localization")
-    if suite is None:
-        return {}
-    return {
-        f"{word} {name.removeprefix('attention ')}": scores[metric]["value"]
-        for metric, (word, _) in MAPS.items()
-        for name, scores in suite["scores"].items()
-        if name not in suite["baselines"]
-    }
 
 
 def _measures(figures: Iterable[Mapping[str, float]]) -> list[Measure]:
@@ -180,12 +155,8 @@ def count_cost(architecture: Architecture) -> tuple[int, int]:
 
 
 def _summary(figures: Sequence[Mapping[str, float]], measures: Sequence[Measure]) -> dict[str, Any]:
-    found = {}
-    for each in measures:
-        values = [one[each.key] for one in figures if not math.isnan(one.get(each.key, math.nan))]
-        if values:
-            found[each.key] = asdict(spread(values))
-    return found
+    columns = {m.key: [row[m.key] for row in figures if not math.isnan(row.get(m.key, math.nan))] for m in measures}
+    return {key: asdict(spread(values)) for key, values in columns.items() if values}
 
 
 def _differences(
@@ -273,8 +244,8 @@ def _baselines(runs: Iterable[Run]) -> str:
 
 def _map_notes(runs: Iterable[Run]) -> list[str]:
     """Return the figures of the localization suite's baselines, means over runs."""
-    found = [run.read_json(EVALUATION).get("suites", {}).get("localization") for run in runs]
-    suites = [suite for suite in found if suite is not None]
+    suites = [run.read_json(EVALUATION).get("suites", {}).get("localization") for run in runs]
+    suites = [suite for suite in suites if suite is not None]
     if not suites:
         return []
     lines = []
@@ -293,9 +264,7 @@ def _notes(
     parallel: int,
 ) -> list[str]:
     """Return what a reader has to know to interpret the table."""
-    notes = [
-        "Every run was evaluated once on the test part; its best epoch was chosen on images set apart from train.",
-    ]
+    notes = ["Every run was evaluated once on the test part; its best epoch was chosen on images set apart from train."]
     means = {
         variant.name: [figures[key]["validation_accuracy"] for key in figures if key[0] == variant.name]
         for variant in plan.variants

@@ -22,14 +22,13 @@ from heedmap.system import threads
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data is opened.
+    """How data is opened; where None, as the run opened its own.
 
     Attributes:
-        root: where named sets lie; None takes the run's.
+        root: where named sets lie.
         download: fetch a named set that is missing.
-        workers: threads that decode; None takes the run's, or the machine's cores.
-        cache: folder that records which files were decoded before, see
-            :func:`heedmap.data.cache.folder.cache_folder`; None takes the run's, where that is on this machine.
+        workers: threads that decode.
+        cache: see :func:`heedmap.data.cache.folder.cache_folder`; the run's own only where that is on this machine.
     """
 
     root: str | None = None
@@ -49,10 +48,9 @@ class EvaluationData:
     """Opened images.
 
     Attributes:
-        images: the part that is evaluated.
-        labels: (N,) in the order of the run's classes.
+        images, labels: what is evaluated; the labels (N,) in the order of the run's classes.
         splits: all parts.
-        part: what the part is called: ``test``, or the data and which part of it.
+        part: the name of the part: ``test``, or the data and which part of it.
         trained_on: how many of the images the run was trained on, or chosen by.
     """
 
@@ -84,7 +82,10 @@ class EvaluationData:
             DataError: data that cannot be used, or other classes than the run's.
         """
         own = run.options
-        is_own = data is None or _is_same(data, own.data)
+        # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
+        is_own = data is None or data == own.data
+        if data is not None and not is_named(data) and not is_named(own.data):
+            is_own = Path(data).resolve() == Path(own.data).resolve()
         splits = open_run_data(run, options) if is_own else open_data(str(data), **options.arguments(own))
         _check_classes(splits.classes, classes)
         whole = not is_own and whole_folder(splits) is not None
@@ -110,15 +111,13 @@ OFFLINE = DataOptions(download=False)
 def open_run_data(run: Run, options: DataOptions = OFFLINE) -> Splits:
     """Open the data that a run was trained and evaluated on.
 
-    Runs of earlier versions have not recorded their images' names, and nothing is compared.
-
     Raises:
         DataError: the data is missing; or its test part is drawn again each time from a folder that has changed since,
             so that the one drawn now would hold images that the run was trained on.
     """
     own = run.options
     splits = open_data(own.data, **options.arguments(own))
-    before = run.config.get("images", {}).get("test")
+    before = run.config.get("images", {}).get("test")  # missing from runs of earlier versions
     if splits.drawn and before is not None and digests(splits)["test"] != before:
         raise DataError(
             f"{own.data} has changed since {run.path} was trained: the test part drawn from it now differs from the "
@@ -163,13 +162,6 @@ def whole_folder(splits: Splits) -> FolderDataset | None:
     return FolderDataset(train.root, train.names + test.names, labels, splits.classes)
 
 
-def _is_same(data: str, other: str) -> bool:
-    # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
-    if is_named(data) or is_named(other):
-        return data == other
-    return Path(data).resolve() == Path(other).resolve()
-
-
 def test_part(splits: Splits) -> ImageDataset:
     """Return the test part; raise DataError where there is none."""
     if splits.test is None:
@@ -179,11 +171,9 @@ def test_part(splits: Splits) -> ImageDataset:
 
 def _check_classes(present: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Raise DataError unless the data has the run's classes, in whatever order."""
-    if unknown := [name for name in present if name not in known]:
-        raise DataError(
-            f"Class {unknown[0]!r} is unknown to the run, which has {', '.join(known)}.{nearest(unknown[0], known)}"
-        )
-    if missing := [name for name in known if name not in present]:
-        raise DataError(
-            f"The data has no class {missing[0]!r}, which the run was trained on; add a folder of that name."
-        )
+    for name in present:
+        if name not in known:
+            raise DataError(f"Class {name!r} is unknown to the run, which has {', '.join(known)}.{nearest(name, known)}")
+    for name in known:
+        if name not in present:
+            raise DataError(f"The data has no class {name!r}, which the run was trained on; add a folder of that name.")

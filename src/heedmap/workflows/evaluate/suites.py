@@ -1,8 +1,4 @@
-"""The suites of ``heedmap evaluate``: what each needs, on which images it runs, and what it gives.
-
-A suite is a class with a name, the options that it uses, a constructor that opens all it needs, so that a wrong name
-fails before minutes of work, and ``compute``. To add one, write the class and enter it in ``SUITES``.
-"""
+"""The suites of ``heedmap evaluate``. To add one, write a subclass of :class:`Suite` and enter it in ``SUITES``."""
 
 from __future__ import annotations
 
@@ -48,8 +44,8 @@ class EvaluateOptions:
         suites: some of ``SUITES``; accuracy is always among them.
         methods: map methods, with settings as :func:`heedmap.attribution.method_of` reads them; empty takes the learned
             attention and Grad-CAM, or for a control Grad-CAM alone.
-        annotations: of the images, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
-        reading: how these are read.
+        annotations, reading: of the images, where they do not bring their own (a folder of masks, COCO, VOC, YOLO or
+            CSV), and how these are read.
         transfer: folders or named sets for the transfer suite.
         control: a run that is evaluated beside this one for robustness and transfer.
         limit: images that localization, faithfulness and robustness evaluate, spread evenly over the classes; None
@@ -58,7 +54,6 @@ class EvaluateOptions:
             ``dataset`` (the classifier's, zero once normalised, as RISE), ``black`` or ``blur``.
         independent: randomize each layer alone too.
         flips: predict the mirrored images too, for ``top1_with_flips``.
-        device: where to compute.
         precision: ``auto``, ``bf16`` or ``float32``.
         opening: how data is opened.
 
@@ -113,8 +108,7 @@ class Subject:
 
     Attributes:
         classifier: on the device to compute on, in eval mode.
-        images: the part that is evaluated.
-        labels: (N,) in the order of the classifier's classes.
+        images, labels: what is evaluated; the labels (N,) in the order of the classifier's classes.
         maps: name -> map function, see :func:`map_functions`.
         others: name -> classifiers evaluated beside it where that makes sense, such as its control.
         opened: how the data sets of the transfer suite are opened: arguments of :func:`heedmap.data.open.open_data`.
@@ -141,7 +135,7 @@ class Subject:
 
 
 class Suite(ABC):
-    """An entry of ``SUITES``; the constructor opens what it needs.
+    """An entry of ``SUITES``; the constructor opens what it needs, so that a wrong name fails before minutes of work.
 
     Attributes:
         uses: the fields of :class:`EvaluateOptions` that are for this suite and those that share them.
@@ -167,7 +161,7 @@ class Suite(ABC):
 
     @abstractmethod
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
-        """Return what JSON can hold; see the report of the metric."""
+        """Return what JSON can hold: the fields of the metric's report, and what is said by each suite."""
 
 
 class Accuracy(Suite):
@@ -176,7 +170,13 @@ class Accuracy(Suite):
     name = "accuracy"
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
-        """Return the fields of a ``ClassificationReport``, ``pointing`` and rates."""
+        """Return the fields of a ``ClassificationReport``, pointing and rates.
+
+        ``pointing`` is the share of images whose hottest point lies in the object's box, by map, with ``centre`` and
+        ``random`` beside, None where no boxes are known; ``images_per_second`` is that of network and decoding
+        together, by the clock, ``network_images_per_second`` that of the network alone (the lower the first lies below
+        it, the more threads that decode would help).
+        """
         classifier, boxes = self.subject.classifier, self.subject.images.boxes
         report = classification_report(predictions.logits, predictions.labels, classifier.classes)
         seconds = {"images": predictions.seconds, "network_images": predictions.network_seconds}
@@ -188,10 +188,8 @@ class Accuracy(Suite):
 
             maps, shares = predictions.attention, classifier.shares()
             if len(maps) > 1:
-                maps = {
-                    **maps,
-                    "combined": combined_map(maps, None if shares is None else shares.detach().float().cpu()),
-                }
+                shares = None if shares is None else shares.detach().float().cpu()
+                maps = {**maps, "combined": combined_map(maps, shares)}
             pointing = pointing_table(maps, boxes)
         return {**report.as_dict(), "pointing": pointing, **rates}
 
@@ -211,13 +209,9 @@ class Localization(Suite):
         """Return a ``LocalizationReport``, and which images are worth a look."""
         from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 
-        report = evaluate_localization(
-            {name: self._maps_of(name, function) for name, function in self.subject.maps.items()},
-            self.annotations,
-            LocalizationOptions(size=min(self.subject.classifier.image_size, MOST_SIZE)),
-            images=self.images,
-            progress=progress,
-        )
+        maps = {name: self._maps_of(name, function) for name, function in self.subject.maps.items()}
+        options = LocalizationOptions(size=min(self.subject.classifier.image_size, MOST_SIZE))
+        report = evaluate_localization(maps, self.annotations, options, images=self.images, progress=progress)
         target = "Attributions explain the true class."
         return {**report.as_dict(), "ranked": self._ranked(report), "target": target, "sample": self.sample}
 
@@ -257,14 +251,12 @@ class Faithfulness(Suite):
 
         classifier, images, word = self.subject.classifier, self.subject.load(self.rows), self.options.deletion_baseline
         baseline = classifier.mean.flatten() if word == DATASET else word
-        options = evaluation.FaithfulnessOptions(deletion_baseline=baseline, batch_size=BATCH)
-        maps = self.subject.maps
+        options, maps = evaluation.FaithfulnessOptions(deletion_baseline=baseline, batch_size=BATCH), self.subject.maps
         report = evaluation.evaluate_faithfulness(classifier, images, maps, options=options, progress=progress)
         randomizing, checks = sanity_checks.RandomizationOptions(independent=self.options.independent), {}
         for name, function in {**maps, "edges": edge_map}.items():
             progress.message(f"Randomizing the weights under {name}.")
-            check = sanity_checks.randomization_check(classifier, images, function, options=randomizing)
-            checks[name] = check.as_dict()
+            checks[name] = sanity_checks.randomization_check(classifier, images, function, options=randomizing).as_dict()
         return {**report.as_dict(), "randomization": checks, "deletion_baseline": word, "sample": self.sample}
 
 
@@ -307,9 +299,7 @@ class Transfer(Suite):
         return transfer(self.subject.models, self.sets, progress=progress).as_dict()
 
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (Accuracy, Localization, Faithfulness, Robustness, Transfer)
-}
+SUITES: dict[str, type[Suite]] = {s.name: s for s in (Accuracy, Localization, Faithfulness, Robustness, Transfer)}
 
 
 def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
@@ -319,11 +309,10 @@ def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier
         RunError: its classes or the size of its images differ, so that the two cannot see the same.
     """
     control = run.classifier()
-    for what, theirs, own in (
-        ("classes", control.classes, classifier.classes),
-        ("image size", control.image_size, classifier.image_size),
-    ):
+    for name in ("classes", "image_size"):
+        theirs, own = getattr(control, name), getattr(classifier, name)
         if theirs != own:
+            what = name.replace("_", " ")
             raise RunError(f"{run.path} cannot be compared with this run: its {what} is {theirs}, not {own}.")
     return control
 
@@ -342,12 +331,9 @@ def map_functions(options: EvaluateOptions, classifier: AttentionClassifier, att
 
     Each runs once on noise, for what a network cannot give shows in no other way; none where no suite uses maps.
 
-    Args:
-        attention: its option; ``none`` of a control.
-
     Raises:
-        ModelError, OptionError: learned attention of a control, a map that this classifier cannot give, or a setting
-            that cannot be.
+        ModelError, OptionError: learned maps where ``attention`` is ``none``, a map that this classifier cannot give,
+            or a setting that does not exist.
     """
     from heedmap.attribution import method_of
 
