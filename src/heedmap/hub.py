@@ -34,15 +34,12 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Path:
-    """Write a classifier into a folder that :func:`from_pretrained` and the hub can read.
+    """Write a classifier into a folder that :func:`from_pretrained` and the hub can read; return the folder.
 
     Args:
         model: a finished run, or a classifier that :func:`heedmap.build_classifier` or :func:`from_pretrained`
             returned; the card of a classifier alone has no figures.
         folder: created if needed; the three files of an earlier call are replaced, others stay.
-
-    Returns:
-        The folder.
 
     Raises:
         ModelError: neither a run nor a classifier; a classifier around a network of your own, which cannot be built
@@ -106,16 +103,12 @@ def from_pretrained(
 
 
 def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = False, message: str = "") -> str:
-    """Upload a classifier to the hub, with the account of ``hf auth login`` or HF_TOKEN.
+    """Upload a classifier to the hub, with the account of ``hf auth login`` or HF_TOKEN; return the commit's address.
 
     Args:
         model: see :func:`save_pretrained`.
-        name: of the repository, such as ``me/cats-and-dogs``; created if needed.
-        private: whether a created repository is private.
+        name: of the repository, such as ``me/cats-and-dogs``; created if needed, ``private`` or not.
         message: of the commit.
-
-    Returns:
-        The commit's address.
 
     Raises:
         ModelError: huggingface_hub is missing, the hub is out of reach, or it refuses.
@@ -132,11 +125,7 @@ def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = 
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Look for files that would be replaced although heedmap did not write them; config.json vouches for the weights.
-
-    Raises:
-        ModelError: there is one.
-    """
+    """Refuse to replace files that heedmap did not write; config.json vouches for the weights."""
     ours = _is_our_config(folder / CONFIG)
     is_ours = {CONFIG: ours, WEIGHTS: ours, CARD: _is_our_card(folder / CARD)}
     foreign = [name for name in is_ours if (folder / name).exists() and not is_ours[name]]
@@ -208,23 +197,13 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     with _one_line_errors(hub, name, local_files_only):
         if not local_files_only:
             _refuse_pickles(name, hub.HfApi(library_name="heedmap").list_repo_files(name, revision=revision))
-        folder = hub.snapshot_download(
-            name,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=[CONFIG, WEIGHTS, CARD],
-            library_name="heedmap",
-        )
-    return Path(folder)
+        options = {"allow_patterns": [CONFIG, WEIGHTS, CARD], "library_name": "heedmap"}
+        return Path(hub.snapshot_download(name, revision=revision, local_files_only=local_files_only, **options))
 
 
 @contextmanager
 def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Iterator[None]:
-    """Turn the hub's errors into one line.
-
-    Raises:
-        ModelError: no such name, nothing downloaded before, no permission, or out of reach.
-    """
+    """Turn the hub's errors into a ModelError of one line."""
     errors = hub.errors
     try:
         yield
@@ -240,21 +219,16 @@ def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Ite
     except Exception as error:  # the HTTP library below huggingface_hub has errors of its own
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        raise ModelError(
-            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or use what was "
-            "downloaded before with local_files_only=True."
-        ) from None
+        way = "name a folder, or use what was downloaded before with local_files_only=True"
+        raise ModelError(f"The hub is out of reach for {name!r} ({type(error).__name__}); {way}.") from None
 
 
 def _card(architecture: Architecture, run: Run | None) -> str:
     """Return README.md: the front matter that the hub reads, then the page."""
     title = f"{architecture.model} with {architecture.attention} attention"
     evaluation = run.read_json(EVALUATION) if run else None
-    front: dict[str, Any] = {
-        "library_name": "heedmap",
-        "pipeline_tag": "image-classification",
-        "tags": ["heedmap", "attention", "image-classification"],
-    }
+    front: dict[str, Any] = {"library_name": "heedmap", "pipeline_tag": "image-classification"}
+    front["tags"] = ["heedmap", "attention", "image-classification"]
     if evaluation and run:
         front["model-index"] = [_index(title, run, evaluation)]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
@@ -285,8 +259,7 @@ def _figures(run: Run, evaluation: dict[str, Any]) -> str:
         "## Results\n",
         f"Trained on {Path(options.data).name} for {options.epochs} epochs with seed {options.seed}. "
         f"Evaluated once, on {evaluation['count']:,} images of the part {evaluation['part']}.\n",
-        "| metric | value |",
-        "| --- | --- |",
+        "| metric | value |\n| --- | --- |",
         f"| top-1 | {evaluation['top1']:.2%} |",
         f"| calibration error (ECE) | {evaluation['ece']:.3f} |",
         f"| negative log-likelihood | {evaluation['nll']:.3f} |",

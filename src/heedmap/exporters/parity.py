@@ -26,8 +26,7 @@ class Parity:
     """How far the file's outputs lie from the model's.
 
     Attributes:
-        images: how many were compared.
-        batches: the sizes of batch tried.
+        images, batches: how many images were compared, and the sizes of batch tried.
         limit: the largest difference allowed, for values up to one; for larger ones it grows with the largest.
         differences: output -> largest absolute difference over all images and batches.
         beyond: output -> share of its values that differ by more than is allowed.
@@ -62,7 +61,6 @@ def compare_outputs(
     Args:
         file, model: uint8 (B, H, W, 3) to named arrays with B rows; the model takes squares of ``size`` only.
         images: RGB, of any size.
-        size: side of the square that the network sees.
         limit: see :class:`Parity`.
     """
     squares = np.stack([np.asarray(square(image, size)) for image in images])
@@ -97,7 +95,7 @@ def _allowed(name: str, values: NDArray[np.float32], limit: float) -> float:
     return min(max(1.0, largest), 100 * largest if name.startswith(MAP) else np.inf) * limit
 
 
-def _worsen(worst: dict[str, float], found: Named, expected: Named) -> None:
+def _worsen(worst: dict[str, float], outputs: Named, expected: Named) -> None:
     for name, values in expected.items():
         # NaN passes any comparison but this one: np.maximum keeps it.
-        worst[name] = float(np.maximum(worst[name], np.abs(found[name] - values).max()))
+        worst[name] = float(np.maximum(worst[name], np.abs(outputs[name] - values).max()))

@@ -173,7 +173,9 @@ def _check_classes(present: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Raise DataError unless the data has the run's classes, in whatever order."""
     for name in present:
         if name not in known:
-            raise DataError(f"Class {name!r} is unknown to the run, which has {', '.join(known)}.{nearest(name, known)}")
+            raise DataError(
+                f"Class {name!r} is unknown to the run, which has {', '.join(known)}.{nearest(name, known)}"
+            )
     for name in known:
         if name not in present:
             raise DataError(f"The data has no class {name!r}, which the run was trained on; add a folder of that name.")

@@ -161,7 +161,7 @@ class Suite(ABC):
 
     @abstractmethod
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
-        """Return what JSON can hold: the fields of the metric's report, and what is said by each suite."""
+        """Return what JSON can hold: the fields of the metric's report, and what the suite adds."""
 
 
 class Accuracy(Suite):
@@ -256,7 +256,9 @@ class Faithfulness(Suite):
         randomizing, checks = sanity_checks.RandomizationOptions(independent=self.options.independent), {}
         for name, function in {**maps, "edges": edge_map}.items():
             progress.message(f"Randomizing the weights under {name}.")
-            checks[name] = sanity_checks.randomization_check(classifier, images, function, options=randomizing).as_dict()
+            checks[name] = sanity_checks.randomization_check(
+                classifier, images, function, options=randomizing
+            ).as_dict()
         return {**report.as_dict(), "randomization": checks, "deletion_baseline": word, "sample": self.sample}
 
 

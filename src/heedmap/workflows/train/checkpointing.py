@@ -32,12 +32,7 @@ SAVING_SHARE = 0.01  # of the time; a shorter epoch is not worth a checkpoint of
 
 
 class Checkpointer:
-    """Keeps the run's files up to date during training, and stops it on a signal.
-
-    Args:
-        trackers: receive the metrics too.
-        accelerator, progress: of this training.
-    """
+    """Keeps the run's files up to date during training, and stops it on a signal; the trackers receive the metrics."""
 
     run: Run
     fitting: Fitting
@@ -124,10 +119,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """While inside, the first SIGINT or SIGTERM requests a stop after the current step; a second one acts as usual.
-
-        The trackers are closed at the end.
-        """
+        """Stop after the current step on SIGINT or SIGTERM; a second one acts as usual. Closes the trackers at the end."""
         is_main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
 
         def request_stop(number: int, _frame: object) -> None:

@@ -53,6 +53,12 @@ class Prepared:
         return {name: len(part) for name, part in parts.items()}
 
 
+def architecture_of(options: TrainOptions, classes: tuple[str, ...]) -> Architecture:
+    """Return what a classifier with these derived options is built from."""
+    values = {name: getattr(options, name) for name in ("attention", "attention_weights", "head", "taps", "combine")}
+    return Architecture(options.model or "compact", image_size=options.image_size or 0, classes=classes, **values)
+
+
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     """Return the options with absolute paths, so that the run finds its images from any folder later.
 
@@ -102,25 +108,19 @@ def check_model(options: ModelOptions) -> None:
 def prepare(options: TrainOptions, progress: Progress) -> Prepared:
     """Open, check and audit the data, and derive the options that are None."""
     home = cache_folder(options.cache)
-    splits = open_data(
-        options.data,
-        root=options.root,
-        download=options.download,
-        seed=options.seed,
-        test_share=options.test,
-        cache=home and home / "shards",
-    )
+    where: dict[str, Any] = {"root": options.root, "download": options.download, "cache": home and home / "shards"}
+    splits = open_data(options.data, **where, seed=options.seed, test_share=options.test)
     names = digests(splits)
     checked = verify_images(splits, threads(options.workers), home)
     splits = checked.splits
     splits.check_trainable(options.allow_unreadable)
     for note in splits.notes:
         progress.message(note)
-    found = audit(splits, depth="cheap", digests=checked.digests)
-    for finding in found.findings[:5]:
+    report = audit(splits, depth="cheap", digests=checked.digests)
+    for finding in report.findings[:5]:
         progress.message(f"audit: {finding.sentence}")
-    if len(found.findings) > 5:
-        progress.message(f"audit: {counted(len(found.findings) - 5, 'finding')} more, in the report.")
+    if len(report.findings) > 5:
+        progress.message(f"audit: {counted(len(report.findings) - 5, 'finding')} more, in the report.")
     training, validation = splits.train, splits.validation
     if validation is None and options.validation > 0:
         rest, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
@@ -129,30 +129,19 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
             splits = replace(splits, train=training)
     derived = derive(options, splits)
     if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
-        progress.message(
-            "attention = none: the maps are uniform; map_supervision, map_consistency and map_entropy are ignored."
-        )
+        ignored = "map_supervision, map_consistency and map_entropy are ignored"
+        progress.message(f"attention = none: the maps are uniform; {ignored}.")
     if options.map_supervision and options.annotations is not None:
         training, notes = _with_masks(training, options, derived.image_size or 0)
         splits = replace(splits, train=training, notes=splits.notes + notes)
-    architecture = Architecture(
-        model=derived.model or "compact",
-        attention=derived.attention,
-        attention_weights=derived.attention_weights,
-        head=derived.head,
-        taps=derived.taps,
-        image_size=derived.image_size or 0,
-        classes=splits.classes,
-        combine=derived.combine,
-    )
-    return Prepared(derived, splits, validation, found, architecture, names)
+    return Prepared(derived, splits, validation, report, architecture_of(derived, splits.classes), names)
 
 
 def _with_masks(images: ImageDataset, options: TrainOptions, size: int) -> tuple[ImageDataset, tuple[str, ...]]:
     """Return the images with the masks of their objects, and notes on these."""
-    found = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
-    masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
-    notes = (*found.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
+    objects = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
+    masks = PackedRegions.pack((objects.region(row, size) for row in range(len(objects))), len(objects), size)
+    notes = (*objects.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
     assert isinstance(images, FolderDataset)  # annotations are refused for others
     return images.with_masks(masks), notes
 

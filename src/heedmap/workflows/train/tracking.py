@@ -26,12 +26,7 @@ METRICS_TABLE = "metrics.csv"
 
 
 class CsvTracker(GeneralTracker):
-    """A table with one metric a line: ``step,metric,value``.
-
-    Args:
-        path: the file; lines up to ``step`` are kept.
-        step: after which training continues.
-    """
+    """A table ``path`` with one metric a line: ``step,metric,value``; lines after ``step`` are removed."""
 
     name = "csv"
     requires_logging_directory = False
@@ -56,28 +51,20 @@ class CsvTracker(GeneralTracker):
 
 
 class Trackers:
-    """The trackers of a run, on the first process.
-
-    Args:
-        names: as in :class:`heedmap.config.RunOptions`.
-
-    Raises:
-        OptionError: the package of one is not installed.
-    """
+    """The trackers of a run, on the first process; raises OptionError where the package of one is not installed."""
 
     def __init__(self, names: Sequence[str]) -> None:
         for name in names:
             try:  # the distribution: a folder wandb/ of earlier runs can be imported too
                 name == "csv" or importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                raise OptionError(
-                    f"--track {name} needs a package that is missing: pip install 'heedmap[{name}]'."
-                ) from None
+                way = f"pip install 'heedmap[{name}]'"
+                raise OptionError(f"--track {name} needs a package that is missing: {way}.") from None
         self.names = names
         self.accelerator: Accelerator | None = None
 
     def start(self, accelerator: Accelerator, run: Run, step: int) -> None:
-        """Begin to log; after a resume at ``step``, what an interrupted process logged later is replaced or follows."""
+        """Begin to log; what an interrupted process logged after ``step`` is replaced or follows."""
         if not self.names or not accelerator.is_main_process:
             return
         make: dict[str, Any] = {

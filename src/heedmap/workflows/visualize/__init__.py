@@ -47,6 +47,7 @@ from heedmap.inference.predictor import (
     rescaled,
 )
 from heedmap.inference.reading import DecodedImage, Reader, Sources, decode, find_sources, named_sources
+from heedmap.report import page_template
 from heedmap.visualization.heatmap import overlay
 from heedmap.visualization.panel import png
 from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResult
@@ -54,8 +55,7 @@ from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResul
 if TYPE_CHECKING:
     import torch
 
-    from heedmap.report import page_template
-from heedmap.models.classifier import AttentionClassifier
+    from heedmap.models.classifier import AttentionClassifier
 
 __all__ = [
     "AttributionOptions",
@@ -75,8 +75,6 @@ MOST_ON_PAGE = 5000
 _THREADS = 4
 _PART = 1024  # images listed at a time
 _LONGEST_NAME = 120
-
-
 _DEFAULTS = VisualizeOptions()
 
 
@@ -92,12 +90,10 @@ def visualize(
 ) -> VisualizeResult:
     """Draw the attention of a classifier for each image.
 
-    Where an image lies in a folder with the name of a class, that name is taken for the truth; of an image in a shard
-    the label that the shard gives it, where it names a class.
+    The truth is the name of an image's folder, or the label that its shard gives it, where that names a class.
 
     Args:
-        classifier: a classifier, a run folder or an exported file; see
-            :func:`heedmap.inference.predictor.open_predictor`.
+        classifier: a classifier, a run folder or an exported file.
         images: a file, a folder (all its images), a tar shard, a folder of them, or several of these;
             :func:`find_sources` takes patterns and lists too.
         out: folder to write to.
@@ -165,22 +161,6 @@ class _Query:
         return cls(path.name, image.view, None if predictor.query_note else predictor.query(image.pixels))
 
 
-@dataclass
-class _Job:
-    """What stays the same from batch to batch, and what adds up."""
-
-    predictor: Predictor
-    out: Path
-    options: VisualizeOptions
-    query: _Query | None
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    names: DrawingNames = field(default_factory=lambda: DrawingNames())
-    unfinished: list[str] = field(default_factory=list)  # names of images being drawn
-    ends: Ends = field(default_factory=dict)
-    count: int = 0
-
-
 class DrawingNames:
     """Names for the drawings of images, no two alike, also where a file system does not tell ``A`` from ``a``."""
 
@@ -197,6 +177,22 @@ class DrawingNames:
         self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
         self._taken.setdefault(name.casefold(), 0)
         return name
+
+
+@dataclass
+class _Job:
+    """What stays the same from batch to batch, and what adds up."""
+
+    predictor: Predictor
+    out: Path
+    options: VisualizeOptions
+    query: _Query | None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    names: DrawingNames = field(default_factory=DrawingNames)
+    unfinished: list[str] = field(default_factory=list)  # names of images being drawn
+    ends: Ends = field(default_factory=dict)
+    count: int = 0
 
 
 _Drawings = list[Future[tuple[dict[str, Any], dict[str, Any]]]]  # of each image its entry on the page and its row
@@ -289,8 +285,8 @@ def _write(
     assert item is not None
     box = crop_box(*image.size)
     arrays = own.packed() | (other.packed("query_") if other is not None else {})
-    arrays |= {"predicted": np.array(own.predicted), "classes": np.array(classes)}
-    arrays |= {"crop_box": np.array(box), "size": np.array(image.size)}
+    facts = {"predicted": own.predicted, "classes": classes, "crop_box": box, "size": image.size}
+    arrays |= {key: np.array(value) for key, value in facts.items()}
     target = job.out / "maps" / f"{name}.npz"
     np.savez_compressed(target, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
     label = Path(item.path).parent.name if item.member is None else item.label
@@ -319,13 +315,9 @@ def _redraw(job: _Job, entry: dict[str, Any]) -> None:
 
 def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Prediction, other: Prediction | None) -> None:
     query, scale = job.query, job.options.scale
-    options = PanelOptions(
-        label=entry["label"],
-        name=entry["path"],
-        notes=(*own.notes, job.predictor.query_note if query else ""),
-        scale=scale,
-        other=OtherQuery(query.view, query.name, other) if query and other else None,
-    )
+    notes = (*own.notes, job.predictor.query_note if query else "")
+    drawn = OtherQuery(query.view, query.name, other) if query and other else None
+    options = PanelOptions(entry["label"], entry["path"], notes=notes, scale=scale, other=drawn)
     panel = prediction_panel(view, own, job.predictor.classes, options)
     (job.out / "panels" / f"{entry['name']}.png").write_bytes(png(panel))
     maps = rescaled([own], scale)[0].maps

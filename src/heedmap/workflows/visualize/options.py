@@ -1,4 +1,4 @@
-"""The options of drawing, and what comes of it."""
+"""The options and the result of drawing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,18 +44,10 @@ class VisualizeOptions:
 
 @dataclass(frozen=True)
 class VisualizeResult:
-    """What became of the images.
+    """What became of the images."""
 
-    Attributes:
-        count: images drawn.
-        unreadable: (path, reason) of those skipped.
-        index: the page to open.
-        notes: sentences for the user, such as why a query changes nothing.
-        seconds: from the first image to the last file.
-    """
-
-    count: int
-    unreadable: tuple[tuple[str, str], ...]
-    index: Path
-    notes: tuple[str, ...]
-    seconds: float
+    count: int  # images drawn
+    unreadable: tuple[tuple[str, str], ...]  # path and reason of those skipped
+    index: Path  # the page to open
+    notes: tuple[str, ...]  # sentences for the user, such as why a query changes nothing
+    seconds: float  # from the first image to the last file
