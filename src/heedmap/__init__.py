@@ -56,20 +56,10 @@ _NAMES = {  # by module
 }
 _HOMES = {name: f"heedmap.{module}" for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = ["Architecture", "AttentionClassifier", "AttentionMap", "ExportOptions", "HeedmapError"]
-__all__ += ["OnnxClassifier", "Output", "Run", "TrainOptions"]
-__all__ += ["__version__", "attach", "audit", "build_classifier", "combined_map", "compare", "evaluate", "explain"]
-__all__ += [
-    "export",
-    "fit",
-    "from_pretrained",
-    "open_data",
-    "predict",
-    "push_to_hub",
-    "save_pretrained",
-    "train",
-    "visualize",
-]
+__all__ = ["Architecture", "AttentionClassifier", "AttentionMap", "ExportOptions", "HeedmapError", "OnnxClassifier"]
+__all__ += ["Output", "Run", "TrainOptions", "__version__", "attach", "audit", "build_classifier", "combined_map"]
+__all__ += ["compare", "evaluate", "explain", "export", "fit", "from_pretrained", "open_data", "predict"]
+__all__ += ["push_to_hub", "save_pretrained", "train", "visualize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -90,8 +80,5 @@ def _shown(formatter: str, value: object) -> str:
     return str(make(value))
 
 
-HTML.update(
-    AttentionMap=functools.partial(_shown, "map_html"),
-    Output=functools.partial(_shown, "output_html"),
-    Run=functools.partial(_shown, "run_html"),
-)
+for _name, _formatter in {"AttentionMap": "map_html", "Output": "output_html", "Run": "run_html"}.items():
+    HTML[_name] = functools.partial(_shown, _formatter)

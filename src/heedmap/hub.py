@@ -1,9 +1,5 @@
 """Share a classifier in the form of Hugging Face's hub: a folder with config.json, model.safetensors and README.md.
 
-    save_pretrained(run, "cats-and-dogs")
-    push_to_hub(run, "me/cats-and-dogs")
-    classifier = from_pretrained("me/cats-and-dogs")
-
 The model card, README.md, is written from the run's evaluation. No pickle is ever read, and a folder with one is
 refused: other software would load it.
 """
@@ -11,7 +7,7 @@ refused: other software would load it.
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,10 +50,8 @@ def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Pat
     classifier = model.classifier() if isinstance(model, Run) else model
     architecture = classifier.architecture if run is None else run.architecture
     if architecture is None:
-        raise ModelError(
-            "This classifier is built around a network of your own and cannot be built again from a description; keep "
-            "your code, and its state_dict as safetensors."
-        )
+        why = "is built around a network of your own and cannot be built again from a description"
+        raise ModelError(f"This classifier {why}; keep your code, and its state_dict as safetensors.")
     out = Path(folder)
     version = {"library_name": "heedmap", "schema": SCHEMA, "heedmap": __version__}
     config = json.dumps({**version, "architecture": asdict(architecture)}, indent=1, ensure_ascii=False)
@@ -130,18 +124,15 @@ def _refuse_foreign(folder: Path) -> None:
     is_ours = {CONFIG: ours, WEIGHTS: ours, CARD: _is_our_card(folder / CARD)}
     foreign = [name for name in is_ours if (folder / name).exists() and not is_ours[name]]
     if foreign:
-        raise ModelError(
-            f"{folder / foreign[0]} was not written by heedmap.save_pretrained and would be lost; name another folder, "
-            "or move the file away."
-        )
+        why = "was not written by heedmap.save_pretrained and would be lost"
+        raise ModelError(f"{folder / foreign[0]} {why}; name another folder, or move the file away.")
 
 
 def _is_our_config(path: Path) -> bool:
-    try:
+    with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("library_name") == "heedmap"
+        return isinstance(content, dict) and content.get("library_name") == "heedmap"
+    return False
 
 
 def _is_our_card(path: Path) -> bool:
@@ -174,10 +165,8 @@ def _read_architecture(folder: Path) -> Architecture:
 def _refuse_pickles(where: str | Path, names: Iterable[str]) -> None:
     for name in names:
         if Path(name).suffix.lower() in PICKLES:
-            raise ModelError(
-                f"{name} in {where} may be a pickle, which can run code when loaded; so nothing there is read. "
-                f"Remove it; heedmap needs {CONFIG} and {WEIGHTS} only."
-            )
+            why = "may be a pickle, which can run code when loaded; so nothing there is read"
+            raise ModelError(f"{name} in {where} {why}. Remove it; heedmap needs {CONFIG} and {WEIGHTS} only.")
 
 
 def _hub() -> Any:
@@ -244,13 +233,11 @@ def _card(architecture: Architecture, run: Run | None) -> str:
 def _index(title: str, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return the figures in the form of the hub's own listing."""
     data = Path(run.options.data).name
-    metrics = [
-        {"type": "accuracy", "name": "top-1", "value": round(evaluation["top1"], 6)},
-        {"type": "ece", "name": "expected calibration error", "value": round(evaluation["ece"], 6)},
-    ]
+    figures = (("accuracy", "top-1", "top1"), ("ece", "expected calibration error", "ece"))
+    metrics = [{"type": kind, "name": name, "value": round(evaluation[key], 6)} for kind, name, key in figures]
     dataset = {"type": data, "name": data, "split": evaluation["part"]}
-    task = {"type": "image-classification"}
-    return {"name": title, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
+    result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
+    return {"name": title, "results": [result]}
 
 
 def _figures(run: Run, evaluation: dict[str, Any]) -> str:
@@ -267,10 +254,8 @@ def _figures(run: Run, evaluation: dict[str, Any]) -> str:
     pointing = evaluation.get("pointing") or {}
     lines += [f"| hottest point inside the object's box, {name} | {share:.1%} |" for name, share in pointing.items()]
     lines += ["", "| class | images | precision | recall |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {row['name']} | {row['count']} | {row['precision']:.1%} | {row['recall']:.1%} |"
-        for row in evaluation["per_class"]
-    ]
+    row = "| {name} | {count} | {precision:.1%} | {recall:.1%} |"
+    lines += [row.format(**figures) for figures in evaluation["per_class"]]
     return "\n".join(lines) + "\n"
 
 

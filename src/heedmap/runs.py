@@ -52,11 +52,7 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path) -> Run:
-        """Create an empty run folder.
-
-        Raises:
-            RunError: something is there already, or it cannot be created.
-        """
+        """Create an empty run folder; RunError where something is there already, or it cannot be created."""
         cls.refuse_existing(path)
         folder = Path(path)
         with disk(folder):
@@ -125,19 +121,14 @@ class Run:
         return (self.path / CHECKPOINT).is_file()
 
     def classifier(self) -> AttentionClassifier:
-        """Return the classifier with the weights of the best epoch, in eval mode.
-
-        Raises:
-            RunError: the weights are missing, damaged, or do not fit.
-        """
+        """Return the classifier with the weights of the best epoch, in eval mode; RunError where that cannot be."""
         classifier = build_classifier(self.architecture)
         tensors, _ = self._load(MODEL)
         shapes = [{name: value.shape for name, value in part.items()} for part in (classifier.state_dict(), tensors)]
         if odd := [name for part in shapes for name in part if shapes[0].get(name) != shapes[1].get(name)]:
-            raise RunError(
-                f"{self.path / MODEL} was made by another version of heedmap ({self.config.get('heedmap')}) and does "
-                f"not fit this one (at {odd[0]!r}); train it again."
-            )
+            maker = f"another version of heedmap ({self.config.get('heedmap')})"
+            where = f"does not fit this one (at {odd[0]!r})"
+            raise RunError(f"{self.path / MODEL} was made by {maker} and {where}; train it again.")
         classifier.load_state_dict(tensors)
         return classifier.eval()
 
@@ -190,10 +181,8 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of metrics.jsonl; one cut off by a sudden death is skipped."""
         path = self.path / METRICS
-        if not path.is_file():
-            return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
         return records

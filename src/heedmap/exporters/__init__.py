@@ -175,16 +175,12 @@ def _verified(
 def _check_parity(parity: Parity, int8: bool) -> None:
     if int8:
         if not parity.agreement >= LEAST_AGREEMENT:
-            raise ModelError(
-                f"In eight bits the file predicts another class for {1 - parity.agreement:.0%} of {parity.images} "
-                "images. Nothing was written; leave --int8 out."
-            )
+            what = f"another class for {1 - parity.agreement:.0%} of {parity.images} images"
+            raise ModelError(f"In eight bits the file predicts {what}. Nothing was written; leave --int8 out.")
     elif parity.failures:
         name = max(parity.failures, key=lambda each: parity.beyond[each])
-        raise ModelError(
-            f"The outputs of the exported file are not the model's: {name} differs by {parity.differences[name]:.2g}, "
-            f"and {parity.limit:g} is allowed. Nothing was written."
-        )
+        what = f"{name} differs by {parity.differences[name]:.2g}, and {parity.limit:g} is allowed"
+        raise ModelError(f"The outputs of the exported file are not the model's: {what}. Nothing was written.")
 
 
 def _eager(classifier: AttentionClassifier, include: tuple[str, ...]) -> Prediction:

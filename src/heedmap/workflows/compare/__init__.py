@@ -138,11 +138,7 @@ def _prepare_folder(plan: Plan | None, folder: Path, progress: Progress) -> tupl
 
 
 def write_comparison(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), parallel: int = 1) -> dict[str, Any]:
-    """Compare the finished runs and write comparison.json, .html and .svg.
-
-    Raises:
-        RunError: the runs do not belong together, or the folder cannot be written.
-    """
+    """Compare the finished runs and write comparison.json, .html and .svg; RunError where that cannot be."""
     comparison = gather(plan, folder, failures, parallel)
     with disk(folder):
         content = json.dumps(finite(comparison), indent=1, ensure_ascii=False)

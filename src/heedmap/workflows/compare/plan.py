@@ -1,4 +1,4 @@
-"""What is compared: variants, seeds, and the options that all share; from words, and from a file.
+"""The plan of a comparison: variants, seeds, and the options that all share.
 
 A variant is written ``KEY=VALUE,KEY=VALUE``, or ``NAME:KEY=VALUE,...`` where it is to have a name of its own; the keys
 are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
@@ -55,7 +55,7 @@ class Plan:
         options: shared by all variants; ``seed`` is the first one, ``out`` is ignored.
         variants: the first is the baseline.
         seeds: one run a variant and seed.
-        title, published: for the page; ``published`` are figures that others published of the same experiment, in words; may be empty.
+        title, published: for the page; the latter are figures that others published of the same experiment, in words.
     """
 
     options: TrainOptions
@@ -132,10 +132,8 @@ def read_variant(text: str) -> tuple[str, dict[str, Any]]:
     if not changes and match[1] is None:
         raise OptionError(f"Variant {text!r} changes nothing; write KEY=VALUE, or NAME: for the options as they are.")
     if shared := [key for key in SHARED if key in changes]:
-        raise OptionError(
-            f"{shared[0]!r}{where} must be the same for all variants, or they could not be paired; give it as an "
-            "option of the comparison."
-        )
+        why = "must be the same for all variants, or they could not be paired"
+        raise OptionError(f"{shared[0]!r}{where} {why}; give it as an option of the comparison.")
     return name, changes
 
 
@@ -179,46 +177,32 @@ def read_experiment(path: str | Path, budget: str | None) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read what :meth:`Plan.as_text` wrote.
-
-    Raises:
-        OptionError: the file is missing or damaged.
-    """
-    content = read_yaml(path)
+    """Read what :meth:`Plan.as_text` wrote; OptionError where the file is missing or damaged."""
+    content, where = read_yaml(path), f" in {path}"
     try:
-        seeds = tuple(int(seed) for seed in content["seeds"])
-        variants = tuple(
-            Variant(each["name"], known_options(each["changes"], f" in {path}"), each["folder"])
-            for each in content["variants"]
-        )
-        options = TrainOptions(**known_options(content["options"], f" in {path}"), seed=seeds[0])
+        seeds, entries = tuple(int(seed) for seed in content["seeds"]), content["variants"]
+        variants = tuple(Variant(v["name"], known_options(v["changes"], where), v["folder"]) for v in entries)
+        options = TrainOptions(**known_options(content["options"], where), seed=seeds[0])
         return Plan(options, variants, seeds, content["title"], content["published"])
     except (KeyError, TypeError, IndexError, ValueError):
         raise OptionError(f"{path} is damaged; start the comparison again with another --out.") from None
 
 
 def extend_plan(saved: Plan, given: Plan, where: Path) -> Plan:
-    """Return the saved plan with the seeds and variants that the given one adds.
-
-    Raises:
-        OptionError: shared options or the baseline were changed, so that the runs there would not be comparable.
-    """
+    """Return the saved plan with the seeds and variants that the given one adds; OptionError for other changes."""
     for field in dataclasses.fields(TrainOptions):
         before, now = getattr(saved.options, field.name), getattr(given.options, field.name)
         if before != now and field.name not in ("out", "workers", "memory", "save_every"):
-            begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
-            instead = "left open" if now is None else repr(now)
-            raise OptionError(
-                f"{where} was begun with {begun}, not {instead}; leave that as it was, or name another --out."
-            )
+            begun, instead = ("left open" if value is None else repr(value) for value in (before, now))
+            way = "leave that as it was, or name another --out"
+            raise OptionError(f"{where} was begun with {field.name} {begun}, not {instead}; {way}.")
     known = {variant.name: variant.changes for variant in saved.variants}
     for variant in given.variants:
         if known.get(variant.name, variant.changes) != variant.changes:
             raise OptionError(f"Variant {variant.name!r} had other options in {where}; give it another name.")
-    if saved.variants[0].name != given.variants[0].name:
-        raise OptionError(
-            f"The baseline in {where} is {saved.variants[0].name!r}, not {given.variants[0].name!r}; name it first."
-        )
+    baseline, other = saved.variants[0].name, given.variants[0].name
+    if baseline != other:
+        raise OptionError(f"The baseline in {where} is {baseline!r}, not {other!r}; name it first.")
     variants = list(saved.variants)
     for variant in given.variants:
         if variant.name not in known:

@@ -68,11 +68,7 @@ def has_maps_to_evaluate(job: Job) -> bool:
 
 
 def evaluate_maps(job: Job, progress: Progress) -> None:
-    """Run the localization suite on a finished run: its attention and Grad-CAM, or Grad-CAM alone without attention.
-
-    Raises:
-        DataError, RunError: data, annotations or run cannot be used any more.
-    """
+    """Run the localization suite on a finished run: its attention and Grad-CAM, or Grad-CAM alone without attention."""
     progress.message(f"Evaluating the maps of {job.name}.")
     run, annotations, reading = Run.open(job.path), job.options.annotations, AnnotationOptions.from_command(job.options)
     options = EvaluateOptions(
@@ -87,7 +83,6 @@ def run_all(
     """Train the runs that are not finished yet; return those that failed.
 
     Args:
-        jobs: the runs.
         parallel: 1 trains one after the other in this process; more, so many at a time, each in a process of its own
             with its part of the threads and the memory.
         progress: receives the steps (in this process), and a message for each run.
@@ -186,11 +181,7 @@ def start_heedmap(
 ) -> subprocess.Popen[bytes]:
     """Start ``heedmap WORDS`` in a process and a session of its own: it outlives the terminal and receives no Ctrl-C.
 
-    Args:
-        words: a command and its options.
-        output: an open file that receives all output.
-        environment: of the process; None takes this one's.
-        lock: a descriptor that it holds open too.
+    An open file receives all output; the process holds the descriptor ``lock`` open too.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "heedmap", *words],

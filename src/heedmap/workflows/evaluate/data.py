@@ -22,19 +22,12 @@ from heedmap.system import threads
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data is opened; where None, as the run opened its own.
+    """How data is opened; where None, as the run opened its own."""
 
-    Attributes:
-        root: where named sets lie.
-        download: fetch a named set that is missing.
-        workers: threads that decode.
-        cache: see :func:`heedmap.data.cache.folder.cache_folder`; the run's own only where that is on this machine.
-    """
-
-    root: str | None = None
-    download: bool = True
-    workers: int | None = None
-    cache: str | None = None
+    root: str | None = None  # where named sets lie
+    download: bool = True  # fetch a named set that is missing
+    workers: int | None = None  # threads that decode
+    cache: str | None = None  # see heedmap.data.cache.folder; the run's own only where that is on this machine
 
     def arguments(self, own: TrainOptions) -> dict[str, Any]:
         """Return the arguments of :func:`heedmap.data.open.open_data` beside a run's own options."""
@@ -64,11 +57,7 @@ class EvaluationData:
     def of_splits(
         cls, splits: Splits, classes: tuple[str, ...], part: str = "test", *, whole: bool = False
     ) -> EvaluationData:
-        """Take the test part, or with ``whole`` all images of a folder that has no parts.
-
-        Raises:
-            DataError: there is no test part, or the data has other classes.
-        """
+        """Take the test part, or with ``whole`` all images of a folder that has no parts."""
         _check_classes(splits.classes, classes)
         images = (whole_folder(splits) if whole else None) or test_part(splits)
         places = torch.tensor([classes.index(name) for name in splits.classes])

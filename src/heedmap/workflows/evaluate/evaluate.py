@@ -24,10 +24,10 @@ class Evaluation:
     Attributes:
         part: ``test``, or what was evaluated instead.
         accuracy: results of the accuracy suite, see :meth:`heedmap.workflows.evaluate.suites.Accuracy.compute`.
+        subject, data, predictions: what was evaluated, for the pages of reports; not part of :meth:`as_dict`.
         top1_with_flips: accuracy where the logits of an image and of its mirror image are averaged, at twice the cost;
             None unless requested, and never ``report.top1``.
         suites: results of the other suites; empty unless requested.
-        subject, data, predictions: what was evaluated, for the pages of reports; not part of :meth:`as_dict`.
     """
 
     part: str
@@ -66,7 +66,6 @@ def evaluate(
     """Evaluate a finished run on the test part of its own data, or on other data with the same classes.
 
     Args:
-        run: the run.
         data: a named set or a folder, whose test part is evaluated; a folder without parts (``DIR/CLASS/*``) is
             evaluated as a whole. None takes the run's own data.
         options: what is evaluated, and how.

@@ -49,9 +49,6 @@ def refresh(run: Run, evaluation: Evaluation) -> None:
     """Put the suites of an evaluation of the run's own test part into its evaluation.json and report.html.
 
     Suites of earlier evaluations that were not run now stay as they are; so do accuracy and calibration of the first.
-
-    Raises:
-        RunError: the run cannot be used any more.
     """
     results = run.read_json(EVALUATION)
     results["suites"] = {**results.get("suites", {}), **finite(dict(evaluation.suites))}
@@ -59,11 +56,7 @@ def refresh(run: Run, evaluation: Evaluation) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
-    """Write evaluation.json, confusion.png (rows: truth, columns: predicted) and, with suites, a page into a folder.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
+    """Write evaluation.json, confusion.png (rows: truth, columns: predicted) and, with suites, a page into a folder."""
     confusion = evaluation.report.confusion.double()
     shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
     with disk(out):

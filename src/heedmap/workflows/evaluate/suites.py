@@ -138,8 +138,6 @@ class Suite(ABC):
     """An entry of ``SUITES``; the constructor opens what it needs, so that a wrong name fails before minutes of work.
 
     Attributes:
-        uses: the fields of :class:`EvaluateOptions` that are for this suite and those that share them.
-        most: images that it evaluates unless a limit is given; None takes all.
         rows: (n,) the images that it evaluates.
         sample: how many images of how many these are.
         message: the line of progress while it runs.
@@ -149,8 +147,8 @@ class Suite(ABC):
     """
 
     name: ClassVar[str]
-    uses: ClassVar[tuple[str, ...]] = ()
-    most: ClassVar[int | None] = None
+    uses: ClassVar[tuple[str, ...]] = ()  # fields of EvaluateOptions that are for this suite and those that share them
+    most: ClassVar[int | None] = None  # images that it evaluates unless a limit is given; None takes all
 
     def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
         self.subject, self.options = subject, options
@@ -288,9 +286,8 @@ class Transfer(Suite):
         from heedmap.metrics.linear_probe import check_sets
 
         super().__init__(subject, options)
-        self.sets = {
-            name: verify_images(open_data(name, **subject.opened), WORKERS).splits for name in options.transfer
-        }
+        opened = {name: open_data(name, **subject.opened) for name in options.transfer}
+        self.sets = {name: verify_images(splits, WORKERS).splits for name, splits in opened.items()}
         check_sets(self.sets)
         self.message = "Suite transfer."
 

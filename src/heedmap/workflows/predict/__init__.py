@@ -45,26 +45,14 @@ _AHEAD = 4  # batches that are decoded early
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How the work is done; the predictions depend on ``precision`` alone.
+    """How the work is done; the predictions depend on ``precision`` alone. OptionError for a size below 1."""
 
-    Attributes:
-        batch_size, part_size: images per forward pass and in a file of the table; the latter is the most that an
-            interruption costs.
-        workers: threads that decode; None takes the machine's cores.
-        precision: ``auto``, ``bf16`` or ``float32``.
-        share: which of several processes this is; each takes its parts.
-        cache: see :func:`heedmap.data.webdataset.index.index_shard`.
-
-    Raises:
-        OptionError: a size below 1.
-    """
-
-    batch_size: int = 64
-    part_size: int = 2048
-    workers: int | None = None
-    precision: str = "auto"
-    share: Share = field(default_factory=Share)
-    cache: Path | None = None
+    batch_size: int = 64  # images per forward pass
+    part_size: int = 2048  # images in a file of the table, and so the most that an interruption costs
+    workers: int | None = None  # threads that decode; None takes the machine's cores
+    precision: str = "auto"  # or "bf16", "float32"
+    share: Share = field(default_factory=Share)  # which of several processes this is; each takes its parts
+    cache: Path | None = None  # see heedmap.data.webdataset.index.index_shard
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size"):
@@ -123,7 +111,6 @@ def predict(
         images: see :func:`find_sources`.
         out: folder to write to.
         table, options: what the table holds, and how the work is done.
-        device: where the network runs.
         on_progress: called with the number of images predicted by this process, after each batch.
 
     Raises:
@@ -165,10 +152,8 @@ def _agree(job: _Job, sources: Sources) -> None:
     before = json.loads(target.read_text(encoding="utf-8"))
     other = [name for name in plan if before.get(name) != plan[name]]
     if other:
-        raise DataError(
-            f"{job.out} holds predictions with another {' and another '.join(other)} ({PLAN}); name another --out, or "
-            "give the same options to continue."
-        )
+        what = f"another {' and another '.join(other)} ({PLAN})"
+        raise DataError(f"{job.out} holds predictions with {what}; name another --out, or give the same options.")
     for folder in (PREDICTIONS, UNREADABLE):
         (job.out / folder).mkdir(exist_ok=True)
 

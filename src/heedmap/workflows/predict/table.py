@@ -25,18 +25,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the table holds; with ``probabilities`` those of all classes, with ``maps`` the maps in this type.
+    """What the table holds. OptionError for a threshold out of range."""
 
-    Attributes:
-        threshold: share of a map's largest value from which a cell counts as attended to, in (0, 1].
-
-    Raises:
-        OptionError: the threshold lies elsewhere.
-    """
-
-    threshold: float = 0.5
-    probabilities: bool = False
-    maps: MapKind = "none"
+    threshold: float = 0.5  # share of a map's largest value from which a cell counts as attended to, in (0, 1]
+    probabilities: bool = False  # those of all classes too
+    maps: MapKind = "none"  # the maps too, in this type
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -50,11 +43,7 @@ def map_shapes(predictor: Predictor) -> dict[str, tuple[int, int]]:
 
 
 def schemas(predictor: Predictor, options: TableOptions) -> tuple[Any, Any]:
-    """Return the two tables' Arrow schemas: of predictions, and of what could not be read.
-
-    Raises:
-        OptionError: pyarrow is not installed.
-    """
+    """Return the Arrow schemas of predictions and of unreadable images; OptionError where pyarrow is missing."""
     try:
         import pyarrow as pa
     except ImportError:

@@ -88,8 +88,8 @@ def check_model(options: ModelOptions) -> None:
     """Check, before the images are read, what can be checked without images.
 
     Raises:
-        ModelError: no such model, a tap that ``compact`` does not have, weights that the attention does not have, or a
-            residual head on a network with random weights, whose own logits are never trained.
+        ModelError: no such model, tap or attention weights, or a residual head on a network with random weights, whose
+            own logits are never trained.
     """
     attention_options(options.attention, options.attention_weights)
     if options.model in (None, "compact", "whitened") and options.taps is not None:
@@ -99,10 +99,8 @@ def check_model(options: ModelOptions) -> None:
         return
     find_model(options.model)
     if options.head == "residual" and options.pretrained is None:
-        raise ModelError(
-            f"head 'residual' adds to the logits of a trained network; {options.model} has random weights. Give its "
-            "weights with --pretrained, or use concat."
-        )
+        why = f"head 'residual' adds to the logits of a trained network; {options.model} has random weights"
+        raise ModelError(f"{why}. Give its weights with --pretrained, or use concat.")
 
 
 def prepare(options: TrainOptions, progress: Progress) -> Prepared:

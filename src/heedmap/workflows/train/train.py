@@ -36,9 +36,8 @@ from heedmap.training.batch_size import fitting_batch_size
 from heedmap.training.recipes import derive, early_views
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.workflows.evaluate.page import complete
-from heedmap.workflows.train.checkpointing import Checkpointer
+from heedmap.workflows.train.checkpointing import Checkpointer, Trackers
 from heedmap.workflows.train.setup import Prepared, check_model, prepare, prepare_on_each, with_absolute_paths
-from heedmap.workflows.train.tracking import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -123,15 +122,15 @@ def _train(
         # One process evaluates the test part: it is done once, and the others have nothing else to do.
         if accelerator.is_main_process:
             progress.message("Evaluating the test part, once.")
-            computing = ComputeOptions(accelerator.device, fitting.precision, options.memory, options.workers)
+            computing = ComputeOptions(
+                device=accelerator.device, precision=fitting.precision, memory=options.memory, workers=options.workers
+            )
             try:
                 with term_as_interrupt():
                     complete(run, classifier, prepared.splits, computing)
             except KeyboardInterrupt:
-                raise Stopped(
-                    "Stopped after training, before the test part was evaluated; continue with "
-                    f"`heedmap train --resume {shlex.quote(str(run.path))}`."
-                ) from None
+                way = f"continue with `heedmap train --resume {shlex.quote(str(run.path))}`"
+                raise Stopped(f"Stopped after training, before the test part was evaluated; {way}.") from None
         accelerator.wait_for_everyone()
     return Run.open(run.path)
 
@@ -179,23 +178,21 @@ def refuse_changes(run: str | Path, options: TrainOptions) -> None:
             continue
         if value != before:
             what = "the data" if field.name == "data" else f"--{field.name.replace('_', '-')}"
-            raise OptionError(
-                f"{run} continues with its own options: {what} is {before!r} there, not {value!r}. Leave it out."
-            )
+            own_value = f"{what} is {before!r} there, not {value!r}"
+            raise OptionError(f"{run} continues with its own options: {own_value}. Leave it out.")
 
 
 def command_line(options: TrainOptions) -> str:
     """Return the command line with these options."""
     words = ["heedmap", "train", options.data]
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value, flag = getattr(options, field.name), field.name.replace("_", "-")
         if field.name == "data" or value == field.default:
             continue
-        flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 
@@ -250,8 +247,8 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
         store = Store(prepared.splits.train, size, workers, memory, cache)
     if classifier.takes_any_size:
         augmentation = replace(augmentation, early=early_views(options, view))
-    with_masks = options.map_supervision > 0
-    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share, with_masks)
+    masks = options.map_supervision > 0
+    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share, masks)
     evaluated = None
     if prepared.validation is not None:
         with accelerator.local_main_process_first():

@@ -100,14 +100,11 @@ def visualize(
         query: an image whose global feature is used to attend to all the others; drawn beside the maps with each
             image's own. Where the attention does not depend on a query, the panels say so.
         methods: keys of :data:`heedmap.attribution.METHODS`, computed and drawn beside the learned maps.
-        device: where the network runs.
-        options: see :class:`VisualizeOptions`.
 
     Raises:
-        DataError: no images, none that can be read, or an output folder that is not empty or cannot be written.
-        OptionError: an unknown method or class; something that an exported file cannot do.
-        ModelError: a method that cannot explain this classifier, or a layer that it does not have.
-        ImageError: the query cannot be read.
+        DataError, ImageError: no images, none (or a query) that can be read, or an output folder that is not empty or
+            cannot be written.
+        ModelError, OptionError: a method, class or layer that does not exist or does not fit this classifier.
         Stopped: interrupted after the first batch; rows and page of what was drawn until then are written.
     """
     attributions = AttributionOptions(tuple(methods), options.target, options.layer)

@@ -17,9 +17,7 @@ class VisualizeOptions:
         layer: the layer that they read; None takes the last spatial one.
         scale: ``image`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
             its smallest to its largest, ``set`` on one scale for all images, ``(low, high)`` on a fixed one.
-        batch_size: images per forward pass.
-        overwrite: write into a folder that has something in it; the files of an earlier drawing there are removed
-            first, and no others.
+        overwrite: write into a folder that has something in it; only files of an earlier drawing there are removed.
         on_progress: called with the number of images done, after each batch.
 
     Raises:
