@@ -34,8 +34,7 @@ def as_utf8(text: str) -> bytes:
 def locked(folder: Path) -> Iterator[int | None]:
     """Lock a folder for this process and those that inherit the lock; yield it, or None where the system has none.
 
-    Raises:
-        RunError: another process has locked it.
+    RunError where another process has locked the folder.
     """
     if os.name != "posix":
         yield None

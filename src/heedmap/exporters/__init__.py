@@ -131,9 +131,9 @@ def _examples(model: Run | AttentionClassifier, images: Iterable[Image.Image] | 
 
 def _images_of(run: Run, count: int = 16) -> list[Image.Image]:
     """Return up to ``count`` images spread evenly over the test part; files in full size, others in the network's."""
-    options = run.options
+    own = run.options
     try:
-        data = open_data(options.data, root=options.root, download=False, seed=options.seed, test_share=options.test)
+        data = open_data(own.data, root=own.root, download=False, seed=own.seed, test_share=own.test)
     except DataError as error:
         raise DataError(f"{error} Or name images with --images.") from None
     part = data.test if data.test is not None else data.train

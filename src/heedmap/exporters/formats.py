@@ -36,11 +36,7 @@ def trace(module: Exportable, *, takes_target: bool = False) -> torch.export.Exp
 
 
 def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """Return the traced program as an ``onnx.ModelProto`` without paths of this machine.
-
-    Raises:
-        ModelError: a package is missing, or an operation has no translation.
-    """
+    """Return an ``onnx.ModelProto`` without paths of this machine; ModelError where an operation has no translation."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -26,12 +26,9 @@ INCLUDES = {"grad_cam": "grad-cam", "saliency": "saliency"}
 def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) -> tuple[torch.fx.GraphModule, str]:
     """Trace the classifier (on the CPU, in eval mode) together with the maps ``include`` of a target class.
 
-    Returns:
-        A module from images (B, 3, S, S) and targets (B,), -1 for the predicted class, to the named outputs of
-        ``module`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
-
-    Raises:
-        ModelError: the network has no layer that Grad-CAM can read.
+    Return a module from images (B, 3, S, S) and targets (B,), -1 for the predicted class, to the named outputs of
+    ``module`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
+    ModelError where the network has no layer that Grad-CAM can read.
     """
     example = torch.rand(2, 3, size, size), torch.tensor([-1, 0])
     layer = last_spatial(module.classifier, example[0])

@@ -25,27 +25,12 @@ from heedmap.report.comparison import comparison_page, comparison_plot
 from heedmap.training.recipes import derive
 from heedmap.workflows.compare.plan import Job, Plan, extend_plan, make_plan, read_experiment, read_plan, read_variant
 from heedmap.workflows.compare.results import gather
-from heedmap.workflows.compare.runner import (
-    FailedRun,
-    evaluate_maps,
-    has_maps_to_evaluate,
-    is_finished,
-    run_all,
-    start_heedmap,
-)
+from heedmap.workflows.compare.runner import FailedRun, evaluate_maps, is_finished, run_all, start_heedmap
 from heedmap.workflows.evaluate.data import test_part
 from heedmap.workflows.train.setup import architecture_of, check_model, prepare, with_absolute_paths
 
-__all__ = [
-    "LOG",
-    "Plan",
-    "compare",
-    "compare_in_background",
-    "make_plan",
-    "read_experiment",
-    "read_plan",
-    "read_variant",
-]
+__all__ = ["LOG", "Plan", "compare", "compare_in_background", "make_plan", "read_experiment", "read_plan"]
+__all__ += ["read_variant"]
 
 PLAN, RESULT, PAGE, PLOT = "comparison.yaml", "comparison.json", "comparison.html", "comparison.svg"
 LOG = "comparison.log"
@@ -84,7 +69,7 @@ def compare(
             with disk(folder):
                 write_whole(folder / PLAN, plan.as_text().encode())
             for job in jobs:  # a process may have died before the maps
-                if is_finished(job) and has_maps_to_evaluate(job):
+                if is_finished(job):
                     evaluate_maps(job, progress)
             on_end = _reporter(plan, folder, len(missing), parallel, progress)
             failures = run_all(missing, parallel, progress, on_end, lock)
@@ -178,8 +163,7 @@ def _reporter(plan: Plan, folder: Path, missing: int, parallel: int, progress: P
     def report(job: Job) -> None:
         nonlocal ended
         ended += 1
-        if has_maps_to_evaluate(job):
-            evaluate_maps(job, Progress())
+        evaluate_maps(job, Progress())
         comparison = write_comparison(plan, folder, parallel=parallel)
         variant = next(entry for entry in comparison["variants"] if entry["name"] == job.variant.name)
         run = next(entry for entry in variant["runs"] if entry["seed"] == job.seed)

@@ -90,8 +90,7 @@ def make_plan(
     """Read and check variants as the user wrote them, for ``seeds`` seeds counted from the options' own.
 
     Raises:
-        OptionError: fewer than two variants, two that are alike, an option that is unknown or that variants must
-            share, or no seed.
+        OptionError: no seed, fewer than two variants, two that are alike, or one that :func:`read_variant` refuses.
     """
     if seeds < 1:
         raise OptionError(f"seeds = {seeds} is out of range: give 1 or more; an interval needs 2, and 5 are better.")

@@ -60,17 +60,16 @@ def is_finished(job: Job) -> bool:
     return (job.path / CONFIG).is_file() and Run.open(job.path, finished=False).is_finished
 
 
-def has_maps_to_evaluate(job: Job) -> bool:
-    """Return whether a finished run's objects are known and its maps not evaluated yet."""
-    evaluation = Run.open(job.path).read_json(EVALUATION)
-    is_known = job.options.annotations is not None or evaluation.get("pointing") is not None
-    return is_known and SUITE not in evaluation.get("suites", {})
-
-
 def evaluate_maps(job: Job, progress: Progress) -> None:
-    """Run the localization suite on a finished run: its attention and Grad-CAM, or Grad-CAM alone without attention."""
-    progress.message(f"Evaluating the maps of {job.name}.")
+    """Run the localization suite on a finished run whose objects are known, unless that was done already.
+
+    Its attention and Grad-CAM are evaluated, or Grad-CAM alone where it has no attention.
+    """
     run, annotations, reading = Run.open(job.path), job.options.annotations, AnnotationOptions.from_command(job.options)
+    before = run.read_json(EVALUATION)
+    if SUITE in before.get("suites", {}) or (annotations is None and before.get("pointing") is None):
+        return
+    progress.message(f"Evaluating the maps of {job.name}.")
     options = EvaluateOptions(
         suites=(SUITE,), annotations=annotations, reading=reading, limit=MOST, precision="float32", opening=OFFLINE
     )

@@ -65,11 +65,7 @@ class EvaluationData:
 
     @classmethod
     def open(cls, run: Run, data: str | None, classes: tuple[str, ...], options: DataOptions) -> EvaluationData:
-        """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole.
-
-        Raises:
-            DataError: data that cannot be used, or other classes than the run's.
-        """
+        """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole."""
         own = run.options
         # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
         is_own = data is None or data == own.data
@@ -88,10 +84,8 @@ class EvaluationData:
 
 def digests(splits: Splits) -> dict[str, str]:
     """Return part -> SHA-256 of its images' names, in their order."""
-    return {
-        part: hashlib.sha256("\n".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
-        for part, images in splits.parts.items()
-    }
+    names = {part: "\n".join(images.names).encode("utf-8", "surrogateescape") for part, images in splits.parts.items()}
+    return {part: hashlib.sha256(text).hexdigest() for part, text in names.items()}
 
 
 OFFLINE = DataOptions(download=False)
@@ -108,11 +102,9 @@ def open_run_data(run: Run, options: DataOptions = OFFLINE) -> Splits:
     splits = open_data(own.data, **options.arguments(own))
     before = run.config.get("images", {}).get("test")  # missing from runs of earlier versions
     if splits.drawn and before is not None and digests(splits)["test"] != before:
-        raise DataError(
-            f"{own.data} has changed since {run.path} was trained: the test part drawn from it now differs from the "
-            "one set apart then, and has images that the run was trained on. Put the images back as they were, or name "
-            "others to evaluate on."
-        )
+        what = "the test part drawn from it now differs from the one set apart then, and has images of its training"
+        way = "Put the images back as they were, or name others to evaluate on."
+        raise DataError(f"{own.data} has changed since {run.path} was trained: {what}. {way}")
     return splits
 
 
@@ -125,10 +117,10 @@ def cache_of(options: TrainOptions, cache: str | None = None) -> Path | None:
 
 def count_trained_on(images: ImageDataset, run: Run) -> int:
     """Count the files that lie in the parts of the run's own folder that it was trained on, or chosen by."""
-    options = run.options
-    if not isinstance(images, FolderDataset) or is_named(options.data) or not Path(options.data).is_dir():
+    own = Path(run.options.data).resolve()
+    if not isinstance(images, FolderDataset) or is_named(run.options.data) or not own.is_dir():
         return 0
-    root, own = images.root.resolve(), Path(options.data).resolve()
+    root = images.root.resolve()
     if not (root.is_relative_to(own) or own.is_relative_to(root)):
         return 0
     splits = open_run_data(run)

@@ -302,11 +302,7 @@ SUITES: dict[str, type[Suite]] = {s.name: s for s in (Accuracy, Localization, Fa
 
 
 def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
-    """Return the classifier of a run that is evaluated beside another one.
-
-    Raises:
-        RunError: its classes or the size of its images differ, so that the two cannot see the same.
-    """
+    """Return the classifier of a run that is evaluated beside another; RunError for other classes or image size."""
     control = run.classifier()
     for name in ("classes", "image_size"):
         theirs, own = getattr(control, name), getattr(classifier, name)
@@ -328,11 +324,8 @@ def spread_rows(labels: Tensor, most: int | None) -> Tensor:
 def map_functions(options: EvaluateOptions, classifier: AttentionClassifier, attention: str) -> dict[str, MapFunction]:
     """Return name -> map function; learned attention gives one for each tap, and the combined one.
 
-    Each runs once on noise, for what a network cannot give shows in no other way; none where no suite uses maps.
-
-    Raises:
-        ModelError, OptionError: learned maps where ``attention`` is ``none``, a map that this classifier cannot give,
-            or a setting that does not exist.
+    Each runs once on noise, for what a network cannot give shows in no other way (ModelError, OptionError); none where
+    no suite uses maps.
     """
     from heedmap.attribution import method_of
 

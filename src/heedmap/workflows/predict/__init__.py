@@ -102,7 +102,7 @@ def predict(
     options: PredictOptions = _DEFAULTS,
     on_progress: Callable[[int], None] | None = None,
 ) -> PredictResult:
-    """Predict any number of images into a folder, or go on where that was interrupted.
+    """Predict any number of images into a folder, or continue where that was interrupted.
 
     Memory holds a few batches and the rows of one part, and the list of names where images are single files.
 

@@ -60,12 +60,7 @@ def architecture_of(options: TrainOptions, classes: tuple[str, ...]) -> Architec
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:
-    """Return the options with absolute paths, so that the run finds its images from any folder later.
-
-    Raises:
-        DataError: there are no such annotations.
-        OptionError: options of reading annotations without annotations.
-    """
+    """Return the options with absolute paths, so that the run finds its images from any folder later."""
     changes: dict[str, Any] = {"root": _absolute(options.root)}
     if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
         changes["data"] = _absolute(options.data)
@@ -85,12 +80,7 @@ def _absolute(path: str) -> str:
 
 
 def check_model(options: ModelOptions) -> None:
-    """Check, before the images are read, what can be checked without images.
-
-    Raises:
-        ModelError: no such model, tap or attention weights, or a residual head on a network with random weights, whose
-            own logits are never trained.
-    """
+    """Raise ModelError for a model, tap, attention weights or head that cannot be, before any image is read."""
     attention_options(options.attention, options.attention_weights)
     if options.model in (None, "compact", "whitened") and options.taps is not None:
         with torch.device("meta"):  # the stages have the same names in both, at any size

@@ -57,17 +57,8 @@ if TYPE_CHECKING:
 
     from heedmap.models.classifier import AttentionClassifier
 
-__all__ = [
-    "AttributionOptions",
-    "Prediction",
-    "Sources",
-    "VisualizeOptions",
-    "VisualizeResult",
-    "expand_images",
-    "find_sources",
-    "prediction_panel",
-    "visualize",
-]
+__all__ = ["AttributionOptions", "Prediction", "Sources", "VisualizeOptions", "VisualizeResult", "expand_images"]
+__all__ += ["find_sources", "prediction_panel", "visualize"]
 
 MOST_ON_PAGE = 5000
 """The page shows no more images than this, so that a browser can still open it; the CSV file has all."""
@@ -126,18 +117,15 @@ def visualize(
         if options.scale == "set":
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda entry: _redraw(job, entry), job.entries))
-        stopped = ""
-        if not is_whole:
-            total = sources.count
-            done = counted(job.count, "image") if total is None else f"{job.count:,} of {counted(total, 'image')}"
-            stopped = f"Stopped after {done}"
+        total = sources.count
+        done = counted(job.count, "image") if total is None else f"{job.count:,} of {counted(total, 'image')}"
+        stopped = "" if is_whole else f"Stopped after {done}"
         notes = [*_notes(job), *([f"{stopped}."] if stopped else [])]
         _write_page(job, notes)
     if stopped:
         raise Stopped(f"{stopped}; what was drawn until then is in {out / 'index.html'}.")
-    return VisualizeResult(
-        job.count, tuple(job.unreadable), out / "index.html", tuple(notes), time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", tuple(notes), seconds)
 
 
 @dataclass(frozen=True)
