@@ -43,9 +43,8 @@ def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Pat
         RunError: the folder cannot be written.
     """
     if not isinstance(model, Run | AttentionClassifier):  # the path of a run, most likely
-        raise ModelError(
-            f"save_pretrained takes a run or a classifier, not {model!r}; open a run's folder with heedmap.Run.open."
-        )
+        way = "open a run's folder with heedmap.Run.open"
+        raise ModelError(f"save_pretrained takes a run or a classifier, not {model!r}; {way}.")
     run = model if isinstance(model, Run) else None
     classifier = model.classifier() if isinstance(model, Run) else model
     architecture = classifier.architecture if run is None else run.architecture
@@ -112,20 +111,17 @@ def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = 
         save_pretrained(model, folder)
         api = hub.HfApi(library_name="heedmap")
         api.create_repo(repo_id=name, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message=message or "A classifier with attention maps, by heedmap"
-        )
-    return str(commit.commit_url)
+        message = message or "A classifier with attention maps, by heedmap"
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message).commit_url)
 
 
 def _refuse_foreign(folder: Path) -> None:
     """Refuse to replace files that heedmap did not write; config.json vouches for the weights."""
-    ours = _is_our_config(folder / CONFIG)
-    is_ours = {CONFIG: ours, WEIGHTS: ours, CARD: _is_our_card(folder / CARD)}
-    foreign = [name for name in is_ours if (folder / name).exists() and not is_ours[name]]
-    if foreign:
-        why = "was not written by heedmap.save_pretrained and would be lost"
-        raise ModelError(f"{folder / foreign[0]} {why}; name another folder, or move the file away.")
+    is_ours = {name: _is_our_config(folder / CONFIG) for name in (CONFIG, WEIGHTS)}
+    for name, ours in {**is_ours, CARD: _is_our_card(folder / CARD)}.items():
+        if (folder / name).exists() and not ours:
+            why = "was not written by heedmap.save_pretrained and would be lost"
+            raise ModelError(f"{folder / name} {why}; name another folder, or move the file away.")
 
 
 def _is_our_config(path: Path) -> bool:
@@ -137,11 +133,10 @@ def _is_our_config(path: Path) -> bool:
 
 def _is_our_card(path: Path) -> bool:
     """Return whether the front matter, which people may have added to, names heedmap."""
-    try:
+    with suppress(OSError, ValueError):
         before, _, rest = path.read_text(encoding="utf-8").partition("---\n")
-    except (OSError, ValueError):
-        return False
-    return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
+        return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
+    return False
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -218,8 +213,13 @@ def _card(architecture: Architecture, run: Run | None) -> str:
     evaluation = run.read_json(EVALUATION) if run else None
     front: dict[str, Any] = {"library_name": "heedmap", "pipeline_tag": "image-classification"}
     front["tags"] = ["heedmap", "attention", "image-classification"]
-    if evaluation and run:
-        front["model-index"] = [_index(title, run, evaluation)]
+    if evaluation and run:  # the figures in the form of the hub's own listing
+        data = Path(run.options.data).name
+        known = (("accuracy", "top-1", "top1"), ("ece", "expected calibration error", "ece"))
+        metrics = [{"type": kind, "name": name, "value": round(evaluation[key], 6)} for kind, name, key in known]
+        dataset = {"type": data, "name": data, "split": evaluation["part"]}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
+        front["model-index"] = [{"name": title, "results": [result]}]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     side, taps = architecture.image_size, architecture.taps
     description = f"""- images: the centred square at {side} x {side}, RGB in [0, 1]; the normalisation is inside
@@ -228,16 +228,6 @@ def _card(architecture: Architecture, run: Run | None) -> str:
 """
     figures = _figures(run, evaluation) if run and evaluation else "No figures: it was saved without a run.\n"
     return "\n".join([f"---\n{head}---\n", f"# {title}\n", description, figures, _USE])
-
-
-def _index(title: str, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures in the form of the hub's own listing."""
-    data = Path(run.options.data).name
-    figures = (("accuracy", "top-1", "top1"), ("ece", "expected calibration error", "ece"))
-    metrics = [{"type": kind, "name": name, "value": round(evaluation[key], 6)} for kind, name, key in figures]
-    dataset = {"type": data, "name": data, "split": evaluation["part"]}
-    result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
-    return {"name": title, "results": [result]}
 
 
 def _figures(run: Run, evaluation: dict[str, Any]) -> str:

@@ -86,8 +86,7 @@ def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), paralle
         "data": plan.options.data,
         "control": names[0],
         "seeds": list(plan.seeds),
-        "planned": len(names) * len(plan.seeds),
-        "finished": len(done),
+        **{"planned": len(names) * len(plan.seeds), "finished": len(done)},
         "measures": [asdict(measure) for measure in measures],
         "variants": variants,
         "differences": _differences(names, figures, measures),
@@ -169,8 +168,7 @@ def _differences(
 
 def difference_sentence(control: str, other: str, measure: Measure, pair: PairedDifference) -> str:
     """Return what the seeds show, and what they cannot show."""
-    amount = signed(pair.mean, measure.unit)
-    seeds = counted(len(pair.seeds), "seed")
+    amount, seeds = signed(pair.mean, measure.unit), counted(len(pair.seeds), "seed")
     start = f"{other}: {measure.name} {amount} against {control} ({seeds}, paired"
     if pair.holds_zero is None:
         return f"{start}; a single seed has no interval, so nothing can be concluded)."
@@ -215,27 +213,24 @@ def read_predictions(run: Run) -> tuple[list[tuple[str, str]], list[bool]] | Non
     return [(row["image"], row["label"]) for row in rows], [row["label"] == row["predicted"] for row in rows]
 
 
-def _baselines(runs: Iterable[Run]) -> str:
-    """Return the scores of pointing at the centre and at random, means over runs."""
-    tables = [run.read_json(EVALUATION).get("pointing") for run in runs]
-    known = [table for table in tables if table]
-    means = {words: spread([table[key] for table in known]).mean for key, words in BASELINES.items() if known}
-    return ", ".join(f"{words} {share:.1%}" for words, share in means.items())
-
-
 def _map_notes(runs: Iterable[Run]) -> list[str]:
-    """Return the figures of the localization suite's baselines, means over runs."""
-    suites = [run.read_json(EVALUATION).get("suites", {}).get("localization") for run in runs]
+    """Return the figures of baselines that use no network, means over runs: of pointing, and of localization."""
+    evaluations = [run.read_json(EVALUATION) for run in runs]
+    tables = [evaluation["pointing"] for evaluation in evaluations if evaluation.get("pointing")]
+    suites = [evaluation.get("suites", {}).get("localization") for evaluation in evaluations]
     suites = [suite for suite in suites if suite is not None]
+    notes, lines = [], []
+    if tables:
+        shares = (f"{words} {spread([t[key] for t in tables]).mean:.1%}" for key, words in BASELINES.items())
+        notes.append(f"Beside the maps' pointing: {', '.join(shares)}.")
     if not suites:
-        return []
-    lines = []
+        return notes
     for metric, (word, _) in MAPS.items():
         names = suites[0]["baselines"]
         means = (statistics.fmean(suite["scores"][name][metric]["value"] for suite in suites) for name in names)
         lines.append(f"{word}: " + ", ".join(f"{name} {mean:.1%}" for name, mean in zip(names, means, strict=True)))
     of_masks = " Its pointing is at the mask, where there is one." if any(suite["outlined"] for suite in suites) else ""
-    return [f"Baselines of the localization suite, which use no network: {'; '.join(lines)}.{of_masks}"]
+    return [*notes, f"Baselines of the localization suite, which use no network: {'; '.join(lines)}.{of_masks}"]
 
 
 def _notes(plan: Plan, runs: Mapping[Key, Run], figures: Mapping[Key, Mapping[str, float]], parallel: int) -> list[str]:
@@ -255,8 +250,6 @@ def _notes(plan: Plan, runs: Mapping[Key, Run], figures: Mapping[Key, Mapping[st
     if (others := len(plan.variants) - 1) > 1:
         intervals = "each with an interval of its own at 95 %; of twenty such intervals one misses the truth by chance"
         notes.append(f"{others} variants are compared with one baseline, {intervals}.")
-    if baselines := _baselines(runs.values()):
-        notes.append(f"Beside the maps' pointing: {baselines}.")
     notes += _map_notes(runs.values())
     for name in BUDGET:
         values = {key[0]: getattr(run.options, name) for key, run in runs.items()}

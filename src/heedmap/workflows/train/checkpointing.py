@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 from torch import Tensor
@@ -29,9 +30,6 @@ from heedmap.runs import Run
 from heedmap.training.trainer import Fitting
 from heedmap.types import EpochReport, StepReport
 from heedmap.workflows.evaluate.page import panel_sheet
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 RECORD_STEPS = 20  # steps between two lines of metrics.jsonl
 PANEL_SECONDS = 20.0  # between two panels of maps during training

@@ -1,13 +1,12 @@
 """Everything before the first step: options checked, data opened and audited, classes and sizes known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from heedmap.attention import attention_options
 from heedmap.backbones import OWN_BACKBONES, Compact
@@ -26,9 +25,6 @@ from heedmap.system import threads
 from heedmap.training.recipes import derive
 from heedmap.types import Audit
 from heedmap.workflows.evaluate.data import digests, is_named
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 MOST_VALIDATION = 2000  # images; more hardly help to choose the best epoch, and are missed in training
 

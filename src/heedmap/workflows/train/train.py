@@ -1,7 +1,5 @@
 """From options to a finished run: data, audit, model, training, one evaluation on the test part, report."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -12,9 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from heedmap.backbones import Whitened
@@ -38,9 +38,6 @@ from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.workflows.evaluate.page import complete
 from heedmap.workflows.train.checkpointing import Checkpointer, Trackers
 from heedmap.workflows.train.setup import Prepared, check_model, prepare, prepare_on_each, with_absolute_paths
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 WHITENED_AT_ONCE = 2**19  # pixels
 WHITENED_BY = 2000  # images of 1,000 patches and more: far more than the 78 numbers to be estimated
@@ -198,8 +195,6 @@ def command_line(options: TrainOptions) -> str:
 
 def _create(prepared: Prepared, accelerator: Accelerator, command: str, folder_existed: bool) -> Run:
     """Create the run folder, on the first process, and send its name to the others."""
-    from accelerate.utils import broadcast_object_list
-
     where: list[str] = [""]
     if accelerator.is_main_process:
         options = prepared.options
