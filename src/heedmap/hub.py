@@ -76,8 +76,7 @@ def from_pretrained(
         local_files_only: use what was downloaded before, without a connection.
 
     Raises:
-        ModelError: no such folder or name, the hub out of reach, a pickle in the folder, a file that is missing,
-            damaged, or from a newer heedmap.
+        ModelError: no such folder or name, the hub out of reach, a pickle, a missing, damaged or newer file.
     """
     folder = Path(source)
     if not folder.is_dir():

@@ -3,10 +3,9 @@
     config.yaml             options with derived values, architecture, command, versions
     metrics.jsonl           one record a line: some steps, every epoch
     checkpoint.safetensors  the state to resume from; removed when the run is finished
-    audit.json  evaluation.json  panels/  tensorboard/  metrics.csv
-    predictions.csv         the prediction for each image of the test part
     model.safetensors       the weights of the best epoch
-    report.html             the page to look at
+    predictions.csv         the prediction for each image of the test part
+    report.html  audit.json  evaluation.json  panels/  tensorboard/  metrics.csv
     manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
 
 Files are written atomically, so a file is there whole or not at all. Nothing is ever unpickled.

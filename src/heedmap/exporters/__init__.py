@@ -1,9 +1,7 @@
 """A trained classifier as one file that runs without heedmap: images in, probabilities and maps out.
 
-    images          uint8 RGB (B, H, W, 3), any H and W
-      Squared         centred square at the network's size, as in training
-      NamedOutputs    normalisation, backbone, attention, head
-    logits, probabilities, map_TAP ..., map_combined
+It takes ``images``, uint8 RGB (B, H, W, 3) of any height and width, and returns ``logits``, ``probabilities``,
+``map_TAP`` ... and ``map_combined``; the centred square and the normalisation are inside.
 
 Nothing is written before the file has been verified: its outputs for real images are compared with the model's, and
 the differences are recorded in its metadata.
@@ -73,14 +71,12 @@ def export(
             predicted one, and equal to those of :func:`heedmap.explain`. With ``int8`` the file has to predict the same
             class for all but one in seven images; how far it is off is reported.
         images: RGB, to compare file and model with; None takes 16 of the run's test part.
-        overwrite: replace a file that is there.
         progress: receives a message when each long stage begins.
 
     Raises:
         DataError: a classifier without images, a run whose data cannot be found, or an ``out`` that is there already.
         ModelError: a package is missing, the network cannot be exported, or the outputs differ; nothing is written.
-        OptionError: a suffix of another format.
-        RunError: the file cannot be written.
+        OptionError, RunError: a suffix of another format; a file that cannot be written.
     """
     started = time.monotonic()
     options, progress = options or ExportOptions(), progress or Progress()

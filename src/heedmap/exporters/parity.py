@@ -23,25 +23,19 @@ Prediction: TypeAlias = Callable[[NDArray[np.uint8]], Named]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's outputs lie from the model's.
+    """How far the file's outputs lie from the model's; by output, where that is meant.
 
-    Attributes:
-        images, batches: how many images were compared, and the sizes of batch tried.
-        limit: the largest difference allowed, for values up to one; for larger ones it grows with the largest.
-        differences: output -> largest absolute difference over all images and batches.
-        beyond: output -> share of its values that differ by more than is allowed.
-        resized: output -> largest absolute difference where the file is given images in their full size and resizes
-            them itself, against the model after Pillow. Not limited: rounding to whole levels may differ by one.
-        agreement: share of the images for which file and model predict the same class.
+    ``resized`` are differences where the file is given images in their full size and resizes them itself, against the
+    model after Pillow. They are not limited: rounding to whole levels may differ by one.
     """
 
-    images: int
-    batches: tuple[int, ...]
-    limit: float
-    differences: dict[str, float]
-    beyond: dict[str, float]
+    images: int  # that were compared
+    batches: tuple[int, ...]  # sizes of batch tried
+    limit: float  # the largest difference allowed, for values up to one; for larger ones it grows with the largest
+    differences: dict[str, float]  # the largest, absolute, over all images and batches
+    beyond: dict[str, float]  # share of the values that differ by more than is allowed
     resized: dict[str, float]
-    agreement: float
+    agreement: float  # share of the images for which file and model predict the same class
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -56,12 +50,9 @@ class Parity:
 def compare_outputs(
     file: Prediction, model: Prediction, images: Sequence[Image.Image], size: int, limit: float
 ) -> Parity:
-    """Compare the outputs of file and model for the same images, in batches of each size, squared by either.
+    """Compare the outputs of file and model for the same RGB images, in batches of each size, squared by either.
 
-    Args:
-        file, model: uint8 (B, H, W, 3) to named arrays with B rows; the model takes squares of ``size`` only.
-        images: RGB, of any size.
-        limit: see :class:`Parity`.
+    Both take uint8 (B, H, W, 3) and return arrays with B rows; the model takes squares of ``size`` only.
     """
     squares = np.stack([np.asarray(square(image, size)) for image in images])
     expected = model(squares)

@@ -49,20 +49,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison before it is run.
+    """A comparison before it is run."""
 
-    Attributes:
-        options: shared by all variants; ``seed`` is the first one, ``out`` is ignored.
-        variants: the first is the baseline.
-        seeds: one run a variant and seed.
-        title, published: for the page; the latter are figures that others published of the same experiment, in words.
-    """
-
-    options: TrainOptions
-    variants: tuple[Variant, ...]
-    seeds: tuple[int, ...]
+    options: TrainOptions  # shared by all variants; seed is the first one, out is ignored
+    variants: tuple[Variant, ...]  # the first is the baseline
+    seeds: tuple[int, ...]  # one run a variant and seed
     title: str = ""
-    published: str = ""
+    published: str = ""  # figures that others published of the same experiment, in words
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return all runs, seed by seed, so that pairs are complete early."""
@@ -192,9 +185,9 @@ def extend_plan(saved: Plan, given: Plan, where: Path) -> Plan:
     for field in dataclasses.fields(TrainOptions):
         before, now = getattr(saved.options, field.name), getattr(given.options, field.name)
         if before != now and field.name not in ("out", "workers", "memory", "save_every"):
-            begun, instead = ("left open" if value is None else repr(value) for value in (before, now))
-            way = "leave that as it was, or name another --out"
-            raise OptionError(f"{where} was begun with {field.name} {begun}, not {instead}; {way}.")
+            begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
+            instead, way = "left open" if now is None else repr(now), "leave that as it was, or name another --out"
+            raise OptionError(f"{where} was begun with {begun}, not {instead}; {way}.")
     known = {variant.name: variant.changes for variant in saved.variants}
     for variant in given.variants:
         if known.get(variant.name, variant.changes) != variant.changes:

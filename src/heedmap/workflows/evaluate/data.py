@@ -38,20 +38,13 @@ class DataOptions:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Opened images.
-
-    Attributes:
-        images, labels: what is evaluated; the labels (N,) in the order of the run's classes.
-        splits: all parts.
-        part: the name of the part: ``test``, or the data and which part of it.
-        trained_on: how many of the images the run was trained on, or chosen by.
-    """
+    """The images that are evaluated."""
 
     images: ImageDataset
-    labels: Tensor
-    splits: Splits
-    part: str = "test"
-    trained_on: int = 0
+    labels: Tensor  # (N,) in the order of the run's classes
+    splits: Splits  # all parts
+    part: str = "test"  # or the data, and which part of it
+    trained_on: int = 0  # images that the run was trained on, or chosen by
 
     @classmethod
     def of_splits(

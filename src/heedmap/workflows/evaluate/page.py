@@ -176,9 +176,8 @@ def report_data(run: Run, splits: Splits, results: Mapping[str, Any]) -> ReportD
     audit = read_audit(run.read_json(AUDIT))
     flag = leakage_flag(results["top1"], audit, results["count"])
     options, suites = run.config["options"], results.get("suites", {})
-    attention = f" with {options['attention']} attention"
-    if options["attention"] == "none":
-        attention = ", no attention (the control)"
+    is_control = options["attention"] == "none"
+    attention = ", no attention (the control)" if is_control else f" with {options['attention']} attention"
     return ReportData(
         title=f"{Path(splits.name).name}, {options['model']}{attention}",
         command=str(run.config.get("command", "")),
@@ -202,8 +201,5 @@ def report_data(run: Run, splits: Splits, results: Mapping[str, Any]) -> ReportD
 
 def read_audit(content: dict[str, Any]) -> Audit:
     """Return the audit from the content of audit.json."""
-    findings = tuple(
-        Finding(entry["kind"], tuple(entry["splits"]), tuple(entry["paths"]), entry["note"])
-        for entry in content["findings"]
-    )
+    findings = tuple(Finding(f["kind"], tuple(f["splits"]), tuple(f["paths"]), f["note"]) for f in content["findings"])
     return Audit(**{**content, "findings": findings})

@@ -55,7 +55,6 @@ class EvaluateOptions:
         independent: randomize each layer alone too.
         flips: predict the mirrored images too, for ``top1_with_flips``.
         precision: ``auto``, ``bf16`` or ``float32``.
-        opening: how data is opened.
 
     Raises:
         OptionError: an unknown suite, method or baseline, or an option that none of the suites uses.
@@ -104,22 +103,14 @@ FLAGS = {"methods": "method"}  # options whose flag has another name
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is evaluated: a classifier with its maps, and images.
+    """What is evaluated: a classifier with its maps, and images."""
 
-    Attributes:
-        classifier: on the device to compute on, in eval mode.
-        images, labels: what is evaluated; the labels (N,) in the order of the classifier's classes.
-        maps: name -> map function, see :func:`map_functions`.
-        others: name -> classifiers evaluated beside it where that makes sense, such as its control.
-        opened: how the data sets of the transfer suite are opened: arguments of :func:`heedmap.data.open.open_data`.
-    """
-
-    classifier: AttentionClassifier
+    classifier: AttentionClassifier  # on the device to compute on, in eval mode
     images: ImageDataset
-    labels: Tensor
-    maps: Mapping[str, MapFunction] = field(default_factory=dict)
-    others: Mapping[str, AttentionClassifier] = field(default_factory=dict)
-    opened: Mapping[str, Any] = field(default_factory=dict)
+    labels: Tensor  # (N,) in the order of the classifier's classes
+    maps: Mapping[str, MapFunction] = field(default_factory=dict)  # see map_functions
+    others: Mapping[str, AttentionClassifier] = field(default_factory=dict)  # evaluated beside it, such as its control
+    opened: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_data for the transfer suite
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -135,15 +126,9 @@ class Subject:
 
 
 class Suite(ABC):
-    """An entry of ``SUITES``; the constructor opens what it needs, so that a wrong name fails before minutes of work.
+    """An entry of ``SUITES``, which evaluates the images ``rows`` (n,); ``sample`` says how many of how many these are.
 
-    Attributes:
-        rows: (n,) the images that it evaluates.
-        sample: how many images of how many these are.
-        message: the line of progress while it runs.
-
-    Raises:
-        DataError, OptionError: from the constructor, where a data set or annotations cannot be used.
+    The constructor opens what it needs, so that a wrong name fails (DataError, OptionError) before minutes of work.
     """
 
     name: ClassVar[str]

@@ -115,8 +115,7 @@ def predict(
 
     Raises:
         DataError: nothing to read, or a folder that holds something else or predictions with other options.
-        OptionError: pyarrow is not installed.
-        RunError: the folder cannot be written.
+        OptionError, RunError: pyarrow is not installed; the folder cannot be written.
     """
     if not isinstance(images, Sources):
         images = find_sources((images,) if isinstance(images, str | Path) else images)

@@ -162,12 +162,7 @@ def _whitening_batches(classifier: AttentionClassifier, dataset: ImageDataset) -
 
 
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
-    """Check that ``options``, given beside ``resume``, are those of the run, since its own are taken.
-
-    Raises:
-        OptionError: an option that would be ignored.
-        RunError: the run cannot be read.
-    """
+    """Raise OptionError where options given beside ``resume`` are not the run's own, which are taken."""
     own, given = with_absolute_paths(Run.open(run, finished=False).options), with_absolute_paths(options)
     for field in dataclasses.fields(TrainOptions):
         value, before = getattr(given, field.name), getattr(own, field.name)
