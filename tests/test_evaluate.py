@@ -23,11 +23,11 @@ from heedmap.metrics.prediction import ComputeOptions, DatasetPredictions, predi
 from heedmap.models.classifier import AttentionClassifier
 from heedmap.runs import Run
 from heedmap.system import cores
-from heedmap.types import Audit, Finding
+from heedmap.types import Audit, EpochReport, Finding
 from heedmap.workflows.evaluate.data import DataOptions, EvaluationData, cache_of
 from heedmap.workflows.evaluate.data import test_part as part_evaluated
 from heedmap.workflows.evaluate.evaluate import evaluate, evaluate_accuracy
-from heedmap.workflows.evaluate.page import epoch_report, panel_sheet, read_audit, refresh, write_evaluation
+from heedmap.workflows.evaluate.page import panel_sheet, read_audit, refresh, write_evaluation
 from heedmap.workflows.evaluate.suites import EvaluateOptions, Subject
 
 CPU = ComputeOptions(device=torch.device("cpu"))
@@ -281,8 +281,8 @@ def test_the_audit_comes_back_as_it_was_written(finished_run: Path) -> None:
 
 def test_an_epoch_comes_back_with_what_was_not_a_number(finished_run: Path) -> None:
     record = next(each for each in Run.open(finished_run).read_metrics() if each["kind"] == "epoch")
-    assert epoch_report(record).epoch == 1
-    assert math.isnan(epoch_report({**record, "validation_loss": None}).validation_loss)
+    assert EpochReport.from_record(record).epoch == 1
+    assert math.isnan(EpochReport.from_record({**record, "validation_loss": None}).validation_loss)
 
 
 def test_a_sheet_of_panels_is_one_image_a_row(finished_run: Path, cue_folder: Path) -> None:

@@ -43,8 +43,7 @@ def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Pat
         RunError: the folder cannot be written.
     """
     if not isinstance(model, Run | AttentionClassifier):  # the path of a run, most likely
-        way = "open a run's folder with heedmap.Run.open"
-        raise ModelError(f"save_pretrained takes a run or a classifier, not {model!r}; {way}.")
+        raise ModelError(f"save_pretrained takes a run or a classifier, not {model!r}; open a run by heedmap.Run.open.")
     run = model if isinstance(model, Run) else None
     classifier = model.classifier() if isinstance(model, Run) else model
     architecture = classifier.architecture if run is None else run.architecture
