@@ -62,9 +62,9 @@ def _forget_sources(model: Any) -> None:
     """Remove the exporter's notes on each node: lines of source with their paths."""
     for part in (model.graph, *model.functions):
         del part.metadata_props[:]
-        for each in (*part.node, *part.value_info):
-            del each.metadata_props[:]
-            each.doc_string = ""
+        for item in (*part.node, *part.value_info):
+            del item.metadata_props[:]
+            item.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
 
@@ -98,7 +98,7 @@ def load_onnx(content: bytes, names: Sequence[str]) -> Prediction:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    takes = {each.name for each in session.get_inputs()}
+    takes = {tensor.name for tensor in session.get_inputs()}
 
     def predict(images: NDArray[np.uint8]) -> Named:
         feed: dict[str, Any] = {"images": images, "target": np.full(len(images), -1, np.int64)}

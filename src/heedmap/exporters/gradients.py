@@ -68,15 +68,15 @@ def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) ->
         maps = {"grad_cam": cam, "saliency": at_pixels.abs().amax(1, keepdim=True)}
         return {**outputs, **{f"{MAP}{name}": maps[name] for name in include}}
 
-    needs = [each for each in module.parameters() if each.requires_grad]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
-        for parameter in needs:
+        for parameter in trained:
             parameter.requires_grad_(False)
         with quiet():
             trace = make_fx(predict, _table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
             return trace(*example), layer
     finally:
-        for parameter in needs:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 

@@ -72,7 +72,7 @@ def compare_outputs(
     for row, outputs in enumerate(alone):
         _worsen(resized, outputs, {name: values[row : row + 1] for name, values in expected.items()})
     same = [outputs["logits"].argmax() == row.argmax() for outputs, row in zip(alone, expected["logits"], strict=True)]
-    shares = {name: float(np.mean(each)) for name, each in beyond.items()}
+    shares = {name: float(np.mean(values)) for name, values in beyond.items()}
     return Parity(len(images), BATCHES, limit, worst, shares, resized, float(np.mean(same)))
 
 

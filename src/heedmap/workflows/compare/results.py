@@ -36,7 +36,7 @@ class Measure:
     name: str
     unit: str  # "share" (shown in per cent, differences in points) or "number"
     better: str  # "higher", "lower", or empty where neither is
-    group: str = "answers"  # or "pointing", "overlap", "boxes", "cost"; each is a table of its own
+    group: str = "predictions"  # or "pointing", "overlap", "boxes", "cost"; each is a table of its own
 
 
 MEASURES = (
@@ -123,7 +123,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _measures(figures: Iterable[Mapping[str, float]]) -> list[Measure]:
     """Return the measures that any run has, in their order."""
-    known = dict.fromkeys(key for each in figures for key, value in each.items() if not math.isnan(value))
+    known = dict.fromkeys(key for row in figures for key, value in row.items() if not math.isnan(value))
     words = [(key, group) for word, group in MAPS.values() for key in known if key.startswith(f"{word} ")]
     maps = [Measure(key, key, "share", "higher", group) for key, group in words]
     return [measure for measure in (*MEASURES, *maps, *COSTS) if measure.key in known]

@@ -1,4 +1,4 @@
-"""Write what an evaluation found: the files of a finished run, a folder of its own, and the page of each."""
+"""Write the results of an evaluation: the files of a finished run, a folder of its own, and the page of each."""
 
 import io
 import json

@@ -99,7 +99,7 @@ def _train(
             prepared = replace(prepared, options=derive(replace(options, batch_size=batch), prepared.splits))
     # The run records the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
-    parameters = sum(each.numel() for each in classifier.parameters())
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
     progress.message(plan_sentence(prepared.options, prepared.sizes, classifier.taps, parameters))
     if run is None:
         run = _create(prepared, accelerator, command, folder_existed)

@@ -130,7 +130,7 @@ def visualize(
 
 @dataclass(frozen=True)
 class _Query:
-    """The other image whose query is used: its file's name, its square, and its query where that changes the maps."""
+    """The image whose query is used: its file's name, its square, and its query where that changes the maps."""
 
     name: str
     view: Image.Image
@@ -235,7 +235,7 @@ def _begin(job: _Job, pool: ThreadPoolExecutor, batch: list[DecodedImage]) -> _D
     vector = None if job.query is None else job.query.vector
     other = [None] * len(batch) if vector is None else list[Prediction | None](job.predictor(pixels, vector))
     if job.options.scale == "set":
-        job.ends = common_ends((each for each in (*own, *other) if each is not None), job.ends)
+        job.ends = common_ends((prediction for prediction in (*own, *other) if prediction is not None), job.ends)
     names = [job.names(image.item.stem) for image in batch if image.item is not None]
     job.unfinished += names
     return [pool.submit(_write, job, *row) for row in zip(names, batch, own, other, strict=True)]
