@@ -358,7 +358,7 @@ def test_a_signal_between_two_runs_prints_how_to_resume(
     cue_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = sys.modules["heedmap.workflows.compare"]
-    monkeypatch.setattr(room, "run_in_process", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(room, "run_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     out = tmp_path / "out"
     with term_as_interrupt(), pytest.raises(Stopped, match=f"heedmap compare --resume {out}"):
         compare(plan_of(cue_folder, 1), out)

@@ -17,7 +17,7 @@ from heedmap.cli.main import main
 from heedmap.data.decoding import square
 from heedmap.errors import DataError, HeedmapError, ModelError, OptionError
 from heedmap.exporters import INCLUDES, ExportOptions, export
-from heedmap.exporters import onnx as onnx_file
+from heedmap.exporters import formats as onnx_file
 from heedmap.exporters.gradients import avg_pool_backward, with_gradients
 from heedmap.exporters.parity import compare_outputs
 from heedmap.exporters.wrapper import NamedOutputs, Squared

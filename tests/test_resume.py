@@ -43,8 +43,7 @@ from heedmap.runs import CHECKPOINT, METRICS, MODEL, Run
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.types import EpochReport, StepReport
 from heedmap.workflows.train import tracking
-from heedmap.workflows.train.checkpointing import Checkpointer
-from heedmap.workflows.train.tracking import Trackers
+from heedmap.workflows.train.checkpointing import Checkpointer, Trackers
 from heedmap.workflows.train.train import train
 
 State = tuple[dict[str, Tensor], dict[str, Any]]

@@ -33,63 +33,33 @@ if TYPE_CHECKING:
     from heedmap.workflows.train.train import train
     from heedmap.workflows.visualize import visualize
 
-
-_HOMES = {
-    "Architecture": "heedmap.models.architecture",
-    "AttentionClassifier": "heedmap.models.classifier",
-    "AttentionMap": "heedmap.types",
-    "ExportOptions": "heedmap.config",
-    "HeedmapError": "heedmap.errors",
-    "OnnxClassifier": "heedmap.inference.onnx",
-    "Output": "heedmap.types",
-    "Run": "heedmap.runs",
-    "TrainOptions": "heedmap.config",
-    "attach": "heedmap.models.factory",
-    "audit": "heedmap.data.audit.findings",
-    "build_classifier": "heedmap.models.factory",
-    "combined_map": "heedmap.models.classifier",
-    "compare": "heedmap.workflows.compare",
-    "evaluate": "heedmap.workflows.evaluate.evaluate",
-    "explain": "heedmap.attribution",
-    "export": "heedmap.exporters",
-    "fit": "heedmap.training.trainer",
-    "from_pretrained": "heedmap.hub",
-    "open_data": "heedmap.data",
-    "predict": "heedmap.workflows.predict",
-    "push_to_hub": "heedmap.hub",
-    "save_pretrained": "heedmap.hub",
-    "train": "heedmap.workflows.train.train",
-    "visualize": "heedmap.workflows.visualize",
+_NAMES = {  # by module
+    "attribution": "explain",
+    "config": "ExportOptions TrainOptions",
+    "data": "open_data",
+    "data.audit.findings": "audit",
+    "errors": "HeedmapError",
+    "exporters": "export",
+    "hub": "from_pretrained push_to_hub save_pretrained",
+    "inference.onnx": "OnnxClassifier",
+    "models.architecture": "Architecture",
+    "models.classifier": "AttentionClassifier combined_map",
+    "models.factory": "attach build_classifier",
+    "runs": "Run",
+    "training.trainer": "fit",
+    "types": "AttentionMap Output",
+    "workflows.compare": "compare",
+    "workflows.evaluate.evaluate": "evaluate",
+    "workflows.predict": "predict",
+    "workflows.train.train": "train",
+    "workflows.visualize": "visualize",
 }
+_HOMES = {name: f"heedmap.{module}" for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "Architecture",
-    "AttentionClassifier",
-    "AttentionMap",
-    "ExportOptions",
-    "HeedmapError",
-    "OnnxClassifier",
-    "Output",
-    "Run",
-    "TrainOptions",
-    "__version__",
-    "attach",
-    "audit",
-    "build_classifier",
-    "combined_map",
-    "compare",
-    "evaluate",
-    "explain",
-    "export",
-    "fit",
-    "from_pretrained",
-    "open_data",
-    "predict",
-    "push_to_hub",
-    "save_pretrained",
-    "train",
-    "visualize",
-]
+__all__ = ["Architecture", "AttentionClassifier", "AttentionMap", "ExportOptions", "HeedmapError", "OnnxClassifier"]
+__all__ += ["Output", "Run", "TrainOptions", "__version__", "attach", "audit", "build_classifier", "combined_map"]
+__all__ += ["compare", "evaluate", "explain", "export", "fit", "from_pretrained", "open_data", "predict"]
+__all__ += ["push_to_hub", "save_pretrained", "train", "visualize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -110,8 +80,5 @@ def _shown(formatter: str, value: object) -> str:
     return str(make(value))
 
 
-HTML.update(
-    AttentionMap=functools.partial(_shown, "map_html"),
-    Output=functools.partial(_shown, "output_html"),
-    Run=functools.partial(_shown, "run_html"),
-)
+for _name, _formatter in {"AttentionMap": "map_html", "Output": "output_html", "Run": "run_html"}.items():
+    HTML[_name] = functools.partial(_shown, _formatter)

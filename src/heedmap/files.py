@@ -14,11 +14,7 @@ from heedmap.errors import RunError
 
 
 def refuse_pickle(path: Path) -> None:
-    """Check the first bytes of a file of weights.
-
-    Raises:
-        RunError: it is missing, or a pickle (bare, or in PyTorch's zip file).
-    """
+    """Raise RunError where a file of weights is missing, or a pickle (bare, or in PyTorch's zip file)."""
     try:
         with path.open("rb") as content:
             start = content.read(9)
@@ -36,10 +32,9 @@ def as_utf8(text: str) -> bytes:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """Lock a folder for this process and those that inherit the lock; yields it, or None where the system has none.
+    """Lock a folder for this process and those that inherit the lock; yield it, or None where the system has none.
 
-    Raises:
-        RunError: another process has locked it.
+    RunError where another process has locked the folder.
     """
     if os.name != "posix":
         yield None
@@ -76,19 +71,15 @@ def write_whole(target: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turn errors of the disk into one line.
-
-    Raises:
-        RunError: full, read-only, or not permitted.
-    """
+    """Turn errors of the disk, such as a full one, into a RunError of one line."""
+    space, other = "free some space and start again, a training with --resume", "name another --out"
     reasons = {
-        errno.ENOSPC: "the disk is full; free some space and start again, a training with --resume",
-        errno.EDQUOT: "the disk quota is used up; free some space and start again, a training with --resume",
-        errno.EACCES: "no permission to write there; name another --out",
-        errno.EPERM: "no permission to write there; name another --out",
-        errno.EROFS: "the disk is read-only; name another --out",
+        errno.ENOSPC: f"the disk is full; {space}",
+        errno.EDQUOT: f"the disk quota is used up; {space}",
+        **dict.fromkeys((errno.EACCES, errno.EPERM), f"no permission to write there; {other}"),
+        errno.EROFS: f"the disk is read-only; {other}",
         errno.ENAMETOOLONG: "the name is too long; give a shorter one",
-        errno.ENOTDIR: "a part of the path is a file, not a folder; name another --out",
+        errno.ENOTDIR: f"a part of the path is a file, not a folder; {other}",
     }
     try:
         yield
@@ -97,11 +88,7 @@ def disk(path: Path) -> Iterator[None]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file of ``name: value`` lines.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    """Read a YAML file of ``name: value`` lines; RunError where it is missing or damaged."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -128,12 +115,11 @@ def finite(value: Any) -> Any:
 
 def what_file(path: Path) -> str:
     """Return what a file in place of a run is, and which command takes it: the end of a sentence."""
-    kind = path.suffix.lower()
-    if kind == ".onnx":
-        return "an exported file, which `heedmap visualize` and `heedmap serve` take; name the run's folder here."
-    if kind == ".pt2":
-        return "a program for torch.export.load, which no command takes; name a run's folder."
-    return "a file, and neither a run's folder nor an exported .onnx file."
+    kinds = {
+        ".onnx": "an exported file, which `heedmap visualize` and `heedmap serve` take; name the run's folder here.",
+        ".pt2": "a program for torch.export.load, which no command takes; name a run's folder.",
+    }
+    return kinds.get(path.suffix.lower(), "a file, and neither a run's folder nor an exported .onnx file.")
 
 
 @overload

@@ -1,9 +1,5 @@
 """Share a classifier in the form of Hugging Face's hub: a folder with config.json, model.safetensors and README.md.
 
-    save_pretrained(run, "cats-and-dogs")
-    push_to_hub(run, "me/cats-and-dogs")
-    classifier = from_pretrained("me/cats-and-dogs")
-
 The model card, README.md, is written from the run's evaluation. No pickle is ever read, and a folder with one is
 refused: other software would load it.
 """
@@ -11,7 +7,7 @@ refused: other software would load it.
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,15 +30,12 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Path:
-    """Write a classifier into a folder that :func:`from_pretrained` and the hub can read.
+    """Write a classifier into a folder that :func:`from_pretrained` and the hub can read; return the folder.
 
     Args:
         model: a finished run, or a classifier that :func:`heedmap.build_classifier` or :func:`from_pretrained`
             returned; the card of a classifier alone has no figures.
         folder: created if needed; the three files of an earlier call are replaced, others stay.
-
-    Returns:
-        The folder.
 
     Raises:
         ModelError: neither a run nor a classifier; a classifier around a network of your own, which cannot be built
@@ -50,17 +43,13 @@ def save_pretrained(model: Run | AttentionClassifier, folder: str | Path) -> Pat
         RunError: the folder cannot be written.
     """
     if not isinstance(model, Run | AttentionClassifier):  # the path of a run, most likely
-        raise ModelError(
-            f"save_pretrained takes a run or a classifier, not {model!r}; open a run's folder with heedmap.Run.open."
-        )
+        raise ModelError(f"save_pretrained takes a run or a classifier, not {model!r}; open a run by heedmap.Run.open.")
     run = model if isinstance(model, Run) else None
     classifier = model.classifier() if isinstance(model, Run) else model
     architecture = classifier.architecture if run is None else run.architecture
     if architecture is None:
-        raise ModelError(
-            "This classifier is built around a network of your own and cannot be built again from a description; keep "
-            "your code, and its state_dict as safetensors."
-        )
+        why = "is built around a network of your own and cannot be built again from a description"
+        raise ModelError(f"This classifier {why}; keep your code, and its state_dict as safetensors.")
     out = Path(folder)
     version = {"library_name": "heedmap", "schema": SCHEMA, "heedmap": __version__}
     config = json.dumps({**version, "architecture": asdict(architecture)}, indent=1, ensure_ascii=False)
@@ -86,8 +75,7 @@ def from_pretrained(
         local_files_only: use what was downloaded before, without a connection.
 
     Raises:
-        ModelError: no such folder or name, the hub out of reach, a pickle in the folder, a file that is missing,
-            damaged, or from a newer heedmap.
+        ModelError: no such folder or name, the hub out of reach, a pickle, a missing, damaged or newer file.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -106,16 +94,12 @@ def from_pretrained(
 
 
 def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = False, message: str = "") -> str:
-    """Upload a classifier to the hub, with the account of ``hf auth login`` or HF_TOKEN.
+    """Upload a classifier to the hub, with the account of ``hf auth login`` or HF_TOKEN; return the commit's address.
 
     Args:
         model: see :func:`save_pretrained`.
-        name: of the repository, such as ``me/cats-and-dogs``; created if needed.
-        private: whether a created repository is private.
+        name: of the repository, such as ``me/cats-and-dogs``; created if needed, ``private`` or not.
         message: of the commit.
-
-    Returns:
-        The commit's address.
 
     Raises:
         ModelError: huggingface_hub is missing, the hub is out of reach, or it refuses.
@@ -125,43 +109,32 @@ def push_to_hub(model: Run | AttentionClassifier, name: str, *, private: bool = 
         save_pretrained(model, folder)
         api = hub.HfApi(library_name="heedmap")
         api.create_repo(repo_id=name, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message=message or "A classifier with attention maps, by heedmap"
-        )
-    return str(commit.commit_url)
+        message = message or "A classifier with attention maps, by heedmap"
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message).commit_url)
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Look for files that would be replaced although heedmap did not write them; config.json vouches for the weights.
-
-    Raises:
-        ModelError: there is one.
-    """
-    ours = _is_our_config(folder / CONFIG)
-    is_ours = {CONFIG: ours, WEIGHTS: ours, CARD: _is_our_card(folder / CARD)}
-    foreign = [name for name in is_ours if (folder / name).exists() and not is_ours[name]]
-    if foreign:
-        raise ModelError(
-            f"{folder / foreign[0]} was not written by heedmap.save_pretrained and would be lost; name another folder, "
-            "or move the file away."
-        )
+    """Refuse to replace files that heedmap did not write; config.json vouches for the weights."""
+    is_ours = {name: _is_our_config(folder / CONFIG) for name in (CONFIG, WEIGHTS)}
+    for name, ours in {**is_ours, CARD: _is_our_card(folder / CARD)}.items():
+        if (folder / name).exists() and not ours:
+            why = "was not written by heedmap.save_pretrained and would be lost"
+            raise ModelError(f"{folder / name} {why}; name another folder, or move the file away.")
 
 
 def _is_our_config(path: Path) -> bool:
-    try:
+    with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("library_name") == "heedmap"
+        return isinstance(content, dict) and content.get("library_name") == "heedmap"
+    return False
 
 
 def _is_our_card(path: Path) -> bool:
     """Return whether the front matter, which people may have added to, names heedmap."""
-    try:
+    with suppress(OSError, ValueError):
         before, _, rest = path.read_text(encoding="utf-8").partition("---\n")
-    except (OSError, ValueError):
-        return False
-    return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
+        return not before and "library_name: heedmap" in rest.partition("\n---")[0].splitlines()
+    return False
 
 
 def _read_architecture(folder: Path) -> Architecture:
@@ -185,10 +158,8 @@ def _read_architecture(folder: Path) -> Architecture:
 def _refuse_pickles(where: str | Path, names: Iterable[str]) -> None:
     for name in names:
         if Path(name).suffix.lower() in PICKLES:
-            raise ModelError(
-                f"{name} in {where} may be a pickle, which can run code when loaded; so nothing there is read. "
-                f"Remove it; heedmap needs {CONFIG} and {WEIGHTS} only."
-            )
+            why = "may be a pickle, which can run code when loaded; so nothing there is read"
+            raise ModelError(f"{name} in {where} {why}. Remove it; heedmap needs {CONFIG} and {WEIGHTS} only.")
 
 
 def _hub() -> Any:
@@ -208,23 +179,13 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
     with _one_line_errors(hub, name, local_files_only):
         if not local_files_only:
             _refuse_pickles(name, hub.HfApi(library_name="heedmap").list_repo_files(name, revision=revision))
-        folder = hub.snapshot_download(
-            name,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=[CONFIG, WEIGHTS, CARD],
-            library_name="heedmap",
-        )
-    return Path(folder)
+        options = {"allow_patterns": [CONFIG, WEIGHTS, CARD], "library_name": "heedmap"}
+        return Path(hub.snapshot_download(name, revision=revision, local_files_only=local_files_only, **options))
 
 
 @contextmanager
 def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Iterator[None]:
-    """Turn the hub's errors into one line.
-
-    Raises:
-        ModelError: no such name, nothing downloaded before, no permission, or out of reach.
-    """
+    """Turn the hub's errors into a ModelError of one line."""
     errors = hub.errors
     try:
         yield
@@ -240,23 +201,23 @@ def _one_line_errors(hub: Any, name: str, local_files_only: bool = False) -> Ite
     except Exception as error:  # the HTTP library below huggingface_hub has errors of its own
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        raise ModelError(
-            f"The hub is out of reach for {name!r} ({type(error).__name__}); name a folder, or use what was "
-            "downloaded before with local_files_only=True."
-        ) from None
+        way = "name a folder, or use what was downloaded before with local_files_only=True"
+        raise ModelError(f"The hub is out of reach for {name!r} ({type(error).__name__}); {way}.") from None
 
 
 def _card(architecture: Architecture, run: Run | None) -> str:
     """Return README.md: the front matter that the hub reads, then the page."""
     title = f"{architecture.model} with {architecture.attention} attention"
     evaluation = run.read_json(EVALUATION) if run else None
-    front: dict[str, Any] = {
-        "library_name": "heedmap",
-        "pipeline_tag": "image-classification",
-        "tags": ["heedmap", "attention", "image-classification"],
-    }
-    if evaluation and run:
-        front["model-index"] = [_index(title, run, evaluation)]
+    front: dict[str, Any] = {"library_name": "heedmap", "pipeline_tag": "image-classification"}
+    front["tags"] = ["heedmap", "attention", "image-classification"]
+    if evaluation and run:  # the figures in the form of the hub's own listing
+        data = Path(run.options.data).name
+        known = (("accuracy", "top-1", "top1"), ("ece", "expected calibration error", "ece"))
+        metrics = [{"type": kind, "name": name, "value": round(evaluation[key], 6)} for kind, name, key in known]
+        dataset = {"type": data, "name": data, "split": evaluation["part"]}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
+        front["model-index"] = [{"name": title, "results": [result]}]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     side, taps = architecture.image_size, architecture.taps
     description = f"""- images: the centred square at {side} x {side}, RGB in [0, 1]; the normalisation is inside
@@ -267,26 +228,13 @@ def _card(architecture: Architecture, run: Run | None) -> str:
     return "\n".join([f"---\n{head}---\n", f"# {title}\n", description, figures, _USE])
 
 
-def _index(title: str, run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures in the form of the hub's own listing."""
-    data = Path(run.options.data).name
-    metrics = [
-        {"type": "accuracy", "name": "top-1", "value": round(evaluation["top1"], 6)},
-        {"type": "ece", "name": "expected calibration error", "value": round(evaluation["ece"], 6)},
-    ]
-    dataset = {"type": data, "name": data, "split": evaluation["part"]}
-    task = {"type": "image-classification"}
-    return {"name": title, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
-
-
 def _figures(run: Run, evaluation: dict[str, Any]) -> str:
     options = run.options
     lines = [
         "## Results\n",
         f"Trained on {Path(options.data).name} for {options.epochs} epochs with seed {options.seed}. "
         f"Evaluated once, on {evaluation['count']:,} images of the part {evaluation['part']}.\n",
-        "| metric | value |",
-        "| --- | --- |",
+        "| metric | value |\n| --- | --- |",
         f"| top-1 | {evaluation['top1']:.2%} |",
         f"| calibration error (ECE) | {evaluation['ece']:.3f} |",
         f"| negative log-likelihood | {evaluation['nll']:.3f} |",
@@ -294,10 +242,8 @@ def _figures(run: Run, evaluation: dict[str, Any]) -> str:
     pointing = evaluation.get("pointing") or {}
     lines += [f"| hottest point inside the object's box, {name} | {share:.1%} |" for name, share in pointing.items()]
     lines += ["", "| class | images | precision | recall |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {row['name']} | {row['count']} | {row['precision']:.1%} | {row['recall']:.1%} |"
-        for row in evaluation["per_class"]
-    ]
+    row = "| {name} | {count} | {precision:.1%} | {recall:.1%} |"
+    lines += [row.format(**figures) for figures in evaluation["per_class"]]
     return "\n".join(lines) + "\n"
 
 

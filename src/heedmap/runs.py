@@ -3,10 +3,9 @@
     config.yaml             options with derived values, architecture, command, versions
     metrics.jsonl           one record a line: some steps, every epoch
     checkpoint.safetensors  the state to resume from; removed when the run is finished
-    audit.json  evaluation.json  panels/  tensorboard/  metrics.csv
-    predictions.csv         the prediction for each image of the test part
     model.safetensors       the weights of the best epoch
-    report.html             the page to look at
+    predictions.csv         the prediction for each image of the test part
+    report.html  audit.json  evaluation.json  panels/  tensorboard/  metrics.csv
     manifest.json           written last: sizes and SHA-256 of the files; a run without it is not finished
 
 Files are written atomically, so a file is there whole or not at all. Nothing is ever unpickled.
@@ -42,12 +41,7 @@ AUDIT, EVALUATION, PREDICTIONS = "audit.json", "evaluation.json", "predictions.c
 
 
 class Run:
-    """One run folder. See :meth:`create` and :meth:`open`.
-
-    Attributes:
-        path: the folder.
-        config: what config.yaml holds.
-    """
+    """One run folder, ``path``, and the content of its config.yaml. See :meth:`create` and :meth:`open`."""
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = path, config
@@ -57,11 +51,7 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path) -> Run:
-        """Create an empty run folder.
-
-        Raises:
-            RunError: something is there already, or it cannot be created.
-        """
+        """Create an empty run folder; RunError where something is there already, or it cannot be created."""
         cls.refuse_existing(path)
         folder = Path(path)
         with disk(folder):
@@ -70,11 +60,7 @@ class Run:
 
     @staticmethod
     def refuse_existing(path: str | Path) -> None:
-        """Check that a new run may be put there.
-
-        Raises:
-            RunError: something is there already.
-        """
+        """Raise RunError where something is in the place of a new run already."""
         folder = Path(path)
         with disk(folder):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -86,11 +72,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, *, finished: bool = True) -> Run:
-        """Open a run folder.
-
-        Args:
-            path: the folder.
-            finished: whether the run has to be finished, with files that are unchanged.
+        """Open a run folder; with ``finished`` it has to be finished, with files that are unchanged.
 
         Raises:
             RunError: no such folder, not a run, not finished, from a newer heedmap, or changed since.
@@ -107,30 +89,20 @@ class Run:
         if not isinstance(schema, int):
             raise RunError(f"{folder / CONFIG} is damaged: it has no layout number (schema).")
         if schema > SCHEMA:
-            raise RunError(
-                f"{folder} was written by heedmap {run.config.get('heedmap')} with layout {schema}; "
-                f"this one reads up to layout {SCHEMA}. Install a newer heedmap."
-            )
+            writer = f"heedmap {run.config.get('heedmap')} with layout {schema}"
+            raise RunError(f"{folder} was written by {writer}; up to {SCHEMA} can be read. Install a newer heedmap.")
         if finished:
             run._check_manifest()
         return run
 
     @property
     def options(self) -> TrainOptions:
-        """The options of the run, with derived values.
-
-        Raises:
-            RunError: config.yaml lacks them.
-        """
+        """The options of the run, with derived values; RunError where config.yaml lacks them."""
         return TrainOptions(**known_options(self._part("options"), where=f" in {self.path / CONFIG}"))
 
     @property
     def architecture(self) -> Architecture:
-        """What the classifier is made of.
-
-        Raises:
-            RunError: config.yaml lacks it.
-        """
+        """What the classifier is built from; RunError where config.yaml lacks it."""
         part = self._part("architecture")
         try:
             return Architecture.from_dict(part)
@@ -148,19 +120,14 @@ class Run:
         return (self.path / CHECKPOINT).is_file()
 
     def classifier(self) -> AttentionClassifier:
-        """Return the classifier with the weights of the best epoch, in eval mode.
-
-        Raises:
-            RunError: the weights are missing, damaged, or do not fit.
-        """
+        """Return the classifier with the weights of the best epoch, in eval mode; RunError where that cannot be."""
         classifier = build_classifier(self.architecture)
         tensors, _ = self._load(MODEL)
-        shapes = [{name: each.shape for name, each in part.items()} for part in (classifier.state_dict(), tensors)]
+        shapes = [{name: value.shape for name, value in part.items()} for part in (classifier.state_dict(), tensors)]
         if odd := [name for part in shapes for name in part if shapes[0].get(name) != shapes[1].get(name)]:
-            raise RunError(
-                f"{self.path / MODEL} was made by another version of heedmap ({self.config.get('heedmap')}) and does "
-                f"not fit this one (at {odd[0]!r}); train it again."
-            )
+            maker = f"another version of heedmap ({self.config.get('heedmap')})"
+            where = f"does not fit this one (at {odd[0]!r})"
+            raise RunError(f"{self.path / MODEL} was made by {maker} and {where}; train it again.")
         classifier.load_state_dict(tensors)
         return classifier.eval()
 
@@ -171,11 +138,7 @@ class Run:
         self.write(CONFIG, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
 
     def write(self, name: str, content: bytes) -> Path:
-        """Write a file of the run atomically.
-
-        Raises:
-            RunError: the disk is full or the folder may not be written.
-        """
+        """Write a file of the run atomically; RunError where the disk is full or may not be written."""
         target = self.path / name
         with disk(target):
             target.parent.mkdir(exist_ok=True)
@@ -187,11 +150,7 @@ class Run:
         self.write(name, as_utf8(json.dumps(content, indent=1, ensure_ascii=False)))
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run; None if it does not exist.
-
-        Raises:
-            RunError: it is not JSON.
-        """
+        """Read a JSON file of the run, None if it does not exist; RunError where it is not JSON."""
         path = self.path / name
         if not path.is_file():
             return None
@@ -209,11 +168,7 @@ class Run:
         self._save(CHECKPOINT, tensors, progress)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read the checkpoint; None if there is none yet.
-
-        Raises:
-            RunError: it is damaged, or a pickle.
-        """
+        """Read the checkpoint, None if there is none yet; RunError where it is damaged, or a pickle."""
         return self._load(CHECKPOINT) if self.has_checkpoint else None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -225,22 +180,17 @@ class Run:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of metrics.jsonl; one cut off by a sudden death is skipped."""
         path = self.path / METRICS
-        if not path.is_file():
-            return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
         return records
 
     def rewind_metrics(self, step: int, epochs: int) -> None:
         """Remove lines after ``step`` and epochs after the first ``epochs``: a resumed run writes them again."""
-        records = [
-            record
-            for record in self.read_metrics()
-            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record["epoch"] <= epochs)
-        ]
-        self.write(METRICS, "".join(json.dumps(record) + "\n" for record in records).encode())
+        records = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+        lines = (json.dumps(r) + "\n" for r in records if r.get("kind") != "epoch" or r["epoch"] <= epochs)
+        self.write(METRICS, "".join(lines).encode())
 
     def clean(self) -> None:
         """Remove partial files that a sudden death may have left."""
@@ -267,10 +217,8 @@ class Run:
             if not path.is_file():
                 raise RunError(f"{self.path} is incomplete: {name} is missing. Train it again, or restore the file.")
             if sums.get(name) != sha256(path):
-                raise RunError(
-                    f"{path} was changed since the run was finished: its SHA-256 is not the one in {MANIFEST}. "
-                    "Restore the file, or train the run again."
-                )
+                what = f"was changed since the run was finished: its SHA-256 is not the one in {MANIFEST}"
+                raise RunError(f"{path} {what}. Restore the file, or train the run again.")
 
     def _part(self, name: str) -> dict[str, Any]:
         part = self.config.get(name)

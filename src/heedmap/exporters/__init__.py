@@ -1,15 +1,14 @@
 """A trained classifier as one file that runs without heedmap: images in, probabilities and maps out.
 
-    images          uint8 RGB (B, H, W, 3), any H and W
-      Squared         centred square at the network's size, as in training
-      NamedOutputs    normalisation, backbone, attention, head
-    logits, probabilities, map_TAP ..., map_combined
+It takes ``images``, uint8 RGB (B, H, W, 3) of any height and width, and returns ``logits``, ``probabilities``,
+``map_TAP`` ... and ``map_combined``; the centred square and the normalisation are inside.
 
 Nothing is written before the file has been verified: its outputs for real images are compared with the model's, and
 the differences are recorded in its metadata.
 """
 
 import copy
+import functools
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -24,12 +23,12 @@ from PIL import Image
 from heedmap._version import __version__
 from heedmap.attribution import METHODS, explain
 from heedmap.config import ExportOptions
+from heedmap.data import FolderDataset, open_data
+from heedmap.data.decoding import read_image
 from heedmap.errors import DataError, ModelError, OptionError
-from heedmap.exporters.calibration import images_of
+from heedmap.exporters.formats import file_bytes, load_onnx, load_program, program_bytes, quantize, to_onnx, trace
 from heedmap.exporters.gradients import INCLUDES, with_gradients
-from heedmap.exporters.onnx import file_bytes, load_onnx, quantize, to_onnx, trace
 from heedmap.exporters.parity import LIMIT, Named, Parity, Prediction, compare_outputs
-from heedmap.exporters.torch_program import load_program, program_bytes
 from heedmap.exporters.wrapper import Exportable, NamedOutputs
 from heedmap.files import disk, write_whole
 from heedmap.inference.onnx import MAP, SCHEMA
@@ -41,24 +40,16 @@ __all__ = ["INCLUDES", "ExportOptions", "Exported", "Parity", "export"]
 
 LEAST_AGREEMENT = 0.85  # of eight bits with the model; 14 of 16 images
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
-_VERIFYING = "Comparing the file with the network ..."
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        path: the file.
-        parity: how closely its outputs agree with the model's.
-        megabytes: its size.
-        seconds: from start to file.
-    """
+    """The file that was written, and how closely its outputs agree with the model's."""
 
     path: Path
     parity: Parity
     megabytes: float
-    seconds: float
+    seconds: float  # from start to file
 
 
 def export(
@@ -80,14 +71,12 @@ def export(
             predicted one, and equal to those of :func:`heedmap.explain`. With ``int8`` the file has to predict the same
             class for all but one in seven images; how far it is off is reported.
         images: RGB, to compare file and model with; None takes 16 of the run's test part.
-        overwrite: replace a file that is there.
         progress: receives a message when each long stage begins.
 
     Raises:
         DataError: a classifier without images, a run whose data cannot be found, or an ``out`` that is there already.
         ModelError: a package is missing, the network cannot be exported, or the outputs differ; nothing is written.
-        OptionError: a suffix of another format.
-        RunError: the file cannot be written.
+        OptionError, RunError: a suffix of another format; a file that cannot be written.
     """
     started = time.monotonic()
     options, progress = options or ExportOptions(), progress or Progress()
@@ -119,9 +108,8 @@ def _target(model: Run | AttentionClassifier, out: str | Path | None, to: str, o
     if path.suffix.lower() != suffix:
         raise OptionError(f"A file of the format {to} ends in {suffix}; name {path.with_suffix(suffix)}.")
     if path.exists() and not overwrite:
-        raise DataError(
-            f"{path} exists already; name another --out, or allow it with --overwrite (overwrite=True in Python)."
-        )
+        way = "allow it with --overwrite (overwrite=True in Python)"
+        raise DataError(f"{path} exists already; name another --out, or {way}.")
     return path
 
 
@@ -129,12 +117,27 @@ def _examples(model: Run | AttentionClassifier, images: Iterable[Image.Image] | 
     if images is not None:
         examples = [image.convert("RGB") for image in images]
     elif isinstance(model, Run):
-        examples = images_of(model)
+        examples = _images_of(model)
     else:
         raise DataError("Name some images: a classifier that is not in a run has no test part to be compared on.")
     if not examples:
         raise DataError("There are no images for the comparison; name some.")
     return examples
+
+
+def _images_of(run: Run, count: int = 16) -> list[Image.Image]:
+    """Return up to ``count`` images spread evenly over the test part; files in full size, others in the network's."""
+    own = run.options
+    try:
+        data = open_data(own.data, root=own.root, download=False, seed=own.seed, test_share=own.test)
+    except DataError as error:
+        raise DataError(f"{error} Or name images with --images.") from None
+    part = data.test if data.test is not None else data.train
+    rows = np.linspace(0, len(part) - 1, min(count, len(part))).astype(int).tolist()
+    if isinstance(part, FolderDataset):
+        return [read_image(part.path(row)) for row in rows]
+    size = run.architecture.image_size
+    return [Image.fromarray(part.load(row, size).permute(1, 2, 0).numpy()) for row in rows]
 
 
 def _verified(
@@ -154,31 +157,26 @@ def _verified(
     if options.to == "onnx":
         progress.message("Writing it as ONNX ...")
         model = to_onnx(program, ["images", "target"][: 1 + bool(include)], names)
-        model = quantize(model) if options.int8 else model
-        progress.message(_VERIFYING)
-        parity = compare_outputs(load_onnx(file_bytes(model, metadata), names), reference, examples, size, LIMIT)
-        _check_parity(parity, options.int8)
-        return file_bytes(model, {**metadata, "parity": asdict(parity)}), parity
-    content = program_bytes(program, metadata)
-    progress.message(_VERIFYING)
-    parity = compare_outputs(load_program(content, takes_target=bool(include)), reference, examples, size, LIMIT)
+        to_bytes = functools.partial(file_bytes, quantize(model) if options.int8 else model)
+        file = load_onnx(to_bytes(metadata), names)
+    else:
+        to_bytes = functools.partial(program_bytes, program)
+        file = load_program(to_bytes(metadata), takes_target=bool(include))
+    progress.message("Comparing the file with the network ...")
+    parity = compare_outputs(file, reference, examples, size, LIMIT)
     _check_parity(parity, options.int8)
-    return program_bytes(program, {**metadata, "parity": asdict(parity)}), parity
+    return to_bytes({**metadata, "parity": asdict(parity)}), parity
 
 
 def _check_parity(parity: Parity, int8: bool) -> None:
     if int8:
         if not parity.agreement >= LEAST_AGREEMENT:
-            raise ModelError(
-                f"In eight bits the file predicts another class for {1 - parity.agreement:.0%} of {parity.images} "
-                "images. Nothing was written; leave --int8 out."
-            )
+            what = f"another class for {1 - parity.agreement:.0%} of {parity.images} images"
+            raise ModelError(f"In eight bits the file predicts {what}. Nothing was written; leave --int8 out.")
     elif parity.failures:
         name = max(parity.failures, key=lambda each: parity.beyond[each])
-        raise ModelError(
-            f"The outputs of the exported file are not the model's: {name} differs by {parity.differences[name]:.2g}, "
-            f"and {parity.limit:g} is allowed. Nothing was written."
-        )
+        what = f"{name} differs by {parity.differences[name]:.2g}, and {parity.limit:g} is allowed"
+        raise ModelError(f"The outputs of the exported file are not the model's: {what}. Nothing was written.")
 
 
 def _eager(classifier: AttentionClassifier, include: tuple[str, ...]) -> Prediction:
@@ -197,26 +195,19 @@ def _eager(classifier: AttentionClassifier, include: tuple[str, ...]) -> Predict
 
 def _methods(include: tuple[str, ...], layer: str) -> dict[str, dict[str, Any]]:
     """Return what legends need of the included maps where the table of methods is not at hand."""
-    return {
-        name: {
-            "method": INCLUDES[name],
-            "layer": layer if METHODS[INCLUDES[name]].needs_layer else "",
-            "sentence": METHODS[INCLUDES[name]].sentence,
-            "is_peaked": METHODS[INCLUDES[name]].is_peaked,
-        }
-        for name in include
-    }
+    content = {}
+    for name in include:
+        method = METHODS[INCLUDES[name]]
+        words = {"method": INCLUDES[name], "layer": layer if method.needs_layer else ""}
+        content[name] = {**words, "sentence": method.sentence, "is_peaked": method.is_peaked}
+    return content
 
 
 def _description(classifier: AttentionClassifier, outputs: list[str]) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "heedmap": __version__,
-        "classes": list(classifier.classes),
-        "image_size": classifier.image_size,
-        "taps": list(classifier.taps),
-        "attention": classifier.attention_name,
-        "attention_weights": classifier.attention_weights,
+        **{"schema": SCHEMA, "heedmap": __version__, "classes": list(classifier.classes)},
+        **{"image_size": classifier.image_size, "taps": list(classifier.taps)},
+        **{"attention": classifier.attention_name, "attention_weights": classifier.attention_weights},
         "input": "images: uint8 RGB (batch, height, width, 3), upright, any size",
         "preprocessing": "inside: centred square, antialiased bilinear to image_size, / 255, normalisation",
         "outputs": outputs,

@@ -14,7 +14,7 @@ from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from heedmap.attribution.layers import last_spatial, named_layer
-from heedmap.exporters.onnx import quiet
+from heedmap.exporters.formats import quiet
 from heedmap.exporters.wrapper import NamedOutputs
 from heedmap.inference.onnx import MAP
 
@@ -24,24 +24,22 @@ INCLUDES = {"grad_cam": "grad-cam", "saliency": "saliency"}
 
 
 def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) -> tuple[torch.fx.GraphModule, str]:
-    """Trace the classifier together with maps of a target class.
+    """Trace the classifier (on the CPU, in eval mode) together with the maps ``include`` of a target class.
 
-    Args:
-        module: on the CPU, in eval mode.
-        size: side of the images.
-        include: keys of :data:`INCLUDES`.
-
-    Returns:
-        A module from images (B, 3, S, S) and targets (B,), -1 for the predicted class, to the named outputs of
-        ``module`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
-
-    Raises:
-        ModelError: the network has no layer that Grad-CAM can read.
+    Return a module from images (B, 3, S, S) and targets (B,), -1 for the predicted class, to the named outputs of
+    ``module`` with ``map_grad_cam`` (B, 1, h, w) and ``map_saliency`` (B, 1, S, S); and the layer of the former.
+    ModelError where the network has no layer that Grad-CAM can read.
     """
     example = torch.rand(2, 3, size, size), torch.tensor([-1, 0])
     layer = last_spatial(module.classifier, example[0])
     _, part = named_layer(module.classifier, layer)
-    shape = _output_shape(module, part, example[0])
+    shapes: list[tuple[int, ...]] = []
+    handle = part.register_forward_hook(lambda _part, _given, output: shapes.append(tuple(output.shape[1:])))
+    try:
+        with torch.no_grad():
+            module(example[0])
+    finally:
+        handle.remove()
 
     def predict(images: Tensor, target: Tensor) -> dict[str, Tensor]:
         caught: list[Tensor] = []
@@ -60,7 +58,7 @@ def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) ->
             return outputs["logits"], {**outputs, "layer": caught[-1]}
 
         # The gradient with respect to a shift of the layer's output is that with respect to the output itself.
-        shift = images.new_zeros(images.shape[0], *shape)
+        shift = images.new_zeros(images.shape[0], *shapes[-1])
         logits, pull, outputs = torch.func.vjp(forward, shift, images, has_aux=True)  # type: ignore[misc]  # three with aux
         classes = torch.where(target < 0, logits.argmax(1), target)
         hot = (torch.arange(logits.shape[1]) == classes[:, None]).to(logits.dtype)
@@ -70,28 +68,16 @@ def with_gradients(module: NamedOutputs, size: int, include: tuple[str, ...]) ->
         maps = {"grad_cam": cam, "saliency": at_pixels.abs().amax(1, keepdim=True)}
         return {**outputs, **{f"{MAP}{name}": maps[name] for name in include}}
 
-    needs = [each for each in module.parameters() if each.requires_grad]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
-        for parameter in needs:
+        for parameter in trained:
             parameter.requires_grad_(False)
         with quiet():
             trace = make_fx(predict, _table(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
             return trace(*example), layer
     finally:
-        for parameter in needs:
+        for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def _output_shape(module: NamedOutputs, part: nn.Module, images: Tensor) -> tuple[int, ...]:
-    """Return (C, h, w) of a layer's output."""
-    shapes: list[tuple[int, ...]] = []
-    handle = part.register_forward_hook(lambda _part, _given, output: shapes.append(tuple(output.shape[1:])))
-    try:
-        module(images)
-    finally:
-        handle.remove()
-    return shapes[-1]
 
 
 def _table() -> dict[Any, Callable[..., Any]]:
@@ -134,10 +120,7 @@ def _max_pool_backward(gradient: Tensor, given: Tensor, *more: Any) -> Tensor:
 def avg_pool_backward(gradient: Tensor, given: Tensor, *settings: Any) -> Tensor:
     """Return each gradient divided evenly among its window: a transposed convolution with ones.
 
-    Args:
-        gradient: of the pooled values.
-        given: the input.
-        settings: kernel, stride, padding, ceil_mode, count_include_pad and divisor, as aten passes them.
+    The settings are kernel, stride, padding, ceil_mode, count_include_pad and divisor, as aten passes them.
     """
     kernel, stride, padding, _ceil_mode, count_include_pad, divisor = settings
     shared, channels = gradient, given.shape[1]

@@ -23,26 +23,19 @@ Prediction: TypeAlias = Callable[[NDArray[np.uint8]], Named]
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's outputs lie from the model's.
+    """How far the file's outputs lie from the model's; by output, where that is meant.
 
-    Attributes:
-        images: how many were compared.
-        batches: the sizes of batch tried.
-        limit: the largest difference allowed, for values up to one; for larger ones it grows with the largest.
-        differences: output -> largest absolute difference over all images and batches.
-        beyond: output -> share of its values that differ by more than is allowed.
-        resized: output -> largest absolute difference where the file is given images in their full size and resizes
-            them itself, against the model after Pillow. Not limited: rounding to whole levels may differ by one.
-        agreement: share of the images for which file and model predict the same class.
+    ``resized`` are differences where the file is given images in their full size and resizes them itself, against the
+    model after Pillow. They are not limited: rounding to whole levels may differ by one.
     """
 
-    images: int
-    batches: tuple[int, ...]
-    limit: float
-    differences: dict[str, float]
-    beyond: dict[str, float]
+    images: int  # that were compared
+    batches: tuple[int, ...]  # sizes of batch tried
+    limit: float  # the largest difference allowed, for values up to one; for larger ones it grows with the largest
+    differences: dict[str, float]  # the largest, absolute, over all images and batches
+    beyond: dict[str, float]  # share of the values that differ by more than is allowed
     resized: dict[str, float]
-    agreement: float
+    agreement: float  # share of the images for which file and model predict the same class
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -57,13 +50,9 @@ class Parity:
 def compare_outputs(
     file: Prediction, model: Prediction, images: Sequence[Image.Image], size: int, limit: float
 ) -> Parity:
-    """Compare the outputs of file and model for the same images, in batches of each size, squared by either.
+    """Compare the outputs of file and model for the same RGB images, in batches of each size, squared by either.
 
-    Args:
-        file, model: uint8 (B, H, W, 3) to named arrays with B rows; the model takes squares of ``size`` only.
-        images: RGB, of any size.
-        size: side of the square that the network sees.
-        limit: see :class:`Parity`.
+    Both take uint8 (B, H, W, 3) and return arrays with B rows; the model takes squares of ``size`` only.
     """
     squares = np.stack([np.asarray(square(image, size)) for image in images])
     expected = model(squares)
@@ -83,7 +72,7 @@ def compare_outputs(
     for row, outputs in enumerate(alone):
         _worsen(resized, outputs, {name: values[row : row + 1] for name, values in expected.items()})
     same = [outputs["logits"].argmax() == row.argmax() for outputs, row in zip(alone, expected["logits"], strict=True)]
-    shares = {name: float(np.mean(each)) for name, each in beyond.items()}
+    shares = {name: float(np.mean(values)) for name, values in beyond.items()}
     return Parity(len(images), BATCHES, limit, worst, shares, resized, float(np.mean(same)))
 
 
@@ -97,7 +86,7 @@ def _allowed(name: str, values: NDArray[np.float32], limit: float) -> float:
     return min(max(1.0, largest), 100 * largest if name.startswith(MAP) else np.inf) * limit
 
 
-def _worsen(worst: dict[str, float], found: Named, expected: Named) -> None:
+def _worsen(worst: dict[str, float], outputs: Named, expected: Named) -> None:
     for name, values in expected.items():
         # NaN passes any comparison but this one: np.maximum keeps it.
-        worst[name] = float(np.maximum(worst[name], np.abs(found[name] - values).max()))
+        worst[name] = float(np.maximum(worst[name], np.abs(outputs[name] - values).max()))

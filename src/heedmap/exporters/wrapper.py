@@ -72,12 +72,7 @@ class NamedOutputs(nn.Module):
 
 
 class Exportable(nn.Module):
-    """Preparation and classifier in one.
-
-    Args:
-        size: side of the square that ``predict`` takes.
-        predict: images (B, 3, S, S) in [0, 1], and the target (B,) where it takes one, to named tensors.
-    """
+    """Preparation and ``predict``: from images (B, 3, size, size) in [0, 1], and targets (B,), to named tensors."""
 
     def __init__(self, size: int, predict: Callable[..., dict[str, Tensor]]) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 from heedmap.visualization.charts import DotRow, dot_chart
 from heedmap.visualization.page import page_template
 
-GROUPS = ("answers", "pointing", "overlap", "boxes", "cost")
+GROUPS = ("predictions", "pointing", "overlap", "boxes", "cost")
 PLOT_STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#63666b}.row{fill:#1c1d1f;font-weight:600}.grid{stroke:#e3e3df}"
     ".zero{stroke:#1c1d1f}.bar{stroke:var(--c);stroke-width:5;stroke-linecap:round;opacity:.35}"

@@ -19,28 +19,18 @@ from typing import Any
 from heedmap.data.annotations.annotations import AnnotationOptions, read_annotations
 from heedmap.errors import HeedmapError, OptionError, RunError, Stopped
 from heedmap.files import disk, finite, locked, write_whole
-from heedmap.models.architecture import Architecture
 from heedmap.models.factory import build_classifier
 from heedmap.progress import Progress
 from heedmap.report.comparison import comparison_page, comparison_plot
 from heedmap.training.recipes import derive
-from heedmap.workflows.compare.maps import evaluate_maps, has_maps_to_evaluate
 from heedmap.workflows.compare.plan import Job, Plan, extend_plan, make_plan, read_experiment, read_plan, read_variant
 from heedmap.workflows.compare.results import gather
-from heedmap.workflows.compare.runner import FailedRun, is_finished, run_in_parallel, run_in_process, start_heedmap
+from heedmap.workflows.compare.runner import FailedRun, evaluate_maps, is_finished, run_all, start_heedmap
 from heedmap.workflows.evaluate.data import test_part
-from heedmap.workflows.train.setup import check_model, prepare, with_absolute_paths
+from heedmap.workflows.train.setup import architecture_of, check_model, prepare, with_absolute_paths
 
-__all__ = [
-    "LOG",
-    "Plan",
-    "compare",
-    "compare_in_background",
-    "make_plan",
-    "read_experiment",
-    "read_plan",
-    "read_variant",
-]
+__all__ = ["LOG", "Plan", "compare", "compare_in_background", "make_plan", "read_experiment", "read_plan"]
+__all__ += ["read_variant"]
 
 PLAN, RESULT, PAGE, PLOT = "comparison.yaml", "comparison.json", "comparison.html", "comparison.svg"
 LOG = "comparison.log"
@@ -49,17 +39,13 @@ LOG = "comparison.log"
 def compare(
     plan: Plan | None, out: str | Path, *, parallel: int = 1, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Run what is missing of a comparison, and compare.
+    """Run what is missing of a comparison, and return the content of comparison.json.
 
     Args:
-        plan: what to compare; None takes the one that ``out`` has. Where ``out`` has one already, its runs are kept
-            and seeds or variants may be added.
-        out: the comparison's folder.
+        plan: what to compare; None takes the one in ``out``. A plan there may be extended by seeds and variants.
+        out: the comparison's folder; finished runs there stay as they are.
         parallel: runs at a time, each in its own process.
         progress: receives every step and a message for each run.
-
-    Returns:
-        What comparison.json holds.
 
     Raises:
         DataError, ModelError, OptionError: see :mod:`heedmap.errors`; found before anything is trained.
@@ -83,13 +69,10 @@ def compare(
             with disk(folder):
                 write_whole(folder / PLAN, plan.as_text().encode())
             for job in jobs:  # a process may have died before the maps
-                if is_finished(job) and has_maps_to_evaluate(job):
+                if is_finished(job):
                     evaluate_maps(job, progress)
             on_end = _reporter(plan, folder, len(missing), parallel, progress)
-            if parallel == 1:
-                failures = run_in_process(missing, progress, on_end)
-            else:
-                failures = run_in_parallel(missing, parallel, progress, on_end, lock)
+            failures = run_all(missing, parallel, progress, on_end, lock)
             comparison = write_comparison(plan, folder, failures, parallel)
     except (Stopped, KeyboardInterrupt):  # within a run, or between them
         command = f"heedmap compare --resume {shlex.quote(str(folder))}"
@@ -105,32 +88,33 @@ def compare(
 def compare_in_background(
     plan: Plan | None, out: str | Path, *, parallel: int = 1, progress: Progress | None = None
 ) -> subprocess.Popen[bytes]:
-    """Check the plan, then run the comparison in a process of its own, which outlives this one and its terminal.
+    """Check the plan, then start :func:`compare` in a process of its own, which outlives this one and its terminal.
 
     Its output goes into ``comparison.log`` in ``out``. SIGTERM stops it, with its state saved.
 
-    Args:
-        plan, out, parallel, progress: as in :func:`compare`; the progress receives the checks.
-
-    Returns:
-        The process.
-
     Raises:
-        DataError, ModelError, OptionError: as in :func:`compare`.
-        RunError: the folder is in use or holds something else.
+        DataError, ModelError, OptionError, RunError: as in :func:`compare`, from the checks.
     """
     folder = Path(out)
     plan, _ = _prepare_folder(plan, folder, progress or Progress())
     with locked(folder), disk(folder):
         write_whole(folder / PLAN, plan.as_text().encode())
-    words = ["compare", "--resume", str(folder.absolute()), "--parallel", str(parallel)]
     with disk(folder), (folder / LOG).open("ab") as log:
-        return start_heedmap(words, log)
+        return start_heedmap(["compare", "--resume", str(folder.absolute()), "--parallel", str(parallel)], log)
 
 
 def _prepare_folder(plan: Plan | None, folder: Path, progress: Progress) -> tuple[Plan, bool]:
-    """Return the plan, checked if the folder is new, which is created then; and whether it is."""
-    plan, is_new = _merged_plan(plan, folder), not folder.exists()
+    """Return the plan, an extension of the folder's own, and whether the folder is new: then the plan is checked."""
+    saved, is_new = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None, not folder.exists()
+    if plan is None:
+        if saved is None:
+            raise RunError(f"{folder} is no comparison: it has no {PLAN}. `heedmap compare DATA --out` creates one.")
+        return saved, is_new
+    plan = replace(plan, options=with_absolute_paths(plan.options))
+    if saved is not None:
+        plan = extend_plan(saved, plan, folder)
+    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise RunError(f"{folder} has something in it that is no comparison; name another --out.")
     if is_new:  # first, so that a typing error leaves no folder behind
         _check_all(plan, progress)
     with disk(folder):
@@ -139,11 +123,7 @@ def _prepare_folder(plan: Plan | None, folder: Path, progress: Progress) -> tupl
 
 
 def write_comparison(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), parallel: int = 1) -> dict[str, Any]:
-    """Compare the finished runs and write comparison.json, .html and .svg.
-
-    Raises:
-        RunError: the runs do not belong together, or the folder cannot be written.
-    """
+    """Compare the finished runs and write comparison.json, .html and .svg; RunError where that cannot be."""
     comparison = gather(plan, folder, failures, parallel)
     with disk(folder):
         content = json.dumps(finite(comparison), indent=1, ensure_ascii=False)
@@ -153,27 +133,8 @@ def write_comparison(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (
     return comparison
 
 
-def _merged_plan(plan: Plan | None, folder: Path) -> Plan:
-    """Return the given plan, as an extension of the one in the folder."""
-    saved = read_plan(folder / PLAN) if (folder / PLAN).is_file() else None
-    if plan is None:
-        if saved is None:
-            raise RunError(f"{folder} is no comparison: it has no {PLAN}. `heedmap compare DATA --out` creates one.")
-        return saved
-    plan = replace(plan, options=with_absolute_paths(plan.options))
-    if saved is not None:
-        return extend_plan(saved, plan, folder)
-    if folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
-        raise RunError(f"{folder} has something in it that is no comparison; name another --out.")
-    return plan
-
-
 def _check_all(plan: Plan, progress: Progress) -> None:
-    """Build every variant once: errors come now, not after hours.
-
-    Raises:
-        HeedmapError: of the kind that training would raise, with the variant's name.
-    """
+    """Build every variant once: the errors of training come now, not after hours."""
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
             check_model(job.options)
@@ -183,11 +144,7 @@ def _check_all(plan: Plan, progress: Progress) -> None:
         read_annotations(plan.options.annotations, test_part(prepared.splits), reading)
     for job in plan.jobs(Path())[: len(plan.variants)]:
         with _named(job.variant.name):
-            options = derive(job.options, prepared.splits)
-            names = ("attention", "attention_weights", "head", "taps", "combine")
-            values = {name: getattr(options, name) for name in names}
-            values |= {"model": options.model or "compact", "image_size": options.image_size or 0}
-            build_classifier(Architecture(**values, classes=prepared.splits.classes))
+            build_classifier(architecture_of(derive(job.options, prepared.splits), prepared.splits.classes))
 
 
 @contextlib.contextmanager
@@ -206,11 +163,10 @@ def _reporter(plan: Plan, folder: Path, missing: int, parallel: int, progress: P
     def report(job: Job) -> None:
         nonlocal ended
         ended += 1
-        if has_maps_to_evaluate(job):
-            evaluate_maps(job, Progress())
+        evaluate_maps(job, Progress())
         comparison = write_comparison(plan, folder, parallel=parallel)
-        (variant,) = [each for each in comparison["variants"] if each["name"] == job.variant.name]
-        (run,) = [each for each in variant["runs"] if each["seed"] == job.seed]
+        variant = next(entry for entry in comparison["variants"] if entry["name"] == job.variant.name)
+        run = next(entry for entry in variant["runs"] if entry["seed"] == job.seed)
         left = (time.monotonic() - began) / ended * (missing - ended) / 60
         more = f"; about {left:.0f} min left for {missing - ended} more" if missing > ended else ""
         progress.message(f"{job.name}: test accuracy {run['test_accuracy']:.2%}, {run['minutes']:.1f} min{more}.")

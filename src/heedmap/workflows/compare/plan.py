@@ -1,4 +1,4 @@
-"""What is compared: variants, seeds, and the options that all share; from words, and from a file.
+"""The plan of a comparison: variants, seeds, and the options that all share.
 
 A variant is written ``KEY=VALUE,KEY=VALUE``, or ``NAME:KEY=VALUE,...`` where it is to have a name of its own; the keys
 are options of training, and a list is joined by ``+`` (``taps=stage2+stage3``).
@@ -25,17 +25,11 @@ EXPERIMENT = ("title", "published", "options", "variants", "seeds", "budgets")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of training.
-
-    Attributes:
-        name: its name; the words themselves where no name was given.
-        changes: option -> value, over the shared options.
-        folder: of its runs, below the comparison's folder.
-    """
+    """One way of training: its name (as written where none was given), options over the shared ones, and folder."""
 
     name: str
     changes: Mapping[str, Any]
-    folder: str
+    folder: str  # below the comparison's
 
 
 @dataclass(frozen=True)
@@ -55,21 +49,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison before it is run.
+    """A comparison before it is run."""
 
-    Attributes:
-        options: shared by all variants; ``seed`` is the first one, ``out`` is ignored.
-        variants: the first is the baseline.
-        seeds: one run a variant and seed.
-        title: for the page.
-        published: figures that others published of the same experiment, in words; may be empty.
-    """
-
-    options: TrainOptions
-    variants: tuple[Variant, ...]
-    seeds: tuple[int, ...]
+    options: TrainOptions  # shared by all variants; seed is the first one, out is ignored
+    variants: tuple[Variant, ...]  # the first is the baseline
+    seeds: tuple[int, ...]  # one run a variant and seed
     title: str = ""
-    published: str = ""
+    published: str = ""  # figures that others published of the same experiment, in words
 
     def jobs(self, folder: Path) -> list[Job]:
         """Return all runs, seed by seed, so that pairs are complete early."""
@@ -84,9 +70,7 @@ class Plan:
         """Return the content of comparison.yaml."""
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("out", "seed")}
         content = {
-            "title": self.title,
-            "published": self.published,
-            "seeds": list(self.seeds),
+            **{"title": self.title, "published": self.published, "seeds": list(self.seeds)},
             "variants": [{"name": v.name, "folder": v.folder, "changes": finite(v.changes)} for v in self.variants],
             "options": finite(options),
         }
@@ -96,17 +80,10 @@ class Plan:
 def make_plan(
     options: TrainOptions, variants: Iterable[str], seeds: int, *, title: str = "", published: str = ""
 ) -> Plan:
-    """Read and check the variants.
-
-    Args:
-        options: shared by all.
-        variants: as written by the user; the first is the baseline.
-        seeds: how many, counted from the options' own.
-        title, published: see :class:`Plan`.
+    """Read and check variants as the user wrote them, for ``seeds`` seeds counted from the options' own.
 
     Raises:
-        OptionError: fewer than two variants, two that are alike, an option that is unknown or that variants must
-            share, or no seed.
+        OptionError: no seed, fewer than two variants, two that are alike, or one that :func:`read_variant` refuses.
     """
     if seeds < 1:
         raise OptionError(f"seeds = {seeds} is out of range: give 1 or more; an interval needs 2, and 5 are better.")
@@ -115,8 +92,12 @@ def make_plan(
         raise OptionError("A comparison needs two variants or more: --variants attention=none attention=dot.")
     made: list[Variant] = []
     for name, changes in read:
-        _check_new(name, changes, made)
-        made.append(Variant(name, changes, _free_folder(name, {each.folder for each in made})))
+        for other in made:
+            if other.name == name:
+                raise OptionError(f"Two variants are called {name!r}.")
+            if other.changes == changes:
+                raise OptionError(f"Variants {other.name!r} and {name!r} are the same.")
+        made.append(Variant(name, changes, _free_folder(name, {variant.folder for variant in made})))
         try:
             replace(options, **changes)
         except OptionError as error:
@@ -130,23 +111,21 @@ def read_variant(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         OptionError: not of the form, an unknown option, with the nearest right one, or one that variants must share.
     """
-    found = re.fullmatch(r"(?:([^=:]+):)?(.*)", text.strip(), re.DOTALL)
-    assert found is not None  # the second group takes anything
-    name, rest = (found[1] or text).strip(), found[2]
-    where, values = f" in variant {name!r}", {}
-    for part in filter(None, (each.strip() for each in rest.split(","))):
+    match = re.fullmatch(r"(?:([^=:]+):)?(.*)", text.strip(), re.DOTALL)
+    assert match is not None  # the second group takes anything
+    name, values = (match[1] or text).strip(), {}
+    where = f" in variant {name!r}"
+    for part in filter(None, map(str.strip, match[2].split(","))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise OptionError(f"{part!r}{where} is not of the form KEY=VALUE, as in attention=none.")
         values[key.strip()] = _value(value.strip())
     changes = known_options(values, where)
-    if not changes and found[1] is None:
+    if not changes and match[1] is None:
         raise OptionError(f"Variant {text!r} changes nothing; write KEY=VALUE, or NAME: for the options as they are.")
     if shared := [key for key in SHARED if key in changes]:
-        raise OptionError(
-            f"{shared[0]!r}{where} must be the same for all variants, or they could not be paired; give it as an "
-            "option of the comparison."
-        )
+        why = "must be the same for all variants, or they could not be paired"
+        raise OptionError(f"{shared[0]!r}{where} {why}; give it as an option of the comparison.")
     return name, changes
 
 
@@ -157,40 +136,31 @@ def write_variant(name: str, changes: Mapping[str, Any]) -> str:
 
 
 def read_experiment(path: str | Path, budget: str | None) -> dict[str, Any]:
-    """Read an experiment: a YAML file of shared options, variants, seeds and budgets.
+    """Read an experiment, a YAML file with the keys ``EXPERIMENT``.
 
-    Args:
-        path: the file; its keys are those of ``EXPERIMENT``.
-        budget: one of the file's budgets, whose options (and ``seeds``) win over the shared ones.
-
-    Returns:
-        ``options`` (name -> value), ``variants`` (as a user would write them), ``seeds`` (or None), ``title``,
-        ``published``.
+    The options and ``seeds`` of the ``budget`` win over the shared ones. The result has ``options`` (name -> value),
+    ``variants`` (as a user would write them), ``seeds`` (or None), ``title`` and ``published``.
 
     Raises:
         OptionError: no such file, an unknown key or budget, or a value of the wrong kind.
     """
     content = read_yaml(path)
-    for key in content:
-        if key not in EXPERIMENT:
-            raise OptionError(
-                f"Unknown key {key!r} in {path}; there are {', '.join(EXPERIMENT)}.{nearest(key, EXPERIMENT)}"
-            )
+    if unknown := [key for key in content if key not in EXPERIMENT]:
+        hint = nearest(unknown[0], EXPERIMENT)
+        raise OptionError(f"Unknown key {unknown[0]!r} in {path}; there are {', '.join(EXPERIMENT)}.{hint}")
     budgets = content.get("budgets") or {}
     if budget is None and budgets:
         raise OptionError(f"{path} has budgets; name one of {', '.join(budgets)} with --budget.")
     if budget is not None and budget not in budgets:
-        raise OptionError(
-            f"{path} has no budget {budget!r}; it has {', '.join(budgets) or 'none'}.{nearest(budget, budgets)}"
-        )
+        known = ", ".join(budgets) or "none"
+        raise OptionError(f"{path} has no budget {budget!r}; it has {known}.{nearest(budget, budgets)}")
     chosen = dict(budgets[budget]) if budget is not None else {}
     seeds = chosen.pop("seeds", content.get("seeds"))
-    values = {**(content.get("options") or {}), **chosen}
     variants = content.get("variants") or {}
-    if not isinstance(variants, dict) or not all(isinstance(each, dict | None) for each in variants.values()):
+    if not isinstance(variants, dict) or not all(isinstance(value, dict | None) for value in variants.values()):
         raise OptionError(f"'variants' in {path} must hold 'name: {{option: value, ...}}' lines.")
     return {
-        "options": known_options(values, f" in {path}"),
+        "options": known_options({**(content.get("options") or {}), **chosen}, f" in {path}"),
         "variants": tuple(write_variant(str(name), changes or {}) for name, changes in variants.items()),
         "seeds": seeds,
         "title": str(content.get("title") or ""),
@@ -199,69 +169,47 @@ def read_experiment(path: str | Path, budget: str | None) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read what :meth:`Plan.as_text` wrote.
-
-    Raises:
-        OptionError: the file is missing or damaged.
-    """
-    content = read_yaml(path)
+    """Read what :meth:`Plan.as_text` wrote; OptionError where the file is missing or damaged."""
+    content, where = read_yaml(path), f" in {path}"
     try:
-        seeds = tuple(int(seed) for seed in content["seeds"])
-        variants = tuple(
-            Variant(each["name"], known_options(each["changes"], f" in {path}"), each["folder"])
-            for each in content["variants"]
-        )
-        options = TrainOptions(**known_options(content["options"], f" in {path}"), seed=seeds[0])
+        seeds, entries = tuple(int(seed) for seed in content["seeds"]), content["variants"]
+        variants = tuple(Variant(v["name"], known_options(v["changes"], where), v["folder"]) for v in entries)
+        options = TrainOptions(**known_options(content["options"], where), seed=seeds[0])
         return Plan(options, variants, seeds, content["title"], content["published"])
     except (KeyError, TypeError, IndexError, ValueError):
         raise OptionError(f"{path} is damaged; start the comparison again with another --out.") from None
 
 
 def extend_plan(saved: Plan, given: Plan, where: Path) -> Plan:
-    """Return the saved plan with the seeds and variants that the given one adds.
-
-    Raises:
-        OptionError: shared options or the baseline were changed, so that the runs there would not be comparable.
-    """
+    """Return the saved plan with the seeds and variants that the given one adds; OptionError for other changes."""
     for field in dataclasses.fields(TrainOptions):
         before, now = getattr(saved.options, field.name), getattr(given.options, field.name)
         if before != now and field.name not in ("out", "workers", "memory", "save_every"):
             begun = f"{field.name} left open" if before is None else f"{field.name} = {before!r}"
-            instead = "left open" if now is None else repr(now)
-            raise OptionError(
-                f"{where} was begun with {begun}, not {instead}; leave that as it was, or name another --out."
-            )
-    changed = {each.name: dict(each.changes) for each in saved.variants}
-    for each in given.variants:
-        if changed.get(each.name, dict(each.changes)) != dict(each.changes):
-            raise OptionError(f"Variant {each.name!r} had other options in {where}; give it another name.")
-    if saved.variants[0].name != given.variants[0].name:
-        raise OptionError(
-            f"The baseline in {where} is {saved.variants[0].name!r}, not {given.variants[0].name!r}; name it first."
-        )
-    folders = {each.folder for each in saved.variants}
-    added = [each for each in given.variants if each.name not in changed]
+            instead, way = "left open" if now is None else repr(now), "leave that as it was, or name another --out"
+            raise OptionError(f"{where} was begun with {begun}, not {instead}; {way}.")
+    known = {variant.name: variant.changes for variant in saved.variants}
+    for variant in given.variants:
+        if known.get(variant.name, variant.changes) != variant.changes:
+            raise OptionError(f"Variant {variant.name!r} had other options in {where}; give it another name.")
+    baseline, other = saved.variants[0].name, given.variants[0].name
+    if baseline != other:
+        raise OptionError(f"The baseline in {where} is {baseline!r}, not {other!r}; name it first.")
     variants = list(saved.variants)
-    for each in added:
-        variants.append(replace(each, folder=_free_folder(each.name, folders)))
-        folders.add(variants[-1].folder)
+    for variant in given.variants:
+        if variant.name not in known:
+            folder = _free_folder(variant.name, {other.folder for other in variants})
+            variants.append(replace(variant, folder=folder))
     seeds = tuple(sorted({*saved.seeds, *given.seeds}))
     return replace(saved, options=given.options, variants=tuple(variants), seeds=seeds)
-
-
-def _check_new(name: str, changes: Mapping[str, Any], made: Iterable[Variant]) -> None:
-    for other in made:
-        if other.name == name:
-            raise OptionError(f"Two variants are called {name!r}.")
-        if other.changes == changes:
-            raise OptionError(f"Variants {other.name!r} and {name!r} are the same.")
 
 
 def _free_folder(name: str, taken: set[str]) -> str:
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:MOST_NAME] or "variant"
     folders = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
     # Name and name are the same folder in some file systems.
-    return next(each for each in folders if each.lower() not in {one.lower() for one in taken})
+    used = {folder.lower() for folder in taken}
+    return next(folder for folder in folders if folder.lower() not in used)
 
 
 def _value(text: str) -> Any:

@@ -17,17 +17,24 @@ from typing import IO
 
 import torch
 
+from heedmap.data.annotations.annotations import AnnotationOptions
 from heedmap.data.loader import memory_to_use
 from heedmap.errors import HeedmapError, RunError, Stopped
 from heedmap.files import disk
 from heedmap.progress import Progress
-from heedmap.runs import CONFIG, Run
+from heedmap.runs import CONFIG, EVALUATION, Run
 from heedmap.system import term_as_interrupt
 from heedmap.types import StepReport
 from heedmap.workflows.compare.plan import Job
+from heedmap.workflows.evaluate.data import OFFLINE
+from heedmap.workflows.evaluate.evaluate import evaluate
+from heedmap.workflows.evaluate.page import refresh
+from heedmap.workflows.evaluate.suites import EvaluateOptions
 from heedmap.workflows.train.train import command_line, train
 
 POLL_SECONDS = 0.2  # between two looks at the processes
+SUITE = "localization"
+MOST = 500  # test images a run whose maps are evaluated: seeds differ by more than further images would
 
 
 @dataclass(frozen=True)
@@ -53,109 +60,115 @@ def is_finished(job: Job) -> bool:
     return (job.path / CONFIG).is_file() and Run.open(job.path, finished=False).is_finished
 
 
-def run_in_process(jobs: Sequence[Job], progress: Progress, on_end: Callable[[Job], None]) -> list[FailedRun]:
-    """Train one run after the other in this process.
+def evaluate_maps(job: Job, progress: Progress) -> None:
+    """Run the localization suite on a finished run whose objects are known, unless that was done already.
+
+    Its attention and Grad-CAM are evaluated, or Grad-CAM alone where it has no attention.
+    """
+    run, annotations, reading = Run.open(job.path), job.options.annotations, AnnotationOptions.from_command(job.options)
+    before = run.read_json(EVALUATION)
+    if SUITE in before.get("suites", {}) or (annotations is None and before.get("pointing") is None):
+        return
+    progress.message(f"Evaluating the maps of {job.name}.")
+    options = EvaluateOptions(
+        suites=(SUITE,), annotations=annotations, reading=reading, limit=MOST, precision="float32", opening=OFFLINE
+    )
+    refresh(run, evaluate(run, options=options))
+
+
+def run_all(
+    jobs: Sequence[Job], parallel: int, progress: Progress, on_end: Callable[[Job], None], lock: int | None
+) -> list[FailedRun]:
+    """Train the runs that are not finished yet; return those that failed.
 
     Args:
-        jobs: those not finished yet.
-        progress: receives the steps, and a message for each run.
+        parallel: 1 trains one after the other in this process; more, so many at a time, each in a process of its own
+            with its part of the threads and the memory.
+        progress: receives the steps (in this process), and a message for each run.
         on_end: called after each finished run.
-
-    Returns:
-        The runs that failed; the others are finished.
+        lock: from :func:`heedmap.files.locked`; each process holds it too, so that a comparison whose main process
+            died is not started again while its runs continue.
 
     Raises:
-        Stopped: SIGINT or SIGTERM came; the state of the current run is saved.
+        Stopped: SIGINT or SIGTERM came; the states of the current runs are saved.
     """
-    failures = []
-    for number, job in enumerate(jobs, 1):
+    failures: list[FailedRun] = []
+
+    def begin(number: int, job: Job) -> bool:
         is_begun = _make_ready(job)
         progress.message(f"Run {number} of {len(jobs)}: {job.name}{', resumed' if is_begun else ''}.")
+        return is_begun
+
+    def end(job: Job, failure: str | None) -> None:
+        if failure is None:
+            on_end(job)
+        else:
+            failures.append(FailedRun(job, failure))
+            progress.message(f"{job.name} failed: {failure}")
+
+    if parallel > 1:
+        _run_in_parallel(list(enumerate(jobs, 1)), parallel, begin, end, lock)
+        return failures
+    for number, job in enumerate(jobs, 1):
+        is_begun, failure = begin(number, job), None
         try:
             train(job.options, resume=job.path if is_begun else None, progress=_Steps(progress))
         except Stopped:
             raise
         except HeedmapError as error:
-            failures.append(FailedRun(job, str(error)))
-            progress.message(f"{job.name} failed: {error}")
-        else:
-            on_end(job)
+            failure = str(error)
+        end(job, failure)
     return failures
 
 
-def run_in_parallel(
-    jobs: Sequence[Job], parallel: int, progress: Progress, on_end: Callable[[Job], None], lock: int | None
-) -> list[FailedRun]:
-    """Train several runs at a time, each in a process of its own, with the threads and the memory divided.
-
-    Args:
-        jobs: those not finished yet.
-        parallel: how many at a time.
-        progress: receives a message for each run.
-        on_end: called after each finished run.
-        lock: from :func:`heedmap.files.locked`; each process holds it too, so that a comparison whose main process
-            died is not started again while its runs continue.
-
-    Returns:
-        The runs that failed; the others are finished.
-
-    Raises:
-        Stopped: SIGINT or SIGTERM came; the states of the current runs are saved.
-    """
-    waiting, failures = list(enumerate(jobs, 1)), []
+def _run_in_parallel(
+    waiting: list[tuple[int, Job]],
+    parallel: int,
+    begin: Callable[[int, Job], bool],
+    end: Callable[[Job, str | None], None],
+    lock: int | None,
+) -> None:
     running: dict[subprocess.Popen[bytes], Job] = {}
-    threads = max(1, torch.get_num_threads() // parallel)
     try:
         with term_as_interrupt():
             while waiting or running:
                 while waiting and len(running) < parallel:
                     number, job = waiting.pop(0)
-                    is_begun = _make_ready(job)
-                    progress.message(f"Run {number} of {len(jobs)}: {job.name}{', resumed' if is_begun else ''}.")
-                    running[_start(job, is_begun, threads, parallel, lock)] = job
+                    running[_start(job, begin(number, job), parallel, lock)] = job
                 time.sleep(POLL_SECONDS)
-                for process in [each for each in running if each.poll() is not None]:
+                for process in [process for process in running if process.poll() is not None]:
                     job = running.pop(process)
                     if process.returncode == 0:
                         _log(job).unlink(missing_ok=True)
-                        on_end(job)
-                    else:
-                        failures.append(FailedRun(job, _reason(job, process.returncode)))
-                        progress.message(f"{job.name} failed: {failures[-1].reason}")
+                    end(job, _reason(job, process.returncode) if process.returncode else None)
     except KeyboardInterrupt:
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
             process.wait()
         raise Stopped("Stopped.") from None
-    return failures
 
 
 def _make_ready(job: Job) -> bool:
-    """Return whether the run is to be resumed; remains of one that died before its first line are removed.
-
-    Raises:
-        RunError: something else is in the folder.
-    """
+    """Return whether the run is to be resumed; remove what one left that died before its first line."""
     if (job.path / CONFIG).is_file():
         return True
     if job.path.is_dir():
-        others = [each.name for each in job.path.iterdir() if not each.name.endswith(".partial")]
+        others = [path.name for path in job.path.iterdir() if not path.name.endswith(".partial")]
         if others:
             raise RunError(f"{job.path} holds {others[0]!r} but no run; move it away, or name another --out.")
         shutil.rmtree(job.path)
     return False
 
 
-def _start(job: Job, is_begun: bool, threads: int, parallel: int, lock: int | None) -> subprocess.Popen[bytes]:
-    options = job.options
+def _start(job: Job, is_begun: bool, parallel: int, lock: int | None) -> subprocess.Popen[bytes]:
+    options, log, threads = job.options, _log(job), max(1, torch.get_num_threads() // parallel)
     if options.workers is None:
         options = replace(options, workers=threads)
     if options.memory is None:
         options = replace(options, memory=round(memory_to_use(None, parallel) / 1e9, 2))
     words = ["train", "--resume", str(job.path)] if is_begun else shlex.split(command_line(options))[1:]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    log = _log(job)
     with disk(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -165,15 +178,9 @@ def _start(job: Job, is_begun: bool, threads: int, parallel: int, lock: int | No
 def start_heedmap(
     words: Sequence[str], output: IO[bytes], environment: dict[str, str] | None = None, lock: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start ``heedmap WORDS`` in a process of its own.
+    """Start ``heedmap WORDS`` in a process and a session of its own: it outlives the terminal and receives no Ctrl-C.
 
-    It has its own session, so that it outlives the terminal and receives no Ctrl-C; its parent stops it.
-
-    Args:
-        words: a command and its options.
-        output: an open file that receives all output.
-        environment: of the process; None takes this one's.
-        lock: a descriptor that it holds open too.
+    An open file receives all output; the process holds the descriptor ``lock`` open too.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "heedmap", *words],

@@ -22,20 +22,12 @@ from heedmap.system import threads
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data is opened.
+    """How data is opened; where None, as the run opened its own."""
 
-    Attributes:
-        root: where named sets lie; None takes the run's.
-        download: fetch a named set that is missing.
-        workers: threads that decode; None takes the run's, or the machine's cores.
-        cache: folder that records which files were decoded before, see
-            :func:`heedmap.data.cache.folder.cache_folder`; None takes the run's, where that is on this machine.
-    """
-
-    root: str | None = None
-    download: bool = True
-    workers: int | None = None
-    cache: str | None = None
+    root: str | None = None  # where named sets lie
+    download: bool = True  # fetch a named set that is missing
+    workers: int | None = None  # threads that decode
+    cache: str | None = None  # see heedmap.data.cache.folder; the run's own only where that is on this machine
 
     def arguments(self, own: TrainOptions) -> dict[str, Any]:
         """Return the arguments of :func:`heedmap.data.open.open_data` beside a run's own options."""
@@ -46,31 +38,19 @@ class DataOptions:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Opened images.
-
-    Attributes:
-        images: the part that is evaluated.
-        labels: (N,) in the order of the run's classes.
-        splits: all parts.
-        part: what the part is called: ``test``, or the data and which part of it.
-        trained_on: how many of the images the run was trained on, or chosen by.
-    """
+    """The images that are evaluated."""
 
     images: ImageDataset
-    labels: Tensor
-    splits: Splits
-    part: str = "test"
-    trained_on: int = 0
+    labels: Tensor  # (N,) in the order of the run's classes
+    splits: Splits  # all parts
+    part: str = "test"  # or the data, and which part of it
+    trained_on: int = 0  # images that the run was trained on, or chosen by
 
     @classmethod
     def of_splits(
         cls, splits: Splits, classes: tuple[str, ...], part: str = "test", *, whole: bool = False
     ) -> EvaluationData:
-        """Take the test part, or with ``whole`` all images of a folder that has no parts.
-
-        Raises:
-            DataError: there is no test part, or the data has other classes.
-        """
+        """Take the test part, or with ``whole`` all images of a folder that has no parts."""
         _check_classes(splits.classes, classes)
         images = (whole_folder(splits) if whole else None) or test_part(splits)
         places = torch.tensor([classes.index(name) for name in splits.classes])
@@ -78,13 +58,12 @@ class EvaluationData:
 
     @classmethod
     def open(cls, run: Run, data: str | None, classes: tuple[str, ...], options: DataOptions) -> EvaluationData:
-        """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole.
-
-        Raises:
-            DataError: data that cannot be used, or other classes than the run's.
-        """
+        """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole."""
         own = run.options
-        is_own = data is None or _is_same(data, own.data)
+        # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
+        is_own = data is None or data == own.data
+        if data is not None and not is_named(data) and not is_named(own.data):
+            is_own = Path(data).resolve() == Path(own.data).resolve()
         splits = open_run_data(run, options) if is_own else open_data(str(data), **options.arguments(own))
         _check_classes(splits.classes, classes)
         whole = not is_own and whole_folder(splits) is not None
@@ -98,10 +77,8 @@ class EvaluationData:
 
 def digests(splits: Splits) -> dict[str, str]:
     """Return part -> SHA-256 of its images' names, in their order."""
-    return {
-        part: hashlib.sha256("\n".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
-        for part, images in splits.parts.items()
-    }
+    names = {part: "\n".join(images.names).encode("utf-8", "surrogateescape") for part, images in splits.parts.items()}
+    return {part: hashlib.sha256(text).hexdigest() for part, text in names.items()}
 
 
 OFFLINE = DataOptions(download=False)
@@ -110,21 +87,17 @@ OFFLINE = DataOptions(download=False)
 def open_run_data(run: Run, options: DataOptions = OFFLINE) -> Splits:
     """Open the data that a run was trained and evaluated on.
 
-    Runs of earlier versions have not recorded their images' names, and nothing is compared.
-
     Raises:
         DataError: the data is missing; or its test part is drawn again each time from a folder that has changed since,
             so that the one drawn now would hold images that the run was trained on.
     """
     own = run.options
     splits = open_data(own.data, **options.arguments(own))
-    before = run.config.get("images", {}).get("test")
+    before = run.config.get("images", {}).get("test")  # missing from runs of earlier versions
     if splits.drawn and before is not None and digests(splits)["test"] != before:
-        raise DataError(
-            f"{own.data} has changed since {run.path} was trained: the test part drawn from it now differs from the "
-            "one set apart then, and has images that the run was trained on. Put the images back as they were, or name "
-            "others to evaluate on."
-        )
+        what = "the test part drawn from it now differs from the one set apart then, and has images of its training"
+        way = "Put the images back as they were, or name others to evaluate on."
+        raise DataError(f"{own.data} has changed since {run.path} was trained: {what}. {way}")
     return splits
 
 
@@ -137,10 +110,10 @@ def cache_of(options: TrainOptions, cache: str | None = None) -> Path | None:
 
 def count_trained_on(images: ImageDataset, run: Run) -> int:
     """Count the files that lie in the parts of the run's own folder that it was trained on, or chosen by."""
-    options = run.options
-    if not isinstance(images, FolderDataset) or is_named(options.data) or not Path(options.data).is_dir():
+    own = Path(run.options.data).resolve()
+    if not isinstance(images, FolderDataset) or is_named(run.options.data) or not own.is_dir():
         return 0
-    root, own = images.root.resolve(), Path(options.data).resolve()
+    root = images.root.resolve()
     if not (root.is_relative_to(own) or own.is_relative_to(root)):
         return 0
     splits = open_run_data(run)
@@ -163,13 +136,6 @@ def whole_folder(splits: Splits) -> FolderDataset | None:
     return FolderDataset(train.root, train.names + test.names, labels, splits.classes)
 
 
-def _is_same(data: str, other: str) -> bool:
-    # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
-    if is_named(data) or is_named(other):
-        return data == other
-    return Path(data).resolve() == Path(other).resolve()
-
-
 def test_part(splits: Splits) -> ImageDataset:
     """Return the test part; raise DataError where there is none."""
     if splits.test is None:
@@ -179,11 +145,11 @@ def test_part(splits: Splits) -> ImageDataset:
 
 def _check_classes(present: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Raise DataError unless the data has the run's classes, in whatever order."""
-    if unknown := [name for name in present if name not in known]:
-        raise DataError(
-            f"Class {unknown[0]!r} is unknown to the run, which has {', '.join(known)}.{nearest(unknown[0], known)}"
-        )
-    if missing := [name for name in known if name not in present]:
-        raise DataError(
-            f"The data has no class {missing[0]!r}, which the run was trained on; add a folder of that name."
-        )
+    for name in present:
+        if name not in known:
+            raise DataError(
+                f"Class {name!r} is unknown to the run, which has {', '.join(known)}.{nearest(name, known)}"
+            )
+    for name in known:
+        if name not in present:
+            raise DataError(f"The data has no class {name!r}, which the run was trained on; add a folder of that name.")

@@ -12,7 +12,7 @@ from heedmap.progress import Progress
 from heedmap.runs import Run
 from heedmap.training.precision import resolve
 from heedmap.workflows.evaluate.data import EvaluationData
-from heedmap.workflows.evaluate.suites import SUITES, EvaluateOptions, Subject, Suite, control_of, map_functions
+from heedmap.workflows.evaluate.suites import SUITES, EvaluateOptions, Subject, control_of, map_functions
 
 DEFAULTS = EvaluateOptions()
 
@@ -23,15 +23,11 @@ class Evaluation:
 
     Attributes:
         part: ``test``, or what was evaluated instead.
-        accuracy: of the accuracy suite: the fields of :class:`heedmap.metrics.classification.ClassificationReport`;
-            ``pointing``, the share of images whose hottest point lies in the object's box, by map, with ``centre`` and
-            ``random`` beside, None where no boxes are known; ``images_per_second`` of network and decoding together, by
-            the clock; ``network_images_per_second`` of the network alone (the lower the first lies below it, the more
-            threads that decode would help).
+        accuracy: results of the accuracy suite, see :meth:`heedmap.workflows.evaluate.suites.Accuracy.compute`.
+        subject, data, predictions: what was evaluated, for the pages of reports; not part of :meth:`as_dict`.
         top1_with_flips: accuracy where the logits of an image and of its mirror image are averaged, at twice the cost;
             None unless requested, and never ``report.top1``.
         suites: results of the other suites; empty unless requested.
-        subject, data, predictions: what was evaluated, for the pages of reports; not part of :meth:`as_dict`.
     """
 
     part: str
@@ -70,11 +66,10 @@ def evaluate(
     """Evaluate a finished run on the test part of its own data, or on other data with the same classes.
 
     Args:
-        run: the run.
         data: a named set or a folder, whose test part is evaluated; a folder without parts (``DIR/CLASS/*``) is
             evaluated as a whole. None takes the run's own data.
         options: what is evaluated, and how.
-        progress: receives which suite is running.
+        progress: receives the name of each suite as it starts.
         on_update: called with the results so far, after accuracy and after each suite.
 
     Raises:
@@ -98,7 +93,15 @@ def evaluate(
         mirrored = predict_dataset(classifier, opened.images, computing, mirrored=True)
         both = (evaluation.predictions.logits + mirrored.logits).argmax(1) == evaluation.predictions.labels
         evaluation = replace(evaluation, top1_with_flips=float(both.double().mean()))
-    return _with_suites(evaluation, suites, progress or Progress(), on_update or (lambda _: None))
+    progress, on_update = progress or Progress(), on_update or (lambda _: None)
+    on_update(evaluation)
+    for name, suite in suites.items():
+        if name != "accuracy":
+            progress.message(suite.message)
+            results = suite.compute(evaluation.predictions, progress)
+            evaluation = replace(evaluation, suites={**evaluation.suites, name: results})
+            on_update(evaluation)
+    return evaluation
 
 
 def evaluate_accuracy(
@@ -108,16 +111,3 @@ def evaluate_accuracy(
     predictions = replace(predict_dataset(subject.classifier, data.images, computing), labels=subject.labels)
     accuracy = SUITES["accuracy"](subject, options).compute(predictions, Progress())
     return Evaluation(data.part, accuracy, subject, data, predictions)
-
-
-def _with_suites(
-    evaluation: Evaluation, suites: Mapping[str, Suite], progress: Progress, on_update: Callable[[Evaluation], None]
-) -> Evaluation:
-    on_update(evaluation)
-    for name, suite in suites.items():
-        if name != "accuracy":
-            progress.message(suite.message)
-            results = suite.compute(evaluation.predictions, progress)
-            evaluation = replace(evaluation, suites={**evaluation.suites, name: results})
-            on_update(evaluation)
-    return evaluation

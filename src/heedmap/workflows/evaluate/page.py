@@ -1,4 +1,4 @@
-"""Write what an evaluation found: the files of a finished run, a folder of its own, and the page of each."""
+"""Write the results of an evaluation: the files of a finished run, a folder of its own, and the page of each."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from heedmap.report.viewer import viewer_images
 from heedmap.runs import AUDIT, EVALUATION, PREDICTIONS, REPORT, Run
 from heedmap.types import Audit, EpochReport, Finding
 from heedmap.visualization.heatmap import heatmap
-from heedmap.visualization.panel import Box
+from heedmap.visualization.panel import Box, png
 from heedmap.workflows.evaluate.data import EvaluationData
 from heedmap.workflows.evaluate.evaluate import Evaluation, evaluate_accuracy
 from heedmap.workflows.evaluate.suites import Subject
@@ -49,9 +49,6 @@ def refresh(run: Run, evaluation: Evaluation) -> None:
     """Put the suites of an evaluation of the run's own test part into its evaluation.json and report.html.
 
     Suites of earlier evaluations that were not run now stay as they are; so do accuracy and calibration of the first.
-
-    Raises:
-        RunError: the run cannot be used any more.
     """
     results = run.read_json(EVALUATION)
     results["suites"] = {**results.get("suites", {}), **finite(dict(evaluation.suites))}
@@ -59,26 +56,20 @@ def refresh(run: Run, evaluation: Evaluation) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> Path:
-    """Write evaluation.json, confusion.png (rows: truth, columns: predicted) and, with suites, a page into a folder.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
+    """Write evaluation.json, confusion.png (rows: truth, columns: predicted) and, with suites, a page into a folder."""
     confusion = evaluation.report.confusion.double()
     shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
-    content = io.BytesIO()
-    heatmap(shares, 0.0, 1.0, max(320, 4 * len(shares)), smooth=False).save(content, "PNG")
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / EVALUATION, as_utf8(json.dumps(finite(evaluation.as_dict()), indent=1, ensure_ascii=False)))
-        write_whole(out / "confusion.png", content.getvalue())
+        write_whole(out / "confusion.png", png(heatmap(shares, 0.0, 1.0, max(320, 4 * len(shares)), smooth=False)))
         if evaluation.suites:
             write_whole(out / REPORT, as_utf8(report_page(_bare_report(evaluation))))
     return out
 
 
 def _bare_report(evaluation: Evaluation) -> ReportData:
-    """Return a page on other data than the run's own: no training, and panels of the localization suite only."""
+    """Return a page without training, and with panels of the localization suite only."""
     results = finite(evaluation.as_dict())
     return ReportData(
         title=f"Evaluated on {evaluation.part}",
@@ -96,15 +87,14 @@ def _bare_report(evaluation: Evaluation) -> ReportData:
 def _write_report(run: Run, evaluation: Evaluation, results: dict[str, Any]) -> None:
     """Write evaluation.json and the page; finish the run."""
     subject, predictions = evaluation.subject, evaluation.predictions
-    correct = predictions.correct.nonzero().flatten().tolist()
-    wrong = (~predictions.correct).nonzero().flatten().tolist()
-    confidence = predictions.logits.softmax(1).amax(1)
-    correct = [correct[i] for i in torch.linspace(0, len(correct) - 1, min(PANELS, len(correct))).long().tolist()]
-    wrong = sorted(wrong, key=lambda row: -float(confidence[row]))[:PANELS]
+    correct = predictions.correct.nonzero().flatten()
+    correct = correct[torch.linspace(0, len(correct) - 1, min(PANELS, len(correct))).long()]
+    wrong, confidence = (~predictions.correct).nonzero().flatten(), predictions.logits.softmax(1).amax(1)
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:PANELS]
     data = replace(
         report_data(run, evaluation.data.splits, results),
-        right=[report_panel(subject, row) for row in correct],
-        wrong=[report_panel(subject, row) for row in wrong],
+        right=[report_panel(subject, row) for row in correct.tolist()],
+        wrong=[report_panel(subject, row) for row in wrong.tolist()],
         viewer=viewer_images(subject.classifier, subject.images, predictions),
         ranked=ranked_panels(results.get("suites", {}).get("localization"), subject),
     )
@@ -117,10 +107,9 @@ def _write_report(run: Run, evaluation: Evaluation, results: dict[str, Any]) -> 
 def report_panel(
     subject: Subject, row: int, *, boxes: Sequence[Box] | None = None, method: str | None = None, remark: str = ""
 ) -> ReportPanel:
-    """Return the panel of one image.
+    """Return the panel of the image ``row``.
 
     Args:
-        row: of the image.
         boxes: of the objects, in shares of the square view; None takes the one that the images bring, if any.
         method: a map of :data:`heedmap.attribution.METHODS` to draw beside the learned ones, for the true class.
         remark: one more line at the foot.
@@ -136,23 +125,12 @@ def report_panel(
     image = Image.fromarray(dataset.load(row, max(256, classifier.image_size)).permute(1, 2, 0).numpy())
     options = PanelOptions(label, name, boxes or (), (remark,))
     sheet = prediction_panel(image, prediction, classifier.classes, options)
-    content = io.BytesIO()
-    sheet.save(content, "JPEG", quality=88, subsampling=0)
-    return ReportPanel(
-        path=name,
-        label=label,
-        predicted=classifier.classes[prediction.predicted],
-        probability=float(prediction.probabilities.max()),
-        image=content.getvalue(),
-    )
+    predicted, probability = classifier.classes[prediction.predicted], float(prediction.probabilities.max())
+    return ReportPanel(name, label, predicted, probability, _jpeg(sheet, quality=88, subsampling=0))
 
 
 def ranked_panels(results: Mapping[str, Any] | None, subject: Subject) -> dict[str, list[ReportPanel]]:
-    """Return panels of the images with the best, median and worst maps, each with the ranked map and all boxes.
-
-    Args:
-        results: of the localization suite, fresh or as evaluation.json holds them; None gives no panels.
-    """
+    """Return panels of the images with the best, median and worst maps, from the results of the localization suite."""
     if results is None:
         return {}
     ranked = results["ranked"]
@@ -181,8 +159,12 @@ def panel_sheet(classifier: AttentionClassifier, views: Tensor) -> bytes:
     for sheet in sheets:
         whole.paste(sheet, (0, top))
         top += sheet.height
+    return _jpeg(whole, quality=85)
+
+
+def _jpeg(image: Image.Image, **settings: int) -> bytes:
     content = io.BytesIO()
-    whole.save(content, "JPEG", quality=85)
+    image.save(content, "JPEG", **settings)
     return content.getvalue()
 
 
@@ -193,15 +175,15 @@ def report_data(run: Run, splits: Splits, results: Mapping[str, Any]) -> ReportD
     steps = [(int(record["step"]), float(record["loss"])) for record in metrics if record.get("kind") == "step"]
     audit = read_audit(run.read_json(AUDIT))
     flag = leakage_flag(results["top1"], audit, results["count"])
-    name, attention = run.config["options"]["model"], run.config["options"]["attention"]
-    suites = results.get("suites", {})
+    options, suites = run.config["options"], results.get("suites", {})
+    is_control = options["attention"] == "none"
+    attention = ", no attention (the control)" if is_control else f" with {options['attention']} attention"
     return ReportData(
-        title=f"{Path(splits.name).name}, {name}"
-        + (", no attention (the control)" if attention == "none" else f" with {attention} attention"),
+        title=f"{Path(splits.name).name}, {options['model']}{attention}",
         command=str(run.config.get("command", "")),
         classes=splits.classes,
         splits=dict(run.config.get("sizes") or {part: len(images) for part, images in splits.parts.items()}),
-        options=run.config["options"],
+        options=options,
         versions={"heedmap": str(run.config.get("heedmap")), **run.config.get("versions", {})},
         epochs=epochs,
         steps=steps[:: max(1, len(steps) // 1000)],
@@ -219,8 +201,5 @@ def report_data(run: Run, splits: Splits, results: Mapping[str, Any]) -> ReportD
 
 def read_audit(content: dict[str, Any]) -> Audit:
     """Return the audit from the content of audit.json."""
-    findings = tuple(
-        Finding(found["kind"], tuple(found["splits"]), tuple(found["paths"]), found["note"])
-        for found in content["findings"]
-    )
+    findings = tuple(Finding(f["kind"], tuple(f["splits"]), tuple(f["paths"]), f["note"]) for f in content["findings"])
     return Audit(**{**content, "findings": findings})

@@ -1,8 +1,4 @@
-"""The suites of ``heedmap evaluate``: what each needs, on which images it runs, and what it gives.
-
-A suite is a class with a name, the options that it uses, a constructor that opens all it needs, so that a wrong name
-fails before minutes of work, and ``compute``. To add one, write the class and enter it in ``SUITES``.
-"""
+"""The suites of ``heedmap evaluate``. To add one, write a subclass of :class:`Suite` and enter it in ``SUITES``."""
 
 from __future__ import annotations
 
@@ -48,8 +44,8 @@ class EvaluateOptions:
         suites: some of ``SUITES``; accuracy is always among them.
         methods: map methods, with settings as :func:`heedmap.attribution.method_of` reads them; empty takes the learned
             attention and Grad-CAM, or for a control Grad-CAM alone.
-        annotations: of the images, where they do not bring their own; a folder of masks, COCO, VOC, YOLO or CSV.
-        reading: how these are read.
+        annotations, reading: of the images, where they do not bring their own (a folder of masks, COCO, VOC, YOLO or
+            CSV), and how these are read.
         transfer: folders or named sets for the transfer suite.
         control: a run that is evaluated beside this one for robustness and transfer.
         limit: images that localization, faithfulness and robustness evaluate, spread evenly over the classes; None
@@ -58,9 +54,7 @@ class EvaluateOptions:
             ``dataset`` (the classifier's, zero once normalised, as RISE), ``black`` or ``blur``.
         independent: randomize each layer alone too.
         flips: predict the mirrored images too, for ``top1_with_flips``.
-        device: where to compute.
         precision: ``auto``, ``bf16`` or ``float32``.
-        opening: how data is opened.
 
     Raises:
         OptionError: an unknown suite, method or baseline, or an option that none of the suites uses.
@@ -109,23 +103,14 @@ FLAGS = {"methods": "method"}  # options whose flag has another name
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is evaluated: a classifier with its maps, and images.
+    """What is evaluated: a classifier with its maps, and images."""
 
-    Attributes:
-        classifier: on the device to compute on, in eval mode.
-        images: the part that is evaluated.
-        labels: (N,) in the order of the classifier's classes.
-        maps: name -> map function, see :func:`map_functions`.
-        others: name -> classifiers evaluated beside it where that makes sense, such as its control.
-        opened: how the data sets of the transfer suite are opened: arguments of :func:`heedmap.data.open.open_data`.
-    """
-
-    classifier: AttentionClassifier
+    classifier: AttentionClassifier  # on the device to compute on, in eval mode
     images: ImageDataset
-    labels: Tensor
-    maps: Mapping[str, MapFunction] = field(default_factory=dict)
-    others: Mapping[str, AttentionClassifier] = field(default_factory=dict)
-    opened: Mapping[str, Any] = field(default_factory=dict)
+    labels: Tensor  # (N,) in the order of the classifier's classes
+    maps: Mapping[str, MapFunction] = field(default_factory=dict)  # see map_functions
+    others: Mapping[str, AttentionClassifier] = field(default_factory=dict)  # evaluated beside it, such as its control
+    opened: Mapping[str, Any] = field(default_factory=dict)  # arguments of open_data for the transfer suite
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -141,22 +126,14 @@ class Subject:
 
 
 class Suite(ABC):
-    """An entry of ``SUITES``; the constructor opens what it needs.
+    """An entry of ``SUITES``, which evaluates the images ``rows`` (n,); ``sample`` says how many of how many these are.
 
-    Attributes:
-        uses: the fields of :class:`EvaluateOptions` that are for this suite and those that share them.
-        most: images that it evaluates unless a limit is given; None takes all.
-        rows: (n,) the images that it evaluates.
-        sample: how many images of how many these are.
-        message: the line of progress while it runs.
-
-    Raises:
-        DataError, OptionError: from the constructor, where a data set or annotations cannot be used.
+    The constructor opens what it needs, so that a wrong name fails (DataError, OptionError) before minutes of work.
     """
 
     name: ClassVar[str]
-    uses: ClassVar[tuple[str, ...]] = ()
-    most: ClassVar[int | None] = None
+    uses: ClassVar[tuple[str, ...]] = ()  # fields of EvaluateOptions that are for this suite and those that share them
+    most: ClassVar[int | None] = None  # images that it evaluates unless a limit is given; None takes all
 
     def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
         self.subject, self.options = subject, options
@@ -167,7 +144,7 @@ class Suite(ABC):
 
     @abstractmethod
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
-        """Return what JSON can hold; see the report of the metric."""
+        """Return what JSON can hold: the fields of the metric's report, and what the suite adds."""
 
 
 class Accuracy(Suite):
@@ -176,7 +153,13 @@ class Accuracy(Suite):
     name = "accuracy"
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
-        """Return the fields of a ``ClassificationReport``, ``pointing`` and rates."""
+        """Return the fields of a ``ClassificationReport``, pointing and rates.
+
+        ``pointing`` is the share of images whose hottest point lies in the object's box, by map, with ``centre`` and
+        ``random`` beside, None where no boxes are known; ``images_per_second`` is that of network and decoding
+        together, by the clock, ``network_images_per_second`` that of the network alone (the lower the first lies below
+        it, the more threads that decode would help).
+        """
         classifier, boxes = self.subject.classifier, self.subject.images.boxes
         report = classification_report(predictions.logits, predictions.labels, classifier.classes)
         seconds = {"images": predictions.seconds, "network_images": predictions.network_seconds}
@@ -188,10 +171,8 @@ class Accuracy(Suite):
 
             maps, shares = predictions.attention, classifier.shares()
             if len(maps) > 1:
-                maps = {
-                    **maps,
-                    "combined": combined_map(maps, None if shares is None else shares.detach().float().cpu()),
-                }
+                shares = None if shares is None else shares.detach().float().cpu()
+                maps = {**maps, "combined": combined_map(maps, shares)}
             pointing = pointing_table(maps, boxes)
         return {**report.as_dict(), "pointing": pointing, **rates}
 
@@ -211,13 +192,9 @@ class Localization(Suite):
         """Return a ``LocalizationReport``, and which images are worth a look."""
         from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 
-        report = evaluate_localization(
-            {name: self._maps_of(name, function) for name, function in self.subject.maps.items()},
-            self.annotations,
-            LocalizationOptions(size=min(self.subject.classifier.image_size, MOST_SIZE)),
-            images=self.images,
-            progress=progress,
-        )
+        maps = {name: self._maps_of(name, function) for name, function in self.subject.maps.items()}
+        options = LocalizationOptions(size=min(self.subject.classifier.image_size, MOST_SIZE))
+        report = evaluate_localization(maps, self.annotations, options, images=self.images, progress=progress)
         target = "Attributions explain the true class."
         return {**report.as_dict(), "ranked": self._ranked(report), "target": target, "sample": self.sample}
 
@@ -257,14 +234,14 @@ class Faithfulness(Suite):
 
         classifier, images, word = self.subject.classifier, self.subject.load(self.rows), self.options.deletion_baseline
         baseline = classifier.mean.flatten() if word == DATASET else word
-        options = evaluation.FaithfulnessOptions(deletion_baseline=baseline, batch_size=BATCH)
-        maps = self.subject.maps
+        options, maps = evaluation.FaithfulnessOptions(deletion_baseline=baseline, batch_size=BATCH), self.subject.maps
         report = evaluation.evaluate_faithfulness(classifier, images, maps, options=options, progress=progress)
         randomizing, checks = sanity_checks.RandomizationOptions(independent=self.options.independent), {}
         for name, function in {**maps, "edges": edge_map}.items():
             progress.message(f"Randomizing the weights under {name}.")
-            check = sanity_checks.randomization_check(classifier, images, function, options=randomizing)
-            checks[name] = check.as_dict()
+            checks[name] = sanity_checks.randomization_check(
+                classifier, images, function, options=randomizing
+            ).as_dict()
         return {**report.as_dict(), "randomization": checks, "deletion_baseline": word, "sample": self.sample}
 
 
@@ -294,9 +271,8 @@ class Transfer(Suite):
         from heedmap.metrics.linear_probe import check_sets
 
         super().__init__(subject, options)
-        self.sets = {
-            name: verify_images(open_data(name, **subject.opened), WORKERS).splits for name in options.transfer
-        }
+        opened = {name: open_data(name, **subject.opened) for name in options.transfer}
+        self.sets = {name: verify_images(splits, WORKERS).splits for name, splits in opened.items()}
         check_sets(self.sets)
         self.message = "Suite transfer."
 
@@ -307,23 +283,16 @@ class Transfer(Suite):
         return transfer(self.subject.models, self.sets, progress=progress).as_dict()
 
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (Accuracy, Localization, Faithfulness, Robustness, Transfer)
-}
+SUITES: dict[str, type[Suite]] = {s.name: s for s in (Accuracy, Localization, Faithfulness, Robustness, Transfer)}
 
 
 def control_of(run: Run, classifier: AttentionClassifier) -> AttentionClassifier:
-    """Return the classifier of a run that is evaluated beside another one.
-
-    Raises:
-        RunError: its classes or the size of its images differ, so that the two cannot see the same.
-    """
+    """Return the classifier of a run that is evaluated beside another; RunError for other classes or image size."""
     control = run.classifier()
-    for what, theirs, own in (
-        ("classes", control.classes, classifier.classes),
-        ("image size", control.image_size, classifier.image_size),
-    ):
+    for name in ("classes", "image_size"):
+        theirs, own = getattr(control, name), getattr(classifier, name)
         if theirs != own:
+            what = name.replace("_", " ")
             raise RunError(f"{run.path} cannot be compared with this run: its {what} is {theirs}, not {own}.")
     return control
 
@@ -340,14 +309,8 @@ def spread_rows(labels: Tensor, most: int | None) -> Tensor:
 def map_functions(options: EvaluateOptions, classifier: AttentionClassifier, attention: str) -> dict[str, MapFunction]:
     """Return name -> map function; learned attention gives one for each tap, and the combined one.
 
-    Each runs once on noise, for what a network cannot give shows in no other way; none where no suite uses maps.
-
-    Args:
-        attention: its option; ``none`` of a control.
-
-    Raises:
-        ModelError, OptionError: learned attention of a control, a map that this classifier cannot give, or a setting
-            that cannot be.
+    Each runs once on noise, for what a network cannot give shows in no other way (ModelError, OptionError); none where
+    no suite uses maps.
     """
     from heedmap.attribution import method_of
 

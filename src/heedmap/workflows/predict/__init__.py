@@ -5,10 +5,9 @@
     OUT/unreadable/part-000000.parquet   what could not be read, and why; only where there is any
     OUT/manifest.json                    written last: rows of each part
 
-The images are cut into parts in a way that depends on nothing but their list, and a part whose predictions are there
-is finished. So after an interruption the same command goes on, and of several processes each takes the parts whose
-number, divided by the number of processes, leaves its own: no image comes twice and none is lost, however many
-processes there were before. Only the part under way is computed again.
+The parts depend on the list of images alone, and a part whose predictions are there is finished. So the same command
+continues after an interruption, where only the part under way is computed again, and of several processes each takes
+the parts whose number, divided by the number of processes, leaves its own, however many processes there were before.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from heedmap.inference.onnx import OnnxClassifier
 from heedmap.inference.predictor import Predictor, open_predictor
 from heedmap.inference.reading import DecodedImage, Failure, Part, Reader, Sources, find_sources
 from heedmap.system import cores
-from heedmap.workflows.predict.table import MapKind, Row, TableOptions, rows_of, schemas
+from heedmap.workflows.predict.table import MapKind, Row, TableOptions, place_of, rows_of, schemas
 
 if TYPE_CHECKING:
     import torch
@@ -46,26 +45,14 @@ _AHEAD = 4  # batches that are decoded early
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How the work is done; the predictions depend on ``precision`` alone.
+    """How the work is done; the predictions depend on ``precision`` alone. OptionError for a size below 1."""
 
-    Attributes:
-        batch_size: images per forward pass; the last batch of a part may be smaller.
-        part_size: images in a file of the table, and so the most that an interruption costs.
-        workers: threads that decode; None takes the machine's cores.
-        precision: ``auto``, ``bf16`` or ``float32``.
-        share: which of several processes this is; each takes its parts.
-        cache: see :func:`heedmap.data.webdataset.index.index_shard`.
-
-    Raises:
-        OptionError: a size below 1.
-    """
-
-    batch_size: int = 64
-    part_size: int = 2048
-    workers: int | None = None
-    precision: str = "auto"
-    share: Share = field(default_factory=Share)
-    cache: Path | None = None
+    batch_size: int = 64  # images per forward pass
+    part_size: int = 2048  # images in a file of the table, and so the most that an interruption costs
+    workers: int | None = None  # threads that decode; None takes the machine's cores
+    precision: str = "auto"  # or "bf16", "float32"
+    share: Share = field(default_factory=Share)  # which of several processes this is; each takes its parts
+    cache: Path | None = None  # see heedmap.data.webdataset.index.index_shard
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size"):
@@ -75,21 +62,13 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What this process did.
+    """What this process did."""
 
-    Attributes:
-        count: images predicted now.
-        unreadable: images, or shards, that could not be read now.
-        parts_kept: parts that were there already.
-        seconds: from the first image to the last file.
-        finished: the work of all processes is done, and the manifest written.
-    """
-
-    count: int
-    unreadable: int
-    parts_kept: int
-    seconds: float
-    finished: bool
+    count: int  # images predicted now
+    unreadable: int  # images, or shards, that could not be read now
+    parts_kept: int  # parts that were there already
+    seconds: float  # from the first image to the last file
+    finished: bool  # the work of all processes is done, and the manifest written
 
 
 @dataclass
@@ -123,24 +102,20 @@ def predict(
     options: PredictOptions = _DEFAULTS,
     on_progress: Callable[[int], None] | None = None,
 ) -> PredictResult:
-    """Predict any number of images into a folder, or go on where that was interrupted.
+    """Predict any number of images into a folder, or continue where that was interrupted.
 
     Memory holds a few batches and the rows of one part, and the list of names where images are single files.
 
     Args:
-        classifier: a classifier, a run folder or an exported file; see
-            :func:`heedmap.inference.predictor.open_predictor`.
+        classifier: a classifier, a run folder or an exported file.
         images: see :func:`find_sources`.
         out: folder to write to.
-        table: what the table holds.
-        device: where the network runs.
-        options: see :class:`PredictOptions`.
+        table, options: what the table holds, and how the work is done.
         on_progress: called with the number of images predicted by this process, after each batch.
 
     Raises:
         DataError: nothing to read, or a folder that holds something else or predictions with other options.
-        OptionError: pyarrow is not installed.
-        RunError: the folder cannot be written.
+        OptionError, RunError: pyarrow is not installed; the folder cannot be written.
     """
     if not isinstance(images, Sources):
         images = find_sources((images,) if isinstance(images, str | Path) else images)
@@ -162,15 +137,9 @@ def predict(
 def _agree(job: _Job, sources: Sources) -> None:
     """Write down the images and options, or check that they are those of the folder."""
     plan = {
-        "schema": 1,
-        "images": sources.digest(),
-        "files": len(sources.files),
-        "shards": len(sources.shards),
-        "model": job.predictor.fingerprint(),
-        "classes": list(job.predictor.classes),
-        "part_size": job.options.part_size,
-        "precision": job.predictor.precision,
-        **asdict(job.table),
+        **{"schema": 1, "images": sources.digest(), "files": len(sources.files), "shards": len(sources.shards)},
+        **{"model": job.predictor.fingerprint(), "classes": list(job.predictor.classes)},
+        **{"part_size": job.options.part_size, "precision": job.predictor.precision, **asdict(job.table)},
     }
     target = job.out / PLAN
     if not target.is_file():
@@ -182,24 +151,21 @@ def _agree(job: _Job, sources: Sources) -> None:
     before = json.loads(target.read_text(encoding="utf-8"))
     other = [name for name in plan if before.get(name) != plan[name]]
     if other:
-        raise DataError(
-            f"{job.out} holds predictions with another {' and another '.join(other)} ({PLAN}); name another --out, or "
-            "give the same options to go on."
-        )
+        what = f"another {' and another '.join(other)} ({PLAN})"
+        raise DataError(f"{job.out} holds predictions with {what}; name another --out, or give the same options.")
     for folder in (PREDICTIONS, UNREADABLE):
         (job.out / folder).mkdir(exist_ok=True)
 
 
 def _todo(job: _Job, parts: Iterable[Part]) -> Iterator[Part]:
-    """This process's parts that are not there yet; counts all of them."""
+    """Yield this process's parts that are not there yet; count all of them."""
     for part in parts:
         job.parts = part.number + 1
-        if part.number % job.options.share.world != job.options.share.rank:
-            continue
-        if _file(job, PREDICTIONS, part.number).is_file():
-            job.parts_kept += 1
-        else:
-            yield part
+        if part.number % job.options.share.world == job.options.share.rank:
+            if _file(job, PREDICTIONS, part.number).is_file():
+                job.parts_kept += 1
+            else:
+                yield part
 
 
 def _file(job: _Job, table: str, number: int) -> Path:
@@ -223,16 +189,10 @@ def _take(job: _Job, part: Part, image: DecodedImage | Failure | None) -> None:
 
 
 def _write(job: _Job, part: Part) -> None:
-    """Write a part: what could not be read first, for the predictions are the sign that it is complete."""
+    """Write a part; the predictions come last, for they are the sign that it is complete."""
     failures = [*part.failures, *job.failures]
     if failures:
-        rows = [
-            {
-                **{"path": printable(failure.item.path), "key": printable(failure.item.key)},
-                **{"member": printable(failure.item.member), "reason": printable(failure.reason)},
-            }
-            for failure in failures
-        ]
+        rows = [{**place_of(failure.item), "reason": printable(failure.reason)} for failure in failures]
         _put_table(job, _file(job, UNREADABLE, part.number), rows, job.schemas[1])
     _put_table(job, _file(job, PREDICTIONS, part.number), job.rows, job.schemas[0])
     job.unreadable += len(failures)
@@ -264,20 +224,15 @@ def _put(job: _Job, target: Path, content: bytes) -> None:
 
 
 def _rows(file: Path) -> int:
-    """The number of rows of a table that was written before.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """Return the number of rows of a table that was written before."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{file} is damaged ({error}); remove it and start again: only its part is computed again."
-        ) from None
+        hint = "remove it and start again: only its part is computed again"
+        raise DataError(f"{file} is damaged ({error}); {hint}.") from None
 
 
 def _finish(job: _Job) -> bool:
@@ -285,10 +240,9 @@ def _finish(job: _Job) -> bool:
     files = [_file(job, PREDICTIONS, number) for number in range(job.parts)]
     if not all(file.is_file() for file in files):
         return False
-    lost = [_file(job, UNREADABLE, number) for number in range(job.parts)]
     rows = [_rows(file) for file in files]
-    missing = [_rows(file) if file.is_file() else 0 for file in lost]
-    content = {"parts": len(files), "images": sum(rows), "unreadable": sum(missing), "rows": rows}
+    lost = [file for number in range(job.parts) if (file := _file(job, UNREADABLE, number)).is_file()]
+    content = {"parts": len(files), "images": sum(rows), "unreadable": sum(map(_rows, lost)), "rows": rows}
     _put(job, job.out / MANIFEST, json.dumps(content, indent=1).encode())
     for folder in (PREDICTIONS, UNREADABLE):
         for left in (job.out / folder).glob(".*"):  # of processes that were killed

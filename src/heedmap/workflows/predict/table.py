@@ -14,7 +14,7 @@ from heedmap.errors import OptionError
 from heedmap.files import printable
 from heedmap.inference.boxes import Box, boxes_of
 from heedmap.inference.predictor import Predictions, Predictor
-from heedmap.inference.reading import DecodedImage
+from heedmap.inference.reading import DecodedImage, Item
 from heedmap.metrics.localization.pointing_game import hottest_points
 from heedmap.visualization.heatmap import FLAT
 
@@ -25,20 +25,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the table holds.
+    """What the table holds. OptionError for a threshold out of range."""
 
-    Attributes:
-        threshold: share of a map's largest value from which a cell counts as attended to, in (0, 1].
-        probabilities: those of all classes too.
-        maps: the maps themselves too, in this type.
-
-    Raises:
-        OptionError: the threshold lies elsewhere.
-    """
-
-    threshold: float = 0.5
-    probabilities: bool = False
-    maps: MapKind = "none"
+    threshold: float = 0.5  # share of a map's largest value from which a cell counts as attended to, in (0, 1]
+    probabilities: bool = False  # those of all classes too
+    maps: MapKind = "none"  # the maps too, in this type
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -52,16 +43,12 @@ def map_shapes(predictor: Predictor) -> dict[str, tuple[int, int]]:
 
 
 def schemas(predictor: Predictor, options: TableOptions) -> tuple[Any, Any]:
-    """Return the two tables' Arrow schemas: of predictions, and of what could not be read.
-
-    Raises:
-        OptionError: pyarrow is not installed.
-    """
+    """Return the Arrow schemas of predictions and of unreadable images; OptionError where pyarrow is missing."""
     try:
         import pyarrow as pa
     except ImportError:
         raise OptionError("heedmap predict needs pyarrow: pip install 'heedmap[predict]'.") from None
-    where = [("path", pa.string()), ("key", pa.string()), ("member", pa.string())]
+    where = [(name, pa.string()) for name in ("path", "key", "member")]
     columns = [*where, ("width", pa.int32()), ("height", pa.int32())]
     columns += [("predicted", pa.string()), ("probability", pa.float32())]
     if options.probabilities:
@@ -69,13 +56,18 @@ def schemas(predictor: Predictor, options: TableOptions) -> tuple[Any, Any]:
     shapes = map_shapes(predictor)
     for name in shapes:
         columns += [(f"{name}_{what}", pa.float32()) for what in ("peak", "entropy", "x", "y", "above")]
-    ends = [(side, pa.float32()) for side in ("left", "top", "right", "bottom", "share")]
-    columns.append(("boxes", pa.list_(pa.struct(ends))))
+    box = pa.struct([(side, pa.float32()) for side in ("left", "top", "right", "bottom", "share")])
+    columns.append(("boxes", pa.list_(box)))
     if options.maps != "none":
         kind = pa.float16() if options.maps == "float16" else pa.float32()
         columns += [(f"{name}_map", pa.fixed_shape_tensor(kind, shape)) for name, shape in shapes.items()]
     metadata = {b"classes": "\n".join(predictor.classes).encode(), b"threshold": str(options.threshold).encode()}
     return pa.schema(columns, metadata=metadata), pa.schema([*where, ("reason", pa.string())])
+
+
+def place_of(item: Item) -> Row:
+    """Return the columns ``path``, ``key`` and ``member`` of an image."""
+    return {name: printable(getattr(item, name)) for name in ("path", "key", "member")}
 
 
 def rows_of(
@@ -86,13 +78,8 @@ def rows_of(
     for image, probabilities in zip(images, predictions.probabilities, strict=True):
         item, best = image.item, int(probabilities.argmax())
         assert item is not None
-        rows.append(
-            {
-                **{"path": printable(item.path), "key": printable(item.key), "member": printable(item.member)},
-                **{"width": image.size[0], "height": image.size[1]},
-                **{"predicted": predictions.classes[best], "probability": float(probabilities[best])},
-            }
-        )
+        row = {**place_of(item), "width": image.size[0], "height": image.size[1]}
+        rows.append({**row, "predicted": predictions.classes[best], "probability": float(probabilities[best])})
     if options.probabilities:
         _set(rows, "probabilities", predictions.probabilities)
     squares = np.array([crop_box(*image.size) for image in images], dtype=np.float64)

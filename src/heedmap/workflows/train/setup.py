@@ -1,13 +1,12 @@
 """Everything before the first step: options checked, data opened and audited, classes and sizes known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from heedmap.attention import attention_options
 from heedmap.backbones import OWN_BACKBONES, Compact
@@ -26,9 +25,6 @@ from heedmap.system import threads
 from heedmap.training.recipes import derive
 from heedmap.types import Audit
 from heedmap.workflows.evaluate.data import digests, is_named
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 MOST_VALIDATION = 2000  # images; more hardly help to choose the best epoch, and are missed in training
 
@@ -53,13 +49,14 @@ class Prepared:
         return {name: len(part) for name, part in parts.items()}
 
 
-def with_absolute_paths(options: TrainOptions) -> TrainOptions:
-    """Return the options with absolute paths, so that the run finds its images from any folder later.
+def architecture_of(options: TrainOptions, classes: tuple[str, ...]) -> Architecture:
+    """Return what a classifier with these derived options is built from."""
+    values = {name: getattr(options, name) for name in ("attention", "attention_weights", "head", "taps", "combine")}
+    return Architecture(options.model or "compact", image_size=options.image_size or 0, classes=classes, **values)
 
-    Raises:
-        DataError: there are no such annotations.
-        OptionError: options of reading annotations without annotations.
-    """
+
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """Return the options with absolute paths, so that the run finds its images from any folder later."""
     changes: dict[str, Any] = {"root": _absolute(options.root)}
     if not is_named(options.data) and (Path(options.data).is_dir() or is_sharded(options.data)):
         changes["data"] = _absolute(options.data)
@@ -79,12 +76,7 @@ def _absolute(path: str) -> str:
 
 
 def check_model(options: ModelOptions) -> None:
-    """Check, before the images are read, what can be checked without images.
-
-    Raises:
-        ModelError: no such model, a tap that ``compact`` does not have, weights that the attention does not have, or a
-            residual head on a network with random weights, whose own logits are never trained.
-    """
+    """Raise ModelError for a model, tap, attention weights or head that cannot be, before any image is read."""
     attention_options(options.attention, options.attention_weights)
     if options.model in (None, "compact", "whitened") and options.taps is not None:
         with torch.device("meta"):  # the stages have the same names in both, at any size
@@ -93,34 +85,26 @@ def check_model(options: ModelOptions) -> None:
         return
     find_model(options.model)
     if options.head == "residual" and options.pretrained is None:
-        raise ModelError(
-            f"head 'residual' adds to the logits of a trained network; {options.model} has random weights. Give its "
-            "weights with --pretrained, or use concat."
-        )
+        why = f"head 'residual' adds to the logits of a trained network; {options.model} has random weights"
+        raise ModelError(f"{why}. Give its weights with --pretrained, or use concat.")
 
 
 def prepare(options: TrainOptions, progress: Progress) -> Prepared:
     """Open, check and audit the data, and derive the options that are None."""
     home = cache_folder(options.cache)
-    splits = open_data(
-        options.data,
-        root=options.root,
-        download=options.download,
-        seed=options.seed,
-        test_share=options.test,
-        cache=home and home / "shards",
-    )
+    where: dict[str, Any] = {"root": options.root, "download": options.download, "cache": home and home / "shards"}
+    splits = open_data(options.data, **where, seed=options.seed, test_share=options.test)
     names = digests(splits)
     checked = verify_images(splits, threads(options.workers), home)
     splits = checked.splits
     splits.check_trainable(options.allow_unreadable)
     for note in splits.notes:
         progress.message(note)
-    found = audit(splits, depth="cheap", digests=checked.digests)
-    for finding in found.findings[:5]:
+    report = audit(splits, depth="cheap", digests=checked.digests)
+    for finding in report.findings[:5]:
         progress.message(f"audit: {finding.sentence}")
-    if len(found.findings) > 5:
-        progress.message(f"audit: {counted(len(found.findings) - 5, 'finding')} more, in the report.")
+    if len(report.findings) > 5:
+        progress.message(f"audit: {counted(len(report.findings) - 5, 'finding')} more, in the report.")
     training, validation = splits.train, splits.validation
     if validation is None and options.validation > 0:
         rest, taken = split_by_class(training.labels, options.validation, options.seed, MOST_VALIDATION)
@@ -129,30 +113,19 @@ def prepare(options: TrainOptions, progress: Progress) -> Prepared:
             splits = replace(splits, train=training)
     derived = derive(options, splits)
     if options.attention == "none" and (options.map_supervision or options.map_consistency or options.map_entropy):
-        progress.message(
-            "attention = none: the maps are uniform; map_supervision, map_consistency and map_entropy are ignored."
-        )
+        ignored = "map_supervision, map_consistency and map_entropy are ignored"
+        progress.message(f"attention = none: the maps are uniform; {ignored}.")
     if options.map_supervision and options.annotations is not None:
         training, notes = _with_masks(training, options, derived.image_size or 0)
         splits = replace(splits, train=training, notes=splits.notes + notes)
-    architecture = Architecture(
-        model=derived.model or "compact",
-        attention=derived.attention,
-        attention_weights=derived.attention_weights,
-        head=derived.head,
-        taps=derived.taps,
-        image_size=derived.image_size or 0,
-        classes=splits.classes,
-        combine=derived.combine,
-    )
-    return Prepared(derived, splits, validation, found, architecture, names)
+    return Prepared(derived, splits, validation, report, architecture_of(derived, splits.classes), names)
 
 
 def _with_masks(images: ImageDataset, options: TrainOptions, size: int) -> tuple[ImageDataset, tuple[str, ...]]:
     """Return the images with the masks of their objects, and notes on these."""
-    found = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
-    masks = PackedRegions.pack((found.region(row, size) for row in range(len(found))), len(found), size)
-    notes = (*found.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
+    objects = read_annotations(options.annotations, images, AnnotationOptions.from_command(options))
+    masks = PackedRegions.pack((objects.region(row, size) for row in range(len(objects))), len(objects), size)
+    notes = (*objects.notes, f"{masks.marked} of {len(masks)} training images have objects for map_supervision.")
     assert isinstance(images, FolderDataset)  # annotations are refused for others
     return images.with_masks(masks), notes
 

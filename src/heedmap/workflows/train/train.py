@@ -1,10 +1,4 @@
-"""From options to a finished run: data, audit, model, training, one evaluation on the test part, report.
-
-The steps stand in :func:`train` and :func:`_train` in the order in which they happen; a :class:`Progress` receives what
-is to be shown.
-"""
-
-from __future__ import annotations
+"""From options to a finished run: data, audit, model, training, one evaluation on the test part, report."""
 
 import contextlib
 import dataclasses
@@ -16,9 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from heedmap.backbones import Whitened
@@ -41,12 +37,8 @@ from heedmap.training.batch_size import fitting_batch_size
 from heedmap.training.recipes import derive, early_views
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.workflows.evaluate.page import complete
-from heedmap.workflows.train.checkpointing import Checkpointer
+from heedmap.workflows.train.checkpointing import Checkpointer, Trackers
 from heedmap.workflows.train.setup import Prepared, check_model, prepare, prepare_on_each, with_absolute_paths
-from heedmap.workflows.train.tracking import Trackers
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 WHITENED_AT_ONCE = 2**19  # pixels
 WHITENED_BY = 2000  # images of 1,000 patches and more: far more than the 78 numbers to be estimated
@@ -59,7 +51,7 @@ def train(
     """Train a classifier and return its finished run.
 
     Args:
-        options: what to do; with ``resume`` the run's own options are taken instead.
+        options: what to train and how; with ``resume`` the run's own options are taken instead.
         resume: an unfinished run to continue.
         progress: receives every step, epoch and message.
         command: the command line, for config.yaml; made from the options where empty.
@@ -72,8 +64,8 @@ def train(
     if resume is not None:
         run = Run.open(resume, finished=False)
         if run.is_finished:
-            shown = shlex.quote(str(resume))
-            raise RunError(f"{resume} is finished already; `heedmap visualize {shown} IMAGES` draws its maps.")
+            draw = f"heedmap visualize {shlex.quote(str(resume))} IMAGES"
+            raise RunError(f"{resume} is finished already; `{draw}` draws its maps.")
         options, command = run.options, str(run.config.get("command", command))
     else:
         if options.out is not None:
@@ -108,7 +100,7 @@ def _train(
             prepared = replace(prepared, options=derive(replace(options, batch_size=batch), prepared.splits))
     # The run records the names of the taps, whatever a later version takes by default.
     prepared = replace(prepared, architecture=replace(prepared.architecture, taps=classifier.taps))
-    parameters = sum(each.numel() for each in classifier.parameters())
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
     progress.message(plan_sentence(prepared.options, prepared.sizes, classifier.taps, parameters))
     if run is None:
         run = _create(prepared, accelerator, command, folder_existed)
@@ -118,33 +110,31 @@ def _train(
         if accelerator.is_main_process and not (run.path / AUDIT).is_file():
             run.write_json(AUDIT, dataclasses.asdict(prepared.audit))
         fitting = _fitting(prepared, classifier, checkpointer, run)
-        sample = _sample(prepared.validation, classifier.image_size)
+        sample, held_out = None, prepared.validation  # up to six validation images for the panels of maps
+        if held_out is not None:
+            rows = torch.linspace(0, len(held_out) - 1, min(6, len(held_out))).long().tolist()
+            sample = torch.stack([held_out.load(row, classifier.image_size) for row in rows])
         with checkpointer.handle_signals():
             for report in fitting:
                 checkpointer.on_epoch(report, sample)
         # One process evaluates the test part: it is done once, and the others have nothing else to do.
         if accelerator.is_main_process:
             progress.message("Evaluating the test part, once.")
+            computing = ComputeOptions(
+                device=accelerator.device, precision=fitting.precision, memory=options.memory, workers=options.workers
+            )
             try:
                 with term_as_interrupt():
-                    computing = ComputeOptions(
-                        device=accelerator.device,
-                        precision=fitting.precision,
-                        memory=options.memory,
-                        workers=options.workers,
-                    )
                     complete(run, classifier, prepared.splits, computing)
             except KeyboardInterrupt:
-                raise Stopped(
-                    "Stopped after training, before the test part was evaluated; continue with "
-                    f"`heedmap train --resume {shlex.quote(str(run.path))}`."
-                ) from None
+                way = f"continue with `heedmap train --resume {shlex.quote(str(run.path))}`"
+                raise Stopped(f"Stopped after training, before the test part was evaluated; {way}.") from None
         accelerator.wait_for_everyone()
     return Run.open(run.path)
 
 
 def plan_sentence(options: TrainOptions, sizes: Mapping[str, int], taps: tuple[str, ...], parameters: int) -> str:
-    """Return one line on what a training with these options, all of them derived, is going to do."""
+    """Return one line about a training with these derived options."""
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     epochs = counted(options.epochs or 0, "epoch")
     attention = "no attention (the control)" if options.attention == "none" else f"{options.attention} attention"
@@ -160,37 +150,20 @@ def _build(prepared: Prepared, initial: TrainOptions | None) -> AttentionClassif
     torch.manual_seed(prepared.options.seed)
     classifier = build_classifier(prepared.architecture, None if initial is None else initial.pretrained)
     if initial is not None and isinstance(classifier.backbone, Whitened):
-        _whiten(classifier, prepared.splits.train)
+        classifier.backbone.whiten(_whitening_batches(classifier, prepared.splits.train))
     return classifier
 
 
-def _whiten(classifier: AttentionClassifier, dataset: ImageDataset) -> None:
-    """Compute the first layer of a whitened net from training images, spread evenly over the part."""
-    rows = torch.linspace(0, len(dataset) - 1, min(WHITENED_BY, len(dataset))).long().tolist()
-    pixels = classifier.image_size**2
-
-    def batches() -> Iterator[Tensor]:  # small ones: each pixel becomes twelve double numbers
-        few = max(1, WHITENED_AT_ONCE // pixels)
-        for start in range(0, len(rows), few):
-            chosen = rows[start : start + few]
-            images = plain(torch.stack([dataset.load(row, classifier.image_size) for row in chosen]))
-            yield (images - classifier.mean) / classifier.std
-
-    assert isinstance(classifier.backbone, Whitened)
-    classifier.backbone.whiten(batches())
+def _whitening_batches(classifier: AttentionClassifier, dataset: ImageDataset) -> Iterator[Tensor]:
+    """Yield training images, spread evenly over the part; few at a time: each pixel becomes twelve double numbers."""
+    rows = torch.linspace(0, len(dataset) - 1, min(WHITENED_BY, len(dataset))).long()
+    for few in rows.split(max(1, WHITENED_AT_ONCE // classifier.image_size**2)):
+        images = plain(torch.stack([dataset.load(row, classifier.image_size) for row in few.tolist()]))
+        yield (images - classifier.mean) / classifier.std
 
 
 def refuse_changes(run: str | Path, options: TrainOptions) -> None:
-    """Check that options given beside ``resume`` are those of the run, since its own are taken.
-
-    Args:
-        run: the run to continue.
-        options: its own, and over them what was given.
-
-    Raises:
-        OptionError: an option that would be ignored.
-        RunError: the run cannot be read.
-    """
+    """Raise OptionError where options given beside ``resume`` are not the run's own, which are taken."""
     own, given = with_absolute_paths(Run.open(run, finished=False).options), with_absolute_paths(options)
     for field in dataclasses.fields(TrainOptions):
         value, before = getattr(given, field.name), getattr(own, field.name)
@@ -198,30 +171,26 @@ def refuse_changes(run: str | Path, options: TrainOptions) -> None:
             continue
         if value != before:
             what = "the data" if field.name == "data" else f"--{field.name.replace('_', '-')}"
-            raise OptionError(
-                f"{run} continues with its own options: {what} is {before!r} there, not {value!r}. Leave it out."
-            )
+            own_value = f"{what} is {before!r} there, not {value!r}"
+            raise OptionError(f"{run} continues with its own options: {own_value}. Leave it out.")
 
 
 def command_line(options: TrainOptions) -> str:
     """Return the command line with these options."""
     words = ["heedmap", "train", options.data]
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value, flag = getattr(options, field.name), field.name.replace("_", "-")
         if field.name == "data" or value == field.default:
             continue
-        flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 
 def _create(prepared: Prepared, accelerator: Accelerator, command: str, folder_existed: bool) -> Run:
     """Create the run folder, on the first process, and send its name to the others."""
-    from accelerate.utils import broadcast_object_list
-
     where: list[str] = [""]
     if accelerator.is_main_process:
         options = prepared.options
@@ -229,22 +198,12 @@ def _create(prepared: Prepared, accelerator: Accelerator, command: str, folder_e
         data = re.sub(r"[^\w.+ -]+", "-", Path(options.data).name)
         stem = f"{data}-{str(options.model).replace('/', '-')}-{options.attention}"
         run = Run.create(options.out or free_name(Path("runs"), stem))
-        versions = {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "system": platform.platform(),
-        }
+        python, system = platform.python_version(), platform.platform()
+        facts: dict[str, Any] = {"command": command}
+        facts["versions"] = {"python": python, "torch": str(torch.__version__), "system": system}
+        facts |= {"processes": accelerator.num_processes, "sizes": prepared.sizes, "images": prepared.names}
         with _removed_on_failure(run, folder_existed):
-            run.write_config(
-                options,
-                prepared.architecture,
-                command=command,
-                versions=versions,
-                processes=accelerator.num_processes,
-                sizes=prepared.sizes,
-                images=prepared.names,
-                notes=list(prepared.splits.notes),
-            )
+            run.write_config(options, prepared.architecture, **facts, notes=list(prepared.splits.notes))
         where = [str(run.path)]
     broadcast_object_list(where)
     return Run.open(where[0], finished=False)
@@ -253,16 +212,13 @@ def _create(prepared: Prepared, accelerator: Accelerator, command: str, folder_e
 def _check_unchanged(run: Run, prepared: Prepared) -> None:
     """Refuse to continue with other images than the run began with: order and split would not be the same."""
     before, now = run.config.get("sizes"), prepared.sizes
+    data, what = prepared.options.data, ""
     if (before, tuple(run.config["architecture"]["classes"])) != (now, prepared.splits.classes):
-        raise RunError(
-            f"{run.path} began with {before} images of {prepared.options.data}, which now holds {now}; put the "
-            "images back as they were, or start a new run."
-        )
-    if run.config.get("images", prepared.names) != prepared.names:
-        raise RunError(
-            f"{run.path} began with other images of {prepared.options.data}, though as many; put them back as they "
-            "were, or start a new run."
-        )
+        what = f"{before} images of {data}, which now holds {now}"
+    elif run.config.get("images", prepared.names) != prepared.names:
+        what = f"other images of {data}, though as many"
+    if what:
+        raise RunError(f"{run.path} began with {what}; put the images back as they were, or start a new run.")
 
 
 def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: Checkpointer, run: Run) -> Fitting:
@@ -282,8 +238,8 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
         store = Store(prepared.splits.train, size, workers, memory, cache)
     if classifier.takes_any_size:
         augmentation = replace(augmentation, early=early_views(options, view))
-    with_masks = options.map_supervision > 0
-    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share, with_masks)
+    masks = options.map_supervision > 0
+    batches = TrainingBatches(store, view, options.batch_size, augmentation, options.seed, share, masks)
     evaluated = None
     if prepared.validation is not None:
         with accelerator.local_main_process_first():
@@ -302,14 +258,6 @@ def _fitting(prepared: Prepared, classifier: AttentionClassifier, checkpointer: 
         run.rewind_metrics(fitting.step, fitting.evaluated)
         checkpointer.progress.message(f"Continuing after step {fitting.step} of {fitting.total_steps}.")
     return fitting
-
-
-def _sample(validation: ImageDataset | None, size: int) -> Tensor | None:
-    """Return up to six validation images, spread evenly, for the panels of maps."""
-    if validation is None:
-        return None
-    rows = torch.linspace(0, len(validation) - 1, min(6, len(validation))).long().tolist()
-    return torch.stack([validation.load(row, size) for row in rows])
 
 
 @contextlib.contextmanager

@@ -55,19 +55,10 @@ from heedmap.workflows.visualize.options import VisualizeOptions, VisualizeResul
 if TYPE_CHECKING:
     import torch
 
-from heedmap.models.classifier import AttentionClassifier
+    from heedmap.models.classifier import AttentionClassifier
 
-__all__ = [
-    "AttributionOptions",
-    "Prediction",
-    "Sources",
-    "VisualizeOptions",
-    "VisualizeResult",
-    "expand_images",
-    "find_sources",
-    "prediction_panel",
-    "visualize",
-]
+__all__ = ["AttributionOptions", "Prediction", "Sources", "VisualizeOptions", "VisualizeResult", "expand_images"]
+__all__ += ["find_sources", "prediction_panel", "visualize"]
 
 MOST_ON_PAGE = 5000
 """The page shows no more images than this, so that a browser can still open it; the CSV file has all."""
@@ -75,8 +66,6 @@ MOST_ON_PAGE = 5000
 _THREADS = 4
 _PART = 1024  # images listed at a time
 _LONGEST_NAME = 120
-
-
 _DEFAULTS = VisualizeOptions()
 
 
@@ -92,26 +81,21 @@ def visualize(
 ) -> VisualizeResult:
     """Draw the attention of a classifier for each image.
 
-    Where an image lies in a folder with the name of a class, that name is taken for the truth; of an image in a shard
-    the label that the shard gives it, where it names a class.
+    The truth is the name of an image's folder, or the label that its shard gives it, where that names a class.
 
     Args:
-        classifier: a classifier, a run folder or an exported file; see
-            :func:`heedmap.inference.predictor.open_predictor`.
+        classifier: a classifier, a run folder or an exported file.
         images: a file, a folder (all its images), a tar shard, a folder of them, or several of these;
             :func:`find_sources` takes patterns and lists too.
         out: folder to write to.
         query: an image whose global feature is used to attend to all the others; drawn beside the maps with each
             image's own. Where the attention does not depend on a query, the panels say so.
         methods: keys of :data:`heedmap.attribution.METHODS`, computed and drawn beside the learned maps.
-        device: where the network runs.
-        options: see :class:`VisualizeOptions`.
 
     Raises:
-        DataError: no images, none that can be read, or an output folder that is not empty or cannot be written.
-        OptionError: an unknown method or class; something that an exported file cannot do.
-        ModelError: a method that cannot explain this classifier, or a layer that it does not have.
-        ImageError: the query cannot be read.
+        DataError, ImageError: no images, none (or a query) that can be read, or an output folder that is not empty or
+            cannot be written.
+        ModelError, OptionError: a method, class or layer that does not exist or does not fit this classifier.
         Stopped: interrupted after the first batch; rows and page of what was drawn until then are written.
     """
     attributions = AttributionOptions(tuple(methods), options.target, options.layer)
@@ -133,23 +117,20 @@ def visualize(
         if options.scale == "set":
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda entry: _redraw(job, entry), job.entries))
-        stopped = ""
-        if not is_whole:
-            total = sources.count
-            done = counted(job.count, "image") if total is None else f"{job.count:,} of {counted(total, 'image')}"
-            stopped = f"Stopped after {done}"
+        total = sources.count
+        done = counted(job.count, "image") if total is None else f"{job.count:,} of {counted(total, 'image')}"
+        stopped = "" if is_whole else f"Stopped after {done}"
         notes = [*_notes(job), *([f"{stopped}."] if stopped else [])]
         _write_page(job, notes)
     if stopped:
         raise Stopped(f"{stopped}; what was drawn until then is in {out / 'index.html'}.")
-    return VisualizeResult(
-        job.count, tuple(job.unreadable), out / "index.html", tuple(notes), time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    return VisualizeResult(job.count, tuple(job.unreadable), out / "index.html", tuple(notes), seconds)
 
 
 @dataclass(frozen=True)
 class _Query:
-    """The other image whose query is used: its file's name, its square, and its query where that changes the maps."""
+    """The image whose query is used: its file's name, its square, and its query where that changes the maps."""
 
     name: str
     view: Image.Image
@@ -163,22 +144,6 @@ class _Query:
             raise ImageError(f"Query {error}") from None
         assert image.view is not None
         return cls(path.name, image.view, None if predictor.query_note else predictor.query(image.pixels))
-
-
-@dataclass
-class _Job:
-    """What stays the same from batch to batch, and what adds up."""
-
-    predictor: Predictor
-    out: Path
-    options: VisualizeOptions
-    query: _Query | None
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    names: DrawingNames = field(default_factory=lambda: DrawingNames())
-    unfinished: list[str] = field(default_factory=list)  # names of images being drawn
-    ends: Ends = field(default_factory=dict)
-    count: int = 0
 
 
 class DrawingNames:
@@ -197,6 +162,22 @@ class DrawingNames:
         self._taken[stem.casefold()] = number  # a thousand shards may each have a 000000.jpg
         self._taken.setdefault(name.casefold(), 0)
         return name
+
+
+@dataclass
+class _Job:
+    """What stays the same from batch to batch, and what adds up."""
+
+    predictor: Predictor
+    out: Path
+    options: VisualizeOptions
+    query: _Query | None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    names: DrawingNames = field(default_factory=DrawingNames)
+    unfinished: list[str] = field(default_factory=list)  # names of images being drawn
+    ends: Ends = field(default_factory=dict)
+    count: int = 0
 
 
 _Drawings = list[Future[tuple[dict[str, Any], dict[str, Any]]]]  # of each image its entry on the page and its row
@@ -254,7 +235,7 @@ def _begin(job: _Job, pool: ThreadPoolExecutor, batch: list[DecodedImage]) -> _D
     vector = None if job.query is None else job.query.vector
     other = [None] * len(batch) if vector is None else list[Prediction | None](job.predictor(pixels, vector))
     if job.options.scale == "set":
-        job.ends = common_ends((each for each in (*own, *other) if each is not None), job.ends)
+        job.ends = common_ends((prediction for prediction in (*own, *other) if prediction is not None), job.ends)
     names = [job.names(image.item.stem) for image in batch if image.item is not None]
     job.unfinished += names
     return [pool.submit(_write, job, *row) for row in zip(names, batch, own, other, strict=True)]
@@ -289,8 +270,8 @@ def _write(
     assert item is not None
     box = crop_box(*image.size)
     arrays = own.packed() | (other.packed("query_") if other is not None else {})
-    arrays |= {"predicted": np.array(own.predicted), "classes": np.array(classes)}
-    arrays |= {"crop_box": np.array(box), "size": np.array(image.size)}
+    facts = {"predicted": own.predicted, "classes": classes, "crop_box": box, "size": image.size}
+    arrays |= {key: np.array(value) for key, value in facts.items()}
     target = job.out / "maps" / f"{name}.npz"
     np.savez_compressed(target, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
     label = Path(item.path).parent.name if item.member is None else item.label
@@ -319,13 +300,9 @@ def _redraw(job: _Job, entry: dict[str, Any]) -> None:
 
 def _draw(job: _Job, entry: dict[str, Any], view: Image.Image, own: Prediction, other: Prediction | None) -> None:
     query, scale = job.query, job.options.scale
-    options = PanelOptions(
-        label=entry["label"],
-        name=entry["path"],
-        notes=(*own.notes, job.predictor.query_note if query else ""),
-        scale=scale,
-        other=OtherQuery(query.view, query.name, other) if query and other else None,
-    )
+    notes = (*own.notes, job.predictor.query_note if query else "")
+    drawn = OtherQuery(query.view, query.name, other) if query and other else None
+    options = PanelOptions(entry["label"], entry["path"], notes=notes, scale=scale, other=drawn)
     panel = prediction_panel(view, own, job.predictor.classes, options)
     (job.out / "panels" / f"{entry['name']}.png").write_bytes(png(panel))
     maps = rescaled([own], scale)[0].maps

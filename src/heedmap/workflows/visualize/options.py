@@ -1,4 +1,4 @@
-"""The options of drawing, and what comes of it."""
+"""The options and the result of drawing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +17,7 @@ class VisualizeOptions:
         layer: the layer that they read; None takes the last spatial one.
         scale: ``image`` draws each map from 0 to its own largest value (sigmoid weights from 0 to 1), ``range`` from
             its smallest to its largest, ``set`` on one scale for all images, ``(low, high)`` on a fixed one.
-        batch_size: images per forward pass.
-        overwrite: write into a folder that has something in it; the files of an earlier drawing there are removed
-            first, and no others.
+        overwrite: write into a folder that has something in it; only files of an earlier drawing there are removed.
         on_progress: called with the number of images done, after each batch.
 
     Raises:
@@ -44,18 +42,10 @@ class VisualizeOptions:
 
 @dataclass(frozen=True)
 class VisualizeResult:
-    """What became of the images.
+    """What became of the images."""
 
-    Attributes:
-        count: images drawn.
-        unreadable: (path, reason) of those skipped.
-        index: the page to open.
-        notes: sentences for the user, such as why a query changes nothing.
-        seconds: from the first image to the last file.
-    """
-
-    count: int
-    unreadable: tuple[tuple[str, str], ...]
-    index: Path
-    notes: tuple[str, ...]
-    seconds: float
+    count: int  # images drawn
+    unreadable: tuple[tuple[str, str], ...]  # path and reason of those skipped
+    index: Path  # the page to open
+    notes: tuple[str, ...]  # sentences for the user, such as why a query changes nothing
+    seconds: float  # from the first image to the last file

@@ -1,6 +1,7 @@
-"""From the module to the bytes of an ONNX file, and from the bytes to predictions."""
+"""From the module to the bytes of an ONNX or ``.pt2`` file, and from the bytes to predictions."""
 
 import contextlib
+import io
 import json
 import logging
 import tempfile
@@ -35,11 +36,7 @@ def trace(module: Exportable, *, takes_target: bool = False) -> torch.export.Exp
 
 
 def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    """Return the traced program as an ``onnx.ModelProto`` without paths of this machine.
-
-    Raises:
-        ModelError: a package is missing, or an operation has no translation.
-    """
+    """Return an ``onnx.ModelProto`` without paths of this machine; ModelError where an operation has no translation."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -47,23 +44,16 @@ def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output
         raise ModelError(f"ONNX export needs {error.name}, which is missing: pip install 'heedmap[onnx]'") from None
     try:
         with quiet():
-            made = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[*inputs],
-                output_names=[*outputs],
-            )
+            names: dict[str, Any] = {"input_names": [*inputs], "output_names": [*outputs]}
+            made = torch.onnx.export(program, (), dynamo=True, verbose=False, opset_version=OPSET, **names)
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(f"This network cannot be written as ONNX: {str(error).strip().splitlines()[0]}") from None
     assert made is not None  # no file was named
     model = made.model_proto
     _forget_sources(model)
-    for names, values in ((("batch", "height", "width"), model.graph.input), (("batch",), model.graph.output)):
+    for axes, values in ((("batch", "height", "width"), model.graph.input), (("batch",), model.graph.output)):
         for value in values:
-            for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            for axis, name in zip(value.type.tensor_type.shape.dim, axes, strict=False):
                 axis.dim_param = name
     return model
 
@@ -72,9 +62,9 @@ def _forget_sources(model: Any) -> None:
     """Remove the exporter's notes on each node: lines of source with their paths."""
     for part in (model.graph, *model.functions):
         del part.metadata_props[:]
-        for each in (*part.node, *part.value_info):
-            del each.metadata_props[:]
-            each.doc_string = ""
+        for item in (*part.node, *part.value_info):
+            del item.metadata_props[:]
+            item.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
 
@@ -100,11 +90,7 @@ def quantize(model: Any) -> Any:
 
 
 def load_onnx(content: bytes, names: Sequence[str]) -> Prediction:
-    """Return a function that runs the bytes of a file as :class:`heedmap.inference.onnx.OnnxClassifier` does.
-
-    Raises:
-        ModelError: onnxruntime is missing, or refuses them.
-    """
+    """Return a function that runs the bytes of a file as :class:`heedmap.inference.onnx.OnnxClassifier` does."""
     try:
         import onnxruntime
     except ImportError:
@@ -112,7 +98,7 @@ def load_onnx(content: bytes, names: Sequence[str]) -> Prediction:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    takes = {each.name for each in session.get_inputs()}
+    takes = {tensor.name for tensor in session.get_inputs()}
 
     def predict(images: NDArray[np.uint8]) -> Named:
         feed: dict[str, Any] = {"images": images, "target": np.full(len(images), -1, np.int64)}
@@ -122,17 +108,35 @@ def load_onnx(content: bytes, names: Sequence[str]) -> Prediction:
     return predict
 
 
+def program_bytes(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
+    """Return the file's bytes; ``heedmap.json`` among its extra files describes it."""
+    content = io.BytesIO()
+    with quiet():
+        torch.export.save(program, content, extra_files={f"{KEY}.json": json.dumps(metadata, ensure_ascii=False)})
+    return content.getvalue()
+
+
+def load_program(content: bytes, *, takes_target: bool) -> Prediction:
+    """Return a function that runs the bytes of a file after ``torch.export.load``."""
+    with quiet():
+        module = torch.export.load(io.BytesIO(content)).module()
+
+    @torch.no_grad()
+    def predict(images: NDArray[np.uint8]) -> Named:
+        targets = (torch.full((len(images),), -1),) * takes_target
+        outputs = module(torch.from_numpy(np.array(images)), *targets)
+        return {name: values.numpy() for name, values in outputs.items()}
+
+    return predict
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporters: deprecations among their own parts, and their progress."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as undo:
         warnings.simplefilter("ignore")
         for logger in loggers:
+            undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
