@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from heedmap._version import __version__
 from heedmap.cli.commands import COMMANDS
-from heedmap.cli.console import complaints, console, show_table
+from heedmap.cli.console import complaints, console, say, show_table
 from heedmap.cli.parser import parse, show_help
 from heedmap.errors import HeedmapError, OptionError, Stopped, nearest
 from heedmap.system import term_as_interrupt
@@ -24,20 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with term_as_interrupt():
             _run(words)
         sys.stdout.flush()
-    except Stopped as stop:
-        complaints.print(escape(str(stop)), soft_wrap=True)
+    except (Stopped, KeyboardInterrupt) as stop:
+        say(escape(str(stop)) or "Stopped.", complaints)
         raise SystemExit(130) from None
     except HeedmapError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        complaints.print("Stopped.")
-        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of a pipe has closed it; but work that was cut short is no success
         _forget_output()
         raise SystemExit(0 if _only_prints(words) else 1) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _fail(f"The name {_short(error.filename)} is too long for a file.")
+            name = str(error.filename)
+            _fail(f"The name {name if len(name) < 50 else f'{name[:40]}...'!r} is too long for a file.")
         if not _is_of_output(error):
             raise
         _forget_output()
@@ -45,13 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    complaints.print(f"[red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+    say(f"[red]error:[/] {escape(' '.join(message.split()))}", complaints)
     raise SystemExit(2) from None
-
-
-def _short(name: object) -> str:
-    text = str(name)
-    return repr(text if len(text) < 50 else f"{text[:40]}...")
 
 
 def _only_prints(words: list[str]) -> bool:
@@ -77,13 +70,12 @@ def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         _overview()
         return
-    if words[0] in ("-V", "--version"):
+    name, rest = words[0], words[1:]
+    if name in ("-V", "--version"):
         console.print(f"heedmap {__version__}")
         return
-    if words[0] not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise OptionError(f"Unknown command {words[0]!r}; there are {known}.{nearest(words[0], COMMANDS)}")
-    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise OptionError(f"Unknown command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
     command: Any = COMMANDS[name]
     if "-h" in rest or "--help" in rest:
         show_help(command, name)

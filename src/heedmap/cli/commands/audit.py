@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from rich.markup import escape
 
 from heedmap.cli.commands.arguments import DataFolder
-from heedmap.cli.console import console, show_audit, show_next
+from heedmap.cli.console import console, say, show_audit, show_next
 from heedmap.config import DataOptions, Range
 from heedmap.errors import DataError
 from heedmap.system import cores
@@ -37,38 +37,36 @@ class AuditData(DataOptions):
         from heedmap.data.audit.findings import audit
         from heedmap.files import as_utf8, disk, write_whole
 
-        _check_target(self.json)
+        target = None if self.json is None else _checked_target(Path(self.json))
         splits = open_data(self.data, root=self.root, download=self.download, seed=self.seed, test_share=self.test)
         for note in splits.notes:
             console.print(escape(note))
         verified = verify_images(splits, cores())
-        found = audit(verified.splits, self.depth, verified.digests)
-        show_audit(found, self.show)
-        if self.json:
-            target = Path(self.json)
+        report = audit(verified.splits, self.depth, verified.digests)
+        show_audit(report, self.show)
+        if target is not None:
             with disk(target):
-                write_whole(target, as_utf8(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False)))
-            console.print(f"All findings: {escape(self.json)}", soft_wrap=True)
+                write_whole(target, as_utf8(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)))
+            say(f"All findings: {escape(str(self.json))}")
         try:
             verified.splits.check_trainable()
         except DataError as error:
-            console.print(f"heedmap train would refuse: {escape(str(error))}", soft_wrap=True)
+            say(f"heedmap train would refuse: {escape(str(error))}")
         else:
             show_next(f"heedmap train {shlex.quote(self.data)}")
 
 
-def _check_target(target: str | None) -> None:
+def _checked_target(path: Path) -> Path:
     """Check the file before the work; an existing one may only hold an earlier audit."""
-    if target is None:
-        return
-    path = Path(target)
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file in it, such as {path / 'findings.json'}.")
     if not path.parent.is_dir():
         raise DataError(f"There is no folder {path.parent} for the findings.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"findings": [], "depth": ""}
-    except (OSError, ValueError):
-        content = None
-    if not (isinstance(content, dict) and {"findings", "depth"} <= content.keys()):
-        raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")
+    if path.exists():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        if not (isinstance(content, dict) and {"findings", "depth"} <= content.keys()):
+            raise DataError(f"{path} exists already and holds no findings of an audit; name another file.")
+    return path

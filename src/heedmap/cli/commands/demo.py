@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from rich.markup import escape
-
-from heedmap.cli.console import console, show_next, show_progress, show_result
+from heedmap.cli.console import bold, say, show_next, show_progress, show_result
 from heedmap.config import Options, Range
 from heedmap.system import keep_freed_memory
 
@@ -30,5 +28,5 @@ class Demo(Options):
         with show_progress() as progress:
             run, page = demo(self.out, seed=self.seed, progress=progress)
         show_result(run.path)
-        console.print(f"Maps of unseen scenes: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        say(f"Maps of unseen scenes: {bold(page)}")
         show_next("heedmap train DIR, with DIR/CLASS/* your own images")

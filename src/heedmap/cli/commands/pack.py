@@ -2,13 +2,13 @@
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
+import tyro
 from rich.markup import escape
 
-from heedmap.cli.commands.arguments import DataFolder, OutFolder
-from heedmap.cli.console import console, counting, show_next, show_table
+from heedmap.cli.commands.arguments import DataFolder
+from heedmap.cli.console import counting, say, show_next, show_table
 from heedmap.config import Options, Range, counted
 from heedmap.system import cores
 
@@ -27,7 +27,7 @@ class Pack(Options):
     """
 
     data: DataFolder
-    out: OutFolder
+    out: tyro.conf.Positional[str]
     shard_size: Annotated[float, Range(0.01, 1e5)] = 128
     test: Annotated[float, Range(0.01, 0.9)] = 0.2
     allow_unreadable: bool = False
@@ -42,9 +42,9 @@ class Pack(Options):
         splits = verify_images(splits, cores()).splits
         splits.check_trainable(self.allow_unreadable)
         for note in splits.notes:
-            console.print(escape(note), soft_wrap=True)
+            say(escape(note))
         for name, reason in splits.unreadable:
-            console.print(f"[yellow]left out[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
+            say(f"[yellow]left out[/] {escape(name)}: {escape(reason)}")
         with counting(sum(map(len, splits.parts.values())), "packing") as advance:
             packed = pack(splits, self.out, shard_bytes=int(self.shard_size * 1e6), seed=self.seed, on_progress=advance)
         lines = {
@@ -52,6 +52,5 @@ class Pack(Options):
             for part, count in packed.images.items()
         }
         show_table("part", lines)
-        sums = Path(self.out) / SUMS
-        console.print(f"{packed.size / 1e6:,.1f} MB; check: sha256sum -c {escape(sums.name)}", soft_wrap=True)
+        say(f"{packed.size / 1e6:,.1f} MB; check: sha256sum -c {escape(SUMS)}")
         show_next(f"heedmap train {shlex.quote(self.out)}")

@@ -53,9 +53,7 @@ class Train(TrainOptions):
 
         keep_freed_memory()
         if self.resume is None and not self.data:
-            raise OptionError(
-                "Name the data: `heedmap train DIR`, or `heedmap train digit-scenes` for the embedded set."
-            )
+            raise OptionError("Name the data: `heedmap train DIR`, or `heedmap train digit-scenes`, which is embedded.")
         options = only_train_options(self)
         if self.resume is not None:
             refuse_changes(self.resume, options)
