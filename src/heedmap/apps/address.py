@@ -69,15 +69,15 @@ class Address:
         reason = ""
         for port in _FREE_PORTS if self.port is None else (self.port,):
             try:
-                family = socket.getaddrinfo(self.host, port, type=socket.SOCK_STREAM)[0][0]
-                return _listening(family, self.host, port)
+                return _listening(self.host, port)
             except OSError as error:
                 reason = error.strerror or str(error)
         ports = f"ports {_FREE_PORTS[0]} to {_FREE_PORTS[-1]}" if self.port is None else f"port {self.port}"
         raise OptionError(f"Cannot listen on {self.host}, {ports}: {reason}; name another --port (0: any) or --host.")
 
 
-def _listening(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     # With the protocol spelt out: only then asyncio switches Nagle's delay off, and responses go out 40 ms earlier.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

@@ -74,15 +74,10 @@ def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class AppServer(uvicorn.Server):
-    """uvicorn's server within the limits; not yet running.
+    """uvicorn's server within ``connections`` and ``timeout`` of the limits; not yet running.
 
-    A signal that was obeyed is not raised again, so the process ends with status 0.
-
-    Args:
-        app: the application.
-        limits: ``connections`` and ``timeout`` hold here.
-        on_ready: called with the address once it replies.
-        grace: seconds for the requests under way at a stop; None takes ``limits.timeout``.
+    A signal that was obeyed is not raised again, so the process ends with status 0. ``on_ready`` receives the address
+    once it replies; ``grace`` is the seconds for requests under way at a stop, None for ``limits.timeout``.
     """
 
     def __init__(

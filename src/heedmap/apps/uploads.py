@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import Request
+from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from heedmap.apps.limits import Limits, RequestError
 from heedmap.errors import ImageError
+from heedmap.inference.reading import DecodedImage, decode
 
 FIELD = "image"
 """The field of a form that holds the file."""
@@ -22,11 +25,7 @@ MAX_SCANS = 100
 
 
 class Bodies:
-    """Read bodies within the limits on each and on all together.
-
-    Args:
-        limits: ``max_bytes``, ``held_bytes`` and ``timeout`` hold here.
-    """
+    """Read bodies within ``max_bytes`` and ``timeout`` of each, and ``held_bytes`` of all together."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._bytes = limits, 0
@@ -67,11 +66,7 @@ class Bodies:
 
 
 def check_content_type(request: Request) -> None:
-    """Check what kind of body is announced, before it is read.
-
-    Raises:
-        RequestError: 415 for anything but a form with a file, an image, or bytes.
-    """
+    """Raise a :class:`RequestError` 415, before the body is read, unless it is a form with a file, an image, or bytes."""
     kind = _content_type(request)
     if kind != "multipart/form-data" and not kind.startswith(("image/", "application/octet-stream")):
         raise RequestError(
@@ -113,10 +108,26 @@ def _content_type(request: Request) -> str:
 
 
 def check_scans(content: bytes) -> None:
-    """Check that a JPEG does not repeat its scans for minutes of decoding.
-
-    Raises:
-        ImageError: it has more than ``MAX_SCANS``.
-    """
+    """Raise an :class:`ImageError` where a JPEG has more than ``MAX_SCANS``, which would take minutes to decode."""
     if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"image: it has more than {MAX_SCANS} scans, which no camera writes; save it again")
+
+
+def decode_upload(content: bytes, image_size: int, limits: Limits, draw_at: int | None = None) -> DecodedImage:
+    """Decode an image exactly as ``heedmap visualize`` does.
+
+    Args:
+        content: an image file, of ``limits.max_pixels`` at most.
+        image_size: side of the classifier's view.
+        draw_at: side of the view to draw on, where there is to be one.
+
+    Raises:
+        RequestError: 413 for too many pixels, 415 for what is no image, 422 for an empty or damaged one.
+    """
+    try:
+        check_scans(content)
+        return decode(io.BytesIO(content), image_size, draw_at, limits.max_pixels)
+    except ImageError as error:
+        statuses: dict[type, int] = {UnidentifiedImageError: 415, Image.DecompressionBombError: 413}
+        status = statuses.get(type(error.__cause__), 422) if content else 422
+        raise RequestError(status, f"The image cannot be used: {str(error).removeprefix('image: ')}.") from None

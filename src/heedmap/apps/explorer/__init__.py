@@ -9,7 +9,7 @@ of :mod:`heedmap.visualization.heatmap`. The page is plain JavaScript modules an
 
     gallery   which images may be shown       network     one network, one thread, one request at a time
     ranking   ranks a test set                responses   what the routes return
-    app       the routes                      build       puts runs and images together
+    app       puts runs and images together; the routes
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "explore"]
 
-PACKAGES = ("fastapi", "uvicorn")
-_GRACE = 3.0  # seconds for the requests under way at a stop
-
 
 def explore(
     runs: Sequence[Run],
@@ -47,8 +44,7 @@ def explore(
 
     Args:
         runs: one finished run, or several to compare on the same image.
-        images: folders, files or patterns that may be looked at, beside the first run's test set and what is
-            dropped on the page.
+        images: folders, files or patterns to show beside the first run's test set and what is dropped on the page.
         address: None takes 127.0.0.1 and the first free port from 8470 on.
         device: where the networks run.
         browser: open the page in the user's browser.
@@ -59,8 +55,8 @@ def explore(
         OptionError: the extra is not installed, or the address cannot be listened on.
         DataError, RunError: images or runs that cannot be used.
     """
-    require_packages("explore", *PACKAGES)
-    from heedmap.apps.explorer.build import LIMITS, build_explorer
+    require_packages("explore", "fastapi", "uvicorn")
+    from heedmap.apps.explorer.app import LIMITS, build_explorer
     from heedmap.apps.running import AppServer
 
     address = address or Address()
@@ -76,4 +72,4 @@ def explore(
             on_note(note)
         if not address.is_loopback:
             on_note(f"Warning: anyone who can reach {address.host} can use the page and see these images.")
-        AppServer(app, LIMITS, ready, _GRACE).run(sockets=[listening])
+        AppServer(app, LIMITS, ready, grace=3.0).run(sockets=[listening])

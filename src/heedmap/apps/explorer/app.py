@@ -1,11 +1,13 @@
-"""The explorer's routes: one page, and the few things that it requests."""
+"""The explorer's application, of runs and images: one page, and the few things that it requests."""
 
 import io
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from PIL import Image
@@ -14,17 +16,23 @@ from starlette.concurrency import run_in_threadpool
 
 from heedmap.apps.address import Address
 from heedmap.apps.base import new_app
-from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage
+from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage, ImageSource
 from heedmap.apps.explorer.network import LEARNED, Network, QueryPoint, QueryResult
 from heedmap.apps.explorer.ranking import Ranking
 from heedmap.apps.explorer.responses import method_facts, npz, prediction_facts, run_facts, source_facts
 from heedmap.apps.limits import Limits, RequestError, Waiting
 from heedmap.apps.uploads import BINARY, Bodies
+from heedmap.data.decoding import MAX_PIXELS
+from heedmap.errors import HeedmapError
 from heedmap.files import printable
+from heedmap.runs import Run
 from heedmap.visualization.heatmap import COLOURS
+from heedmap.workflows.evaluate.data import open_run_data
 
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "JPEG.", "content": {"image/jpeg": BINARY}}}
 _UPLOAD = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
+
+LIMITS = Limits(max_pixels=MAX_PIXELS, timeout=60.0, connections=256)
 
 Reference = Annotated[str, Field(max_length=64)]
 
@@ -62,9 +70,8 @@ class _Explorer:
         try:
             return self.gallery.image(reference)
         except KeyError:
-            reason = (
-                "it is not kept any more; drop it again" if reference.startswith("u-") else "there is no such image"
-            )
+            is_upload = reference.startswith("u-")
+            reason = "it is not cached any more; drop it again" if is_upload else "there is no such image"
             raise RequestError(404, f"Image {reference!r}: {reason}.") from None
 
     def network(self, run: int) -> Network:
@@ -96,21 +103,50 @@ class _Explorer:
             return self._rankings[run, source]
 
 
-def explorer_app(networks: list[Network], gallery: Gallery, limits: Limits, address: Address) -> FastAPI:
-    """Return the application.
+def build_explorer(
+    runs: Sequence[Run],
+    images: Iterable[str | Path] = (),
+    *,
+    device: str | torch.device = "cpu",
+    address: Address | None = None,
+    limits: Limits = LIMITS,
+) -> tuple[FastAPI, tuple[str, ...]]:
+    """Return the application, and sentences about what it will not show.
 
     Args:
-        networks: the runs, in the order in which the page names them; closed with the application.
-        gallery: the images.
-        limits: of requests.
-        address: what it will listen on.
+        runs: finished runs; the first one's test set is shown too, where its data is at hand.
+        images: folders (or files, patterns) to browse.
+        device: where the networks run.
+        address: where the application will listen; None takes the default.
+
+    Raises:
+        DataError, RunError: a folder that is not there or holds no images, or a run that cannot be used.
     """
+    networks = [Network(run, device) for run in runs]
+    classes = dict.fromkeys(name for network in networks for name in network.classifier.classes)
+    sources = [ImageSource.of_folder(path, classes) for path in images]
+    test, missing = _test_source(runs[0])
+    sources += [test] if test else []
+    gallery = Gallery(sources, (network.image_size for network in networks), limits.max_pixels)
     explorer = _Explorer(networks, gallery, limits)
     description = "Look into runs: images in; predictions, maps and rankings out."
-    app = new_app("heedmap.apps.explorer", "heedmap explorer", description, explorer.running, address)
+    app = new_app("heedmap.apps.explorer", "heedmap explorer", description, explorer.running, address or Address())
     _add_images(app, explorer)
     _add_predictions(app, explorer)
-    return app
+    return app, tuple(missing) + tuple(note for source in sources for note in source.notes)
+
+
+def _test_source(run: Run) -> tuple[ImageSource | None, list[str]]:
+    """Return the run's test set, or the sentence that says why it cannot be shown. Nothing is downloaded."""
+    title = f"{Path(run.options.data).name}, test set"
+    try:
+        test = open_run_data(run).test
+    except HeedmapError as error:
+        return None, [f"The run's test set is not shown: {error}"]
+    if test is None:
+        return None, [f"{title}: there is none."]
+    source = ImageSource.of_dataset(title, test)
+    return (source, []) if source.names else (None, list(source.notes))
 
 
 def _add_images(app: FastAPI, explorer: _Explorer) -> None:
@@ -120,12 +156,7 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
         # A reference stands for one image as long as the explorer runs; the page need not load it twice.
         return Response(content.getvalue(), media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
-    @app.get(
-        "/api/images/{reference}/view",
-        summary="The square that the networks see",
-        response_class=Response,
-        responses=_JPEG,
-    )
+    @app.get("/api/images/{reference}/view", summary="What the networks see", response_class=Response, responses=_JPEG)
     def view(reference: str) -> Response:
         return jpeg(explorer.image(reference).view, 94)
 
@@ -137,12 +168,8 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
     @app.get("/api/images/{reference}", summary="Name, label and the object's box of an image")
     def facts(reference: str) -> dict[str, Any]:
         image = explorer.image(reference)
-        return {
-            "reference": reference,
-            "name": printable(image.name),
-            "label": printable(image.label),
-            "box": image.box,
-        }
+        names = {"name": printable(image.name), "label": printable(image.label)}
+        return {"reference": reference, **names, "box": image.box}
 
     @app.post("/api/uploads", summary="Keep an image to show: its bytes are the body", openapi_extra=_UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(max_length=1000)] = "image") -> dict[str, Any]:

@@ -50,7 +50,6 @@ class QueryResult:
     """A prediction, and which query its maps were made with.
 
     Attributes:
-        prediction: probabilities and maps.
         note: for the page: what the map is, what was taken as the query, or why none can change the map.
         box: the part of the image that the query came from; None where it is no part of it.
         follows: the maps were made with the requested query.
@@ -65,12 +64,7 @@ class QueryResult:
 
 
 class Network:
-    """A run's classifier behind its own thread.
-
-    Attributes:
-        name: of the run.
-        classifier: in eval mode.
-    """
+    """A run's classifier, in eval mode, behind its own thread."""
 
     def __init__(self, run: Run, device: str | torch.device = "cpu") -> None:
         self.run, self.name = run, Path(run.path).resolve().name
@@ -97,14 +91,12 @@ class Network:
         """Predict in the network's thread.
 
         Args:
-            image: what to predict.
             method: a key of :data:`heedmap.attribution.METHODS`.
             target: the class to explain; None takes the predicted one. Learned attention belongs to no class.
             query: a place, another image, or None for the image's own.
 
         Raises:
-            OptionError: there is no such method.
-            ModelError: the method cannot explain this network.
+            OptionError, ModelError: there is no such method, or it cannot explain this network.
         """
         return self.submit(lambda: self._predict(image, method, target, query)).result()
 
@@ -172,10 +164,7 @@ def crop_query(network: Network, image: GalleryImage, point: QueryPoint) -> tupl
     side = (network.image_size, network.image_size)
     crop = image.view.resize(side, Image.Resampling.BILINEAR, box=pixels)
     vector = network.classifier.query(plain(to_tensor(crop)[None]).to(network.device))
-    note = (
-        "The query is the global feature of the crop in the frame: in this network a local feature does not fit where "
-        "the query goes."
-    )
+    note = "The query is the global feature of the crop in the frame: no local feature of this network can be a query."
     return vector, note, (left, top, left + CROP, top + CROP)
 
 

@@ -14,8 +14,11 @@ from heedmap.inference.torch_predictor import why_no_query
 from heedmap.types import AttentionMap
 
 
+# Each ``*_facts`` returns what the page needs to know of one thing.
+
+
 def run_facts(network: Network) -> dict[str, Any]:
-    """Return what the page needs to know of a run before its first prediction."""
+    """Return a run, before its first prediction."""
     classifier = network.classifier
     return {
         "name": network.name,
@@ -29,7 +32,7 @@ def run_facts(network: Network) -> dict[str, Any]:
 
 
 def source_facts(source: ImageSource) -> dict[str, Any]:
-    """Return what the page needs to know of a source of images."""
+    """Return a source of images."""
     return {
         "title": printable(source.title),
         "names": list(map(printable, source.names)),
@@ -39,11 +42,10 @@ def source_facts(source: ImageSource) -> dict[str, Any]:
 
 
 def method_facts() -> list[dict[str, str]]:
-    """Return what the page needs to know of each method; learned attention comes first."""
-    ordered = [LEARNED, *(key for key in METHODS if key != LEARNED)]
+    """Return the methods; learned attention comes first."""
     return [
         {"key": key, "sentence": METHODS[key].sentence, "cost": METHODS[key].cost, "warning": METHODS[key].warning}
-        for key in ordered
+        for key in sorted(METHODS, key=lambda key: key != LEARNED)
     ]
 
 

@@ -10,11 +10,9 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from heedmap.apps.address import Address
-from heedmap.apps.base import new_app
-from heedmap.apps.errors import ErrorResponse
+from heedmap.apps.base import error_responses, new_app
 from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.server.batching import Batcher
-from heedmap.apps.server.images import decode_upload
 from heedmap.apps.server.responses import (
     MEDIA_TYPES,
     HealthResponse,
@@ -26,28 +24,19 @@ from heedmap.apps.server.responses import (
     map_headers,
     prediction_response,
 )
-from heedmap.apps.uploads import BINARY, FIELD, Bodies, check_content_type, image_file
+from heedmap.apps.uploads import BINARY, FIELD, Bodies, check_content_type, decode_upload, image_file
 from heedmap.errors import nearest
 from heedmap.inference.predictor import Prediction, Predictor
 from heedmap.inference.reading import DecodedImage
 
 _DECODERS = 2
 
-_IMAGE_KINDS = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+_FORM = {"type": "object", "required": [FIELD], "additionalProperties": False, "properties": {FIELD: BINARY["schema"]}}
+_FILE_KINDS = "image/jpeg image/png image/webp image/gif image/bmp image/tiff application/octet-stream".split()
 _BODY = {
     "required": True,
     "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.",
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": [FIELD],
-                "additionalProperties": False,
-                "properties": {FIELD: BINARY["schema"]},
-            }
-        },
-        **dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), BINARY),
-    },
+    "content": {"multipart/form-data": {"schema": _FORM}, **dict.fromkeys(_FILE_KINDS, BINARY)},
 }
 _ERRORS = {
     400: "The request cannot be read.",
@@ -64,7 +53,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The prediction.",
         "content": dict.fromkeys(("image/png", "application/x-npy"), BINARY),
     },
-    **{status: {"model": ErrorResponse, "description": sentence} for status, sentence in _ERRORS.items()},
+    **error_responses(_ERRORS),
 }
 
 
@@ -87,11 +76,7 @@ class _Service:
             self._decoders.shutdown(cancel_futures=True)
 
     async def predict(self, content: bytes, draw_at: int | None) -> tuple[DecodedImage, Prediction]:
-        """Decode an image and run the classifier, within the time.
-
-        Raises:
-            RequestError: too many wait, no image, or too late.
-        """
+        """Decode an image and run the classifier, within the time."""
         with self.batcher.waiting.place():
             try:
                 async with asyncio.timeout(self.limits.timeout):
@@ -104,11 +89,7 @@ class _Service:
                 raise RequestError(503, message, {"Retry-After": "10"}) from None
 
     def tap(self, name: str | None) -> str:
-        """Return the name of a map: ``combined``, or the only one, where none is named.
-
-        Raises:
-            RequestError: 422 for an unknown name.
-        """
+        """Return the name of a map: ``combined``, or the only one, where none is named."""
         taps = self.predictor.maps
         if name is not None and name not in taps:
             raise RequestError(422, f"Unknown tap {name!r}; there are {', '.join(taps)}.{nearest(name, taps)}")
@@ -122,13 +103,8 @@ class _Service:
 def server_app(predictor: Predictor, limits: Limits, address: Address | None) -> FastAPI:
     """Return the application; see :func:`heedmap.apps.server.build_app`."""
     service = _Service(predictor, limits)
-    app = new_app(
-        "heedmap.apps.server",
-        f"heedmap: {predictor.name}",
-        "Send an image; get its class, and where the classifier looked.",
-        service.running,
-        address,
-    )
+    description = "Send an image; get its class, and where the classifier looked."
+    app = new_app("heedmap.apps.server", f"heedmap: {predictor.name}", description, service.running, address)
     _add_predict(app, service)
     _add_state(app, service)
     # The schema lists the maps that this classifier has; they are not known when the shapes are written.
@@ -168,16 +144,10 @@ def _add_state(app: FastAPI, service: _Service) -> None:
 
     @app.get("/health", summary="Whether the service runs, and what it has done")
     async def health() -> HealthResponse:
-        return HealthResponse(
-            status="ok",
-            model=predictor.name,
-            waiting=batcher.waiting.count,
-            images=batcher.images,
-            batches=batcher.batches,
-        )
+        counts = {"waiting": batcher.waiting.count, "images": batcher.images, "batches": batcher.batches}
+        return HealthResponse(status="ok", model=predictor.name, **counts)
 
     @app.get("/classes", summary="The names of classes and maps")
     async def classes() -> ModelResponse:
-        return ModelResponse(
-            classes=list(predictor.classes), taps=list(predictor.maps), image_size=predictor.image_size
-        )
+        names = {"classes": list(predictor.classes), "taps": list(predictor.maps)}
+        return ModelResponse(**names, image_size=predictor.image_size)
