@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # numbers of mallopt's parameters in glibc's malloc.h
 PAD = 256 * 2**20  # bytes requested from the system at a time
@@ -102,8 +104,8 @@ def keep_freed_memory() -> bool:
 
     A training step frees and allocates hundreds of megabytes. glibc maps every large block again and returns it to the
     system when it is freed, and the system fills each new page with zeros: 160,000 page faults and a fifth of the time
-    of a step (docs/results/performance.md). The process then holds its peak until it ends, so this is for commands, which
-    own their process. It is not set where the C library is not glibc or its ``MALLOC_`` environment variables are.
+    of a step (docs/results/performance.md). The process then holds its peak until it ends, so this is for commands,
+    which own their process. It is not set where the C library is not glibc or its ``MALLOC_`` variables are set.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -114,13 +116,19 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
-def term_as_interrupt() -> Iterator[None]:
-    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
+def signals_handled(handler: Callable[[int, FrameType | None], Any], *signals: int) -> Iterator[None]:
+    """Let ``handler`` handle signals while inside, in the main thread; no other thread may."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def term_as_interrupt() -> contextlib.AbstractContextManager[None]:
+    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    return signals_handled(signal.default_int_handler, signal.SIGTERM)

@@ -14,15 +14,12 @@ _BACKLOG = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A host and a port of this machine.
+    """A host and a port of this machine; an OptionError where there is no such port.
 
     Attributes:
         host: to listen on; other machines can reach all but a loopback address, and there is no password.
         port: 0 takes any free port, None the first free one from 8470 on.
         names: more host names to accept, such as a proxy's; see :meth:`accepts`.
-
-    Raises:
-        OptionError: there is no such port.
     """
 
     host: str = "127.0.0.1"
@@ -61,11 +58,7 @@ class Address:
         return True
 
     def listen(self) -> socket.socket:
-        """Return a socket that listens here.
-
-        Raises:
-            OptionError: the port is taken, or the host is not an address of this machine.
-        """
+        """Return a socket that listens here; an OptionError where the port is taken or the host not this machine's."""
         reason = ""
         for port in _FREE_PORTS if self.port is None else (self.port,):
             try:

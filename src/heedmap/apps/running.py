@@ -9,8 +9,7 @@ import contextlib
 import json
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from heedmap.apps.address import url_of
 from heedmap.apps.limits import Limits
+from heedmap.system import signals_handled
 
 _FULL = json.dumps({"error": "Too many connections are open; try again in 1 s."}).encode()
 _FULL_RESPONSE = (
@@ -105,15 +105,6 @@ class AppServer(uvicorn.Server):
         if sockets and not self.should_exit:
             self._on_ready(url_of(sockets[0]))
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         """Stop on SIGINT and SIGTERM."""
-        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return signals_handled(self.handle_exit, signal.SIGINT, signal.SIGTERM)

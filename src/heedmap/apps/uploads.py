@@ -17,6 +17,8 @@ from heedmap.inference.reading import DecodedImage, decode
 FIELD = "image"
 """The field of a form that holds the file."""
 
+_FORM = "multipart/form-data"
+
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 """A file in the schema."""
 
@@ -37,43 +39,34 @@ class Bodies:
         Raises:
             RequestError: 413 too many bytes, 408 too slow, 503 too many bytes in all bodies together.
         """
+        too_large = RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
-            raise self._too_large()
-        body = bytearray()
+            raise too_large
+        body, timed_out = bytearray(), f"The body did not arrive within {self._limits.timeout:g} s."
         try:
-            await self._read(request, body)
+            try:
+                async with asyncio.timeout(self._limits.timeout):
+                    async for chunk in request.stream():
+                        self._bytes, body[len(body) :] = self._bytes + len(chunk), chunk
+                        if len(body) > self._limits.max_bytes:
+                            raise too_large
+                        if self._bytes > self._limits.held_bytes:
+                            message = "Too many large requests at once; try again in 1 s."
+                            raise RequestError(503, message, {"Retry-After": "1"})
+            except TimeoutError:
+                raise RequestError(408, timed_out, {"Connection": "close"}) from None
             yield bytes(body)
         finally:
             self._bytes -= len(body)
 
-    async def _read(self, request: Request, body: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                async for chunk in request.stream():
-                    self._bytes, body[len(body) :] = self._bytes + len(chunk), chunk
-                    if len(body) > self._limits.max_bytes:
-                        raise self._too_large()
-                    if self._bytes > self._limits.held_bytes:
-                        message = "Too many large requests at once; try again in 1 s."
-                        raise RequestError(503, message, {"Retry-After": "1"})
-        except TimeoutError:
-            message = f"The body did not arrive within {self._limits.timeout:g} s."
-            raise RequestError(408, message, {"Connection": "close"}) from None
-
-    def _too_large(self) -> RequestError:
-        return RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
-
 
 def check_content_type(request: Request) -> None:
-    """Raise a :class:`RequestError` 415, before the body is read, unless it is a form with a file, an image, or bytes."""
+    """Raise a RequestError 415, before the body is read, unless it is a form with a file, an image, or bytes."""
     kind = _content_type(request)
-    if kind != "multipart/form-data" and not kind.startswith(("image/", "application/octet-stream")):
-        raise RequestError(
-            415,
-            f"Content-Type {kind or '(none)'} is not accepted; send the image's bytes as image/jpeg or another image "
-            f"type, or a form (multipart/form-data) with the file in the field '{FIELD}'.",
-        )
+    if not kind.startswith(("image/", "application/octet-stream", _FORM)):
+        send = f"send the image's bytes as image/jpeg or another image type, or a form ({_FORM}) with the file in the "
+        raise RequestError(415, f"Content-Type {kind or '(none)'} is not accepted; {send}field '{FIELD}'.")
 
 
 async def image_file(request: Request, body: bytes) -> bytes:
@@ -82,7 +75,7 @@ async def image_file(request: Request, body: bytes) -> bytes:
     Raises:
         RequestError: 422 for a form that cannot be read or has not exactly one file, in the field ``image``.
     """
-    if _content_type(request) != "multipart/form-data":
+    if _content_type(request) != _FORM:
         return body
 
     async def once() -> AsyncGenerator[bytes, None]:

@@ -26,9 +26,7 @@ GAP = 2  # between the columns of a suite's tables
 
 
 class _Plain(Console):
-    """Leaves a closed pipe to :mod:`heedmap.cli.main`."""
-
-    def on_broken_pipe(self) -> None:
+    def on_broken_pipe(self) -> None:  # main handles it
         raise
 
 
@@ -37,7 +35,7 @@ complaints = Console(stderr=True, highlight=False)
 
 
 def say(text: str, on: Console = console) -> None:
-    """Print a sentence in rich's markup, which the terminal wraps, so that a path stays in one piece."""
+    """Print a sentence of rich's markup; the terminal wraps it, so that a path stays in one piece."""
     on.print(text, soft_wrap=True)
 
 

@@ -76,7 +76,7 @@ def _run(words: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise OptionError(f"Unknown command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
-    command: Any = COMMANDS[name]
+    command = COMMANDS[name]
     if "-h" in rest or "--help" in rest:
         show_help(command, name)
         return

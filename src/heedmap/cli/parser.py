@@ -23,13 +23,9 @@ from heedmap.errors import OptionError
 Command = TypeVar("Command")
 Field = dataclasses.Field[Any]
 
-_VALUES = {int: "N", float: "X", str: "TEXT"}
-
 
 def parse(command: type[Command], name: str, words: Sequence[str], default: Command | None = None) -> Command:
-    """Return the command ``name``, a dataclass, that the words behind its name describe.
-
-    Options that are not named have the values of ``default``.
+    """Return the command, a dataclass, that the words behind its name describe; ``default`` has the other values.
 
     Raises:
         OptionError: an unknown option, or a value that is missing or of the wrong kind.
@@ -54,8 +50,8 @@ def _sentence(sheet: str) -> str:
     lines = [line.strip("│╰╯ ") for line in sheet.splitlines()[1:]]  # the first is its title
     lines = ["" if set(line) <= set("─-") else line for line in lines]
     paragraphs = [text.split("\n") for text in "\n".join(lines).strip().split("\n\n")]
-    proposed = [
-        line.split()[0].strip(",") for text in paragraphs if text[0] == "Perhaps you meant:" for line in text[1:]
+    proposals = [
+        line.split()[0].strip(",") for head, *rest in paragraphs if head == "Perhaps you meant:" for line in rest
     ]
     flags = ", ".join(dict.fromkeys(word for word in proposed if word.startswith("--")))
     return f"{' '.join(paragraphs[0]).rstrip('.')}.{f' Perhaps you meant {flags}?' if flags else ''}"
@@ -93,12 +89,8 @@ def _groups(command: type, positional: Sequence[str]) -> dict[str, list[str]]:
 
 def _sentences(command: type) -> dict[str, str]:
     """Return the help of each field, from its annotation or the docstrings of the command and its base classes."""
-    sentences = {
-        name: part
-        for name, hint in option_hints(command).items()
-        for part in typing.get_args(hint)
-        if type(part) is str
-    }
+    hints = option_hints(command).items()
+    sentences = {name: part for name, hint in hints for part in typing.get_args(hint) if isinstance(part, str)}
     for kind in reversed(command.__mro__):
         listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
@@ -120,7 +112,7 @@ def _flag(field: Field, hint: Any) -> str:
     word, (kind,) = _word(field), kinds(hint)
     if kind is bool:
         return f"--{word}" if field.default is False else f"--{word}, --no-{word}"
-    value = "NAME" if choices_of(hint) else "TEXT" if is_tuple(hint) else _VALUES[kind]
+    value = "NAME" if choices_of(hint) else {int: "N", float: "X"}.get(kind, "TEXT")
     return f"--{word} {value}{' ...' if is_tuple(hint) else ''}"
 
 

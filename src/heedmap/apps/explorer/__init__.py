@@ -1,15 +1,13 @@
 """The explorer: a local page on which a person drops an image and sees where a run's network looks.
 
-Why not Gradio, which would have been shorter: everything that makes maps worth exploring happens inside the image.
-Reading the value under the pointer, moving a threshold and seeing the mask at once, clicking a place to make it the
-query, stepping through the grid by arrow keys, several maps under one cursor: a ready-made image widget has none of
-it, and a round to the server for each movement would be slow. So the server (FastAPI, the extra ``explore``) sends the
-maps as the float32 numbers that the network used, and one hand-made page draws them on canvases, with the colour table
-of :mod:`heedmap.visualization.heatmap`. The page is plain JavaScript modules and loads nothing from elsewhere.
+Why not Gradio, which would have been shorter: what makes maps worth exploring happens inside the image (the value
+under the pointer, a threshold and its mask, a click that makes a place the query, several maps under one cursor), which
+no ready-made image widget has, and a round to the server for each movement would be slow. So the server (FastAPI, the
+extra ``explore``) sends the maps as the float32 numbers that the network used, and one page of plain JavaScript, which
+loads nothing from elsewhere, draws them with the colours of :mod:`heedmap.visualization.heatmap`.
 
     gallery   which images may be shown       network     one network, one thread, one request at a time
-    ranking   ranks a test set                responses   what the routes return
-    app       puts runs and images together; the routes
+    ranking   ranks a test set                app         puts runs and images together; the routes
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
-"""The explorer's application, of runs and images: one page, and the few things that it requests."""
+"""The explorer's application, of runs and images: one page, and the few things that it requests.
 
+Maps travel as the float32 numbers that the network used.
+"""
+
+import base64
 import io
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -7,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
@@ -19,13 +24,15 @@ from heedmap.apps.base import new_app
 from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage, ImageSource
 from heedmap.apps.explorer.network import LEARNED, Network, QueryPoint, QueryResult
 from heedmap.apps.explorer.ranking import Ranking
-from heedmap.apps.explorer.responses import method_facts, npz, prediction_facts, run_facts, source_facts
 from heedmap.apps.limits import Limits, RequestError, Waiting
 from heedmap.apps.uploads import BINARY, Bodies
+from heedmap.attribution import METHODS
 from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import HeedmapError
 from heedmap.files import printable
+from heedmap.inference.torch_predictor import why_no_query
 from heedmap.runs import Run
+from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import COLOURS
 from heedmap.workflows.evaluate.data import open_run_data
 
@@ -87,9 +94,8 @@ class _Explorer:
 
     def _predict(self, request: MapRequest) -> tuple[Network, GalleryImage, QueryResult]:
         network, image, query = self.network(request.run), self.image(request.image), request.query
-        classes = network.classifier.classes
-        if request.target is not None and request.target >= len(classes):
-            raise RequestError(422, f"There is no class {request.target}; {network.name} has {len(classes)}.")
+        if request.target is not None and request.target >= (count := len(network.classifier.classes)):
+            raise RequestError(422, f"There is no class {request.target}; {network.name} has {count}.")
         of = self.image(query) if isinstance(query, str) else query
         return network, image, network.predict(image, request.method, request.target, of)
 
@@ -111,13 +117,9 @@ def build_explorer(
     address: Address | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[FastAPI, tuple[str, ...]]:
-    """Return the application, and sentences about what it will not show.
+    """Return the application, and sentences about what it will not show, such as a test set whose data is missing.
 
-    Args:
-        runs: finished runs; the first one's test set is shown too, where its data is at hand.
-        images: folders (or files, patterns) to browse.
-        device: where the networks run.
-        address: where the application will listen; None takes the default.
+    The arguments are those of :func:`heedmap.apps.explorer.explore`, and what requests may take.
 
     Raises:
         DataError, RunError: a folder that is not there or holds no images, or a run that cannot be used.
@@ -126,27 +128,27 @@ def build_explorer(
     classes = dict.fromkeys(name for network in networks for name in network.classifier.classes)
     sources = [ImageSource.of_folder(path, classes) for path in images]
     test, missing = _test_source(runs[0])
-    sources += [test] if test else []
+    sources += test
     gallery = Gallery(sources, (network.image_size for network in networks), limits.max_pixels)
     explorer = _Explorer(networks, gallery, limits)
     description = "Look into runs: images in; predictions, maps and rankings out."
     app = new_app("heedmap.apps.explorer", "heedmap explorer", description, explorer.running, address or Address())
     _add_images(app, explorer)
     _add_predictions(app, explorer)
-    return app, tuple(missing) + tuple(note for source in sources for note in source.notes)
+    return app, missing + tuple(note for source in sources for note in source.notes)
 
 
-def _test_source(run: Run) -> tuple[ImageSource | None, list[str]]:
-    """Return the run's test set, or the sentence that says why it cannot be shown. Nothing is downloaded."""
+def _test_source(run: Run) -> tuple[list[ImageSource], tuple[str, ...]]:
+    """Return the run's test set, or the reason why it cannot be shown. Nothing is downloaded."""
     title = f"{Path(run.options.data).name}, test set"
     try:
         test = open_run_data(run).test
     except HeedmapError as error:
-        return None, [f"The run's test set is not shown: {error}"]
+        return [], (f"The run's test set is not shown: {error}",)
     if test is None:
-        return None, [f"{title}: there is none."]
+        return [], (f"{title}: there is none.",)
     source = ImageSource.of_dataset(title, test)
-    return (source, []) if source.names else (None, list(source.notes))
+    return ([source], ()) if source.names else ([], source.notes)
 
 
 def _add_images(app: FastAPI, explorer: _Explorer) -> None:
@@ -202,3 +204,85 @@ def _add_predictions(app: FastAPI, explorer: _Explorer) -> None:
     @app.get("/api/rankings/{run}/{source}", summary="The ranking of a source's images by a run, as far as it is made")
     def ranking(run: int, source: int) -> dict[str, Any]:
         return explorer.ranking(run, source).state()
+
+
+# ---- What the routes return: each ``*_facts`` what the page needs to know of one thing.
+
+
+def run_facts(network: Network) -> dict[str, Any]:
+    """Return a run, before its first prediction."""
+    classifier = network.classifier
+    return {
+        "name": network.name,
+        "classes": classifier.classes,
+        "attention": f"{classifier.attention_name}, {classifier.attention_weights}",
+        "model": network.run.architecture.model,
+        "image_size": network.image_size,
+        "uses_query": classifier.uses_query,
+        "query_note": "" if classifier.uses_query else why_no_query(classifier),
+    }
+
+
+def source_facts(source: ImageSource) -> dict[str, Any]:
+    """Return a source of images."""
+    return {
+        "title": printable(source.title),
+        "names": list(map(printable, source.names)),
+        "labels": [printable(label) for label in source.labels],
+        "notes": list(map(printable, source.notes)),
+    }
+
+
+def method_facts() -> list[dict[str, str]]:
+    """Return the methods; learned attention comes first."""
+    return [
+        {"key": key, "sentence": METHODS[key].sentence, "cost": METHODS[key].cost, "warning": METHODS[key].warning}
+        for key in sorted(METHODS, key=lambda key: key != LEARNED)
+    ]
+
+
+def prediction_facts(network: Network, result: QueryResult) -> dict[str, Any]:
+    """Return a prediction; probabilities in the order of the run's classes."""
+    prediction = result.prediction
+    maps = [_map_facts(drawn, "map") for drawn in prediction.maps.values()]
+    maps += [_map_facts(drawn, "features") for drawn in prediction.features.values()]
+    return {
+        "run": network.name,
+        "probabilities": [float(share) for share in prediction.probabilities],
+        "predicted": prediction.predicted,
+        "maps": maps,
+        "note": result.note,
+        "query_box": result.box,
+        "follows_query": result.follows,
+        "seconds": result.seconds,
+    }
+
+
+def _map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
+    """Return a map: ``values`` are float32, little-endian, row by row, in base64; nothing is rescaled.
+
+    ``kind`` is ``map`` (drawn over the image) or ``features`` (drawn alone).
+    """
+    values = np.asarray(drawn.values)
+    height, width = values.shape
+    return {
+        "name": drawn.tap,
+        "kind": kind,
+        "method": drawn.method,
+        "target": drawn.target,
+        "height": height,
+        "width": width,
+        "low": drawn.low,
+        "high": drawn.high if drawn.high > drawn.low else drawn.low + 1.0,  # a map of zeros is drawn cold
+        "values": base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode("ascii"),
+    }
+
+
+def npz(network: Network, image: GalleryImage, result: QueryResult) -> bytes:
+    """Return the raw maps and probabilities as an ``.npz`` file, named as ``heedmap visualize`` names them."""
+    arrays = result.prediction.packed()
+    arrays |= {"predicted": np.array(result.prediction.predicted), "classes": np.array(network.classifier.classes)}
+    arrays |= {"image": np.array(image.name), "run": np.array(network.name), "query": np.array(result.note)}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
+    return content.getvalue()

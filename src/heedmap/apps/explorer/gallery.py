@@ -74,7 +74,7 @@ class ImageSource:
 
     @classmethod
     def of_folder(cls, path: str | Path, classes: Iterable[str]) -> ImageSource:
-        """List a folder, a file or a pattern, or raise a DataError; an image's label is its folder, if that is a class."""
+        """List a folder, file or pattern, or raise a DataError; an image's label is its folder, if that is a class."""
         named, files, known = Path(path).expanduser(), expand_images(str(path)), set(classes)
         root = (named if named.is_dir() else files[0].parent).resolve()
         inside = [file for file in files if file.resolve().is_relative_to(root)]
@@ -117,7 +117,7 @@ def _notes(title: str, count: int, inside: int) -> tuple[str, ...]:
 
 
 def confined(root: Path, name: str) -> Path:
-    """Return the file ``name`` under ``root``, or raise an ImageError where ``..`` or a link leads out of the folder."""
+    """Return the file ``name`` under ``root``, or raise an ImageError where ``..`` or a link leads out of it."""
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise ImageError(f"{name}: it leads out of the opened folder, and is not shown.")
@@ -157,7 +157,7 @@ def decode_gallery_image(
 
 
 class Gallery:
-    """All images that can be shown, by reference: those of sources, and uploads; ``sizes`` are what the networks see."""
+    """All images that can be shown, by reference: of sources, and uploads; ``sizes`` are what the networks see."""
 
     def __init__(self, sources: Sequence[ImageSource], sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> None:
         self.sources = tuple(sources)

@@ -149,10 +149,8 @@ def local_query(network: Network, images: Tensor, point: QueryPoint) -> tuple[Te
         return None
     height, width = features.shape[2:]
     row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
-    note = (
-        f"The query is the local feature of {last.name} at row {row + 1}, column {column + 1} of {height} x {width}; "
-        "the image's own query is the mean of these features."
-    )
+    place = f"row {row + 1}, column {column + 1} of {height} x {width}"
+    note = f"The query is the local feature of {last.name} at {place}; the image's own query is the mean of these."
     box = (column / width, row / height, (column + 1) / width, (row + 1) / height)
     return features[:, :, row, column], note, box
 

@@ -32,11 +32,12 @@ from heedmap.inference.reading import DecodedImage
 _DECODERS = 2
 
 _FORM = {"type": "object", "required": [FIELD], "additionalProperties": False, "properties": {FIELD: BINARY["schema"]}}
-_FILE_KINDS = "image/jpeg image/png image/webp image/gif image/bmp image/tiff application/octet-stream".split()
+_IMAGE_KINDS = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+_FILES = dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), BINARY)
 _BODY = {
     "required": True,
     "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.",
-    "content": {"multipart/form-data": {"schema": _FORM}, **dict.fromkeys(_FILE_KINDS, BINARY)},
+    "content": {"multipart/form-data": {"schema": _FORM}, **_FILES},
 }
 _ERRORS = {
     400: "The request cannot be read.",

@@ -17,14 +17,8 @@ from heedmap.visualization.heatmap import grid_of, hottest, is_flat, overlay
 
 Format: TypeAlias = Literal["json", "overlay", "grey", "npy"]
 MEDIA_TYPES = {"json": "application/json", "overlay": "image/png", "grey": "image/png", "npy": "application/x-npy"}
-_BY_ACCEPT: dict[str, Format] = {
-    "application/json": "json",
-    "application/*": "json",
-    "*/*": "json",
-    "image/png": "overlay",
-    "image/*": "overlay",
-    "application/x-npy": "npy",
-}
+_BY_ACCEPT: dict[str, Format] = {"application/json": "json", "application/*": "json", "*/*": "json"}
+_BY_ACCEPT |= {"image/png": "overlay", "image/*": "overlay", "application/x-npy": "npy"}
 
 
 class PredictParameters(BaseModel):
@@ -40,9 +34,7 @@ class PredictParameters(BaseModel):
     )
     tap: str | None = Field(None, description="The map of overlay, grey and npy. Default: combined, or the only one.")
     top: int = Field(5, ge=1, le=100_000, description="How many of the most probable classes the JSON has.")
-    threshold: float = Field(
-        0.5, gt=0, le=1, description="Boxes go round what reaches this share of the largest value."
-    )
+    threshold: float = Field(0.5, gt=0, le=1, description="Boxes go round what reaches this share of the maximum.")
     values: bool = Field(False, description="Put the raw values of each map into the JSON.")
     size: int = Field(512, ge=32, le=2048, description="Side of the overlay in pixels.")
     opacity: float = Field(0.8, ge=0, le=1, description="How much of the image the hottest colour of overlay hides.")
@@ -127,11 +119,7 @@ class HealthResponse(BaseModel):
 
 
 def choose_format(requested: Format | None, accept: str | None) -> Format:
-    """Return the requested format, or the first in the Accept header that can be given.
-
-    Raises:
-        RequestError: 406 where nothing that the client accepts can be given.
-    """
+    """Return the requested format, or the first of the Accept header; a RequestError 406 if none can be given."""
     if requested is not None:
         return requested
     ranges = []
@@ -164,7 +152,7 @@ def prediction_response(
     """Return what :class:`PredictionResponse` describes.
 
     Args:
-        prediction, classes: of the classifier; the K class names.
+        prediction, classes: of the classifier, for K classes.
         size: (width, height) of the original, upright.
         image_size: side of the classifier's view, on whose pixels boxes are drawn.
         parameters: ``top``, ``threshold`` and ``values`` hold here.
