@@ -14,16 +14,10 @@ from heedmap.apps.limits import Limits, RequestError
 from heedmap.errors import ImageError
 from heedmap.inference.reading import DecodedImage, decode
 
-FIELD = "image"
-"""The field of a form that holds the file."""
-
+FIELD = "image"  # of a form, which holds the file
+BINARY = {"schema": {"type": "string", "format": "binary"}}  # a file, for OpenAPI
+MAX_SCANS = 100  # a JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so
 _FORM = "multipart/form-data"
-
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-"""A file in the schema."""
-
-MAX_SCANS = 100
-"""A JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so."""
 
 
 class Bodies:
@@ -34,11 +28,7 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read a body and count it as held while the block lasts.
-
-        Raises:
-            RequestError: 413 too many bytes, 408 too slow, 503 too many bytes in all bodies together.
-        """
+        """Read a body and count it while the block lasts; RequestError 413: too large, 408: too slow, 503: too many."""
         too_large = RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
@@ -70,11 +60,7 @@ def check_content_type(request: Request) -> None:
 
 
 async def image_file(request: Request, body: bytes) -> bytes:
-    """Return the image file's bytes: the body itself, or the file in the form.
-
-    Raises:
-        RequestError: 422 for a form that cannot be read or has not exactly one file, in the field ``image``.
-    """
+    """Return the image's bytes: the body, or the one file in the form; RequestError 422 for any other form."""
     if _content_type(request) != _FORM:
         return body
 
@@ -107,12 +93,9 @@ def check_scans(content: bytes) -> None:
 
 
 def decode_upload(content: bytes, image_size: int, limits: Limits, draw_at: int | None = None) -> DecodedImage:
-    """Decode an image exactly as ``heedmap visualize`` does.
+    """Decode an image file exactly as ``heedmap visualize`` does.
 
-    Args:
-        content: an image file, of ``limits.max_pixels`` at most.
-        image_size: side of the classifier's view.
-        draw_at: side of the view to draw on, where there is to be one.
+    ``image_size`` is the side of the classifier's view, ``draw_at`` of the view to draw on, where there is to be one.
 
     Raises:
         RequestError: 413 for too many pixels, 415 for what is no image, 422 for an empty or damaged one.

@@ -27,8 +27,7 @@ Field = dataclasses.Field[Any]
 def parse(command: type[Command], name: str, words: Sequence[str], default: Command | None = None) -> Command:
     """Return the command, a dataclass, that the words behind its name describe; ``default`` has the other values.
 
-    Raises:
-        OptionError: an unknown option, or a value that is missing or of the wrong kind.
+    An OptionError is raised for an unknown option, or a value that is missing or of the wrong kind.
     """
     flags = [word.split("=")[0].replace("_", "-") for word in words]
     for field in dataclasses.fields(cast(Any, command)):
@@ -48,13 +47,11 @@ def parse(command: type[Command], name: str, words: Sequence[str], default: Comm
 def _sentence(sheet: str) -> str:
     """Return the first paragraph of tyro's framed sheet, and the options that it proposes."""
     lines = [line.strip("│╰╯ ") for line in sheet.splitlines()[1:]]  # the first is its title
-    lines = ["" if set(line) <= set("─-") else line for line in lines]
-    paragraphs = [text.split("\n") for text in "\n".join(lines).strip().split("\n\n")]
-    proposals = [
-        line.split()[0].strip(",") for head, *rest in paragraphs if head == "Perhaps you meant:" for line in rest
-    ]
-    flags = ", ".join(dict.fromkeys(word for word in proposed if word.startswith("--")))
-    return f"{' '.join(paragraphs[0]).rstrip('.')}.{f' Perhaps you meant {flags}?' if flags else ''}"
+    text = "\n".join("" if set(line) <= set("─-") else line for line in lines).strip()
+    proposed = text.partition("\n\nPerhaps you meant:\n")[2].partition("\n\n")[0]
+    flags = ", ".join(dict.fromkeys(re.findall(r"^--[\w-]+", proposed, re.MULTILINE)))
+    sentence = " ".join(text.partition("\n\n")[0].split("\n")).rstrip(".")
+    return f"{sentence}.{f' Perhaps you meant {flags}?' if flags else ''}"
 
 
 def show_help(command: type, name: str) -> None:

@@ -20,11 +20,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of dataclasses of options: refuses values of a wrong type, out of range or not among the choices.
-
-    Raises:
-        OptionError: there is such a value; the message names the option, the value and what it can be.
-    """
+    """Base of dataclasses of options: an OptionError names what is of a wrong type, out of range or no choice."""
 
     def __post_init__(self) -> None:
         for name, hint in option_hints(type(self)).items():
@@ -104,24 +100,16 @@ def convert(name: str, value: Any, hint: Any, where: str = "") -> Any:
 
 
 def split_names(option: str, words: Iterable[str]) -> tuple[str, ...]:
-    """Return the names in an option's words, which spaces or commas separate.
-
-    Raises:
-        OptionError: words without any name, such as of a shell's empty variable.
-    """
+    """Return the names in an option's words, which spaces or commas separate; an OptionError for words without any."""
     words = tuple(words)
     names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
-    if words and not names:
+    if words and not names:  # such as of a shell's empty variable
         raise OptionError(f"--{option} names nothing; leave it out, or name something.")
     return names
 
 
 def class_values(words: Iterable[str]) -> dict[str, int] | None:
-    """Return classes and the whole numbers that stand for them, given as ``cat=1``; None where none are given.
-
-    Raises:
-        OptionError: a word of another form, or a class given twice.
-    """
+    """Return classes and their numbers, given as ``cat=1``, or None; an OptionError for another form or a repeat."""
     values: dict[str, int] = {}
     for word in words:
         name, _, number = word.rpartition("=")

@@ -232,11 +232,7 @@ class ExportOptions(Options):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of ``name: value`` lines; an empty one has none.
-
-    Raises:
-        OptionError: no such file, or something else in it.
-    """
+    """Read a YAML file of ``name: value`` lines (an empty one has none), or raise an OptionError."""
     import yaml
 
     try:
@@ -251,11 +247,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of options; keys may be written with - or _. A run's config.yaml is one too.
-
-    Raises:
-        OptionError: no such file, not a mapping, a key that no option has, or a value of the wrong type.
-    """
+    """Read a YAML file of options, such as a run's config.yaml; errors as of :func:`known_options`."""
     content = read_yaml(path)
     if "schema" in content and isinstance(content.get("options"), dict):  # a run's config.yaml: train that again
         content = content["options"]
@@ -265,7 +257,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def known_options(values: Mapping[Any, Any], where: str = "") -> dict[str, Any]:
-    """Return ``values`` under the names of options of training, each converted to the option's type.
+    """Return ``values`` by option of training (written with - or _), each converted to the option's type.
 
     Raises:
         OptionError: an unknown name, with the nearest right one, or a value of the wrong type.

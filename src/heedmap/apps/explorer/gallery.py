@@ -26,10 +26,7 @@ from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import DataError, ImageError
 from heedmap.inference.listing import expand_images
 
-VIEW = 512
-"""Side in pixels of the square view that the page shows."""
-
-THUMBNAIL = 112
+VIEW, THUMBNAIL = 512, 112  # sides in pixels of the squares that the page shows
 MAX_UPLOADS = 200  # about 1 MB each; the page sends an image again when its upload was dropped
 MAX_LISTED = 20_000
 _CACHED = 96  # images of the folders that stay decoded
@@ -184,8 +181,7 @@ class Gallery:
         """Return an image.
 
         Raises:
-            KeyError: there is none of that reference, or the upload was dropped.
-            ImageError: it cannot be decoded.
+            KeyError, ImageError: there is none of that reference (any more), or it cannot be decoded.
         """
         with self._lock:
             if reference in self._uploads:

@@ -28,13 +28,9 @@ from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import scale_of
 
 LEARNED = "attention"
-
-CROP = 0.3
-"""Side of the crop that stands for a place, as a share of the image, where no local feature can."""
-
+CROP = 0.3  # side of the crop that stands for a place, as a share of the image, where no local feature can
+ShareBox = tuple[float, float, float, float]  # (left, top, right, bottom) as shares of the square that the network sees
 T = TypeVar("T")
-ShareBox = tuple[float, float, float, float]
-"""(left, top, right, bottom) as shares of the square that the network sees."""
 
 
 class QueryPoint(BaseModel):
@@ -90,10 +86,8 @@ class Network:
     ) -> QueryResult:
         """Predict in the network's thread.
 
-        Args:
-            method: a key of :data:`heedmap.attribution.METHODS`.
-            target: the class to explain; None takes the predicted one. Learned attention belongs to no class.
-            query: a place, another image, or None for the image's own.
+        ``method`` is a key of :data:`heedmap.attribution.METHODS`; ``target`` is the class to explain, None the predicted
+        one (learned attention belongs to none); ``query`` is a place, another image, or None for the image's own.
 
         Raises:
             OptionError, ModelError: there is no such method, or it cannot explain this network.

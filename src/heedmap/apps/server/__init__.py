@@ -30,10 +30,7 @@ _PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 def build_app(predictor: Predictor, limits: Limits | None = None, address: Address | None = None) -> FastAPI:
     """Build the application alone, to mount it in a server of your own; connections are then yours to limit.
 
-    The Host header may have the names of ``address``, or any where that is None.
-
-    Raises:
-        OptionError: a package is missing.
+    The Host header may have the names of ``address``, or any where that is None. A missing package is an OptionError.
     """
     require_packages("serve", *_PACKAGES)
     from heedmap.apps.server.app import server_app

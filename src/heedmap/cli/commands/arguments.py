@@ -31,8 +31,7 @@ def is_file(source: str) -> bool:
 def pick_device(name: str | None, source: str = "") -> str:
     """Return the device named, or a GPU if there is one; the CPU for an exported file, without importing torch.
 
-    Raises:
-        OptionError: torch knows no such device, the machine has none, or the file cannot compute on it.
+    An OptionError is raised where torch knows no such device, the machine has none, or the file cannot use it.
     """
     if is_file(source):
         if name not in (None, "cpu"):

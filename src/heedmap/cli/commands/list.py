@@ -25,11 +25,7 @@ class List(Options):
     match: str | None = None
 
     def work(self) -> None:
-        """Print the tables.
-
-        Raises:
-            OptionError: no name contains the word.
-        """
+        """Print the tables, or raise an OptionError where no name contains the word."""
         word, tables = self.match or "", self._tables()
         library: tuple[str, ...] = ()
         if self.what == "models" or (self.what == "all" and self.match is not None):  # these take a while to list
