@@ -39,10 +39,9 @@ class Address:
             return self.host == "localhost"
 
     def accepts(self, host: str) -> bool:
-        """Whether a Host header (``name``, ``name:port``, ``[address]:port``) names this machine.
+        """Return whether a Host header (``name``, ``name:port``, ``[address]:port``) names this machine.
 
-        Any IP address does, since DNS cannot make one point elsewhere; of names ``localhost``, this machine's own, the
-        one to listen on, and ``names``.
+        Any IP address does, as DNS cannot redirect one; of names ``localhost``, ``host``, this machine's, and ``names``.
         """
         try:
             parts = urlsplit(f"//{host}")

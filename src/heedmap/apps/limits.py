@@ -10,7 +10,7 @@ from heedmap.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, and all requests together, may take.
+    """What one request, and all requests together, may take; an OptionError for less than is sensible.
 
     Attributes:
         max_bytes: of a body; counted while it is read.
@@ -23,9 +23,6 @@ class Limits:
         connections: open at a time.
         batch_size: images that the server predicts together at most.
         batch_wait: seconds that the first image of the server's batch waits for others.
-
-    Raises:
-        OptionError: a limit below its least sensible value.
     """
 
     max_bytes: int = 20_000_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,10 +173,7 @@ def show_sections(suites: Mapping[str, Any]) -> None:
 
 
 def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
-    """Split the columns of a wide table into tables of ``room``, each with the ``keys`` first columns and one or more.
-
-    ``widths`` of the columns include the gaps between them.
-    """
+    """Split columns, of ``widths`` with their gaps, into tables of ``room``: the first ``keys`` and one or more each."""
     parts = [list(range(keys))]
     for place in range(keys, len(widths)):
         if len(parts[-1]) > keys and sum(widths[column] for column in (*parts[-1], place)) > room:
@@ -194,11 +190,9 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         measures = [measure for measure in comparison["measures"] if measure["group"] == group]
         if not measures and group != "cost":
             continue
-        table = _table()
-        table.add_column("variant", style="bold", min_width=12)
         more = ("parameters", "multiply-adds") if group == "cost" else ()
-        for name in (*(measure["name"] for measure in measures), *more):
-            table.add_column(name, justify="right")
+        table = _table("variant", *(measure["name"] for measure in measures), *more)
+        table.columns[0].style, table.columns[0].min_width = "bold", 12
         for variant in comparison["variants"]:
             cells = [cell(variant["summary"].get(measure["key"]), measure["unit"]) for measure in measures]
             table.add_row(escape(variant["name"]), *cells, *(amounts(variant).values() if more else ()))
@@ -214,10 +208,8 @@ def show_audit(report: Audit, most: int) -> None:
     """Print counts, and the first ``most`` findings of each kind."""
     counts = ", ".join(f"{name} {count:,}" for name, count in report.images.items())
     console.print(f"{counts} images; {report.depth} audit in {report.seconds:.1f} s")
-    kinds = defaultdict(list)
-    for finding in report.findings:
-        kinds[finding.kind].append(finding)
-    for kind, findings in kinds.items():
+    for kind in dict.fromkeys(finding.kind for finding in report.findings):
+        findings = [finding for finding in report.findings if finding.kind == kind]
         console.print(f"[bold]{kind}[/]: {len(findings)}")
         for finding in findings[:most]:
             say(f"  {escape(finding.sentence)}")

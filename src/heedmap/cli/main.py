@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has closed it; but work that was cut short is no success
         _forget_output()
-        raise SystemExit(0 if _only_prints(words) else 1) from None
+        only_prints = not words or words[0] not in COMMANDS or words[0] == "list" or {"-h", "--help"} & set(words)
+        raise SystemExit(0 if only_prints else 1) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)
@@ -45,10 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str) -> NoReturn:
     say(f"[red]error:[/] {escape(' '.join(message.split()))}", complaints)
     raise SystemExit(2) from None
-
-
-def _only_prints(words: list[str]) -> bool:
-    return not words or words[0] not in COMMANDS or words[0] == "list" or "-h" in words or "--help" in words
 
 
 def _is_of_output(error: OSError) -> bool:
@@ -68,7 +65,10 @@ def _forget_output() -> None:
 
 def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
-        _overview()
+        console.print(f"[bold]heedmap {__version__}[/]: image classifiers that predict from an attention map")
+        lines = {f"heedmap {name}": (command.__doc__ or "").splitlines()[0] for name, command in COMMANDS.items()}
+        show_table("command", lines)
+        console.print("Options of a command: heedmap COMMAND --help")
         return
     name, rest = words[0], words[1:]
     if name in ("-V", "--version"):
@@ -81,13 +81,6 @@ def _run(words: list[str]) -> None:
         show_help(command, name)
         return
     parse(command, name, rest, _default(command, rest) if hasattr(command, "from_files") else None).work()
-
-
-def _overview() -> None:
-    console.print(f"[bold]heedmap {__version__}[/]: image classifiers that predict from an attention map")
-    lines = {f"heedmap {name}": (command.__doc__ or "").splitlines()[0] for name, command in COMMANDS.items()}
-    show_table("command", lines)
-    console.print("Options of a command: heedmap COMMAND --help")
 
 
 def _default(command: Any, words: list[str]) -> Any:

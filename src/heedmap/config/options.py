@@ -1,9 +1,8 @@
 """The options of training, in the groups that ``heedmap train --help`` shows, those of export, and YAML files of them.
 
-Each group is a dataclass that checks its own fields; :class:`TrainOptions` inherits from all of them, so that there is
-one flat command line, one flat YAML file and one flat Python constructor, and a function that needs a part takes the
-part's type. Where a default is ``None`` the value is derived from the data (``heedmap.training.recipes.derive``), and
-what was derived is written into the run's ``config.yaml``.
+Each group is a dataclass that checks its own fields; :class:`TrainOptions` inherits from all of them, so that command
+line, YAML file and Python constructor are flat, and a function that needs a part takes the part's type. Where a default
+is ``None`` the value is derived from the data (``heedmap.training.recipes.derive``) and written into ``config.yaml``.
 """
 
 import contextlib

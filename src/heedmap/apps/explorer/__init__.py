@@ -41,17 +41,15 @@ def explore(
     """Serve the explorer until SIGINT or SIGTERM.
 
     Args:
-        runs: one finished run, or several to compare on the same image.
+        runs: finished runs, to compare on the same image.
         images: folders, files or patterns to show beside the first run's test set and what is dropped on the page.
         address: None takes 127.0.0.1 and the first free port from 8470 on.
         device: where the networks run.
         browser: open the page in the user's browser.
-        on_ready: called with the page's address once it replies.
-        on_note: called with each sentence the user should know before.
+        on_ready, on_note: called with the page's address once it replies, and before with what the user should know.
 
     Raises:
-        OptionError: the extra is not installed, or the address cannot be listened on.
-        DataError, RunError: images or runs that cannot be used.
+        OptionError, DataError, RunError: the extra is missing, or the address, the images or a run cannot be used.
     """
     require_packages("explore", "fastapi", "uvicorn")
     from heedmap.apps.explorer.app import LIMITS, build_explorer

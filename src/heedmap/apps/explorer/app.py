@@ -206,7 +206,7 @@ def _add_predictions(app: FastAPI, explorer: _Explorer) -> None:
         return explorer.ranking(run, source).state()
 
 
-# ---- What the routes return: each ``*_facts`` what the page needs to know of one thing.
+# ---- what the routes return
 
 
 def run_facts(network: Network) -> dict[str, Any]:
@@ -259,10 +259,7 @@ def prediction_facts(network: Network, result: QueryResult) -> dict[str, Any]:
 
 
 def _map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
-    """Return a map: ``values`` are float32, little-endian, row by row, in base64; nothing is rescaled.
-
-    ``kind`` is ``map`` (drawn over the image) or ``features`` (drawn alone).
-    """
+    """Return a map, or features, drawn alone; ``values`` are float32, little-endian, row by row, in base64."""
     values = np.asarray(drawn.values)
     height, width = values.shape
     return {
@@ -280,9 +277,9 @@ def _map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
 
 def npz(network: Network, image: GalleryImage, result: QueryResult) -> bytes:
     """Return the raw maps and probabilities as an ``.npz`` file, named as ``heedmap visualize`` names them."""
-    arrays = result.prediction.packed()
-    arrays |= {"predicted": np.array(result.prediction.predicted), "classes": np.array(network.classifier.classes)}
-    arrays |= {"image": np.array(image.name), "run": np.array(network.name), "query": np.array(result.note)}
+    facts = {"predicted": result.prediction.predicted, "classes": network.classifier.classes, "image": image.name}
+    facts |= {"run": network.name, "query": result.note}
+    arrays = result.prediction.packed() | {name: np.array(fact) for name, fact in facts.items()}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
     return content.getvalue()

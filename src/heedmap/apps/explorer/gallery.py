@@ -30,7 +30,7 @@ VIEW, THUMBNAIL = 512, 112  # sides in pixels of the squares that the page shows
 MAX_UPLOADS = 200  # about 1 MB each; the page sends an image again when its upload was dropped
 MAX_LISTED = 20_000
 _CACHED = 96  # images of the folders that stay decoded
-_DECODERS = 2  # an image of MAX_PIXELS takes up to 1 GB while it is decoded
+_decoding = threading.BoundedSemaphore(2)  # an image of MAX_PIXELS takes up to 1 GB while it is decoded
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,10 @@ class _NamedBytes(io.BytesIO):
         self.name = name
 
 
-_decoding = threading.BoundedSemaphore(_DECODERS)
-
-
 def decode_gallery_image(
     file: Path | _NamedBytes, name: str, label: str | None, sizes: Iterable[int], max_pixels: int = MAX_PIXELS
 ) -> GalleryImage:
-    """Decode an image for networks of several sizes, each exactly as in training, and to look at.
-
-    An ImageError's message begins with the image's name.
-    """
+    """Decode an image for networks of several sizes, each as in training, and to look at; an ImageError names it."""
 
     def at(size: int) -> Image.Image:
         if isinstance(file, _NamedBytes):
@@ -178,19 +172,13 @@ class Gallery:
         return reference
 
     def image(self, reference: str) -> GalleryImage:
-        """Return an image.
-
-        Raises:
-            KeyError, ImageError: there is none of that reference (any more), or it cannot be decoded.
-        """
+        """Return an image; KeyError: there is none of that reference (any more), ImageError: it cannot be decoded."""
         with self._lock:
             if reference in self._uploads:
                 self._uploads.move_to_end(reference)
                 return self._uploads[reference]
         match = re.fullmatch(r"s(\d{1,4})-(\d{1,9})", reference)
-        if match is None:
-            raise KeyError(reference)
-        source, index = int(match[1]), int(match[2])
+        source, index = (int(match[1]), int(match[2])) if match else (len(self.sources), 0)
         if source >= len(self.sources) or index >= len(self.sources[source].names):
             raise KeyError(reference)
         return self._decoded(source, index)

@@ -86,7 +86,7 @@ class Network:
     ) -> QueryResult:
         """Predict in the network's thread.
 
-        ``method`` is a key of :data:`heedmap.attribution.METHODS`; ``target`` is the class to explain, None the predicted
+        ``method`` is a key of :data:`heedmap.attribution.METHODS`; ``target`` the class to explain, None the predicted
         one (learned attention belongs to none); ``query`` is a place, another image, or None for the image's own.
 
         Raises:
@@ -103,27 +103,24 @@ class Network:
         self, image: GalleryImage, method: str, target: int | None, query: QueryPoint | GalleryImage | None
     ) -> QueryResult:
         began, images = time.perf_counter(), self.images(image)
-        note, box, follows = "", None, False
-        if method != LEARNED:
-            prediction, note = _compute_map(self.classifier, images, method, target)
-            if query is not None:
-                note += " It is of the image's own query: this method takes no other."
-        else:
-            vector = None
-            if query is not None and self.classifier.uses_query:
-                (vector, note, box), follows = self._query(images, image, query), True
-            elif query is not None:
-                note = why_no_query(self.classifier)
+        note, follows = "", query is not None and method == LEARNED and self.classifier.uses_query
+        vector: Tensor | None = None
+        box: ShareBox | None = None
+        if isinstance(query, GalleryImage) and follows:
+            vector, note = (
+                self.classifier.query(self.images(query)),
+                f"The query is the global feature of {query.name}.",
+            )
+        elif isinstance(query, QueryPoint) and follows:
+            vector, note, box = local_query(self, images, query) or crop_query(self, image, query)
+        elif query is not None and method == LEARNED:
+            note = why_no_query(self.classifier)
+        if method == LEARNED:
             prediction = prediction_of(self.classifier, self.classifier(images, query=vector), 0)
+        else:
+            prediction, note = _compute_map(self.classifier, images, method, target)
+            note += "" if query is None else " It is of the image's own query: this method takes no other."
         return QueryResult(prediction, note, box, follows, time.perf_counter() - began)
-
-    def _query(
-        self, images: Tensor, image: GalleryImage, query: QueryPoint | GalleryImage
-    ) -> tuple[Tensor, str, ShareBox | None]:
-        if isinstance(query, GalleryImage):
-            note = f"The query is the global feature of {query.name}."
-            return self.classifier.query(self.images(query)), note, None
-        return local_query(self, images, query) or crop_query(self, image, query)
 
 
 def local_query(network: Network, images: Tensor, point: QueryPoint) -> tuple[Tensor, str, ShareBox] | None:

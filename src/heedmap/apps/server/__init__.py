@@ -55,8 +55,7 @@ def serve(
         on_ready: called once with the service's address, such as ``http://127.0.0.1:8000``.
 
     Raises:
-        OptionError: a package is missing, or the address cannot be listened on.
-        RunError, ModelError: the source cannot be used.
+        OptionError, RunError, ModelError: a package is missing, or the address or the source cannot be used.
     """
     require_packages("serve", *_PACKAGES)
     from heedmap.apps.running import AppServer

@@ -48,14 +48,8 @@ _ERRORS = {
     422: "A damaged image, or a parameter that is unknown or out of range.",
     503: "Too many requests are waiting, or the prediction took too long.",
 }
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": PredictionResponse,
-        "description": "The prediction.",
-        "content": dict.fromkeys(("image/png", "application/x-npy"), BINARY),
-    },
-    **error_responses(_ERRORS),
-}
+_FILES_OF_MAPS = dict.fromkeys(("image/png", "application/x-npy"), BINARY)
+_PREDICTION = {"model": PredictionResponse, "description": "The prediction.", "content": _FILES_OF_MAPS}
 
 
 class _Service:
@@ -81,9 +75,8 @@ class _Service:
         with self.batcher.waiting.place():
             try:
                 async with asyncio.timeout(self.limits.timeout):
-                    image = await self.in_thread(
-                        decode_upload, content, self.predictor.image_size, self.limits, draw_at
-                    )
+                    side = self.predictor.image_size
+                    image = await self.in_thread(decode_upload, content, side, self.limits, draw_at)
                     return image, await self.batcher.predict(image.pixels)
             except TimeoutError:
                 message = f"The prediction took longer than {self.limits.timeout:g} s; try again later."
@@ -119,7 +112,7 @@ def _add_predict(app: FastAPI, service: _Service) -> None:
     @app.post(
         "/predict",
         summary="Class, probabilities and map of an image",
-        responses=_RESPONSES,
+        responses={200: _PREDICTION, **error_responses(_ERRORS)},
         openapi_extra={"requestBody": _BODY},
     )
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:

@@ -1,5 +1,6 @@
 """The prediction as JSON, as an image of the map, or as its raw values; and the shapes of all that, for OpenAPI."""
 
+import contextlib
 import io
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
@@ -125,7 +126,9 @@ def choose_format(requested: Format | None, accept: str | None) -> Format:
     ranges = []
     for position, part in enumerate((accept or "*/*").split(",")):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weight = next((_weight(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
+        weight = 1.0
+        with contextlib.suppress(ValueError):
+            weight = next((float(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
         if weight > 0:
             ranges.append((-weight, position, kind))
     for _, _, kind in sorted(ranges):
@@ -133,13 +136,6 @@ def choose_format(requested: Format | None, accept: str | None) -> Format:
             return _BY_ACCEPT[kind]
     kinds = ", ".join(sorted(set(MEDIA_TYPES.values())))
     raise RequestError(406, f"None of {accept!r} can be given; there are {kinds}.")
-
-
-def _weight(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 1.0
 
 
 def prediction_response(

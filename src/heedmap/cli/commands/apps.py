@@ -43,14 +43,8 @@ class Serve(Options):
         from heedmap.apps.server import Address, Limits, serve
 
         address = Address(host=self.host, port=self.port, names=self.allow_host)
-        limits = Limits(
-            max_bytes=self.max_bytes,
-            max_pixels=self.max_pixels,
-            timeout=self.timeout,
-            waiting=self.waiting,
-            batch_size=self.batch_size,
-            batch_wait=self.batch_wait / 1000,
-        )
+        same = {name: getattr(self, name) for name in ("max_bytes", "max_pixels", "timeout", "waiting", "batch_size")}
+        limits = Limits(**same, batch_wait=self.batch_wait / 1000)
         if not address.is_loopback:
             say(f"[yellow]{escape(self.host)} is open to other machines, and there is no password.[/]", complaints)
         serve(

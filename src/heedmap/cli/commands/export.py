@@ -50,11 +50,9 @@ class Export(ExportOptions):
             f"Against the model, {counted(parity.images, 'image')} in batches of "
             f"{', '.join(map(str, parity.batches))}: the same class for {parity.agreement:.0%}; largest difference:"
         )
-        lines = {
-            name: f"{difference:.1e}   ({parity.resized[name]:.1e} where the file resizes the image itself)"
-            for name, difference in parity.differences.items()
-        }
-        show_table("", lines)
+        resized = "where the file resizes the image itself"
+        differences = parity.differences.items()
+        show_table("", {name: f"{value:.1e}   ({parity.resized[name]:.1e} {resized})" for name, value in differences})
         for name, share in parity.beyond.items():
             if share and not self.int8:
                 say(

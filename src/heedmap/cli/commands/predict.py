@@ -60,13 +60,11 @@ class Predict(Options):
         sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
         total = None if sources.count is None else len(sources.files[share.rank :: share.world])
         options = PredictOptions(self.batch_size, self.part_size, self.workers, self.precision, share)
-        table = TableOptions(self.threshold, self.probabilities, self.maps)
+        out, table = Path(self.out), TableOptions(self.threshold, self.probabilities, self.maps)
         with counting(total, "predicting") as advance:
-            result = predict(
-                open_it(), sources, self.out, table=table, device=device, options=options, on_progress=advance
-            )
+            result = predict(open_it(), sources, out, table=table, device=device, options=options, on_progress=advance)
         earlier = f", {counted(result.parts_kept, 'part')} were there already" if result.parts_kept else ""
-        out, rate = Path(self.out), result.count / max(result.seconds, 1e-9)
+        rate = result.count / max(result.seconds, 1e-9)
         say(
             f"{counted(result.count, 'image')} predicted in {result.seconds:.1f} s ({rate:,.0f} images/s), "
             f"{result.unreadable} could not be read{earlier}."

@@ -58,14 +58,10 @@ class Visualize(Options):
         methods = split_names("method", self.method)
         open_it, device = self._opener(methods), pick_device(self.device, self.run)
         sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
-        classifier, out = open_it(), Path(self.out) if self.out else free_name(Path(), "maps")
+        network, out = open_it(), Path(self.out) if self.out else free_name(Path(), "maps")
         with counting(sources.count, "drawing") as advance:
-            options = VisualizeOptions(
-                self.target, self.layer, self.scale, self.batch_size, overwrite=self.overwrite, on_progress=advance
-            )
-            result = visualize(
-                classifier, sources, out, query=self.query, methods=methods, device=device, options=options
-            )
+            options = VisualizeOptions(self.target, self.layer, self.scale, self.batch_size, self.overwrite, advance)
+            result = visualize(network, sources, out, query=self.query, methods=methods, device=device, options=options)
         for path, reason in result.unreadable:
             say(f"[yellow]skipped[/] {escape(path)}: {escape(reason)}", complaints)
         for note in result.notes:
