@@ -41,7 +41,7 @@ class Address:
     def accepts(self, host: str) -> bool:
         """Return whether a Host header (``name``, ``name:port``, ``[address]:port``) names this machine.
 
-        Any IP address does, as DNS cannot redirect one; of names ``localhost``, ``host``, this machine's, and ``names``.
+        Any IP address does, as DNS cannot redirect one; of names ``localhost``, ``host``, this machine's, ``names``.
         """
         try:
             parts = urlsplit(f"//{host}")

@@ -74,15 +74,8 @@ def new_app(
         422: "A parameter is unknown or out of range.",
         500: "A defect; the terminal or log shows more.",
     }
-    app = FastAPI(
-        title=title,
-        version=__version__,
-        description=description,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        responses=error_responses(errors),
-    )
+    about = {"title": title, "version": __version__, "description": description}
+    app = FastAPI(**about, docs_url=None, redoc_url=None, lifespan=lifespan, responses=error_responses(errors))
     app.add_middleware(_Guard, address=address)
     _add_error_handlers(app)
     _add_pages(app, package)

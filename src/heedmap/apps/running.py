@@ -89,14 +89,10 @@ class AppServer(uvicorn.Server):
     ) -> None:
         self._on_ready = on_ready
         config = uvicorn.Config(
-            app,
-            http=_bounded_protocol(limits),
-            ws="none",
-            log_level="warning",
-            server_header=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=max(1, round(limits.timeout if grace is None else grace)),
+            app, http=_bounded_protocol(limits), ws="none", log_level="warning", server_header=False
         )
+        config.timeout_keep_alive = 5
+        config.timeout_graceful_shutdown = max(1, round(limits.timeout if grace is None else grace))
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

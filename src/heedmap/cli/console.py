@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # imports torch, for which help and usage errors must not wai
     from heedmap.progress import Progress
     from heedmap.types import Audit, EpochReport, StepReport
 
-GAP = 2  # between the columns of a suite's tables
-
 
 class _Plain(Console):
     def on_broken_pipe(self) -> None:  # main handles it
@@ -158,9 +156,10 @@ def show_sections(suites: Mapping[str, Any]) -> None:
     for section in sections(suites):
         say(f"{bold(section.title)} {escape(section.sentence)}")
         for shown in section.tables:
-            widths = [max(map(cell_len, column)) + GAP for column in zip(shown.head, *shown.rows, strict=True)]
-            for columns in abreast(widths, shown.keys, console.width + GAP):
-                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
+            gap = 2  # between the columns
+            widths = [max(map(cell_len, column)) + gap for column in zip(shown.head, *shown.rows, strict=True)]
+            for columns in abreast(widths, shown.keys, console.width + gap):
+                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0))
                 for place in columns:
                     is_key = place < shown.keys
                     table.add_column(shown.head[place], justify="left" if is_key else "right", no_wrap=is_key)
@@ -173,7 +172,7 @@ def show_sections(suites: Mapping[str, Any]) -> None:
 
 
 def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
-    """Split columns, of ``widths`` with their gaps, into tables of ``room``: the first ``keys`` and one or more each."""
+    """Split columns, of ``widths`` with their gaps, into tables of ``room``: the first ``keys`` and others each."""
     parts = [list(range(keys))]
     for place in range(keys, len(widths)):
         if len(parts[-1]) > keys and sum(widths[column] for column in (*parts[-1], place)) > room:

@@ -5,13 +5,12 @@ import os
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from heedmap.errors import OptionError, nearest
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The values that a number may have, both ends included; the annotation is ``Annotated[int, Range(1, 9)]``."""
 
     low: float
@@ -34,7 +33,7 @@ class Options:
                     raise OptionError(f"{name} = {word!r} contains a zero byte, which no file name can.")
             for limits in typing.get_args(hint):
                 if isinstance(limits, Range):
-                    check_range(name, value, limits.low, limits.high)
+                    check_range(name, value, *limits)
 
 
 def option_hints(options: type) -> dict[str, Any]:
@@ -94,8 +93,8 @@ def convert(name: str, value: Any, hint: Any, where: str = "") -> Any:
     if number and not isinstance(value, bool) and isinstance(value, number):
         return kind(value)
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    choices = choices_of(hint)
-    give = f"one of {', '.join(choices)}" if choices else plain.get(kind, "a list of names")
+    choices = ", ".join(choices_of(hint))
+    give = f"one of {choices}" if choices else plain.get(kind, "a list of names")
     raise OptionError(f"Option {name!r}{where} cannot be {value!r}; give {give}.")
 
 

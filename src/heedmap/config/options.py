@@ -8,7 +8,7 @@ is ``None`` the value is derived from the data (``heedmap.training.recipes.deriv
 import contextlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -256,17 +256,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def known_options(values: Mapping[Any, Any], where: str = "") -> dict[str, Any]:
-    """Return ``values`` by option of training (written with - or _), each converted to the option's type.
+    """Return ``values`` by option of training (written with - or _) in the option's type.
 
     Raises:
         OptionError: an unknown name, with the nearest right one, or a value of the wrong type.
     """
-    hints, names = option_hints(TrainOptions), [field.name for field in fields(TrainOptions)]
+    hints = option_hints(TrainOptions)
     converted = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in names:
-            raise OptionError(f"Unknown option {key!r}{where}.{nearest(name, names)}")
+        if name not in hints:
+            raise OptionError(f"Unknown option {key!r}{where}.{nearest(name, hints)}")
         for kind in kinds(hints[name]):
             if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-3, without a point, as text
                 with contextlib.suppress(ValueError):

@@ -36,11 +36,9 @@ from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import COLOURS
 from heedmap.workflows.evaluate.data import open_run_data
 
+LIMITS = Limits(max_pixels=MAX_PIXELS, timeout=60.0, connections=256)
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "JPEG.", "content": {"image/jpeg": BINARY}}}
 _UPLOAD = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
-
-LIMITS = Limits(max_pixels=MAX_PIXELS, timeout=60.0, connections=256)
-
 Reference = Annotated[str, Field(max_length=64)]
 
 

@@ -107,10 +107,8 @@ class Network:
         vector: Tensor | None = None
         box: ShareBox | None = None
         if isinstance(query, GalleryImage) and follows:
-            vector, note = (
-                self.classifier.query(self.images(query)),
-                f"The query is the global feature of {query.name}.",
-            )
+            note = f"The query is the global feature of {query.name}."
+            vector = self.classifier.query(self.images(query))
         elif isinstance(query, QueryPoint) and follows:
             vector, note, box = local_query(self, images, query) or crop_query(self, image, query)
         elif query is not None and method == LEARNED:

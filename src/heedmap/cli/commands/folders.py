@@ -107,9 +107,8 @@ class Pack(Options):
             say(f"[yellow]left out[/] {escape(name)}: {escape(reason)}")
         with counting(sum(map(len, splits.parts.values())), "packing") as advance:
             packed = pack(splits, self.out, shard_bytes=int(self.shard_size * 1e6), seed=self.seed, on_progress=advance)
-        shards = {part: counted(count, "shard") for part, count in packed.shards.items()}
-        show_table(
-            "part", {part: f"{counted(count, 'image')} in {shards[part]}" for part, count in packed.images.items()}
-        )
+        shards, images = packed.shards, packed.images.items()
+        lines = {part: f"{counted(count, 'image')} in {counted(shards[part], 'shard')}" for part, count in images}
+        show_table("part", lines)
         say(f"{packed.size / 1e6:,.1f} MB; check: sha256sum -c {escape(SUMS)}")
         show_next(f"heedmap train {shlex.quote(self.out)}")
