@@ -74,7 +74,7 @@ def new_app(
         422: "A parameter is unknown or out of range.",
         500: "A defect; the terminal or log shows more.",
     }
-    about = {"title": title, "version": __version__, "description": description}
+    about: dict[str, Any] = {"title": title, "version": __version__, "description": description}
     app = FastAPI(**about, docs_url=None, redoc_url=None, lifespan=lifespan, responses=error_responses(errors))
     app.add_middleware(_Guard, address=address)
     _add_error_handlers(app)

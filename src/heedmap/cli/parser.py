@@ -54,17 +54,17 @@ def _sentence(sheet: str) -> str:
     return f"{sentence}.{f' Perhaps you meant {flags}?' if flags else ''}"
 
 
-def show_help(command: type, name: str) -> None:
+def show_help(command: type, command_name: str) -> None:
     """Print what a command does and all its options."""
     sentences, hints = _sentences(command), option_hints(command)
     fields = {field.name: field for field in dataclasses.fields(command)}
-    positional = [each for each in fields if tyro.conf.Positional in getattr(hints[each], "__metadata__", ())]
-    tables = {"": {_place(fields[each], hints[each]): sentences[each] for each in positional}}
+    positional = [name for name in fields if tyro.conf.Positional in getattr(hints[name], "__metadata__", ())]
+    tables = {"": {_place(fields[name], hints[name]): sentences[name] for name in positional}}
     for title, names in _groups(command, positional).items():
         tables[title] = {
-            _flag(fields[each], hints[each]): _help(fields[each], hints[each], sentences[each]) for each in names
+            _flag(fields[name], hints[name]): _help(fields[name], hints[name], sentences[name]) for name in names
         }
-    console.print(f"{bold(' '.join(['heedmap', name, *tables['']]))} --OPTION ...")
+    console.print(f"{bold(' '.join(['heedmap', command_name, *tables['']]))} --OPTION ...")
     console.print(escape((inspect.getdoc(command) or "").splitlines()[0]))
     width = max(len(word) for lines in tables.values() for word in lines)
     for title, lines in tables.items():
