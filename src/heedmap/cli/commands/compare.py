@@ -26,7 +26,7 @@ class Compare(TrainOptions):
         seeds: Runs of each variant; an interval needs 2, and 5 are better. Their seeds count up from seed.
         parallel: Runs at a time, each in a process of its own with its share of the threads.
         out: Folder for all its runs; one that was begun is continued. Default: the next free runs/compare-DATA-NUMBER.
-        config: An experiment file (see docs/comparing.md); options on the command line win.
+        config: An experiment file (see docs/how-to/compare.md); options on the command line win.
         budget: Which of the experiment's budgets to take.
         resume: A comparison's folder to continue, by its own plan.
         background: Check the plan, then continue without this terminal and write to comparison.log.
