@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "explore"]
 
+PACKAGES = ("fastapi", "uvicorn")
+
 
 def explore(
     runs: Sequence[Run],
@@ -51,7 +53,7 @@ def explore(
     Raises:
         OptionError, DataError, RunError: the extra is missing, or the address, the images or a run cannot be used.
     """
-    require_packages("explore", "fastapi", "uvicorn")
+    require_packages("explore", *PACKAGES)
     from heedmap.apps.explorer.app import LIMITS, build_explorer
     from heedmap.apps.running import AppServer
 
