@@ -24,7 +24,7 @@ import psutil
 from PIL import Image, ImageFilter
 
 from heedmap.apps.server import Limits, open_predictor
-from heedmap.apps.server.images import decode_upload
+from heedmap.apps.uploads import decode_upload
 
 
 def photograph() -> bytes:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from heedmap import Architecture, Run, TrainOptions, build_classifier, open_data
 from heedmap.apps.address import Address
-from heedmap.apps.explorer.build import LIMITS, build_explorer
+from heedmap.apps.explorer.app import LIMITS, build_explorer
 from heedmap.apps.running import AppServer
 from heedmap.data.decoding import plain
 

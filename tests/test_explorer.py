@@ -32,7 +32,7 @@ from heedmap.apps import explorer, running
 from heedmap.apps.address import Address
 from heedmap.apps.explorer import app as app_module
 from heedmap.apps.explorer import explore, gallery
-from heedmap.apps.explorer.build import build_explorer
+from heedmap.apps.explorer.app import build_explorer
 from heedmap.apps.explorer.gallery import VIEW, Gallery, ImageSource, confined, decode_gallery_image
 from heedmap.apps.explorer.network import CROP, Network, QueryPoint, crop_query, local_query
 from heedmap.apps.explorer.ranking import Ranking

@@ -1,13 +1,13 @@
-"""The errors of heedmap.
+"""The errors of heedmap, and words for messages.
 
     HeedmapError
-    ├── DataError        a folder, a named set or an image that cannot be used
-    │   └── ImageError     one image file that cannot be decoded
-    ├── ModelError       a model, tap, attention or weights file that cannot be built or loaded
-    ├── OptionError      an option or a config key that is unknown or out of range
-    ├── RunError         a run folder that is missing, incomplete, from a newer heedmap, or changed since
-    ├── TrainingError    training that cannot continue (loss not finite, nothing to train)
-    └── Stopped          training was stopped by a signal and has saved its state
+    ├── DataError
+    │   └── ImageError
+    ├── ModelError
+    ├── OptionError
+    ├── RunError
+    ├── TrainingError
+    └── Stopped
 
 Each message is one line: what is wrong, the file or value, and the way out. The command line prints the
 message alone and exits with status 2; a traceback means a defect of heedmap.
@@ -42,7 +42,7 @@ class RunError(HeedmapError):
 
 
 class TrainingError(HeedmapError):
-    """Training that cannot continue."""
+    """Training that cannot continue (loss not finite, nothing to train)."""
 
 
 class Stopped(HeedmapError):  # noqa: N818  no error
@@ -63,3 +63,8 @@ def checked_choice(what: str, value: str, known: Iterable[str]) -> str:
     if value not in known:
         raise ModelError(f"Unknown {what} {value!r}; it can be {', '.join(known)}.{nearest(value, known)}")
     return value
+
+
+def counted(count: int, noun: str) -> str:
+    """Return number and noun, as ``1 epoch`` or ``2,000 epochs``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

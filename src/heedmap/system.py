@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # numbers of mallopt's parameters in glibc's malloc.h
 PAD = 256 * 2**20  # bytes requested from the system at a time
@@ -35,11 +37,9 @@ def free_memory() -> float:
 
 
 def cores_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
-    """Return the cores that the process's control groups grant it; infinite without a limit.
+    """Return the cores that the process's control groups, version 1 or 2, grant it; infinite without a limit.
 
-    Args:
-        own: the system's list of the process's groups.
-        groups: where they are mounted; version 1 and 2 are read, and the limits of groups above count too.
+    ``own`` is the system's list of the process's groups, which are mounted at ``groups``; those above count too.
     """
     granted = math.inf
     for folder in _folders("cpu", own, groups):
@@ -50,12 +50,9 @@ def cores_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
 
 
 def memory_granted(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> float:
-    """Return the bytes that the process's control groups still grant it; infinite without a limit.
+    """Return the bytes that the process's control groups (see :func:`cores_granted`) still grant; infinite without any.
 
     Cached files that are not in use count as free, as in what the system calls available.
-
-    Args:
-        own, groups: as for :func:`cores_granted`.
     """
     granted = math.inf
     for folder in _folders("memory", own, groups):
@@ -81,12 +78,12 @@ def _folders(kind: str, own: Path, groups: Path) -> list[Path]:
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
-            if not kinds:  # version 2: one tree for all kinds
-                roots = [groups, groups / "unified"]
-            else:
-                roots = [groups / kinds, groups / kind] if kind in kinds.split(",") else []
+            if kinds and kind not in kinds.split(","):
+                continue
+            # Version 2 names no kinds: it has one tree for all.
+            roots = (groups / kinds, groups / kind) if kinds else (groups, groups / "unified")
             inner = Path(path.lstrip("/"))
-            folders += [root / each for root in dict.fromkeys(roots) for each in (inner, *inner.parents)]
+            folders += [root / folder for root in roots for folder in (inner, *inner.parents)]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
@@ -103,15 +100,12 @@ def _number(word: str) -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for later allocations, in the whole process.
+    """Let the C library keep freed memory for later allocations, in the whole process; return whether it was set.
 
     A training step frees and allocates hundreds of megabytes. glibc maps every large block again and returns it to the
     system when it is freed, and the system fills each new page with zeros: 160,000 page faults and a fifth of the time
-    of a step (docs/performance.md). The process then holds its peak until it ends, so this is for commands, which own
-    their process. glibc's ``MALLOC_`` environment variables win.
-
-    Returns:
-        Whether it was set; False where the C library is not glibc, or the environment sets it.
+    of a step (docs/results/performance.md). The process then holds its peak until it ends, so this is for commands,
+    which own their process. It is not set where the C library is not glibc or its ``MALLOC_`` variables are set.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -122,13 +116,19 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
-def term_as_interrupt() -> Iterator[None]:
-    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread may handle signals
+def signals_handled(handler: Callable[[int, FrameType | None], Any], *signals: int) -> Iterator[None]:
+    """Let ``handler`` handle signals while inside, in the main thread; no other thread may."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def term_as_interrupt() -> contextlib.AbstractContextManager[None]:
+    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    return signals_handled(signal.default_int_handler, signal.SIGTERM)

@@ -14,15 +14,12 @@ _BACKLOG = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A host and a port of this machine.
+    """A host and a port of this machine; an OptionError where there is no such port.
 
     Attributes:
         host: to listen on; other machines can reach all but a loopback address, and there is no password.
         port: 0 takes any free port, None the first free one from 8470 on.
         names: more host names to accept, such as a proxy's; see :meth:`accepts`.
-
-    Raises:
-        OptionError: there is no such port.
     """
 
     host: str = "127.0.0.1"
@@ -42,10 +39,9 @@ class Address:
             return self.host == "localhost"
 
     def accepts(self, host: str) -> bool:
-        """Whether a Host header (``name``, ``name:port``, ``[address]:port``) names this machine.
+        """Return whether a Host header (``name``, ``name:port``, ``[address]:port``) names this machine.
 
-        Any IP address does, since DNS cannot make one point elsewhere; of names ``localhost``, this machine's own, the
-        one to listen on, and ``names``.
+        Any IP address does, as DNS cannot redirect one; of names ``localhost``, ``host``, this machine's, ``names``.
         """
         try:
             parts = urlsplit(f"//{host}")
@@ -61,23 +57,19 @@ class Address:
         return True
 
     def listen(self) -> socket.socket:
-        """Return a socket that listens here.
-
-        Raises:
-            OptionError: the port is taken, or the host is not an address of this machine.
-        """
+        """Return a socket that listens here; an OptionError where the port is taken or the host not this machine's."""
         reason = ""
         for port in _FREE_PORTS if self.port is None else (self.port,):
             try:
-                family = socket.getaddrinfo(self.host, port, type=socket.SOCK_STREAM)[0][0]
-                return _listening(family, self.host, port)
+                return _listening(self.host, port)
             except OSError as error:
                 reason = error.strerror or str(error)
         ports = f"ports {_FREE_PORTS[0]} to {_FREE_PORTS[-1]}" if self.port is None else f"port {self.port}"
         raise OptionError(f"Cannot listen on {self.host}, {ports}: {reason}; name another --port (0: any) or --host.")
 
 
-def _listening(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     # With the protocol spelt out: only then asyncio switches Nagle's delay off, and responses go out 40 ms earlier.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

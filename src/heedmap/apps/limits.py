@@ -10,7 +10,7 @@ from heedmap.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, and all requests together, may take.
+    """What one request, and all requests together, may take; an OptionError for less than is sensible.
 
     Attributes:
         max_bytes: of a body; counted while it is read.
@@ -23,9 +23,6 @@ class Limits:
         connections: open at a time.
         batch_size: images that the server predicts together at most.
         batch_wait: seconds that the first image of the server's batch waits for others.
-
-    Raises:
-        OptionError: a limit below its least sensible value.
     """
 
     max_bytes: int = 20_000_000
@@ -45,13 +42,7 @@ class Limits:
 
 
 class RequestError(Exception):
-    """A request that cannot be served.
-
-    Args:
-        status: HTTP status of the response.
-        message: one sentence for the client.
-        headers: to send along.
-    """
+    """A request that cannot be served: HTTP status, one sentence for the client, and headers to send along."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -59,24 +50,13 @@ class RequestError(Exception):
 
 
 class Waiting:
-    """Count the requests that wait or are being computed; for use in the event loop.
-
-    Args:
-        most: ``Limits.waiting``.
-
-    Attributes:
-        count: how many there are now.
-    """
+    """Count (``count``) the requests that wait or are being computed, at ``most``; for use in the event loop."""
 
     def __init__(self, most: int) -> None:
         self._most, self.count, self._seconds = most, 0, 0.05
 
     def refuse_when_full(self) -> None:
-        """Check that one more may wait.
-
-        Raises:
-            RequestError: 503, with the seconds after which to try again.
-        """
+        """Raise a :class:`RequestError` 503, with the seconds after which to try again, where no more may wait."""
         if self.count >= self._most:
             wait = str(max(1, math.ceil(self.count * self._seconds)))
             message = f"{self.count} requests are waiting already; try again in {wait} s."

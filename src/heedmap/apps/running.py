@@ -9,8 +9,7 @@ import contextlib
 import json
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from heedmap.apps.address import url_of
 from heedmap.apps.limits import Limits
+from heedmap.system import signals_handled
 
 _FULL = json.dumps({"error": "Too many connections are open; try again in 1 s."}).encode()
 _FULL_RESPONSE = (
@@ -74,15 +74,10 @@ def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
 
 
 class AppServer(uvicorn.Server):
-    """uvicorn's server within the limits; not yet running.
+    """uvicorn's server within ``connections`` and ``timeout`` of the limits; not yet running.
 
-    A signal that was obeyed is not raised again, so the process ends with status 0.
-
-    Args:
-        app: the application.
-        limits: ``connections`` and ``timeout`` hold here.
-        on_ready: called with the address once it replies.
-        grace: seconds for the requests under way at a stop; None takes ``limits.timeout``.
+    A signal that was obeyed is not raised again, so the process ends with status 0. ``on_ready`` receives the address
+    once it replies; ``grace`` is the seconds for requests under way at a stop, None for ``limits.timeout``.
     """
 
     def __init__(
@@ -94,14 +89,10 @@ class AppServer(uvicorn.Server):
     ) -> None:
         self._on_ready = on_ready
         config = uvicorn.Config(
-            app,
-            http=_bounded_protocol(limits),
-            ws="none",
-            log_level="warning",
-            server_header=False,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=max(1, round(limits.timeout if grace is None else grace)),
+            app, http=_bounded_protocol(limits), ws="none", log_level="warning", server_header=False
         )
+        config.timeout_keep_alive = 5
+        config.timeout_graceful_shutdown = max(1, round(limits.timeout if grace is None else grace))
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -110,15 +101,6 @@ class AppServer(uvicorn.Server):
         if sockets and not self.should_exit:
             self._on_ready(url_of(sockets[0]))
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         """Stop on SIGINT and SIGTERM."""
-        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return signals_handled(self.handle_exit, signal.SIGINT, signal.SIGTERM)

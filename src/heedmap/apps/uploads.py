@@ -2,92 +2,66 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import Request
+from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from heedmap.apps.limits import Limits, RequestError
 from heedmap.errors import ImageError
+from heedmap.inference.reading import DecodedImage, decode
 
-FIELD = "image"
-"""The field of a form that holds the file."""
-
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-"""A file in the schema."""
-
-MAX_SCANS = 100
-"""A JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so."""
+FIELD = "image"  # of a form, which holds the file
+BINARY = {"schema": {"type": "string", "format": "binary"}}  # a file, for OpenAPI
+MAX_SCANS = 100  # a JPEG may repeat a scan over all of its pixels in a few hundred bytes; real ones have ten or so
+_FORM = "multipart/form-data"
 
 
 class Bodies:
-    """Read bodies within the limits on each and on all together.
-
-    Args:
-        limits: ``max_bytes``, ``held_bytes`` and ``timeout`` hold here.
-    """
+    """Read bodies within ``max_bytes`` and ``timeout`` of each, and ``held_bytes`` of all together."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._bytes = limits, 0
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read a body and count it as held while the block lasts.
-
-        Raises:
-            RequestError: 413 too many bytes, 408 too slow, 503 too many bytes in all bodies together.
-        """
+        """Read a body and count it while the block lasts; RequestError 413: too large, 408: too slow, 503: too many."""
+        too_large = RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
         declared = request.headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.max_bytes:
-            raise self._too_large()
-        body = bytearray()
+            raise too_large
+        body, timed_out = bytearray(), f"The body did not arrive within {self._limits.timeout:g} s."
         try:
-            await self._read(request, body)
+            try:
+                async with asyncio.timeout(self._limits.timeout):
+                    async for chunk in request.stream():
+                        self._bytes, body[len(body) :] = self._bytes + len(chunk), chunk
+                        if len(body) > self._limits.max_bytes:
+                            raise too_large
+                        if self._bytes > self._limits.held_bytes:
+                            message = "Too many large requests at once; try again in 1 s."
+                            raise RequestError(503, message, {"Retry-After": "1"})
+            except TimeoutError:
+                raise RequestError(408, timed_out, {"Connection": "close"}) from None
             yield bytes(body)
         finally:
             self._bytes -= len(body)
 
-    async def _read(self, request: Request, body: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                async for chunk in request.stream():
-                    self._bytes, body[len(body) :] = self._bytes + len(chunk), chunk
-                    if len(body) > self._limits.max_bytes:
-                        raise self._too_large()
-                    if self._bytes > self._limits.held_bytes:
-                        message = "Too many large requests at once; try again in 1 s."
-                        raise RequestError(503, message, {"Retry-After": "1"})
-        except TimeoutError:
-            message = f"The body did not arrive within {self._limits.timeout:g} s."
-            raise RequestError(408, message, {"Connection": "close"}) from None
-
-    def _too_large(self) -> RequestError:
-        return RequestError(413, f"The body is larger than {self._limits.max_bytes:,} bytes; shrink the image.")
-
 
 def check_content_type(request: Request) -> None:
-    """Check what kind of body is announced, before it is read.
-
-    Raises:
-        RequestError: 415 for anything but a form with a file, an image, or bytes.
-    """
+    """Raise a RequestError 415, before the body is read, unless it is a form with a file, an image, or bytes."""
     kind = _content_type(request)
-    if kind != "multipart/form-data" and not kind.startswith(("image/", "application/octet-stream")):
-        raise RequestError(
-            415,
-            f"Content-Type {kind or '(none)'} is not accepted; send the image's bytes as image/jpeg or another image "
-            f"type, or a form (multipart/form-data) with the file in the field '{FIELD}'.",
-        )
+    if not kind.startswith(("image/", "application/octet-stream", _FORM)):
+        send = f"send the image's bytes as image/jpeg or another image type, or a form ({_FORM}) with the file in the "
+        raise RequestError(415, f"Content-Type {kind or '(none)'} is not accepted; {send}field '{FIELD}'.")
 
 
 async def image_file(request: Request, body: bytes) -> bytes:
-    """Return the image file's bytes: the body itself, or the file in the form.
-
-    Raises:
-        RequestError: 422 for a form that cannot be read or has not exactly one file, in the field ``image``.
-    """
-    if _content_type(request) != "multipart/form-data":
+    """Return the image's bytes: the body, or the one file in the form; RequestError 422 for any other form."""
+    if _content_type(request) != _FORM:
         return body
 
     async def once() -> AsyncGenerator[bytes, None]:
@@ -113,10 +87,23 @@ def _content_type(request: Request) -> str:
 
 
 def check_scans(content: bytes) -> None:
-    """Check that a JPEG does not repeat its scans for minutes of decoding.
-
-    Raises:
-        ImageError: it has more than ``MAX_SCANS``.
-    """
+    """Raise an :class:`ImageError` where a JPEG has more than ``MAX_SCANS``, which would take minutes to decode."""
     if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"image: it has more than {MAX_SCANS} scans, which no camera writes; save it again")
+
+
+def decode_upload(content: bytes, image_size: int, limits: Limits, draw_at: int | None = None) -> DecodedImage:
+    """Decode an image file exactly as ``heedmap visualize`` does.
+
+    ``image_size`` is the side of the classifier's view, ``draw_at`` of the view to draw on, where there is to be one.
+
+    Raises:
+        RequestError: 413 for too many pixels, 415 for what is no image, 422 for an empty or damaged one.
+    """
+    try:
+        check_scans(content)
+        return decode(io.BytesIO(content), image_size, draw_at, limits.max_pixels)
+    except ImageError as error:
+        statuses: dict[type, int] = {UnidentifiedImageError: 415, Image.DecompressionBombError: 413}
+        status = statuses.get(type(error.__cause__), 422) if content else 422
+        raise RequestError(status, f"The image cannot be used: {str(error).removeprefix('image: ')}.") from None

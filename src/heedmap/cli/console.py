@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
@@ -22,18 +21,24 @@ if TYPE_CHECKING:  # imports torch, for which help and usage errors must not wai
     from heedmap.progress import Progress
     from heedmap.types import Audit, EpochReport, StepReport
 
-GAP = 2  # between the columns of a suite's tables
-
 
 class _Plain(Console):
-    """Leaves a closed pipe to :mod:`heedmap.cli.main`."""
-
-    def on_broken_pipe(self) -> None:
+    def on_broken_pipe(self) -> None:  # main handles it
         raise
 
 
 console = _Plain(highlight=False)
 complaints = Console(stderr=True, highlight=False)
+
+
+def say(text: str, on: Console = console) -> None:
+    """Print a sentence of rich's markup; the terminal wraps it, so that a path stays in one piece."""
+    on.print(text, soft_wrap=True)
+
+
+def bold(value: object) -> str:
+    """Return a value as bold text."""
+    return f"[bold]{escape(str(value))}[/]"
 
 
 class Shown:
@@ -45,61 +50,69 @@ class Shown:
 
     def message(self, text: str) -> None:
         """Print a sentence."""
-        self._bar.console.print(escape(text), soft_wrap=True)
+        say(escape(text), self._bar.console)
 
     def step(self, report: StepReport) -> None:
         """Move the bar."""
-        rest = f"loss {report.loss:.3f}  {report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
         self._bar.update(
             self._task,
             total=report.total_steps,
             completed=report.step,
             description=f"epoch {report.epoch}/{report.epochs}",
-            rest=rest,
+            rest=f"loss {report.loss:.3f}  {report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left",
         )
 
     def epoch(self, report: EpochReport) -> None:
         """Print the figures of the epoch."""
-        evaluated = ""
-        if report.validation:
-            named = ", ".join(f"{name} {value:.4f}" for name, value in report.validation.items())
-            evaluated = f"  validation {named}"
-        best = "  [green]best[/]" if report.is_best and evaluated else ""
+        measured = ", ".join(f"{name} {value:.4f}" for name, value in (report.validation or {}).items())
         self._bar.console.print(
-            f"epoch {report.epoch:>3}/{report.epochs}  loss {report.train_loss:.3f}{evaluated}  "
-            f"{report.images_per_second:,.0f} images/s{best}"
+            f"epoch {report.epoch:>3}/{report.epochs}  loss {report.train_loss:.3f}"
+            f"{f'  validation {measured}' if measured else ''}  {report.images_per_second:,.0f} images/s"
+            f"{'  [green]best[/]' if report.is_best and measured else ''}"
         )
 
 
 @contextmanager
-def show_progress() -> Iterator[Progress]:
-    """Yield a progress with a live bar, where the terminal can draw one."""
-    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
+def _bar(last: ProgressColumn) -> Iterator[ProgressBar]:
+    """Yield a live bar, where the terminal can draw one."""
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), last)
     # Disabled, it still prints lines; enabled without a terminal, it would leave an empty one.
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+        yield bar
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """Yield a progress with a live bar."""
+    with _bar(TextColumn("{task.fields[rest]}")) as bar:
         yield cast(Any, Shown(bar))
 
 
 @contextmanager
 def counting(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
     """Draw a bar for ``total`` items (None: not known yet); call what is yielded with the number done."""
-    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    # Disabled, it still prints lines; enabled without a terminal, it would leave an empty one.
-    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_interactive) as bar:
+    with _bar(TimeElapsedColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def clock(seconds: float) -> str:
     """Return seconds as m:ss or h:mm:ss."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _table(*heads: str, head: bool = True) -> Table:
+    """Return an empty table: the first column on the left, numbers on the right."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2), show_header=head)
+    for place, name in enumerate(heads):
+        table.add_column(name, justify="right" if place else "left")
+    return table
 
 
 def show_table(head: str, lines: Mapping[str, str], width: int | None = None) -> None:
     """Print names with a sentence each; ``width`` keeps several tables in line."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2), show_header=bool(head))
+    table = _table(head=bool(head))
     table.add_column(head, style="bold", no_wrap=True, min_width=width)
     table.add_column("")
     for name, sentence in lines.items():
@@ -107,37 +120,32 @@ def show_table(head: str, lines: Mapping[str, str], width: int | None = None) ->
     console.print(table)
 
 
-def show_evaluation(found: Mapping[str, Any]) -> None:
+def show_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Print accuracy, calibration, classes, and pointing."""
     from heedmap.metrics.classification import wilson_interval
 
-    interval = wilson_interval(found["top1"], found["count"])
-    lines = {
-        "top-1": f"{found['top1']:.2%}  (95 % interval {interval[0]:.2%} - {interval[1]:.2%})",
-        "top-5": f"{found['top5']:.2%}",
-        "calibration": f"ECE {found['ece']:.3f}, NLL {found['nll']:.3f}",
-        "throughput": f"{found['images_per_second']:,.0f} images/s",
-    }
-    if "top1_with_flips" in found:
-        lines["top-1 with flips"] = f"{found['top1_with_flips']:.2%}  (image and mirror image averaged)"
-    if len(found["per_class"]) <= 5:  # always right
-        del lines["top-5"]
-    show_table(f"{found['part']}, {counted(found['count'], 'image')}", lines)
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-    for name in ("class", "images", "precision", "recall", "F1"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for row in found["per_class"][:40]:
+    images, classes = counted(evaluation["count"], "image"), evaluation["per_class"]
+    low, high = wilson_interval(evaluation["top1"], evaluation["count"])
+    lines = {"top-1": f"{evaluation['top1']:.2%}  (95 % interval {low:.2%} - {high:.2%})"}
+    if len(classes) > 5:  # else always right
+        lines["top-5"] = f"{evaluation['top5']:.2%}"
+    lines["calibration"] = f"ECE {evaluation['ece']:.3f}, NLL {evaluation['nll']:.3f}"
+    lines["throughput"] = f"{evaluation['images_per_second']:,.0f} images/s"
+    if "top1_with_flips" in evaluation:
+        lines["top-1 with flips"] = f"{evaluation['top1_with_flips']:.2%}  (image and mirror image averaged)"
+    show_table(f"{evaluation['part']}, {images}", lines)
+    table = _table("class", "images", "precision", "recall", "F1")
+    for row in classes[:40]:
         shares = (f"{row[name]:.1%}" if row["count"] else "-" for name in ("precision", "recall", "f1"))
         table.add_row(escape(row["name"]), f"{row['count']:,}", *shares)
     console.print(table)
-    if found.get("pointing"):
-        shown = {name: f"{share:.1%}" for name, share in found["pointing"].items()}
-        show_table("hottest point inside the object's box", shown)
-    if found.get("learned"):
-        console.print(
-            f"[yellow]The run learned from {found['learned']:,} of these {counted(found['count'], 'image')}: "
-            "these figures say nothing about images it has not seen.[/]",
-            soft_wrap=True,
+    if evaluation.get("pointing"):
+        hits = {name: f"{share:.1%}" for name, share in evaluation["pointing"].items()}
+        show_table("hottest point inside the object's box", hits)
+    if evaluation.get("learned"):
+        say(
+            f"[yellow]The run learned from {evaluation['learned']:,} of these {images}: "
+            "these figures say nothing about images it has not seen.[/]"
         )
 
 
@@ -146,11 +154,12 @@ def show_sections(suites: Mapping[str, Any]) -> None:
     from heedmap.report.sections import sections
 
     for section in sections(suites):
-        console.print(f"[bold]{escape(section.title)}[/] {escape(section.sentence)}", soft_wrap=True)
+        say(f"{bold(section.title)} {escape(section.sentence)}")
         for shown in section.tables:
-            widths = [max(map(cell_len, column)) + GAP for column in zip(shown.head, *shown.rows, strict=True)]
-            for columns in abreast(widths, shown.keys, console.width + GAP):
-                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
+            gap = 2  # between the columns
+            widths = [max(map(cell_len, column)) + gap for column in zip(shown.head, *shown.rows, strict=True)]
+            for columns in abreast(widths, shown.keys, console.width + gap):
+                table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0))
                 for place in columns:
                     is_key = place < shown.keys
                     table.add_column(shown.head[place], justify="left" if is_key else "right", no_wrap=is_key)
@@ -159,75 +168,65 @@ def show_sections(suites: Mapping[str, Any]) -> None:
                     table.add_row(*cells, style="dim" if row[0] in shown.grey else None)
                 console.print(table)
         for note in section.notes:
-            console.print(f"  {escape(note)}", soft_wrap=True)
+            say(f"  {escape(note)}")
 
 
 def abreast(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
-    """Split the columns of a wide table into tables that fit, each with the key columns.
-
-    Args:
-        widths: of the columns, with the gaps between them.
-        keys: how many columns, from the left, each part repeats.
-        room: width of a part; it has at least one column beside the keys.
-    """
+    """Split columns, of ``widths`` with their gaps, into tables of ``room``: the first ``keys`` and others each."""
     parts = [list(range(keys))]
     for place in range(keys, len(widths)):
-        if len(parts[-1]) > keys and sum(widths[each] for each in (*parts[-1], place)) > room:
+        if len(parts[-1]) > keys and sum(widths[column] for column in (*parts[-1], place)) > room:
             parts.append(list(range(keys)))
         parts[-1].append(place)
     return parts
 
 
-def show_comparison(found: Mapping[str, Any]) -> None:
+def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the variants' figures, a sentence on each difference of accuracy, and the notes."""
     from heedmap.report.comparison import GROUPS, amounts, cell
 
     for group in GROUPS:
-        measures = [each for each in found["measures"] if each["group"] == group]
+        measures = [measure for measure in comparison["measures"] if measure["group"] == group]
         if not measures and group != "cost":
             continue
-        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2))
-        table.add_column("variant", style="bold", min_width=12)
         more = ("parameters", "multiply-adds") if group == "cost" else ()
-        for name in (*(each["name"] for each in measures), *more):
-            table.add_column(name, justify="right")
-        for variant in found["variants"]:
-            cells = [cell(variant["summary"].get(each["key"]), each["unit"]) for each in measures]
+        table = _table("variant", *(measure["name"] for measure in measures), *more)
+        table.columns[0].style, table.columns[0].min_width = "bold", 12
+        for variant in comparison["variants"]:
+            cells = [cell(variant["summary"].get(measure["key"]), measure["unit"]) for measure in measures]
             table.add_row(escape(variant["name"]), *cells, *(amounts(variant).values() if more else ()))
         console.print(table)
-    for each in found["differences"]:
-        if each["measure"] == "test_accuracy":
-            console.print(escape(each["sentence"]), soft_wrap=True)
-    for note in found["notes"]:
-        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+    for difference in comparison["differences"]:
+        if difference["measure"] == "test_accuracy":
+            say(escape(difference["sentence"]))
+    for note in comparison["notes"]:
+        say(f"[dim]{escape(note)}[/]")
 
 
-def show_audit(found: Audit, most: int) -> None:
-    """Print counts, and the first findings of each kind."""
-    counts = ", ".join(f"{name} {count:,}" for name, count in found.images.items())
-    console.print(f"{counts} images; {found.depth} audit in {found.seconds:.1f} s")
-    kinds = defaultdict(list)
-    for finding in found.findings:
-        kinds[finding.kind].append(finding)
-    for kind, findings in kinds.items():
+def show_audit(report: Audit, most: int) -> None:
+    """Print counts, and the first ``most`` findings of each kind."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in report.images.items())
+    console.print(f"{counts} images; {report.depth} audit in {report.seconds:.1f} s")
+    for kind in dict.fromkeys(finding.kind for finding in report.findings):
+        findings = [finding for finding in report.findings if finding.kind == kind]
         console.print(f"[bold]{kind}[/]: {len(findings)}")
         for finding in findings[:most]:
-            console.print(f"  {escape(finding.sentence)}", soft_wrap=True)
+            say(f"  {escape(finding.sentence)}")
         if len(findings) > most:
             console.print(f"  and {len(findings) - most} more (--show N, --json FILE)")
-    if not found.findings:
+    if not report.findings:
         console.print("[green]Nothing found.[/]")
-    if found.leaked:
-        verb = "has" if found.leaked == 1 else "have"
-        console.print(f"[yellow]{counted(found.leaked, 'test image')} {verb} a duplicate in train.[/]")
+    if report.leaked:
+        verb = "has" if report.leaked == 1 else "have"
+        console.print(f"[yellow]{counted(report.leaked, 'test image')} {verb} a duplicate in train.[/]")
 
 
 def show_result(run: Path) -> None:
     """Print the figures of a finished run."""
     show_evaluation(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
-    console.print(f"Report: [bold]{escape(str(run / 'report.html'))}[/]", soft_wrap=True)
+    say(f"Report: {bold(run / 'report.html')}")
 
 
 def show_next(command: str) -> None:
     """Print the next useful command."""
-    console.print(f"Next: [bold]{escape(command)}[/]", soft_wrap=True)
+    say(f"Next: {bold(command)}")

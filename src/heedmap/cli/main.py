@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from heedmap._version import __version__
 from heedmap.cli.commands import COMMANDS
-from heedmap.cli.console import complaints, console, show_table
+from heedmap.cli.console import complaints, console, say, show_table
 from heedmap.cli.parser import parse, show_help
 from heedmap.errors import HeedmapError, OptionError, Stopped, nearest
 from heedmap.system import term_as_interrupt
@@ -24,20 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with term_as_interrupt():
             _run(words)
         sys.stdout.flush()
-    except Stopped as stop:
-        complaints.print(escape(str(stop)), soft_wrap=True)
+    except (Stopped, KeyboardInterrupt) as stop:
+        say(escape(str(stop)) or "Stopped.", complaints)
         raise SystemExit(130) from None
     except HeedmapError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        complaints.print("Stopped.")
-        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of a pipe has closed it; but work that was cut short is no success
         _forget_output()
-        raise SystemExit(0 if _only_prints(words) else 1) from None
+        only_prints = not words or words[0] not in COMMANDS or words[0] == "list" or {"-h", "--help"} & set(words)
+        raise SystemExit(0 if only_prints else 1) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _fail(f"The name {_short(error.filename)} is too long for a file.")
+            name = str(error.filename)
+            _fail(f"The name {name if len(name) < 50 else f'{name[:40]}...'!r} is too long for a file.")
         if not _is_of_output(error):
             raise
         _forget_output()
@@ -45,17 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    complaints.print(f"[red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+    say(f"[red]error:[/] {escape(' '.join(message.split()))}", complaints)
     raise SystemExit(2) from None
-
-
-def _short(name: object) -> str:
-    text = str(name)
-    return repr(text if len(text) < 50 else f"{text[:40]}...")
-
-
-def _only_prints(words: list[str]) -> bool:
-    return not words or words[0] not in COMMANDS or words[0] == "list" or "-h" in words or "--help" in words
 
 
 def _is_of_output(error: OSError) -> bool:
@@ -75,27 +65,22 @@ def _forget_output() -> None:
 
 def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
-        _overview()
+        console.print(f"[bold]heedmap {__version__}[/]: image classifiers that predict from an attention map")
+        lines = {f"heedmap {name}": (command.__doc__ or "").splitlines()[0] for name, command in COMMANDS.items()}
+        show_table("command", lines)
+        console.print("Options of a command: heedmap COMMAND --help")
         return
-    if words[0] in ("-V", "--version"):
+    name, rest = words[0], words[1:]
+    if name in ("-V", "--version"):
         console.print(f"heedmap {__version__}")
         return
-    if words[0] not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise OptionError(f"Unknown command {words[0]!r}; there are {known}.{nearest(words[0], COMMANDS)}")
-    name, rest = words[0], words[1:]
-    command: Any = COMMANDS[name]
+    if name not in COMMANDS:
+        raise OptionError(f"Unknown command {name!r}; there are {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
     if "-h" in rest or "--help" in rest:
         show_help(command, name)
         return
     parse(command, name, rest, _default(command, rest) if hasattr(command, "from_files") else None).work()
-
-
-def _overview() -> None:
-    console.print(f"[bold]heedmap {__version__}[/]: image classifiers that predict from an attention map")
-    lines = {f"heedmap {name}": (command.__doc__ or "").splitlines()[0] for name, command in COMMANDS.items()}
-    show_table("command", lines)
-    console.print("Options of a command: heedmap COMMAND --help")
 
 
 def _default(command: Any, words: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """From a command's words to its dataclass, whose fields are its options and whose docstrings are their help.
 
 tyro parses. Its error sheet is cut down to its first sentence, and the help is drawn here: options stand in groups, one
-for each class that the command inherits from, and defaults that depend on the data are described in words.
+for each class that the command inherits from. An option that several commands share has its help in its annotation.
 """
 
 import contextlib
@@ -9,33 +9,25 @@ import dataclasses
 import inspect
 import io
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import tyro
 from rich.markup import escape
 
-from heedmap.cli.console import console, show_table
+from heedmap.cli.console import bold, console, show_table
 from heedmap.config.checks import Options, choices_of, is_tuple, kinds, option_hints
 from heedmap.errors import OptionError
 
 Command = TypeVar("Command")
 Field = dataclasses.Field[Any]
 
-_VALUES = {int: "N", float: "X", str: "TEXT"}
-
 
 def parse(command: type[Command], name: str, words: Sequence[str], default: Command | None = None) -> Command:
-    """Return the command that the words describe.
+    """Return the command, a dataclass, that the words behind its name describe; ``default`` has the other values.
 
-    Args:
-        command: a dataclass.
-        name: what the user calls it.
-        words: what stands behind its name.
-        default: gives the values of options that are not named.
-
-    Raises:
-        OptionError: an unknown option, or a value that is missing or of the wrong kind.
+    An OptionError is raised for an unknown option, or a value that is missing or of the wrong kind.
     """
     flags = [word.split("=")[0].replace("_", "-") for word in words]
     for field in dataclasses.fields(cast(Any, command)):
@@ -55,29 +47,27 @@ def parse(command: type[Command], name: str, words: Sequence[str], default: Comm
 def _sentence(sheet: str) -> str:
     """Return the first paragraph of tyro's framed sheet, and the options that it proposes."""
     lines = [line.strip("│╰╯ ") for line in sheet.splitlines()[1:]]  # the first is its title
-    lines = ["" if set(line) <= set("─-") else line for line in lines]
-    paragraphs = [text.split("\n") for text in "\n".join(lines).strip().split("\n\n")]
-    proposed = [
-        line.split()[0].strip(",") for text in paragraphs if text[0] == "Perhaps you meant:" for line in text[1:]
-    ]
-    flags = ", ".join(dict.fromkeys(word for word in proposed if word.startswith("--")))
-    return f"{' '.join(paragraphs[0]).rstrip('.')}.{f' Perhaps you meant {flags}?' if flags else ''}"
+    text = "\n".join("" if set(line) <= set("─-") else line for line in lines).strip()
+    proposed = text.partition("\n\nPerhaps you meant:\n")[2].partition("\n\n")[0]
+    flags = ", ".join(dict.fromkeys(re.findall(r"^--[\w-]+", proposed, re.MULTILINE)))
+    sentence = " ".join(text.partition("\n\n")[0].split("\n")).rstrip(".")
+    return f"{sentence}.{f' Perhaps you meant {flags}?' if flags else ''}"
 
 
-def show_help(command: type, name: str) -> None:
+def show_help(command: type, command_name: str) -> None:
     """Print what a command does and all its options."""
     sentences, hints = _sentences(command), option_hints(command)
     fields = {field.name: field for field in dataclasses.fields(command)}
-    positional = [each for each in fields if tyro.conf.Positional in getattr(hints[each], "__metadata__", ())]
-    given = {_place(fields[each], hints[each]): sentences[each] for each in positional}
-    tables = {
-        title: {_flag(fields[each], hints[each]): _help(fields[each], hints[each], sentences[each]) for each in names}
-        for title, names in _groups(command, positional).items()
-    }
-    console.print(f"[bold]{escape(' '.join(['heedmap', name, *given]))}[/] --OPTION ...")
+    positional = [name for name in fields if tyro.conf.Positional in getattr(hints[name], "__metadata__", ())]
+    tables = {"": {_place(fields[name], hints[name]): sentences[name] for name in positional}}
+    for title, names in _groups(command, positional).items():
+        tables[title] = {
+            _flag(fields[name], hints[name]): _help(fields[name], hints[name], sentences[name]) for name in names
+        }
+    console.print(f"{bold(' '.join(['heedmap', command_name, *tables['']]))} --OPTION ...")
     console.print(escape((inspect.getdoc(command) or "").splitlines()[0]))
-    width = max(len(word) for lines in (given, *tables.values()) for word in lines)
-    for title, lines in {"": given, **tables}.items():
+    width = max(len(word) for lines in tables.values() for word in lines)
+    for title, lines in tables.items():
         if lines:
             console.print()
             show_table(title, lines, width)
@@ -87,15 +77,17 @@ def _groups(command: type, positional: Sequence[str]) -> dict[str, list[str]]:
     """Return the options by the class that they come from: those of the command first, ``DataOptions`` as ``data``."""
     own = list(inspect.get_annotations(command))
     groups = {"options": own}
-    for kind in [each for each in reversed(command.__mro__[1:]) if dataclasses.is_dataclass(each) and each != Options]:
-        names = [each for each in inspect.get_annotations(kind) if each not in own]
-        groups[kind.__name__.removesuffix("Options").lower()] = names
-    return {title: [each for each in names if each not in positional] for title, names in groups.items()}
+    for kind in reversed(command.__mro__[1:]):
+        if dataclasses.is_dataclass(kind) and kind != Options:
+            names = [name for name in inspect.get_annotations(kind) if name not in own]
+            groups[kind.__name__.removesuffix("Options").lower()] = names
+    return {title: [name for name in names if name not in positional] for title, names in groups.items()}
 
 
 def _sentences(command: type) -> dict[str, str]:
-    """Return the help of each field, from the docstrings of the command and of what it inherits from."""
-    sentences: dict[str, str] = {}
+    """Return the help of each field, from its annotation or the docstrings of the command and its base classes."""
+    hints = option_hints(command).items()
+    sentences = {name: part for name, hint in hints for part in typing.get_args(hint) if isinstance(part, str)}
     for kind in reversed(command.__mro__):
         listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE):
@@ -117,7 +109,7 @@ def _flag(field: Field, hint: Any) -> str:
     word, (kind,) = _word(field), kinds(hint)
     if kind is bool:
         return f"--{word}" if field.default is False else f"--{word}, --no-{word}"
-    value = "NAME" if choices_of(hint) else "TEXT" if is_tuple(hint) else _VALUES[kind]
+    value = "NAME" if choices_of(hint) else {int: "N", float: "X"}.get(kind, "TEXT")
     return f"--{word} {value}{' ...' if is_tuple(hint) else ''}"
 
 

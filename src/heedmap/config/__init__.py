@@ -1,6 +1,6 @@
 """Options: dataclasses that are the command's flags, the YAML file's keys and the Python arguments at once."""
 
-from heedmap.config.checks import Options, Range, check_range
+from heedmap.config.checks import Options, Range, check_range, class_values, split_names
 from heedmap.config.options import (
     DataOptions,
     ExportOptions,
@@ -12,9 +12,12 @@ from heedmap.config.options import (
     RunOptions,
     TrainingOptions,
     TrainOptions,
+    free_name,
+    known_options,
+    read_config,
+    read_yaml,
 )
-from heedmap.config.reading import known_options, read_config, read_yaml
-from heedmap.config.text import class_values, counted, free_name, split_names
+from heedmap.errors import counted
 
 __all__ = [
     "DataOptions",

@@ -1,16 +1,16 @@
-"""Options that check themselves: each field's type, choices and range stand in its annotation."""
+"""Options that check themselves: each field's type, choices and range stand in its annotation; lists of words."""
 
 import numbers
 import os
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from heedmap.errors import OptionError, nearest
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The values that a number may have, both ends included; the annotation is ``Annotated[int, Range(1, 9)]``."""
 
     low: float
@@ -19,11 +19,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of dataclasses of options: refuses values of a wrong type, out of range or not among the choices.
-
-    Raises:
-        OptionError: there is such a value; the message names the option, the value and what it can be.
-    """
+    """Base of dataclasses of options: an OptionError names what is of a wrong type, out of range or no choice."""
 
     def __post_init__(self) -> None:
         for name, hint in option_hints(type(self)).items():
@@ -37,7 +33,7 @@ class Options:
                     raise OptionError(f"{name} = {word!r} contains a zero byte, which no file name can.")
             for limits in typing.get_args(hint):
                 if isinstance(limits, Range):
-                    check_range(name, value, limits.low, limits.high)
+                    check_range(name, value, *limits)
 
 
 def option_hints(options: type) -> dict[str, Any]:
@@ -46,11 +42,7 @@ def option_hints(options: type) -> dict[str, Any]:
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:
-    """Check that a number lies from ``low`` to ``high``; None is allowed.
-
-    Raises:
-        OptionError: it does not.
-    """
+    """Raise an :class:`OptionError` where a number does not lie from ``low`` to ``high``; None is allowed."""
     if value is not None and not (low <= value <= high):
         ends = " to ".join(str(int(end)) if end == int(end) else f"{end:g}" for end in (low, high))
         raise OptionError(f"{name} = {value!r} is out of range: give a value from {ends}.")
@@ -58,16 +50,14 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 
 def kinds(hint: Any) -> tuple[Any, ...]:
     """Return the types that a value may have, without None and without annotations."""
-    parts = typing.get_args(_inner(hint)) if _may_be_none(hint) else (_inner(hint),)
-    return tuple(part for part in parts if part is not type(None))
+    inner, parts = _alternatives(hint)
+    return tuple(part for part in parts if part is not type(None)) if type(None) in parts else (inner,)
 
 
-def _inner(hint: Any) -> Any:
-    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
-
-
-def _may_be_none(hint: Any) -> bool:
-    return type(None) in typing.get_args(_inner(hint))
+def _alternatives(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return an annotation without its metadata, and the parts of that."""
+    inner = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+    return inner, typing.get_args(inner)
 
 
 def is_tuple(hint: Any) -> bool:
@@ -83,20 +73,14 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 
 def convert(name: str, value: Any, hint: Any, where: str = "") -> Any:
-    """Return ``value`` as the type that an option has.
-
-    Args:
-        name: of the option.
-        value: what was given.
-        hint: the option's annotation.
-        where: where it was given, as `` in my.yaml``; for the message.
+    """Return ``value`` as the type of the option ``name``, which is annotated with ``hint``.
 
     Raises:
-        OptionError: it is of another type.
+        OptionError: it is of another type; the message says ``where`` it was given, as `` in my.yaml``.
     """
     (kind,) = kinds(hint)
     number = {int: numbers.Integral, float: numbers.Real}.get(kind)
-    if value is None and _may_be_none(hint):
+    if value is None and type(None) in _alternatives(hint)[1]:
         return None
     if typing.get_origin(kind) is tuple and isinstance(value, str | list | tuple):
         return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
@@ -109,6 +93,26 @@ def convert(name: str, value: Any, hint: Any, where: str = "") -> Any:
     if number and not isinstance(value, bool) and isinstance(value, number):
         return kind(value)
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    choices = choices_of(hint)
-    give = f"one of {', '.join(choices)}" if choices else plain.get(kind, "a list of names")
+    choices = ", ".join(choices_of(hint))
+    give = f"one of {choices}" if choices else plain.get(kind, "a list of names")
     raise OptionError(f"Option {name!r}{where} cannot be {value!r}; give {give}.")
+
+
+def split_names(option: str, words: Iterable[str]) -> tuple[str, ...]:
+    """Return the names in an option's words, which spaces or commas separate; an OptionError for words without any."""
+    words = tuple(words)
+    names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+    if words and not names:  # such as of a shell's empty variable
+        raise OptionError(f"--{option} names nothing; leave it out, or name something.")
+    return names
+
+
+def class_values(words: Iterable[str]) -> dict[str, int] | None:
+    """Return classes and their numbers, given as ``cat=1``, or None; an OptionError for another form or a repeat."""
+    values: dict[str, int] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        if not name or not number.isdecimal() or name in values:
+            raise OptionError(f"class_values cannot hold {word!r}; give each class once, such as cat=1.")
+        values[name] = int(number)
+    return values or None

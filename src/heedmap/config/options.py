@@ -1,16 +1,19 @@
-"""The options of training, in the groups that ``heedmap train --help`` shows, and those of export.
+"""The options of training, in the groups that ``heedmap train --help`` shows, those of export, and YAML files of them.
 
-Each group is a dataclass that checks its own fields; :class:`TrainOptions` inherits from all of them, so that there is
-one flat command line, one flat YAML file and one flat Python constructor, and a function that needs a part takes the
-part's type. Where a default is ``None`` the value is derived from the data (``heedmap.training.recipes.derive``), and
-what was derived is written into the run's ``config.yaml``.
+Each group is a dataclass that checks its own fields; :class:`TrainOptions` inherits from all of them, so that command
+line, YAML file and Python constructor are flat, and a function that needs a part takes the part's type. Where a default
+is ``None`` the value is derived from the data (``heedmap.training.recipes.derive``) and written into ``config.yaml``.
 """
 
+import contextlib
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from heedmap.config.checks import Options, Range
-from heedmap.errors import OptionError
+from heedmap.config.checks import Options, Range, convert, kinds, option_hints
+from heedmap.errors import OptionError, nearest
 
 AttentionName = Literal["parametrised", "dot", "additive", "feature", "feature-dense", "none"]
 
@@ -20,8 +23,8 @@ class DataOptions(Options):
     """Which images, and how they are split.
 
     Attributes:
-        data: A folder of images (DIR/train/CLASS/* with a test part beside it, or DIR/CLASS/*), ``digit-scenes``, or
-            a named set: cifar10, cifar100, svhn, stl10, mnist, fashion-mnist.
+        data: A folder of images (DIR/train/CLASS/* with a test part beside it, or DIR/CLASS/*), digit-scenes, or a
+            named set: cifar10, cifar100, svhn, stl10, mnist, fashion-mnist.
         root: Folder of the named sets.
         download: Fetch a named set that is not there yet.
         test: Share of each class set apart as the test part where the folder has none.
@@ -42,8 +45,7 @@ class ImageOptions(Options):
     Attributes:
         image_size: Side in pixels of the square that the network sees. Default: from the images.
         augment: Data augmentation: shift (small images), crop (photographs), none. Default: by size.
-        shift: Largest shift in pixels, with augment shift. Default: an eighth of the side; a sixteenth for whitened,
-            which is trained for a few epochs only.
+        shift: Largest shift in pixels, with augment shift. Default: an eighth of the side; a sixteenth for whitened.
         flip: Mirror images. Default: yes, but not for digits.
         cutmix: Share of steps that paste a rectangle of one image into another (Yun et al., 2019). Default: by
             augmentation.
@@ -67,11 +69,10 @@ class ModelOptions(Options):
             whitened for ten thousand and more images of up to 48 pixels.
         attention: How a position is scored, or feature (soft feature attention), or none (the matched control).
         attention_weights: How scores become weights. Default: softmax, and sigmoid for feature attention.
-        head: How readouts become logits: concat, indep, or residual (added to the logits of an already trained
-            network).
+        head: How readouts become logits: concat, indep, or residual (added to a trained network's logits).
         taps: Names of the stages that attention reads. Default: the two deepest suitable ones.
-        combine: How the taps' maps make the combined one: root (of their product), or learned (from masks, with
-            map_supervision: how much each tap counts).
+        combine: How the taps' maps make one: root (of their product), or learned (weights, from masks, with
+            map_supervision).
         pretrained: hub, or a file of weights (.safetensors, .pt); trained at a tenth of the learning rate. Default:
             random initialization.
     """
@@ -101,12 +102,11 @@ class TrainingOptions(Options):
         optimizer: adamw, sgd (Nesterov momentum 0.9), or muon (orthogonalised momentum; for compact and whitened).
             Default: adamw; muon for whitened.
         learning_rate: Highest learning rate of the schedule. Default: by optimizer and batch size.
-        weight_decay: Decay of weight matrices and kernels (not of biases and normalisations). Default: by optimizer and
-            model.
+        weight_decay: Of matrices and kernels (not of biases and normalisations). Default: by optimizer and model.
         schedule: Learning-rate schedule.
         label_smoothing: Share of the target that is spread over all classes. Default: 0.1; 0.2 for whitened.
-        averaging: Decay of the weights' moving average, which is evaluated and saved; 0 switches it off. Default: a
-            horizon of one eighth of all steps.
+        averaging: Decay of the weights' moving average, which is evaluated and saved; 0: none. Default: a horizon of
+            one eighth of all steps.
         validation: Share of the training part set apart to choose the best epoch by.
         patience: Stop when validation has not improved for this many epochs; 0 never stops early.
     """
@@ -150,10 +150,8 @@ class ObjectOptions(Options):
         annotation_format: Format of the annotations. Default: detected from the files.
         same_class: Use only objects of the image's own class, by name; else every object counts.
         mask_kind: How the values of mask files are read. Default: detected and reported.
-        class_values: The value that stands for each class in mask files, such as cat=1 dog=2; others are then no
-            objects.
-        parts: Give each connected part of a mask a box of its own, where maps are evaluated; else one for all pixels of
-            a value.
+        class_values: The value of each class in mask files, such as cat=1 dog=2; others are then no objects.
+        parts: Where maps are evaluated, give each connected part of a mask a box; else one for all pixels of a value.
     """
 
     annotations: str | None = None
@@ -171,10 +169,8 @@ class MachineOptions(Options):
     Attributes:
         precision: Arithmetic of the network. auto takes bf16 where the hardware computes in it.
         workers: Threads that decode images. Default: the number of cores.
-        memory: Gigabytes of decoded images to keep in memory; a larger set streams from disk. Default: a quarter of
-            the free memory.
-        cache: Folder in which decoded images are cached for later runs, or off. Default: $HEEDMAP_CACHE, or the user's
-            cache folder.
+        memory: Gigabytes of decoded images in memory; larger sets stream from disk. Default: a quarter of what is free.
+        cache: Folder for decoded images of later runs, or off. Default: $HEEDMAP_CACHE, or the user's cache folder.
         cache_size: Gigabytes of decoded images in that folder, of all sets together.
     """
 
@@ -190,12 +186,10 @@ class RunOptions(Options):
     """What is written while training.
 
     Attributes:
-        out: The run's folder; refused if it has something in it. Default: the next free
-            runs/DATA-MODEL-ATTENTION-NUMBER.
-        save_every: Seconds between checkpoints; one is also written after an epoch that lasted a hundred times as long
-            as writing it takes.
-        track: Experiment trackers that receive the metrics too: tensorboard and csv write into the run, wandb and
-            mlflow where these are set up to.
+        out: The run's folder, new or empty. Default: the next free runs/DATA-MODEL-ATTENTION-NUMBER.
+        save_every: Seconds between checkpoints; one also follows an epoch a hundred times as long as writing it takes.
+        track: Trackers that receive the metrics too: tensorboard and csv write into the run, wandb and mlflow where
+            these are set up to.
     """
 
     out: str | None = None
@@ -234,3 +228,53 @@ class ExportOptions(Options):
         super().__post_init__()
         if self.int8 and self.to != "onnx":
             raise OptionError("int8 is for ONNX files only; leave it out, or export to onnx.")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of ``name: value`` lines (an empty one has none), or raise an OptionError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"Config file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"Config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise OptionError(f"Config file {path} must hold 'name: value' lines; it holds a {type(content).__name__}.")
+    return content or {}
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of options, such as a run's config.yaml; errors as of :func:`known_options`."""
+    content = read_yaml(path)
+    if "schema" in content and isinstance(content.get("options"), dict):  # a run's config.yaml: train that again
+        content = content["options"]
+    if isinstance(content.get("variants"), dict):
+        raise OptionError(f"{path} is an experiment with variants: take `heedmap compare --config {path}`.")
+    return known_options(content, where=f" in {path}")
+
+
+def known_options(values: Mapping[Any, Any], where: str = "") -> dict[str, Any]:
+    """Return ``values`` by option of training (written with - or _) in the option's type.
+
+    Raises:
+        OptionError: an unknown name, with the nearest right one, or a value of the wrong type.
+    """
+    hints = option_hints(TrainOptions)
+    converted = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            raise OptionError(f"Unknown option {key!r}{where}.{nearest(name, hints)}")
+        for kind in kinds(hints[name]):
+            if kind in (int, float) and isinstance(value, str):  # YAML reads 1e-3, without a point, as text
+                with contextlib.suppress(ValueError):
+                    value = kind(value)
+        converted[name] = convert(name, value, hints[name], where)
+    return converted
+
+
+def free_name(parent: Path, stem: str) -> Path:
+    """Return the first of ``stem-1``, ``stem-2``, ... in ``parent`` that does not exist."""
+    return next(path for number in itertools.count(1) if not (path := parent / f"{stem}-{number}").exists())

@@ -1,15 +1,13 @@
 """The explorer: a local page on which a person drops an image and sees where a run's network looks.
 
-Why not Gradio, which would have been shorter: everything that makes maps worth exploring happens inside the image.
-Reading the value under the pointer, moving a threshold and seeing the mask at once, clicking a place to make it the
-query, stepping through the grid by arrow keys, several maps under one cursor: a ready-made image widget has none of
-it, and a round to the server for each movement would be slow. So the server (FastAPI, the extra ``explore``) sends the
-maps as the float32 numbers that the network used, and one hand-made page draws them on canvases, with the colour table
-of :mod:`heedmap.visualization.heatmap`. The page is plain JavaScript modules and loads nothing from elsewhere.
+Why not Gradio, which would have been shorter: what makes maps worth exploring happens inside the image (the value
+under the pointer, a threshold and its mask, a click that makes a place the query, several maps under one cursor), which
+no ready-made image widget has, and a round to the server for each movement would be slow. So the server (FastAPI, the
+extra ``explore``) sends the maps as the float32 numbers that the network used, and one page of plain JavaScript, which
+loads nothing from elsewhere, draws them with the colours of :mod:`heedmap.visualization.heatmap`.
 
     gallery   which images may be shown       network     one network, one thread, one request at a time
-    ranking   ranks a test set                responses   what the routes return
-    app       the routes                      build       puts runs and images together
+    ranking   ranks a test set                app         puts runs and images together; the routes
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Address", "explore"]
 
 PACKAGES = ("fastapi", "uvicorn")
-_GRACE = 3.0  # seconds for the requests under way at a stop
 
 
 def explore(
@@ -46,21 +43,18 @@ def explore(
     """Serve the explorer until SIGINT or SIGTERM.
 
     Args:
-        runs: one finished run, or several to compare on the same image.
-        images: folders, files or patterns that may be looked at, beside the first run's test set and what is
-            dropped on the page.
+        runs: finished runs, to compare on the same image.
+        images: folders, files or patterns to show beside the first run's test set and what is dropped on the page.
         address: None takes 127.0.0.1 and the first free port from 8470 on.
         device: where the networks run.
         browser: open the page in the user's browser.
-        on_ready: called with the page's address once it replies.
-        on_note: called with each sentence the user should know before.
+        on_ready, on_note: called with the page's address once it replies, and before with what the user should know.
 
     Raises:
-        OptionError: the extra is not installed, or the address cannot be listened on.
-        DataError, RunError: images or runs that cannot be used.
+        OptionError, DataError, RunError: the extra is missing, or the address, the images or a run cannot be used.
     """
     require_packages("explore", *PACKAGES)
-    from heedmap.apps.explorer.build import LIMITS, build_explorer
+    from heedmap.apps.explorer.app import LIMITS, build_explorer
     from heedmap.apps.running import AppServer
 
     address = address or Address()
@@ -76,4 +70,4 @@ def explore(
             on_note(note)
         if not address.is_loopback:
             on_note(f"Warning: anyone who can reach {address.host} can use the page and see these images.")
-        AppServer(app, LIMITS, ready, _GRACE).run(sockets=[listening])
+        AppServer(app, LIMITS, ready, grace=3.0).run(sockets=[listening])

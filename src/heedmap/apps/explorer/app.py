@@ -1,11 +1,18 @@
-"""The explorer's routes: one page, and the few things that it requests."""
+"""The explorer's application, of runs and images: one page, and the few things that it requests.
 
+Maps travel as the float32 numbers that the network used.
+"""
+
+import base64
 import io
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from PIL import Image
@@ -14,18 +21,24 @@ from starlette.concurrency import run_in_threadpool
 
 from heedmap.apps.address import Address
 from heedmap.apps.base import new_app
-from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage
+from heedmap.apps.explorer.gallery import THUMBNAIL, Gallery, GalleryImage, ImageSource
 from heedmap.apps.explorer.network import LEARNED, Network, QueryPoint, QueryResult
 from heedmap.apps.explorer.ranking import Ranking
-from heedmap.apps.explorer.responses import method_facts, npz, prediction_facts, run_facts, source_facts
 from heedmap.apps.limits import Limits, RequestError, Waiting
 from heedmap.apps.uploads import BINARY, Bodies
+from heedmap.attribution import METHODS
+from heedmap.data.decoding import MAX_PIXELS
+from heedmap.errors import HeedmapError
 from heedmap.files import printable
+from heedmap.inference.torch_predictor import why_no_query
+from heedmap.runs import Run
+from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import COLOURS
+from heedmap.workflows.evaluate.data import open_run_data
 
+LIMITS = Limits(max_pixels=MAX_PIXELS, timeout=60.0, connections=256)
 _JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "JPEG.", "content": {"image/jpeg": BINARY}}}
 _UPLOAD = {"requestBody": {"required": True, "content": {"application/octet-stream": BINARY}}}
-
 Reference = Annotated[str, Field(max_length=64)]
 
 
@@ -62,9 +75,8 @@ class _Explorer:
         try:
             return self.gallery.image(reference)
         except KeyError:
-            reason = (
-                "it is not kept any more; drop it again" if reference.startswith("u-") else "there is no such image"
-            )
+            is_upload = reference.startswith("u-")
+            reason = "it is not cached any more; drop it again" if is_upload else "there is no such image"
             raise RequestError(404, f"Image {reference!r}: {reason}.") from None
 
     def network(self, run: int) -> Network:
@@ -80,9 +92,8 @@ class _Explorer:
 
     def _predict(self, request: MapRequest) -> tuple[Network, GalleryImage, QueryResult]:
         network, image, query = self.network(request.run), self.image(request.image), request.query
-        classes = network.classifier.classes
-        if request.target is not None and request.target >= len(classes):
-            raise RequestError(422, f"There is no class {request.target}; {network.name} has {len(classes)}.")
+        if request.target is not None and request.target >= (count := len(network.classifier.classes)):
+            raise RequestError(422, f"There is no class {request.target}; {network.name} has {count}.")
         of = self.image(query) if isinstance(query, str) else query
         return network, image, network.predict(image, request.method, request.target, of)
 
@@ -96,21 +107,46 @@ class _Explorer:
             return self._rankings[run, source]
 
 
-def explorer_app(networks: list[Network], gallery: Gallery, limits: Limits, address: Address) -> FastAPI:
-    """Return the application.
+def build_explorer(
+    runs: Sequence[Run],
+    images: Iterable[str | Path] = (),
+    *,
+    device: str | torch.device = "cpu",
+    address: Address | None = None,
+    limits: Limits = LIMITS,
+) -> tuple[FastAPI, tuple[str, ...]]:
+    """Return the application, and sentences about what it will not show, such as a test set whose data is missing.
 
-    Args:
-        networks: the runs, in the order in which the page names them; closed with the application.
-        gallery: the images.
-        limits: of requests.
-        address: what it will listen on.
+    The arguments are those of :func:`heedmap.apps.explorer.explore`, and what requests may take.
+
+    Raises:
+        DataError, RunError: a folder that is not there or holds no images, or a run that cannot be used.
     """
+    networks = [Network(run, device) for run in runs]
+    classes = dict.fromkeys(name for network in networks for name in network.classifier.classes)
+    sources = [ImageSource.of_folder(path, classes) for path in images]
+    test, missing = _test_source(runs[0])
+    sources += test
+    gallery = Gallery(sources, (network.image_size for network in networks), limits.max_pixels)
     explorer = _Explorer(networks, gallery, limits)
     description = "Look into runs: images in; predictions, maps and rankings out."
-    app = new_app("heedmap.apps.explorer", "heedmap explorer", description, explorer.running, address)
+    app = new_app("heedmap.apps.explorer", "heedmap explorer", description, explorer.running, address or Address())
     _add_images(app, explorer)
     _add_predictions(app, explorer)
-    return app
+    return app, missing + tuple(note for source in sources for note in source.notes)
+
+
+def _test_source(run: Run) -> tuple[list[ImageSource], tuple[str, ...]]:
+    """Return the run's test set, or the reason why it cannot be shown. Nothing is downloaded."""
+    title = f"{Path(run.options.data).name}, test set"
+    try:
+        test = open_run_data(run).test
+    except HeedmapError as error:
+        return [], (f"The run's test set is not shown: {error}",)
+    if test is None:
+        return [], (f"{title}: there is none.",)
+    source = ImageSource.of_dataset(title, test)
+    return ([source], ()) if source.names else ([], source.notes)
 
 
 def _add_images(app: FastAPI, explorer: _Explorer) -> None:
@@ -120,12 +156,7 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
         # A reference stands for one image as long as the explorer runs; the page need not load it twice.
         return Response(content.getvalue(), media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
-    @app.get(
-        "/api/images/{reference}/view",
-        summary="The square that the networks see",
-        response_class=Response,
-        responses=_JPEG,
-    )
+    @app.get("/api/images/{reference}/view", summary="What the networks see", response_class=Response, responses=_JPEG)
     def view(reference: str) -> Response:
         return jpeg(explorer.image(reference).view, 94)
 
@@ -137,12 +168,8 @@ def _add_images(app: FastAPI, explorer: _Explorer) -> None:
     @app.get("/api/images/{reference}", summary="Name, label and the object's box of an image")
     def facts(reference: str) -> dict[str, Any]:
         image = explorer.image(reference)
-        return {
-            "reference": reference,
-            "name": printable(image.name),
-            "label": printable(image.label),
-            "box": image.box,
-        }
+        names = {"name": printable(image.name), "label": printable(image.label)}
+        return {"reference": reference, **names, "box": image.box}
 
     @app.post("/api/uploads", summary="Keep an image to show: its bytes are the body", openapi_extra=_UPLOAD)
     async def upload(request: Request, name: Annotated[str, Query(max_length=1000)] = "image") -> dict[str, Any]:
@@ -175,3 +202,82 @@ def _add_predictions(app: FastAPI, explorer: _Explorer) -> None:
     @app.get("/api/rankings/{run}/{source}", summary="The ranking of a source's images by a run, as far as it is made")
     def ranking(run: int, source: int) -> dict[str, Any]:
         return explorer.ranking(run, source).state()
+
+
+# ---- what the routes return
+
+
+def run_facts(network: Network) -> dict[str, Any]:
+    """Return a run, before its first prediction."""
+    classifier = network.classifier
+    return {
+        "name": network.name,
+        "classes": classifier.classes,
+        "attention": f"{classifier.attention_name}, {classifier.attention_weights}",
+        "model": network.run.architecture.model,
+        "image_size": network.image_size,
+        "uses_query": classifier.uses_query,
+        "query_note": "" if classifier.uses_query else why_no_query(classifier),
+    }
+
+
+def source_facts(source: ImageSource) -> dict[str, Any]:
+    """Return a source of images."""
+    return {
+        "title": printable(source.title),
+        "names": list(map(printable, source.names)),
+        "labels": [printable(label) for label in source.labels],
+        "notes": list(map(printable, source.notes)),
+    }
+
+
+def method_facts() -> list[dict[str, str]]:
+    """Return the methods; learned attention comes first."""
+    return [
+        {"key": key, "sentence": METHODS[key].sentence, "cost": METHODS[key].cost, "warning": METHODS[key].warning}
+        for key in sorted(METHODS, key=lambda key: key != LEARNED)
+    ]
+
+
+def prediction_facts(network: Network, result: QueryResult) -> dict[str, Any]:
+    """Return a prediction; probabilities in the order of the run's classes."""
+    prediction = result.prediction
+    maps = [_map_facts(drawn, "map") for drawn in prediction.maps.values()]
+    maps += [_map_facts(drawn, "features") for drawn in prediction.features.values()]
+    return {
+        "run": network.name,
+        "probabilities": [float(share) for share in prediction.probabilities],
+        "predicted": prediction.predicted,
+        "maps": maps,
+        "note": result.note,
+        "query_box": result.box,
+        "follows_query": result.follows,
+        "seconds": result.seconds,
+    }
+
+
+def _map_facts(drawn: AttentionMap, kind: str) -> dict[str, Any]:
+    """Return a map, or features, drawn alone; ``values`` are float32, little-endian, row by row, in base64."""
+    values = np.asarray(drawn.values)
+    height, width = values.shape
+    return {
+        "name": drawn.tap,
+        "kind": kind,
+        "method": drawn.method,
+        "target": drawn.target,
+        "height": height,
+        "width": width,
+        "low": drawn.low,
+        "high": drawn.high if drawn.high > drawn.low else drawn.low + 1.0,  # a map of zeros is drawn cold
+        "values": base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode("ascii"),
+    }
+
+
+def npz(network: Network, image: GalleryImage, result: QueryResult) -> bytes:
+    """Return the raw maps and probabilities as an ``.npz`` file, named as ``heedmap visualize`` names them."""
+    facts = {"predicted": result.prediction.predicted, "classes": network.classifier.classes, "image": image.name}
+    facts |= {"run": network.name, "query": result.note}
+    arrays = result.prediction.packed() | {name: np.array(fact) for name, fact in facts.items()}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # numpy takes no array named allow_pickle
+    return content.getvalue()

@@ -1,4 +1,4 @@
-"""Which images the explorer may show, and what is kept of each: the network's view of it and one to look at.
+"""Which images the explorer may show, and what is cached of each: the network's view of it and one to look at.
 
 A request names an image by a short reference (``s0-12``: the 13th of the first source; ``u-...``: an upload), never by
 a path, so no path can lead elsewhere. Links that lead out of a folder are left out when it is listed, and refused when
@@ -26,14 +26,11 @@ from heedmap.data.decoding import MAX_PIXELS
 from heedmap.errors import DataError, ImageError
 from heedmap.inference.listing import expand_images
 
-VIEW = 512
-"""Side in pixels of the square view that the page shows."""
-
-THUMBNAIL = 112
+VIEW, THUMBNAIL = 512, 112  # sides in pixels of the squares that the page shows
 MAX_UPLOADS = 200  # about 1 MB each; the page sends an image again when its upload was dropped
 MAX_LISTED = 20_000
 _CACHED = 96  # images of the folders that stay decoded
-_DECODERS = 2  # an image of MAX_PIXELS takes up to 1 GB while it is decoded
+_decoding = threading.BoundedSemaphore(2)  # an image of MAX_PIXELS takes up to 1 GB while it is decoded
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,7 @@ class GalleryImage:
     """A decoded image.
 
     Attributes:
-        name: as the page calls it.
-        label: its class, where it is known.
+        name, label: for the page; the label is its class, where it is known.
         images: image_size -> uint8 (3, S, S), what a network of that size sees.
         view: RGB, ``VIEW`` x ``VIEW``: the same square to look at.
         box: (left, top, right, bottom) of the object as shares of the square, where it is known.
@@ -52,17 +48,15 @@ class GalleryImage:
     label: str | None
     images: dict[int, Tensor]
     view: Image.Image
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images to browse: a named folder, or a run's test set. Links that lead out of a folder are left out.
+    """Images to browse: a named folder, or a run's test set.
 
     Attributes:
-        title: for the page.
-        names: of the images.
-        labels: the class of each, None where it is not known.
+        names, labels: of the images; a label is None where the class is not known.
         notes: what is not shown, in sentences.
         root: the folder that ``names`` are relative to, where the images are files.
         dataset: the images as data, where they are a test set.
@@ -77,11 +71,7 @@ class ImageSource:
 
     @classmethod
     def of_folder(cls, path: str | Path, classes: Iterable[str]) -> ImageSource:
-        """List a folder (or a file, or a pattern); labels are the names of the images' folders that are classes.
-
-        Raises:
-            DataError: no such folder, or no image in it.
-        """
+        """List a folder, file or pattern, or raise a DataError; an image's label is its folder, if that is a class."""
         named, files, known = Path(path).expanduser(), expand_images(str(path)), set(classes)
         root = (named if named.is_dir() else files[0].parent).resolve()
         inside = [file for file in files if file.resolve().is_relative_to(root)]
@@ -103,21 +93,14 @@ class ImageSource:
         return cls(title, dataset.names[:MAX_LISTED], labels, _notes(title, count, len(dataset)), root, dataset)
 
     def image(self, index: int, sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> GalleryImage:
-        """Decode an image.
-
-        Raises:
-            ImageError: it cannot be decoded, or lies outside the folder by now.
-        """
+        """Decode an image, or raise an ImageError where that fails or it lies outside the folder by now."""
         name, label = self.names[index], self.labels[index]
         if self.root is not None:
             return decode_gallery_image(confined(self.root, name), name, label, sizes, max_pixels)
         assert self.dataset is not None  # images are files or data
         images = {size: self.dataset.load(index, size) for size in sizes}
         view = Image.fromarray(self.dataset.load(index, VIEW).permute(1, 2, 0).numpy())
-        box = None
-        if self.dataset.boxes is not None:
-            left, top, right, bottom = self.dataset.boxes[index].tolist()
-            box = (left, top, right, bottom)
+        box = None if self.dataset.boxes is None else tuple(self.dataset.boxes[index].tolist())
         return GalleryImage(name, label, images, view, box)
 
 
@@ -131,11 +114,7 @@ def _notes(title: str, count: int, inside: int) -> tuple[str, ...]:
 
 
 def confined(root: Path, name: str) -> Path:
-    """Return the file ``name`` under ``root``.
-
-    Raises:
-        ImageError: it leads out of the folder, by ``..`` or by a link.
-    """
+    """Return the file ``name`` under ``root``, or raise an ImageError where ``..`` or a link leads out of it."""
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise ImageError(f"{name}: it leads out of the opened folder, and is not shown.")
@@ -150,17 +129,10 @@ class _NamedBytes(io.BytesIO):
         self.name = name
 
 
-_decoding = threading.BoundedSemaphore(_DECODERS)
-
-
 def decode_gallery_image(
     file: Path | _NamedBytes, name: str, label: str | None, sizes: Iterable[int], max_pixels: int = MAX_PIXELS
 ) -> GalleryImage:
-    """Decode an image for networks of several sizes, each exactly as in training, and to look at.
-
-    Raises:
-        ImageError: it cannot be decoded; the message begins with its name.
-    """
+    """Decode an image for networks of several sizes, each as in training, and to look at; an ImageError names it."""
 
     def at(size: int) -> Image.Image:
         if isinstance(file, _NamedBytes):
@@ -176,13 +148,7 @@ def decode_gallery_image(
 
 
 class Gallery:
-    """All images that can be shown, by reference.
-
-    Args:
-        sources: what can be browsed.
-        sizes: the image sizes of the networks.
-        max_pixels: of an image.
-    """
+    """All images that can be shown, by reference: of sources, and uploads; ``sizes`` are what the networks see."""
 
     def __init__(self, sources: Sequence[ImageSource], sizes: Iterable[int], max_pixels: int = MAX_PIXELS) -> None:
         self.sources = tuple(sources)
@@ -194,11 +160,7 @@ class Gallery:
         )
 
     def upload(self, content: bytes, name: str) -> str:
-        """Keep an uploaded image; return its reference, which cannot be guessed.
-
-        Raises:
-            ImageError: it cannot be decoded.
-        """
+        """Decode and cache an upload, or raise an ImageError; return its reference, which cannot be guessed."""
         name = re.sub(r"[\x00-\x1f\x7f]", " ", name)[-120:].strip() or "image"
         check_scans(content)
         image = decode_gallery_image(_NamedBytes(content, name), name, None, self._sizes, self._max_pixels)
@@ -210,20 +172,13 @@ class Gallery:
         return reference
 
     def image(self, reference: str) -> GalleryImage:
-        """Return an image.
-
-        Raises:
-            KeyError: there is none of that reference, or the upload was dropped.
-            ImageError: it cannot be decoded.
-        """
+        """Return an image; KeyError: there is none of that reference (any more), ImageError: it cannot be decoded."""
         with self._lock:
             if reference in self._uploads:
                 self._uploads.move_to_end(reference)
                 return self._uploads[reference]
         match = re.fullmatch(r"s(\d{1,4})-(\d{1,9})", reference)
-        if match is None:
-            raise KeyError(reference)
-        source, index = int(match[1]), int(match[2])
+        source, index = (int(match[1]), int(match[2])) if match else (len(self.sources), 0)
         if source >= len(self.sources) or index >= len(self.sources[source].names):
             raise KeyError(reference)
         return self._decoded(source, index)

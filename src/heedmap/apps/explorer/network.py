@@ -28,13 +28,9 @@ from heedmap.types import AttentionMap
 from heedmap.visualization.heatmap import scale_of
 
 LEARNED = "attention"
-
-CROP = 0.3
-"""Side of the crop that stands for a place, as a share of the image, where no local feature can."""
-
+CROP = 0.3  # side of the crop that stands for a place, as a share of the image, where no local feature can
+ShareBox = tuple[float, float, float, float]  # (left, top, right, bottom) as shares of the square that the network sees
 T = TypeVar("T")
-ShareBox = tuple[float, float, float, float]
-"""(left, top, right, bottom) as shares of the square that the network sees."""
 
 
 class QueryPoint(BaseModel):
@@ -50,7 +46,6 @@ class QueryResult:
     """A prediction, and which query its maps were made with.
 
     Attributes:
-        prediction: probabilities and maps.
         note: for the page: what the map is, what was taken as the query, or why none can change the map.
         box: the part of the image that the query came from; None where it is no part of it.
         follows: the maps were made with the requested query.
@@ -65,12 +60,7 @@ class QueryResult:
 
 
 class Network:
-    """A run's classifier behind its own thread.
-
-    Attributes:
-        name: of the run.
-        classifier: in eval mode.
-    """
+    """A run's classifier, in eval mode, behind its own thread."""
 
     def __init__(self, run: Run, device: str | torch.device = "cpu") -> None:
         self.run, self.name = run, Path(run.path).resolve().name
@@ -96,15 +86,11 @@ class Network:
     ) -> QueryResult:
         """Predict in the network's thread.
 
-        Args:
-            image: what to predict.
-            method: a key of :data:`heedmap.attribution.METHODS`.
-            target: the class to explain; None takes the predicted one. Learned attention belongs to no class.
-            query: a place, another image, or None for the image's own.
+        ``method`` is a key of :data:`heedmap.attribution.METHODS`; ``target`` the class to explain, None the predicted
+        one (learned attention belongs to none); ``query`` is a place, another image, or None for the image's own.
 
         Raises:
-            OptionError: there is no such method.
-            ModelError: the method cannot explain this network.
+            OptionError, ModelError: there is no such method, or it cannot explain this network.
         """
         return self.submit(lambda: self._predict(image, method, target, query)).result()
 
@@ -117,27 +103,22 @@ class Network:
         self, image: GalleryImage, method: str, target: int | None, query: QueryPoint | GalleryImage | None
     ) -> QueryResult:
         began, images = time.perf_counter(), self.images(image)
-        note, box, follows = "", None, False
-        if method != LEARNED:
-            prediction, note = _compute_map(self.classifier, images, method, target)
-            if query is not None:
-                note += " It is of the image's own query: this method takes no other."
-        else:
-            vector = None
-            if query is not None and self.classifier.uses_query:
-                (vector, note, box), follows = self._query(images, image, query), True
-            elif query is not None:
-                note = why_no_query(self.classifier)
-            prediction = prediction_of(self.classifier, self.classifier(images, query=vector), 0)
-        return QueryResult(prediction, note, box, follows, time.perf_counter() - began)
-
-    def _query(
-        self, images: Tensor, image: GalleryImage, query: QueryPoint | GalleryImage
-    ) -> tuple[Tensor, str, ShareBox | None]:
-        if isinstance(query, GalleryImage):
+        note, follows = "", query is not None and method == LEARNED and self.classifier.uses_query
+        vector: Tensor | None = None
+        box: ShareBox | None = None
+        if isinstance(query, GalleryImage) and follows:
             note = f"The query is the global feature of {query.name}."
-            return self.classifier.query(self.images(query)), note, None
-        return local_query(self, images, query) or crop_query(self, image, query)
+            vector = self.classifier.query(self.images(query))
+        elif isinstance(query, QueryPoint) and follows:
+            vector, note, box = local_query(self, images, query) or crop_query(self, image, query)
+        elif query is not None and method == LEARNED:
+            note = why_no_query(self.classifier)
+        if method == LEARNED:
+            prediction = prediction_of(self.classifier, self.classifier(images, query=vector), 0)
+        else:
+            prediction, note = _compute_map(self.classifier, images, method, target)
+            note += "" if query is None else " It is of the image's own query: this method takes no other."
+        return QueryResult(prediction, note, box, follows, time.perf_counter() - began)
 
 
 def local_query(network: Network, images: Tensor, point: QueryPoint) -> tuple[Tensor, str, ShareBox] | None:
@@ -157,10 +138,8 @@ def local_query(network: Network, images: Tensor, point: QueryPoint) -> tuple[Te
         return None
     height, width = features.shape[2:]
     row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
-    note = (
-        f"The query is the local feature of {last.name} at row {row + 1}, column {column + 1} of {height} x {width}; "
-        "the image's own query is the mean of these features."
-    )
+    place = f"row {row + 1}, column {column + 1} of {height} x {width}"
+    note = f"The query is the local feature of {last.name} at {place}; the image's own query is the mean of these."
     box = (column / width, row / height, (column + 1) / width, (row + 1) / height)
     return features[:, :, row, column], note, box
 
@@ -172,10 +151,7 @@ def crop_query(network: Network, image: GalleryImage, point: QueryPoint) -> tupl
     side = (network.image_size, network.image_size)
     crop = image.view.resize(side, Image.Resampling.BILINEAR, box=pixels)
     vector = network.classifier.query(plain(to_tensor(crop)[None]).to(network.device))
-    note = (
-        "The query is the global feature of the crop in the frame: in this network a local feature does not fit where "
-        "the query goes."
-    )
+    note = "The query is the global feature of the crop in the frame: no local feature of this network can be a query."
     return vector, note, (left, top, left + CROP, top + CROP)
 
 

@@ -29,11 +29,7 @@ Row = list[float | int | bool | None]
 
 
 class Ranking:
-    """The ranking of one source by one network; starts when it is made.
-
-    Raises:
-        DataError: the source's classes are not the network's.
-    """
+    """The ranking of one source by one network, from now on; a DataError where the source has other classes."""
 
     def __init__(self, network: Network, source: ImageSource) -> None:
         unknown = {label for label in source.labels if label} - set(network.classifier.classes)

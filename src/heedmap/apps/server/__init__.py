@@ -1,8 +1,5 @@
 """A small HTTP service: an image in, class, probabilities, boxes and the map out.
 
-    predictors.py  a run, or an exported file, behind one call
-    network.py     the run; the only file that knows torch, so that a file is served without it
-    images.py      bytes in, the classifier's view out
     batching.py    concurrent requests share a batch; one thread runs the classifier
     responses.py   the prediction as JSON, PNG or array
     app.py         the routes, as a FastAPI application
@@ -27,19 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "Limits", "build_app", "open_predictor", "serve"]
 
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart")
+
 
 def build_app(predictor: Predictor, limits: Limits | None = None, address: Address | None = None) -> FastAPI:
     """Build the application alone, to mount it in a server of your own; connections are then yours to limit.
 
-    Args:
-        predictor: see :func:`open_predictor`.
-        limits: None takes the defaults.
-        address: whose names the Host header may have; None accepts any.
-
-    Raises:
-        OptionError: a package is missing.
+    The Host header may have the names of ``address``, or any where that is None. A missing package is an OptionError.
     """
-    require_packages("serve", "fastapi", "uvicorn", "python_multipart")
+    require_packages("serve", *_PACKAGES)
     from heedmap.apps.server.app import server_app
 
     return server_app(predictor, limits or Limits(), address)
@@ -58,15 +51,13 @@ def serve(
     Args:
         source: a run folder, or an exported ``.onnx`` file.
         address: None takes 127.0.0.1, port 8000.
-        limits: None takes the defaults.
         device: where a run's network computes.
         on_ready: called once with the service's address, such as ``http://127.0.0.1:8000``.
 
     Raises:
-        OptionError: a package is missing, or the address cannot be listened on.
-        RunError, ModelError: the source cannot be used.
+        OptionError, RunError, ModelError: a package is missing, or the address or the source cannot be used.
     """
-    require_packages("serve", "fastapi", "uvicorn", "python_multipart")
+    require_packages("serve", *_PACKAGES)
     from heedmap.apps.running import AppServer
 
     address, limits = address or Address(port=8000), limits or Limits()

@@ -10,11 +10,9 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from heedmap.apps.address import Address
-from heedmap.apps.base import new_app
-from heedmap.apps.errors import ErrorResponse
+from heedmap.apps.base import error_responses, new_app
 from heedmap.apps.limits import Limits, RequestError
 from heedmap.apps.server.batching import Batcher
-from heedmap.apps.server.images import decode_upload
 from heedmap.apps.server.responses import (
     MEDIA_TYPES,
     HealthResponse,
@@ -26,28 +24,20 @@ from heedmap.apps.server.responses import (
     map_headers,
     prediction_response,
 )
-from heedmap.apps.uploads import BINARY, FIELD, Bodies, check_content_type, image_file
+from heedmap.apps.uploads import BINARY, FIELD, Bodies, check_content_type, decode_upload, image_file
 from heedmap.errors import nearest
 from heedmap.inference.predictor import Prediction, Predictor
 from heedmap.inference.reading import DecodedImage
 
 _DECODERS = 2
 
+_FORM = {"type": "object", "required": [FIELD], "additionalProperties": False, "properties": {FIELD: BINARY["schema"]}}
 _IMAGE_KINDS = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+_FILES = dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), BINARY)
 _BODY = {
     "required": True,
     "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF or PNM.",
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": [FIELD],
-                "additionalProperties": False,
-                "properties": {FIELD: BINARY["schema"]},
-            }
-        },
-        **dict.fromkeys((*_IMAGE_KINDS, "application/octet-stream"), BINARY),
-    },
+    "content": {"multipart/form-data": {"schema": _FORM}, **_FILES},
 }
 _ERRORS = {
     400: "The request cannot be read.",
@@ -58,14 +48,8 @@ _ERRORS = {
     422: "A damaged image, or a parameter that is unknown or out of range.",
     503: "Too many requests are waiting, or the prediction took too long.",
 }
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": PredictionResponse,
-        "description": "The prediction.",
-        "content": dict.fromkeys(("image/png", "application/x-npy"), BINARY),
-    },
-    **{status: {"model": ErrorResponse, "description": sentence} for status, sentence in _ERRORS.items()},
-}
+_FILES_OF_MAPS = dict.fromkeys(("image/png", "application/x-npy"), BINARY)
+_PREDICTION = {"model": PredictionResponse, "description": "The prediction.", "content": _FILES_OF_MAPS}
 
 
 class _Service:
@@ -87,28 +71,19 @@ class _Service:
             self._decoders.shutdown(cancel_futures=True)
 
     async def predict(self, content: bytes, draw_at: int | None) -> tuple[DecodedImage, Prediction]:
-        """Decode an image and run the classifier, within the time.
-
-        Raises:
-            RequestError: too many wait, no image, or too late.
-        """
+        """Decode an image and run the classifier, within the time."""
         with self.batcher.waiting.place():
             try:
                 async with asyncio.timeout(self.limits.timeout):
-                    image = await self.in_thread(
-                        decode_upload, content, self.predictor.image_size, self.limits, draw_at
-                    )
+                    side = self.predictor.image_size
+                    image = await self.in_thread(decode_upload, content, side, self.limits, draw_at)
                     return image, await self.batcher.predict(image.pixels)
             except TimeoutError:
                 message = f"The prediction took longer than {self.limits.timeout:g} s; try again later."
                 raise RequestError(503, message, {"Retry-After": "10"}) from None
 
     def tap(self, name: str | None) -> str:
-        """Return the name of a map: ``combined``, or the only one, where none is named.
-
-        Raises:
-            RequestError: 422 for an unknown name.
-        """
+        """Return the name of a map: ``combined``, or the only one, where none is named."""
         taps = self.predictor.maps
         if name is not None and name not in taps:
             raise RequestError(422, f"Unknown tap {name!r}; there are {', '.join(taps)}.{nearest(name, taps)}")
@@ -122,13 +97,8 @@ class _Service:
 def server_app(predictor: Predictor, limits: Limits, address: Address | None) -> FastAPI:
     """Return the application; see :func:`heedmap.apps.server.build_app`."""
     service = _Service(predictor, limits)
-    app = new_app(
-        "heedmap.apps.server",
-        f"heedmap: {predictor.name}",
-        "Send an image; get its class, and where the classifier looked.",
-        service.running,
-        address,
-    )
+    description = "Send an image; get its class, and where the classifier looked."
+    app = new_app("heedmap.apps.server", f"heedmap: {predictor.name}", description, service.running, address)
     _add_predict(app, service)
     _add_state(app, service)
     # The schema lists the maps that this classifier has; they are not known when the shapes are written.
@@ -142,7 +112,7 @@ def _add_predict(app: FastAPI, service: _Service) -> None:
     @app.post(
         "/predict",
         summary="Class, probabilities and map of an image",
-        responses=_RESPONSES,
+        responses={200: _PREDICTION, **error_responses(_ERRORS)},
         openapi_extra={"requestBody": _BODY},
     )
     async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
@@ -168,16 +138,10 @@ def _add_state(app: FastAPI, service: _Service) -> None:
 
     @app.get("/health", summary="Whether the service runs, and what it has done")
     async def health() -> HealthResponse:
-        return HealthResponse(
-            status="ok",
-            model=predictor.name,
-            waiting=batcher.waiting.count,
-            images=batcher.images,
-            batches=batcher.batches,
-        )
+        counts = {"waiting": batcher.waiting.count, "images": batcher.images, "batches": batcher.batches}
+        return HealthResponse(status="ok", model=predictor.name, **counts)
 
     @app.get("/classes", summary="The names of classes and maps")
     async def classes() -> ModelResponse:
-        return ModelResponse(
-            classes=list(predictor.classes), taps=list(predictor.maps), image_size=predictor.image_size
-        )
+        names = {"classes": list(predictor.classes), "taps": list(predictor.maps)}
+        return ModelResponse(**names, image_size=predictor.image_size)

@@ -13,18 +13,10 @@ from heedmap.inference.predictor import Prediction, Predictor
 
 
 class Batcher:
-    """A queue before the classifier.
+    """A queue before the classifier, which one thread runs, within ``batch_size`` and ``batch_wait`` of the limits.
 
     While a batch is being predicted the next one fills, so under load batches are full without any waiting; only the
-    first image after a quiet moment waits ``batch_wait`` for others.
-
-    Args:
-        predictor: run by one thread of this object's own.
-        limits: ``batch_size``, ``batch_wait`` and ``waiting`` hold here.
-
-    Attributes:
-        waiting: the requests that wait now.
-        batches, images: counts since the start.
+    first image after a quiet moment waits ``batch_wait`` for others. ``batches`` and ``images`` count since the start.
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
@@ -62,11 +54,10 @@ class Batcher:
                 await asyncio.sleep(self._limits.batch_wait)
             while len(batch) < self._limits.batch_size and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            await self._predict([(image, future) for image, future in batch if not future.done()])  # some hung up
+            if connected := [(image, future) for image, future in batch if not future.done()]:
+                await self._predict(connected)
 
     async def _predict(self, batch: list[tuple[NDArray[np.uint8], asyncio.Future[Prediction]]]) -> None:
-        if not batch:
-            return
         images, began = np.stack([image for image, _ in batch]), time.perf_counter()
         try:
             predictions = await asyncio.get_running_loop().run_in_executor(self._thread, self._predictor, images)

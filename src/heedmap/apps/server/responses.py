@@ -1,5 +1,6 @@
 """The prediction as JSON, as an image of the map, or as its raw values; and the shapes of all that, for OpenAPI."""
 
+import contextlib
 import io
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
@@ -17,14 +18,8 @@ from heedmap.visualization.heatmap import grid_of, hottest, is_flat, overlay
 
 Format: TypeAlias = Literal["json", "overlay", "grey", "npy"]
 MEDIA_TYPES = {"json": "application/json", "overlay": "image/png", "grey": "image/png", "npy": "application/x-npy"}
-_BY_ACCEPT: dict[str, Format] = {
-    "application/json": "json",
-    "application/*": "json",
-    "*/*": "json",
-    "image/png": "overlay",
-    "image/*": "overlay",
-    "application/x-npy": "npy",
-}
+_BY_ACCEPT: dict[str, Format] = {"application/json": "json", "application/*": "json", "*/*": "json"}
+_BY_ACCEPT |= {"image/png": "overlay", "image/*": "overlay", "application/x-npy": "npy"}
 
 
 class PredictParameters(BaseModel):
@@ -34,17 +29,13 @@ class PredictParameters(BaseModel):
 
     format: Format | None = Field(
         None,
-        description="json; overlay: PNG of the map over the image's centred square; grey: 16-bit grey PNG of the map "
-        "on its own grid, 0 at X-Heedmap-Low and 65535 at X-Heedmap-High; npy: its float32 values. Without it the "
-        "Accept header decides: application/json, image/png (overlay), application/x-npy.",
+        description="json; overlay: PNG of the map over the image's centred square; grey: 16-bit PNG of the map's own "
+        "grid, from X-Heedmap-Low to X-Heedmap-High; npy: its float32 values. Without it the Accept header decides: "
+        "application/json, image/png (overlay), application/x-npy.",
     )
-    tap: str | None = Field(
-        None, description="The map that overlay, grey and npy give, see /classes. Default: combined, or the only one."
-    )
+    tap: str | None = Field(None, description="The map of overlay, grey and npy. Default: combined, or the only one.")
     top: int = Field(5, ge=1, le=100_000, description="How many of the most probable classes the JSON has.")
-    threshold: float = Field(
-        0.5, gt=0, le=1, description="A box goes round a region of at least this share of the map's largest value."
-    )
+    threshold: float = Field(0.5, gt=0, le=1, description="Boxes go round what reaches this share of the maximum.")
     values: bool = Field(False, description="Put the raw values of each map into the JSON.")
     size: int = Field(512, ge=32, le=2048, description="Side of the overlay in pixels.")
     opacity: float = Field(0.8, ge=0, le=1, description="How much of the image the hottest colour of overlay hides.")
@@ -96,10 +87,7 @@ class MapResponse(BaseModel):
     low: float = Field(description="The value that is drawn coldest.")
     high: float = Field(description="The value that is drawn hottest.")
     hottest: HottestPoint | None = Field(description="The centre of the hottest cell; null where the map is flat.")
-    boxes: list[AttendedBox] = Field(
-        description="Round the regions that reach the threshold, at most eight, most attention first; none where the "
-        "map is flat."
-    )
+    boxes: list[AttendedBox] = Field(description="At most eight, most attention first; none where the map is flat.")
     values: list[list[float]] | None = Field(description="Row by row, as the network used them; null by default.")
 
 
@@ -110,9 +98,7 @@ class PredictionResponse(BaseModel):
     top: list[ClassProbability] = Field(description="Most probable first.")
     size: ImageSize
     crop: PixelBox = Field(description="The centred square that the classifier sees; the maps cover it.")
-    maps: dict[str, MapResponse] = Field(
-        description="By tap; combined, where there are several, is their (weighted) geometric mean."
-    )
+    maps: dict[str, MapResponse] = Field(description="By tap; combined is the (weighted) geometric mean of several.")
 
 
 class ModelResponse(BaseModel):
@@ -134,32 +120,22 @@ class HealthResponse(BaseModel):
 
 
 def choose_format(requested: Format | None, accept: str | None) -> Format:
-    """Return the format of the response: the requested one, or the first in the Accept header that can be given.
-
-    Raises:
-        RequestError: 406 where nothing that the client accepts can be given.
-    """
+    """Return the requested format, or the first of the Accept header; a RequestError 406 if none can be given."""
     if requested is not None:
         return requested
     ranges = []
     for position, part in enumerate((accept or "*/*").split(",")):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weight = next((_weight(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
+        weight = 1.0
+        with contextlib.suppress(ValueError):
+            weight = next((float(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
         if weight > 0:
             ranges.append((-weight, position, kind))
     for _, _, kind in sorted(ranges):
         if kind in _BY_ACCEPT:
             return _BY_ACCEPT[kind]
-    raise RequestError(
-        406, f"None of {accept!r} can be given; there are {', '.join(sorted(set(MEDIA_TYPES.values())))}."
-    )
-
-
-def _weight(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 1.0
+    kinds = ", ".join(sorted(set(MEDIA_TYPES.values())))
+    raise RequestError(406, f"None of {accept!r} can be given; there are {kinds}.")
 
 
 def prediction_response(
@@ -172,10 +148,9 @@ def prediction_response(
     """Return what :class:`PredictionResponse` describes.
 
     Args:
-        prediction: of the classifier.
-        classes: the K class names.
+        prediction, classes: of the classifier, for K classes.
         size: (width, height) of the original, upright.
-        image_size: side of the classifier's view, on whose pixels boxes are found.
+        image_size: side of the classifier's view, on whose pixels boxes are drawn.
         parameters: ``top``, ``threshold`` and ``values`` hold here.
     """
     order = np.argsort(-prediction.probabilities, kind="stable")[: parameters.top].tolist()
@@ -194,7 +169,7 @@ def _map(
     drawn: AttentionMap, crop: tuple[int, int, int, int], image_size: int, parameters: PredictParameters
 ) -> dict[str, Any]:
     values, (left, top, right, _) = drawn.values, crop
-    side, point = right - left, None
+    side, starts, point = right - left, {"left": left, "top": top, "right": left, "bottom": top}, None
     if not is_flat(values):  # rounding alone would choose the place
         x, y = hottest(values)
         point = {"x": left + x * side, "y": top + y * side, "value": float(values.max())}
@@ -205,13 +180,7 @@ def _map(
         "high": drawn.high,
         "hottest": point,
         "boxes": [
-            {
-                "left": left + box["left"] * side,
-                "top": top + box["top"] * side,
-                "right": left + box["right"] * side,
-                "bottom": top + box["bottom"] * side,
-                "share": box["share"],
-            }
+            {edge: start + box[edge] * side for edge, start in starts.items()} | {"share": box["share"]}
             for box in boxes_of(np.asarray(values)[None], parameters.threshold, image_size)[0]
         ],
         "values": values.tolist() if parameters.values else None,
@@ -233,7 +202,7 @@ def map_file(drawn: AttentionMap, view: Image.Image | None, form: Format, opacit
 
 
 def map_headers(prediction: Prediction, drawn: AttentionMap, classes: tuple[str, ...]) -> dict[str, str]:
-    """Return headers beside a map's file: class (percent-encoded UTF-8), probability, tap and scale."""
+    """Return headers of a map's file: class (percent-encoded UTF-8), probability, tap and scale."""
     return {
         "X-Heedmap-Class": quote(classes[prediction.predicted]),
         "X-Heedmap-Probability": f"{prediction.probabilities.max():.6f}",

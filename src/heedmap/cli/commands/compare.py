@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.markup import escape
-
 from heedmap.cli.commands.arguments import DataFolder
 from heedmap.cli.commands.train import only_train_options
-from heedmap.cli.console import console, show_comparison, show_next, show_progress
+from heedmap.cli.console import bold, say, show_comparison, show_next, show_progress
 from heedmap.config import Range, TrainOptions, free_name
 from heedmap.errors import OptionError
 from heedmap.system import keep_freed_memory
-
-DEFAULT_VARIANTS = ("attention=none", "attention=parametrised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +21,19 @@ class Compare(TrainOptions):
     """Train variants with the same seeds and budget, and report their differences with intervals.
 
     Attributes:
-        variants: What is compared, the baseline first: KEY=VALUE,KEY=VALUE of the options below, or NAME:KEY=VALUE; a
-            list is joined by + (taps=stage2+stage3).
+        variants: What is compared, the baseline first: KEY=VALUE,KEY=VALUE of the options below, or NAME:KEY=VALUE;
+            + joins a list (taps=stage2+stage3).
         seeds: Runs of each variant; an interval needs 2, and 5 are better. Their seeds count up from seed.
         parallel: Runs at a time, each in a process of its own with its share of the threads.
-        out: Folder of the comparison, with all its runs; one that was begun is continued. Default: the next free
-            runs/compare-DATA-NUMBER.
-        config: An experiment file (see docs/comparing.md); options on the command line win.
+        out: Folder for all its runs; one that was begun is continued. Default: the next free runs/compare-DATA-NUMBER.
+        config: An experiment file (see docs/how-to/compare.md); options on the command line win.
         budget: Which of the experiment's budgets to take.
         resume: A comparison's folder to continue, by its own plan.
-        background: Check the plan, then continue without this terminal; the output goes into comparison.log.
+        background: Check the plan, then continue without this terminal and write to comparison.log.
     """
 
     data: DataFolder = ""
-    variants: tuple[str, ...] = DEFAULT_VARIANTS
+    variants: tuple[str, ...] = ("attention=none", "attention=parametrised")
     seeds: Annotated[int, Range(1, 1000)] = 3
     parallel: Annotated[int, Range(1, 1000)] = 1
     config: str | None = None
@@ -48,11 +43,7 @@ class Compare(TrainOptions):
 
     @classmethod
     def from_files(cls, named: Mapping[str, str]) -> Compare | None:
-        """Return the values of the experiment file ``config`` with its ``budget``; None where none is named.
-
-        Raises:
-            OptionError: the file cannot be read, or has no such budget.
-        """
+        """Return the values of the experiment file ``config`` with its ``budget``; None where none is named."""
         if "config" not in named:
             return None
         from heedmap.workflows.compare.plan import read_experiment
@@ -73,12 +64,12 @@ class Compare(TrainOptions):
             else:
                 comparison = compare(plan, out, parallel=self.parallel, progress=progress)
         if self.background:
-            console.print(f"Comparing in process {process}; stop it with `kill {process}`.", soft_wrap=True)
+            say(f"Comparing in process {process}; stop it with `kill {process}`.")
             show_next(f"tail -f {shlex.quote(str(out / LOG))}")
             return
         page = str(out / "comparison.html")
         show_comparison(comparison)
-        console.print(f"Comparison: [bold]{escape(page)}[/]", soft_wrap=True)
+        say(f"Comparison: {bold(page)}")
         show_next(f"open {shlex.quote(page)}")
 
     def _planned(self) -> tuple[Any, Path]:

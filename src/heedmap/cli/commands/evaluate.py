@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.markup import escape
 
-from heedmap.cli.commands.arguments import RunFolder
-from heedmap.cli.commands.device import pick_device
-from heedmap.cli.console import console, show_evaluation, show_next, show_progress, show_sections
-from heedmap.config import ObjectOptions, check_range, split_names
+from heedmap.cli.commands.arguments import Device, Precision, RunFolder, pick_device
+from heedmap.cli.console import bold, say, show_evaluation, show_next, show_progress, show_sections
+from heedmap.config import ObjectOptions, Range, free_name, split_names
 from heedmap.errors import DataError
 from heedmap.system import keep_freed_memory
 
@@ -27,7 +26,6 @@ class Evaluate(ObjectOptions):
     """Evaluate a run: accuracy and calibration; with suites also its maps, robustness and transfer.
 
     Attributes:
-        run: The run folder.
         data: A folder or a named set with the same classes. Default: the run's own test part.
         suite: Suites to run, with commas between: accuracy, localization, faithfulness, robustness, transfer.
         method: Maps that localization and faithfulness evaluate, with commas between, such as
@@ -37,14 +35,11 @@ class Evaluate(ObjectOptions):
         flips: Predict the mirrored images too; the accuracy of the averaged logits is reported beside the plain one.
         limit: Images that localization, faithfulness and robustness evaluate, each class with its share; accuracy takes
             all. Default: all; 100 for faithfulness, 200 for robustness.
-        deletion_baseline: What deletion of the faithfulness suite leaves of an image: its own mean colour, that of the
-            data set (zero to the network, as RISE does), black, or a blur.
+        deletion_baseline: What deletion (faithfulness) leaves of an image: its own mean colour, that of the data set
+            (zero to the network, as RISE does), black, or a blur.
         independent: Randomize each layer alone too, beside all from the top down.
         out: New or empty folder for evaluation.json, confusion.png and, with suites, report.html. Default: suites of
-            the run's own test part go into the run's report, others into evaluation-1, -2, ...; without suites only
-            print.
-        device: Where to compute. Default: a GPU where there is one.
-        precision: Arithmetic of the network.
+            the run's own test part go into the run's report, others into evaluation-1, -2, ...; without suites print.
         workers: Threads that decode images. Default: the run's, or the machine's cores.
         cache: Folder that records which files were decoded before, or off. Default: the run's, where that exists, or
             else $HEEDMAP_CACHE, or the user's cache folder.
@@ -63,9 +58,9 @@ class Evaluate(ObjectOptions):
     deletion_baseline: Literal["mean", "dataset", "black", "blur"] = "mean"
     independent: bool = False
     out: str | None = None
-    device: str | None = None
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    workers: int | None = None
+    device: Device = None
+    precision: Precision = "auto"
+    workers: Annotated[int | None, Range(0, 1024)] = None
     cache: str | None = None
     root: str | None = None
     download: bool = True
@@ -79,9 +74,8 @@ class Evaluate(ObjectOptions):
         from heedmap.workflows.evaluate.suites import EvaluateOptions
 
         keep_freed_memory()
-        check_range("workers", self.workers, 0, 1024)
         if self.out is not None:
-            _refuse_other(Path(self.out))
+            _check_out(Path(self.out))
         run = Run.open(self.run)
         options = EvaluateOptions(
             suites=split_names("suite", self.suite),
@@ -109,7 +103,6 @@ class Evaluate(ObjectOptions):
 
     def _show(self, run: Run, evaluation: Evaluation) -> None:
         """Print the results, and write them where they belong."""
-        from heedmap.config import free_name
         from heedmap.workflows.evaluate.page import refresh, write_evaluation
 
         show_evaluation(evaluation.as_dict())
@@ -117,14 +110,14 @@ class Evaluate(ObjectOptions):
         out = Path(self.out) if self.out else None
         if evaluation.suites and out is None and self.data is None:
             refresh(run, evaluation)
-            console.print(f"Report: [bold]{escape(str(run.path / 'report.html'))}[/]", soft_wrap=True)
+            say(f"Report: {bold(run.path / 'report.html')}")
         elif evaluation.suites and out is None:
             out = free_name(Path(), "evaluation")
         if out is not None:
-            console.print(f"Written to {escape(str(write_evaluation(evaluation, out)))}", soft_wrap=True)
+            say(f"Written to {escape(str(write_evaluation(evaluation, out)))}")
 
 
-def _refuse_other(out: Path) -> None:
+def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"Output folder {out} is a file; name another one.")
     if out.is_dir() and any(out.iterdir()):

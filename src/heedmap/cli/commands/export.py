@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from heedmap.cli.commands.arguments import RunFolder
-from heedmap.cli.console import console, show_next, show_progress, show_table
+from heedmap.cli.console import say, show_next, show_progress, show_table
 from heedmap.config import ExportOptions, counted
 
 
@@ -17,7 +17,6 @@ class Export(ExportOptions):
     """Write a run into one file that returns probabilities and maps, without heedmap and without torch.
 
     Attributes:
-        run: The run folder.
         out: The file. Default: model.onnx or model.pt2 in the run's folder.
         images: Files, folders or patterns for the comparison with the network. Default: 16 of the run's test part.
         overwrite: Replace a file that is there.
@@ -47,23 +46,20 @@ class Export(ExportOptions):
                 progress=progress,
             )
         parity = exported.parity
-        sizes = ", ".join(map(str, parity.batches))
-        console.print(
-            f"Against the model, {counted(parity.images, 'image')}, in batches of {sizes}: the same class for "
-            f"{parity.agreement:.0%}; largest difference:"
+        say(
+            f"Against the model, {counted(parity.images, 'image')} in batches of "
+            f"{', '.join(map(str, parity.batches))}: the same class for {parity.agreement:.0%}; largest difference:"
         )
-        lines = {
-            name: f"{difference:.1e}   ({parity.resized[name]:.1e} where the file resizes the image itself)"
-            for name, difference in parity.differences.items()
-        }
-        show_table("", lines)
-        for name in () if self.int8 else [name for name, share in parity.beyond.items() if share]:
-            console.print(
-                f"{name} differs by more than is allowed at {parity.beyond[name]:.2%} of its positions, where rounding "
-                "switches a ReLU or a maximum; one in a hundred may.",
-                soft_wrap=True,
-            )
+        resized = "where the file resizes the image itself"
+        differences = parity.differences.items()
+        show_table("", {name: f"{value:.1e}   ({parity.resized[name]:.1e} {resized})" for name, value in differences})
+        for name, share in parity.beyond.items():
+            if share and not self.int8:
+                say(
+                    f"{name} differs by more than is allowed at {share:.2%} of its positions, where rounding "
+                    "switches a ReLU or a maximum; one in a hundred may."
+                )
         path = str(exported.path)
-        console.print(f"{escape(path)}: {exported.megabytes:.1f} MB in {exported.seconds:.0f} s", soft_wrap=True)
+        say(f"{escape(path)}: {exported.megabytes:.1f} MB in {exported.seconds:.0f} s")
         if self.to == "onnx":
             show_next(f"heedmap serve {shlex.quote(path)}")

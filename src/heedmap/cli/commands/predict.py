@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.markup import escape
-
-from heedmap.cli.commands.arguments import Images, RunFolder
-from heedmap.cli.commands.device import cpu_only, pick_device
-from heedmap.cli.console import console, counting, show_next
+from heedmap.cli.commands.arguments import Device, Images, Precision, RunOrFile, is_file, pick_device
+from heedmap.cli.console import bold, counting, say, show_next
 from heedmap.config import Options, Range, counted
 from heedmap.errors import DataError, OptionError
 from heedmap.system import keep_freed_memory
-
-_SPECIAL = '"$`\\!'  # what a shell reads between double quotes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +20,6 @@ class Predict(Options):
     """Predict any number of images into Parquet tables: classes, probabilities, and where the attention lies.
 
     Attributes:
-        run: The run folder, or a file that export wrote (.onnx).
-        images: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
-            standard input.
         out: Folder for the tables; an interrupted one is continued.
         threshold: Share of a map's largest value from which a position counts as attended, for areas and boxes.
         probabilities: Write the probabilities of all classes.
@@ -35,11 +27,9 @@ class Predict(Options):
         batch_size: Images in a batch.
         part_size: Images in one file of the table; an interruption costs no more than one file's work.
         workers: Threads that decode. Default: the machine's cores.
-        device: Where to compute. Default: a GPU where there is one.
-        precision: Arithmetic of the network.
     """
 
-    run: RunFolder
+    run: RunOrFile
     images: Images
     out: str = "predictions"
     threshold: float = 0.5
@@ -48,8 +38,8 @@ class Predict(Options):
     batch_size: Annotated[int, Range(1, 100_000)] = 64
     part_size: Annotated[int, Range(1, 1_000_000)] = 2048
     workers: Annotated[int | None, Range(1, 1024)] = None
-    device: str | None = None
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    device: Device = None
+    precision: Precision = "auto"
 
     def work(self) -> None:
         """Predict, and print where the tables are."""
@@ -63,46 +53,35 @@ class Predict(Options):
         share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if share.world > 1 and "-" in self.images:
             raise OptionError("Several processes cannot share standard input; write the list to a file: @list.txt.")
-        is_file = Path(self.run).suffix.lower() == ".onnx"
-        open_it = (lambda: OnnxClassifier(self.run)) if is_file else Run.open(self.run).classifier
-        device = cpu_only(self.device) if is_file else _own_device(pick_device(self.device), share.world)
+        open_it = (lambda: OnnxClassifier(self.run)) if is_file(self.run) else Run.open(self.run).classifier
+        device = pick_device(self.device, self.run)
+        if device == "cuda" and share.world > 1:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
         total = None if sources.count is None else len(sources.files[share.rank :: share.world])
         options = PredictOptions(self.batch_size, self.part_size, self.workers, self.precision, share)
-        table = TableOptions(self.threshold, self.probabilities, self.maps)
+        out, table = Path(self.out), TableOptions(self.threshold, self.probabilities, self.maps)
         with counting(total, "predicting") as advance:
-            result = predict(
-                open_it(), sources, self.out, table=table, device=device, options=options, on_progress=advance
-            )
-        kept = f", {counted(result.parts_kept, 'part')} were there already" if result.parts_kept else ""
+            result = predict(open_it(), sources, out, table=table, device=device, options=options, on_progress=advance)
+        earlier = f", {counted(result.parts_kept, 'part')} were there already" if result.parts_kept else ""
         rate = result.count / max(result.seconds, 1e-9)
-        console.print(
+        say(
             f"{counted(result.count, 'image')} predicted in {result.seconds:.1f} s ({rate:,.0f} images/s), "
-            f"{result.unreadable} could not be read{kept}.",
-            soft_wrap=True,
+            f"{result.unreadable} could not be read{earlier}."
         )
         if result.unreadable:
-            console.print(f"Reasons: [bold]{escape(str(Path(self.out) / 'unreadable'))}[/]", soft_wrap=True)
-        if result.finished:
-            _refuse_nothing(Path(self.out), MANIFEST)
+            say(f"Reasons: {bold(out / 'unreadable')}")
+        written = json.loads((out / MANIFEST).read_text(encoding="utf-8")) if result.finished else {}
+        if written.get("images") == 0:
+            lost = counted(written["unreadable"], "image")
+            raise DataError(
+                f"No image was predicted: {lost} could not be read; {out / 'unreadable'} gives the reasons."
+            )
         if share.rank == 0:
-            show_next(_reading_command(Path(self.out) / "predictions"))
-
-
-def _refuse_nothing(out: Path, manifest: str) -> None:
-    """Fail where no image at all could be read."""
-    written = json.loads((out / manifest).read_text(encoding="utf-8"))
-    if written["images"] == 0:
-        lost = counted(written["unreadable"], "image")
-        raise DataError(f"No image was predicted: {lost} could not be read; {out / 'unreadable'} says why.")
+            show_next(_reading_command(out / "predictions"))
 
 
 def _reading_command(table: Path) -> str:
     """Return the command that prints the table, in double quotes unless the folder's name needs more than these."""
     program = f"import pyarrow.parquet as p; print(p.read_table({str(table)!r}))"
-    return f"python -c {shlex.quote(program)}" if set(program) & set(_SPECIAL) else f'python -c "{program}"'
-
-
-def _own_device(device: str, world: int) -> str:
-    """Return the GPU of this process, where several share a machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and world > 1 else device
+    return f"python -c {shlex.quote(program)}" if set(program) & set('"$`\\!') else f'python -c "{program}"'

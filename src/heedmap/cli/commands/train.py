@@ -1,4 +1,4 @@
-"""``heedmap train``."""
+"""``heedmap train`` and ``heedmap demo``, which trains too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from heedmap.cli.commands.arguments import DataFolder
-from heedmap.cli.console import show_next, show_progress, show_result
-from heedmap.config import TrainOptions, read_config
+from heedmap.cli.console import bold, say, show_next, show_progress, show_result
+from heedmap.config import Options, Range, TrainOptions, read_config
 from heedmap.errors import OptionError
 from heedmap.system import keep_freed_memory
 
@@ -53,9 +53,7 @@ class Train(TrainOptions):
 
         keep_freed_memory()
         if self.resume is None and not self.data:
-            raise OptionError(
-                "Name the data: `heedmap train DIR`, or `heedmap train digit-scenes` for the embedded set."
-            )
+            raise OptionError("Name the data: `heedmap train DIR`, or `heedmap train digit-scenes`, which is embedded.")
         options = only_train_options(self)
         if self.resume is not None:
             refuse_changes(self.resume, options)
@@ -64,3 +62,27 @@ class Train(TrainOptions):
         if int(os.environ.get("RANK", "0")) == 0:
             show_result(run.path)
             show_next(f"heedmap visualize {shlex.quote(str(run.path))} IMAGES")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Options):
+    """Train on the embedded digit scenes, and draw maps of unseen ones: a few minutes, no download.
+
+    Attributes:
+        out: Folder for the run and its images.
+        seed: Seed of the scenes, the order, the augmentation and the weights.
+    """
+
+    out: str = "demo"
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+
+    def work(self) -> None:
+        """Train, draw, and print where the report and the maps are."""
+        from heedmap.workflows.demo import demo
+
+        keep_freed_memory()
+        with show_progress() as progress:
+            run, page = demo(self.out, seed=self.seed, progress=progress)
+        show_result(run.path)
+        say(f"Maps of unseen scenes: {bold(page)}")
+        show_next("heedmap train DIR, with DIR/CLASS/* your own images")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.markup import escape
 
-from heedmap.cli.commands.arguments import Images, RunFolder
-from heedmap.cli.commands.device import cpu_only, pick_device
-from heedmap.cli.console import complaints, console, counting, show_next
+from heedmap.cli.commands.arguments import Device, Images, RunOrFile, is_file, pick_device
+from heedmap.cli.console import complaints, console, counting, say, show_next
 from heedmap.config import Options, Range, counted, free_name, split_names
 from heedmap.system import keep_freed_memory
 
@@ -27,9 +26,6 @@ class Visualize(Options):
     """Draw where a trained classifier looks, for any images.
 
     Attributes:
-        run: The run folder, or a file that export wrote (.onnx), which needs no torch.
-        images: Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on
-            standard input.
         out: Folder for the page and its images; created. Default: maps-1, maps-2, ...
         query: Attend with the global feature of this other image.
         method: Further maps to compute and draw, with commas between, such as grad-cam,rise:count=500+cells=5;
@@ -39,11 +35,10 @@ class Visualize(Options):
         scale: Each map from zero to its own largest value (image), from its smallest to its largest (range), or all
             on one scale (set).
         batch_size: Images in a batch.
-        device: Where to compute. Default: a GPU where there is one.
         overwrite: Write into a folder that is not empty.
     """
 
-    run: RunFolder
+    run: RunOrFile
     images: Images
     out: str | None = None
     query: str | None = None
@@ -52,7 +47,7 @@ class Visualize(Options):
     layer: str | None = None
     scale: Literal["image", "range", "set"] = "image"
     batch_size: Annotated[int, Range(1, 100_000)] = 16
-    device: str | None = None
+    device: Device = None
     overwrite: bool = False
 
     def work(self) -> None:
@@ -61,36 +56,29 @@ class Visualize(Options):
 
         keep_freed_memory()
         methods = split_names("method", self.method)
-        open_it, device = self._file() if Path(self.run).suffix.lower() == ".onnx" else self._network(methods)
+        open_it, device = self._opener(methods), pick_device(self.device, self.run)
         sources = find_sources(self.images, sys.stdin)  # a wrong name is reported before the weights are loaded
-        classifier = open_it()
-        out = Path(self.out) if self.out else free_name(Path(), "maps")
+        network, out = open_it(), Path(self.out) if self.out else free_name(Path(), "maps")
         with counting(sources.count, "drawing") as advance:
-            options = VisualizeOptions(
-                self.target, self.layer, self.scale, self.batch_size, overwrite=self.overwrite, on_progress=advance
-            )
-            result = visualize(
-                classifier, sources, out, query=self.query, methods=methods, device=device, options=options
-            )
+            options = VisualizeOptions(self.target, self.layer, self.scale, self.batch_size, self.overwrite, advance)
+            result = visualize(network, sources, out, query=self.query, methods=methods, device=device, options=options)
         for path, reason in result.unreadable:
-            complaints.print(f"[yellow]skipped[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
+            say(f"[yellow]skipped[/] {escape(path)}: {escape(reason)}", complaints)
         for note in result.notes:
             console.print(escape(note))
-        drawn = counted(result.count, "image")
-        console.print(f"{drawn} drawn in {result.seconds:.1f} s, {len(result.unreadable)} skipped.")
+        skipped = len(result.unreadable)
+        console.print(f"{counted(result.count, 'image')} drawn in {result.seconds:.1f} s, {skipped} skipped.")
         show_next(f"open {shlex.quote(str(result.index))}")
 
-    def _file(self) -> tuple[Callable[[], OnnxClassifier], str]:
-        """Return how to open an exported file, and its device; imports no torch."""
+    def _opener(self, methods: tuple[str, ...]) -> Callable[[], AttentionClassifier | OnnxClassifier]:
+        """Return what opens the file, without torch, or the run's network, whose methods are checked first."""
         from heedmap.inference.onnx import OnnxClassifier
 
-        return lambda: OnnxClassifier(self.run), cpu_only(self.device)
-
-    def _network(self, methods: Sequence[str]) -> tuple[Callable[[], AttentionClassifier], str]:
-        """How to open a run's network, and where it computes."""
+        if is_file(self.run):
+            return lambda: OnnxClassifier(self.run)
         from heedmap.inference.predictor import AttributionOptions
         from heedmap.inference.torch_predictor import checked_methods
         from heedmap.runs import Run
 
-        checked_methods(AttributionOptions(tuple(methods), self.target, self.layer))
-        return Run.open(self.run).classifier, pick_device(self.device)
+        checked_methods(AttributionOptions(methods, self.target, self.layer))
+        return Run.open(self.run).classifier
