@@ -31,7 +31,7 @@ class Compare(TrainOptions):
         parallel: Runs at a time, each in a process of its own with its share of the threads.
         out: Folder of the comparison, with all its runs; one that was begun is continued. Default: the next free
             runs/compare-DATA-NUMBER.
-        config: An experiment file (see docs/comparing.md); options on the command line win.
+        config: An experiment file (see docs/how-to/compare.md); options on the command line win.
         budget: Which of the experiment's budgets to take.
         resume: A comparison's folder to continue, by its own plan.
         background: Check the plan, then continue without this terminal; the output goes into comparison.log.

@@ -68,7 +68,7 @@ def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), paralle
         parallel: runs at a time, on which timings depend.
 
     Returns:
-        What comparison.json holds; see docs/comparing.md.
+        What comparison.json holds; see docs/how-to/compare.md.
 
     Raises:
         RunError: runs of one seed were evaluated on different images.
