@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from heedmap.metrics.localization.localize import localize
-
 from heedmap.data.annotations.annotations import annotations_of
 from heedmap.data.decoding import plain
 from heedmap.data.digit_scenes import digit_scenes
+from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 from heedmap.metrics.maps import MapFunction, all_maps, explained, learned_map, learned_map_at
 from heedmap.modules import evaluation_mode
 from heedmap.runs import Run
@@ -30,30 +29,30 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--method", nargs="*", default=["grad-cam", "layer-cam", "saliency"])
     parser.add_argument("--count", type=int, default=2000)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     print("| run | map | hottest cell in the digit's box, per cent |\n| --- | --- | ---: |")
     baselines: dict[str, str] = {}
-    for folder in told.runs:
+    for folder in arguments.runs:
         run = Run.open(folder)
         classifier = run.classifier().eval()
-        scenes = digit_scenes("test", told.count, run.options.seed)
+        scenes = digit_scenes("test", arguments.count, run.options.seed)
         annotations = annotations_of(scenes)
         boxes = replace(annotations, masks=(None,) * len(annotations))
         functions: dict[str, MapFunction] = {}
         if run.options.attention != "none":
             functions = {f"attention {tap}": learned_map_at(tap) for tap in classifier.taps}
             functions["attention combined"] = learned_map
-        functions |= {name: explained(name) for name in told.method}
+        functions |= {name: explained(name) for name in arguments.method}
         images, side = plain(scenes.images), scenes.images.shape[-1]
-        with evaluation_mode(classifier, gradients=True, full_precision=True) as lent:
+        with evaluation_mode(classifier, gradients=True, full_precision=True) as network:
             maps = {
-                name: all_maps(name, ask, lent, images, scenes.labels, BATCH)[:, None]
-                for name, ask in functions.items()
+                name: all_maps(name, function, network, images, scenes.labels, BATCH)[:, None]
+                for name, function in functions.items()
             }
-        found = localize(maps, boxes, size=side)
-        for name, scores in found.scores.items():
-            told_as = scores["pointing"]
-            cell = f"{100 * told_as.value:.1f} ({100 * told_as.low:.1f} - {100 * told_as.high:.1f})"
+        report = evaluate_localization(maps, boxes, LocalizationOptions(size=side))
+        for name, scores in report.scores.items():
+            score = scores["pointing"]
+            cell = f"{100 * score.value:.1f} ({100 * score.low:.1f} - {100 * score.high:.1f})"
             if name in maps:
                 print(f"| {folder} | {name} | {cell} |")
             else:

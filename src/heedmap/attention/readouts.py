@@ -65,7 +65,8 @@ class CompatibilityReadout(Readout):
     its baseline without attention; their gradient is not zero there. The published code draws u from N(0, 1.4), which
     makes the first maps nearly one-hot. The dot has a query map also where C equals D, and its score is divided by the
     root of the width, as every score under a sigmoid is: these only change how fast the score learns. A part common to
-    all positions cancels in a softmax, but shuts gates: without the division all shut on the digit scenes (LOG.md).
+    all positions cancels in a softmax, but shuts gates: without the division all shut on the digit scenes
+    (experiments/LOG.md).
 
     ``paper=True`` is the published form: on the query, where C and D differ, BN-ReLU-Dropout(0.5) and Linear(D, C) for
     ``project="query"``; where they agree, nothing; the dot is the plain <l_i, g>; u has a bias, and P of
@@ -79,7 +80,7 @@ class CompatibilityReadout(Readout):
         paper: take the published form rather than ours.
         rescale: divide the features by their root mean square over the image before they are scored, and a dot product
             by the root of the width. For backbones of any feature scale: at ten instead of one, a few steps of the
-            optimiser narrow the map to one point (LOG.md).
+            optimiser narrow the map to one point (experiments/LOG.md).
 
     Raises:
         ModelError: an unknown word, or ``project="features"`` with the additive score.

@@ -18,7 +18,7 @@ from heedmap.training.precision import autocast, resolve
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PEAK = 2.2  # memory of a step over what its forward pass saves for the backward pass; 1.3 - 2.1 on a CPU (LOG.md)
+PEAK = 2.2  # memory of a step over what its forward pass saves; 1.3 - 2.1 on a CPU (experiments/LOG.md)
 USABLE = 0.8  # share of the free memory that a step may take
 
 

@@ -54,7 +54,7 @@ class Shares(NamedTuple):
 
 
 SHARES = {"sgd": Shares(64.0, 0.1, 0.03), "muon": Shares(264.0, 0.4, 0.12)}
-ADAPTIVE_SHARE = 0.24  # of Muon's rate, for what AdamW moves beside it (LOG.md); 0.08 would be AdamW's own rate
+ADAPTIVE_SHARE = 0.24  # of Muon's rate, for what AdamW moves (experiments/LOG.md); 0.08 would be AdamW's own
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, *, fused: bool) -> torch.optim.Optimizer:

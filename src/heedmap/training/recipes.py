@@ -1,6 +1,6 @@
 """Recipes: fill in the options that were left open from the images and their number.
 
-The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (LOG.md).
+The constants were measured on CIFAR-10, the Intel scenes and the digit scenes (experiments/LOG.md).
 """
 
 import io
@@ -78,7 +78,7 @@ def early_views(options: TrainOptions, size: int) -> tuple[int, int]:
     """Return the number of first epochs for which the fast recipe crops to a smaller side, and that side.
 
     Progressive resizing (fast.ai's entry to DAWNBench, 2018) learns the coarse part at half the cost. Small images
-    gained nothing by it (LOG.md), so this is for photographs.
+    gained nothing by it (experiments/LOG.md), so this is for photographs.
     """
     if options.recipe != "fast" or options.augment != "crop":
         return 0, size

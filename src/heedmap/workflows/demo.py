@@ -13,7 +13,7 @@ from heedmap.workflows.train.train import train
 from heedmap.workflows.visualize import VisualizeOptions, visualize
 
 EPOCHS = 8
-BATCH = 64  # twice the steps of the default; with them and Muon the digit is found in the second epoch (LOG.md)
+BATCH = 64  # twice the steps of the default: the digit is found in the second epoch (experiments/LOG.md)
 DRAWN = 24  # unseen scenes drawn
 
 

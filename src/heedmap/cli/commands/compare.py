@@ -25,7 +25,8 @@ class Compare(TrainOptions):
             + joins a list (taps=stage2+stage3).
         seeds: Runs of each variant; an interval needs 2, and 5 are better. Their seeds count up from seed.
         parallel: Runs at a time, each in a process of its own with its share of the threads.
-        out: Folder for all its runs; one that was begun is continued. Default: the next free runs/compare-DATA-NUMBER.
+        out: Folder for all its runs; one that was begun is continued. Default: the next free
+            runs/compare-DATA-NUMBER.
         config: An experiment file (see docs/how-to/compare.md); options on the command line win.
         budget: Which of the experiment's budgets to take.
         resume: A comparison's folder to continue, by its own plan.

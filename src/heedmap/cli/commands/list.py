@@ -29,7 +29,7 @@ class List(Options):
         word, tables = self.match or "", self._tables()
         library: tuple[str, ...] = ()
         if self.what == "models" or (self.what == "all" and self.match is not None):  # these take a while to list
-            from heedmap.backbones.wrapped import list_library_models
+            from heedmap.backbones.registry import list_library_models
 
             library = list_library_models()
         matches = {kind: {name: line for name, line in lines.items() if word in name} for kind, lines in tables.items()}

@@ -54,7 +54,7 @@ COSTS = (
 
 
 def gather(plan: Plan, folder: Path, failures: Sequence[FailedRun] = (), parallel: int = 1) -> dict[str, Any]:
-    """Read and compare the finished runs; return the content of comparison.json, see docs/comparing.md.
+    """Read and compare the finished runs; return the content of comparison.json, see docs/how-to/compare.md.
 
     Raises:
         RunError: runs of one seed were evaluated on different images.
