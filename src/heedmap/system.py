@@ -105,7 +105,7 @@ def keep_freed_memory() -> bool:
     A training step frees and allocates hundreds of megabytes. glibc maps every large block again and returns it to the
     system when it is freed, and the system fills each new page with zeros: 160,000 page faults and a fifth of the time
     of a step (docs/results/performance.md). The process then holds its peak until it ends, so this is for commands,
-        which own their process. It is not set where the C library is not glibc or its ``MALLOC_`` variables are set.
+    which own their process. It is not set where the C library is not glibc or its ``MALLOC_`` variables are set.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

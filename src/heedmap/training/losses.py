@@ -77,8 +77,8 @@ def mismatch(maps: Maps, masks: Tensor) -> Tensor:
     The target map gives each cell the share of the object that lies in it; the term is the sum of target * log(target /
     attention). What lies off the object costs as much as what is missing on it: a term that only rewarded weight inside
     the mask was met by one cell of it (experiments/LOG.md). Cells of which more than a half is to be ignored are in
-    neither sum. Images without a cell on the object are left out; where all are, it is zero. Masks are (B, H, W) bool, true on the
-    object, or uint8 with 1 there and 2 on what is to be ignored.
+    neither sum. Images without a cell on the object are left out; where all are, it is zero. Masks are (B, H, W) bool,
+    true on the object, or uint8 with 1 there and 2 on what is to be ignored.
     """
     marked = (masks == 1).flatten(1).any(1)
     if not marked.any():
