@@ -281,7 +281,8 @@ def test_the_mapped_are_read_two_batches_ahead() -> None:
         read.append(int(places[0]))
         return places
 
-    batches = loading._ahead(gather, list(torch.arange(40).split(2)))
+    order = list(torch.arange(40).split(2))
+    batches = loading._ahead(lambda pool, indices: (1, pool.submit(gather, indices).result), order, 1)
     assert next(batches).tolist() == [0, 1]
     time.sleep(0.2)
     assert len(read) == 3
