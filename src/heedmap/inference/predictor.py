@@ -238,7 +238,7 @@ class Prediction:
 
     def without_values(self) -> Prediction:
         """Return the prediction without its arrays; :meth:`unpacked` fills them in from the file."""
-        return self.unpacked(dict.fromkeys(self.packed(), np.zeros(0, np.float32)))
+        return self.unpacked(dict.fromkeys(self.packed(), np.zeros((0, 0), np.float32)))
 
     def unpacked(self, arrays: Mapping[str, NDArray[Any]], prefix: str = "") -> Prediction:
         """Return the prediction with the arrays that :meth:`packed` made."""
