@@ -23,7 +23,7 @@ from heedmap.models.classifier import AttentionClassifier
 from heedmap.runs import Run
 from heedmap.system import cores
 from heedmap.types import Audit, EpochReport, Finding
-from heedmap.workflows.evaluate.data import DataOptions, EvaluationData, cache_of
+from heedmap.workflows.evaluate.data import EvaluationData, OpeningOptions, cache_of
 from heedmap.workflows.evaluate.data import test_part as part_evaluated
 from heedmap.workflows.evaluate.evaluate import evaluate, evaluate_accuracy
 from heedmap.workflows.evaluate.page import panel_sheet, read_audit, refresh, write_evaluation
@@ -37,7 +37,7 @@ def predicted(logits: torch.Tensor, labels: list[int]) -> DatasetPredictions:
 
 
 def with_data(**opening: Any) -> EvaluateOptions:
-    return EvaluateOptions(opening=DataOptions(**opening))
+    return EvaluateOptions(opening=OpeningOptions(**opening))
 
 
 def test_the_run_is_evaluated_on_its_test_part(finished_run: Path, cue_folder: Path) -> None:

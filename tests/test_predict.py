@@ -24,7 +24,7 @@ from heedmap.cli.main import main
 from heedmap.data.decoding import read_image, square, to_tensor
 from heedmap.data.loader import Share
 from heedmap.errors import DataError, OptionError
-from heedmap.inference.boxes import boxes_of, resized
+from heedmap.inference.boxes import boxes_of, upsampled_views
 from heedmap.inference.reading import DecodedImage, Item, read_item
 from heedmap.inference.torch_predictor import predictions_of
 from heedmap.models.classifier import AttentionClassifier, attention_maps
@@ -141,7 +141,7 @@ def test_boxes_stand_round_what_is_attended_to() -> None:
 def test_maps_are_resized_for_boxes_as_torch_does(height: int, width: int, size: int) -> None:
     values = torch.rand(3, height, width, generator=torch.Generator().manual_seed(size))
     expected = torch.nn.functional.interpolate(values[:, None].double(), (size, size), mode="bilinear")[:, 0]
-    np.testing.assert_allclose(resized(values.numpy(), size), expected, atol=1e-6)
+    np.testing.assert_allclose(upsampled_views(values.numpy(), size), expected, atol=1e-6)
 
 
 def test_boxes_are_in_pixels_of_the_upright_original(classifier: AttentionClassifier, tmp_path: Path) -> None:

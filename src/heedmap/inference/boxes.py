@@ -27,7 +27,7 @@ def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[l
     from scipy import ndimage
 
     boxes: list[list[Box]] = []
-    for view in resized(values, size):
+    for view in upsampled_views(values, size):
         top = float(view.max())
         if top < FLAT * float(view.mean()):
             boxes.append([])
@@ -40,7 +40,7 @@ def boxes_of(values: NDArray[np.float32], threshold: float, size: int) -> list[l
     return boxes
 
 
-def resized(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def upsampled_views(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Return maps (B, h, w) as (B, size, size), linear between the centres of their cells.
 
     As ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` does.

@@ -69,7 +69,7 @@ class Evaluate(ObjectOptions):
         """Evaluate and print the tables."""
         from heedmap.data.annotations.annotations import AnnotationOptions
         from heedmap.runs import Run
-        from heedmap.workflows.evaluate.data import DataOptions
+        from heedmap.workflows.evaluate.data import OpeningOptions
         from heedmap.workflows.evaluate.evaluate import evaluate
         from heedmap.workflows.evaluate.suites import EvaluateOptions
 
@@ -90,7 +90,7 @@ class Evaluate(ObjectOptions):
             flips=self.flips,
             device=pick_device(self.device),
             precision=self.precision,
-            opening=DataOptions(root=self.root, download=self.download, workers=self.workers, cache=self.cache),
+            opening=OpeningOptions(root=self.root, download=self.download, workers=self.workers, cache=self.cache),
         )
         results: list[Evaluation] = []
         try:

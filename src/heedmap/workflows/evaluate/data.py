@@ -21,7 +21,7 @@ from heedmap.system import threads
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class OpeningOptions:
     """How data is opened; where None, as the run opened its own."""
 
     root: str | None = None  # where named sets lie
@@ -57,7 +57,7 @@ class EvaluationData:
         return cls(images, places[torch.as_tensor(images.labels)], splits, part)
 
     @classmethod
-    def open(cls, run: Run, data: str | None, classes: tuple[str, ...], options: DataOptions) -> EvaluationData:
+    def open(cls, run: Run, data: str | None, classes: tuple[str, ...], options: OpeningOptions) -> EvaluationData:
         """Open a run's own test part (None), or the test part of other data; a folder without parts as a whole."""
         own = run.options
         # The rest of the run's own folder is what it was trained on; evaluated as a whole it would flatter.
@@ -81,10 +81,10 @@ def digests(splits: Splits) -> dict[str, str]:
     return {part: hashlib.sha256(text).hexdigest() for part, text in names.items()}
 
 
-OFFLINE = DataOptions(download=False)
+OFFLINE = OpeningOptions(download=False)
 
 
-def open_run_data(run: Run, options: DataOptions = OFFLINE) -> Splits:
+def open_run_data(run: Run, options: OpeningOptions = OFFLINE) -> Splits:
     """Open the data that a run was trained and evaluated on.
 
     Raises:

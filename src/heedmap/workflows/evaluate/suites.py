@@ -22,12 +22,12 @@ from heedmap.models.classifier import AttentionClassifier, combined_map
 from heedmap.modules import evaluation_mode
 from heedmap.progress import Progress
 from heedmap.runs import Run
-from heedmap.workflows.evaluate.data import DataOptions
+from heedmap.workflows.evaluate.data import OpeningOptions
 
 if TYPE_CHECKING:
     from heedmap.metrics.localization.report import LocalizationReport
 
-READ_FROM_FILES, OPENING = AnnotationOptions(), DataOptions()
+READ_FROM_FILES, OPENING = AnnotationOptions(), OpeningOptions()
 MOST_SIZE = 224  # pixels at which maps and objects are compared; smaller images at their own size
 DATASET = "dataset"  # the deletion baseline that is the classifier's own mean colour
 COMBINED = "attention combined"
@@ -72,7 +72,7 @@ class EvaluateOptions:
     flips: bool = False
     device: str | torch.device = "cpu"
     precision: str = "auto"
-    opening: DataOptions = OPENING
+    opening: OpeningOptions = OPENING
 
     def __post_init__(self) -> None:
         from heedmap.attribution import method_of
