@@ -152,6 +152,7 @@ def _learned(model: nn.Module, images: Tensor, tap: str | None) -> Tensor:
 
 def explained(method: str, layer: str | None = None, settings: Mapping[str, Any] = {}) -> MapFunction:
     """Return a method of :func:`heedmap.attribution.explain`, such as ``grad-cam``, as a :data:`MapFunction`."""
+    # Late: only this map needs the attribution methods.
     from heedmap.attribution import explain
 
     return lambda model, images, targets: explain(model, images, method, targets, layer, settings).values[:, 0]

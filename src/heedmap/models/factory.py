@@ -49,6 +49,7 @@ def build_classifier(architecture: Architecture, pretrained: str | None = None) 
     if name in OWN_BACKBONES:
         backbone = _own_backbone(architecture, pretrained)
     else:
+        # Late: heedmap's own networks need nothing of timm's or torchvision's.
         from heedmap.backbones.wrapped import build_wrapped
 
         backbone = build_wrapped(
@@ -139,6 +140,7 @@ def attach(
         ModelError: no module, a tap that does not exist, a network without features that can be tapped, a class named
             twice, or another number of classes than the network has.
     """
+    # Late: heedmap's own networks need nothing of timm's or torchvision's.
     from heedmap.backbones.wrapped import WrappedBackbone
 
     if not isinstance(module, nn.Module):

@@ -42,6 +42,7 @@ def output_html(output: Output) -> str:
 
 def run_html(run: Run) -> str:
     """Show a run's options and results."""
+    # Late: maps show themselves where there is neither a run nor torch.
     from heedmap.runs import EVALUATION, REPORT
 
     facts: dict[str, object] = {"folder": run.path, "finished": "yes" if run.is_finished else "not yet"}

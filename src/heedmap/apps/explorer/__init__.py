@@ -54,6 +54,7 @@ def explore(
         OptionError, DataError, RunError: the extra is missing, or the address, the images or a run cannot be used.
     """
     require_packages("explore", *PACKAGES)
+    # Late: FastAPI and uvicorn are an extra, and what is missing is named above.
     from heedmap.apps.explorer.app import LIMITS, build_explorer
     from heedmap.apps.running import AppServer
 

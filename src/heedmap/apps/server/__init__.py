@@ -33,6 +33,7 @@ def build_app(predictor: Predictor, limits: Limits | None = None, address: Addre
     The Host header may have the names of ``address``, or any where that is None. A missing package is an OptionError.
     """
     require_packages("serve", *_PACKAGES)
+    # Late: FastAPI and uvicorn are an extra, and what is missing is named before.
     from heedmap.apps.server.app import server_app
 
     return server_app(predictor, limits or Limits(), address)
@@ -58,6 +59,7 @@ def serve(
         OptionError, RunError, ModelError: a package is missing, or the address or the source cannot be used.
     """
     require_packages("serve", *_PACKAGES)
+    # Late: FastAPI and uvicorn are an extra, and what is missing is named before.
     from heedmap.apps.running import AppServer
 
     address, limits = address or Address(port=8000), limits or Limits()

@@ -25,6 +25,7 @@ from heedmap.runs import Run
 from heedmap.workflows.evaluate.data import OpeningOptions
 
 if TYPE_CHECKING:
+    # Late: each suite imports its own metrics.
     from heedmap.metrics.localization.report import LocalizationReport
 
 READ_FROM_FILES, OPENING = AnnotationOptions(), OpeningOptions()
@@ -75,6 +76,7 @@ class EvaluateOptions:
     opening: OpeningOptions = OPENING
 
     def __post_init__(self) -> None:
+        # Late: evaluating accuracy needs no attribution method.
         from heedmap.attribution import method_of
 
         for name in self.suites:
@@ -167,6 +169,7 @@ class Accuracy(Suite):
         pointing = None
         if boxes is not None and predictions.attention:
             # Late, as all metrics of maps: accuracy alone, at the end of each training, needs none of them.
+            # Late: each suite imports its own metrics.
             from heedmap.metrics.localization.pointing_game import pointing_table
 
             maps, shares = predictions.attention, classifier.shares()
@@ -190,6 +193,7 @@ class Localization(Suite):
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
         """Return a ``LocalizationReport``, and which images are worth a look."""
+        # Late: each suite imports its own metrics.
         from heedmap.metrics.localization.evaluation import LocalizationOptions, evaluate_localization
 
         maps = {name: self._maps_of(name, function) for name, function in self.subject.maps.items()}
@@ -230,6 +234,7 @@ class Faithfulness(Suite):
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
         """Return a ``FaithfulnessReport``, and a ``RandomizationReport`` for each map."""
+        # Late: each suite imports its own metrics.
         from heedmap.metrics.faithfulness import evaluation, sanity_checks
 
         classifier, images, word = self.subject.classifier, self.subject.load(self.rows), self.options.deletion_baseline
@@ -254,6 +259,7 @@ class Robustness(Suite):
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
         """Return a ``RobustnessReport``."""
+        # Late: each suite imports its own metrics.
         from heedmap.metrics.robustness import evaluate_robustness
 
         images, labels = self.subject.load(self.rows), self.subject.labels[self.rows]
@@ -268,6 +274,7 @@ class Transfer(Suite):
     uses = ("transfer", "control")
 
     def __init__(self, subject: Subject, options: EvaluateOptions) -> None:
+        # Late: each suite imports its own metrics.
         from heedmap.metrics.linear_probe import check_sets
 
         super().__init__(subject, options)
@@ -278,6 +285,7 @@ class Transfer(Suite):
 
     def compute(self, predictions: DatasetPredictions, progress: Progress) -> dict[str, Any]:
         """Return a ``TransferReport``."""
+        # Late: each suite imports its own metrics.
         from heedmap.metrics.linear_probe import transfer
 
         return transfer(self.subject.models, self.sets, progress=progress).as_dict()
@@ -312,6 +320,7 @@ def map_functions(options: EvaluateOptions, classifier: AttentionClassifier, att
     Each runs once on noise, for what a network cannot give shows in no other way (ModelError, OptionError); none where
     no suite uses maps.
     """
+    # Late: evaluating accuracy needs no attribution method.
     from heedmap.attribution import method_of
 
     if not any("methods" in SUITES[name].uses for name in options.suites):
