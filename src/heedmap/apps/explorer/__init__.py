@@ -56,7 +56,7 @@ def explore(
     require_packages("explore", *PACKAGES)
     # Late: FastAPI and uvicorn are an extra, and what is missing is named above.
     from heedmap.apps.explorer.app import LIMITS, build_explorer
-    from heedmap.apps.running import AppServer
+    from heedmap.apps.running import AppServer  # late: uvicorn is an extra
 
     address = address or Address()
 
