@@ -567,7 +567,7 @@ def test_a_hub_out_of_reach_is_an_error_and_never_random_weights(name: str, monk
     def fail(*_given: object, **_options: object) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(zoo, "_resolves", lambda _host: True)
+    monkeypatch.setattr(zoo.socket, "getaddrinfo", lambda *_given: [])
     monkeypatch.setattr(timm, "create_model", fail)
     monkeypatch.setattr(torchvision.models, "get_model", fail)
     with pytest.raises(ModelError, match=r"Name or service not known.*--pretrained FILE.safetensors"):
@@ -579,6 +579,9 @@ def test_without_a_network_the_hub_is_not_waited_for_and_prints_nothing(
 ) -> None:
     from huggingface_hub import constants
 
+    def unresolved(*_given: object) -> None:
+        raise OSError("Name or service not known")
+
     def fail(*_given: object, **_options: object) -> None:
         assert constants.HF_HUB_OFFLINE
         assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
@@ -588,7 +591,7 @@ def test_without_a_network_the_hub_is_not_waited_for_and_prints_nothing(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(zoo.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(zoo, "_resolves", lambda _host: False)
+    monkeypatch.setattr(zoo.socket, "getaddrinfo", unresolved)
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(ModelError, match=r"hub\.invalid.*--pretrained FILE"):
         build_wrapped("timm/resnet18", pretrained="hub")
@@ -599,7 +602,7 @@ def test_without_a_network_the_hub_is_not_waited_for_and_prints_nothing(
 def test_hub_weights_with_a_head_for_other_classes_cannot_keep_it(
     resnet: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo, "_resolves", lambda _host: True)
+    monkeypatch.setattr(zoo.socket, "getaddrinfo", lambda *_given: [])
     monkeypatch.setattr(timm, "create_model", lambda *_given, **_options: copy.deepcopy(resnet))
     with pytest.raises(ModelError, match="10 classes, not 4"):
         build_wrapped("timm/resnet18", pretrained="hub", keep_head=True, num_classes=4)
