@@ -42,7 +42,7 @@ from heedmap.progress import Progress
 from heedmap.runs import CHECKPOINT, METRICS, MODEL, Run
 from heedmap.training.trainer import Fitting, fit, make_accelerator
 from heedmap.types import EpochReport, StepReport
-from heedmap.workflows.train import tracking
+from heedmap.workflows.train import checkpointing as tracking
 from heedmap.workflows.train.checkpointing import Checkpointer, Trackers
 from heedmap.workflows.train.train import train
 
