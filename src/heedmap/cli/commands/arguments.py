@@ -7,15 +7,21 @@ import tyro
 
 from heedmap.errors import OptionError
 
-RunFolder = Annotated[str, tyro.conf.Positional, "The run folder."]
-RunOrFile = Annotated[str, tyro.conf.Positional, "The run folder, or a file that export wrote (.onnx)."]
+RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN"), "The run folder."]
+RunOrFile = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN"),
+    "The run folder, or a file that export wrote (.onnx).",
+]
 Images = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
+    tyro.conf.arg(metavar="IMAGES"),
     "Files, folders, patterns, tar shards such as 'shards/{000..099}.tar', @list.txt, or - for a list on standard "
     "input.",
 ]
-DataFolder = Annotated[str, tyro.conf.Positional]
+DataFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
 Device = Annotated[str | None, "Where to compute. Default: a GPU where there is one."]
 Precision = Annotated[Literal["auto", "bf16", "float32"], "Arithmetic of the network."]
 HostNames = Annotated[
