@@ -366,7 +366,7 @@ def test_a_map_that_cannot_be_had_is_refused_with_the_way_out(images: Tensor) ->
         ("relevance", Cnn(), "takes a ViT"),
         ("grad-cam", Vit(), "attention-rollout"),
         ("grad-cam", nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, 2)), "saliency"),
-        ("saliency", nn.Conv2d(3, 2, 3), "logits (B, K)"),
+        ("saliency", nn.Conv2d(3, 2, 3), "(B, K)"),
     ):
         with pytest.raises(ModelError) as refusal:
             explain(model, images, method)

@@ -377,7 +377,7 @@ def test_a_wrong_target_file_is_refused_before_the_work(name, to, message, class
 def test_the_command_writes_into_the_run_and_prints_the_parity(copied_run, capsys):
     main(["export", str(copied_run)])
     said = capsys.readouterr()
-    assert "16 images, in batches of 1, 3, 16: the same class for 100%;" in said.out
+    assert "16 images in batches of 1, 3, 16: the same class for 100%;" in said.out
     assert "map_combined" in said.out
     stages = ("Reading the images", "Tracing", "Writing it as ONNX", "Comparing the file")
     assert [line.startswith(stage) for line, stage in zip(said.out.splitlines(), stages, strict=False)] == [True] * 4
