@@ -299,7 +299,7 @@ def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
     drawn = []
 
     def seen(*args: Any, **kept: Any) -> Any:
-        drawn.append((args[1], kept))
+        drawn.append((args[1], args[3]))
         return prediction_panel(*args, **kept)
 
     monkeypatch.setattr("heedmap.workflows.evaluate.page.prediction_panel", seen)
@@ -308,10 +308,10 @@ def test_the_map_that_was_ranked_is_drawn_and_named_with_all_boxes(
         drawn.clear()
         kept = {"map": name, "rows": {"best": [4]}, "boxes": {"4": boxes}, "figures": {"4": 0.345}}
         panels = ranked_panels({"ranked": kept}, corner_scenes)
-        ((prediction, words),) = drawn
+        ((prediction, options),) = drawn
         assert tile in prediction.maps
-        assert words["boxes"] == [tuple(box) for box in boxes]
-        assert words["remark"] == f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold."
+        assert options.boxes == [tuple(box) for box in boxes]
+        assert options.notes == (f"Ranked by the map {name}: IoU 0.34 with the object, cut at Otsu's threshold.",)
         assert [panel.path for panel in panels["best"]] == ["4"]
     assert prediction.maps["grad-cam"].target == 1  # the true class, as in the suite
     assert ranked_panels(None, corner_scenes) == {}
