@@ -57,7 +57,7 @@ def test_how_annotations_are_read_reaches_training_and_judging(annotated: tuple[
     for report in (tmp_path / "compared").rglob("evaluation.json"):
         evaluated = json.loads(report.read_text())["suites"]["localization"]
         assert (evaluated["images"], evaluated["left_out"]) == (8, {"annotated without object": 16})
-    with pytest.raises(OptionError, match="parts says how annotations are read, and none are named"):
+    with pytest.raises(OptionError, match="--annotations"):
         train(replace(options, annotations=None, same_class=False, parts=False, out=str(tmp_path / "never")))
     assert not (tmp_path / "never").exists()
 
@@ -77,11 +77,11 @@ def test_a_comparison_tells_where_maps_lie_and_what_maps_come_to_that_know_nothi
     assert drawn["IoU stage3"] == suite["scores"]["attention stage3"]["otsu_iou"]["value"]
     assert "IoU grad-cam" in control
     assert "IoU stage3" not in control  # its maps are even
-    (note,) = [note for note in found["notes"] if note.startswith("Maps that know nothing")]
+    (note,) = [note for note in found["notes"] if note.startswith("Baselines of the localization suite")]
     assert f"edges {suite['scores']['edges']['otsu_iou']['value']:.1%}" in note
     assert any(each["measure"] == "IoU grad-cam" for each in found["differences"])
     assert "IoU grad-cam" in (out / "comparison.html").read_text()
-    assert "Does it lie on the object?" in (out / "drawn" / "seed-0" / "report.html").read_text()
+    assert "Do maps lie on the object?" in (out / "drawn" / "seed-0" / "report.html").read_text()
 
 
 @pytest.mark.slow
